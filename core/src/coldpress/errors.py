@@ -1,0 +1,91 @@
+"""What can go wrong, drawn as a tree; everything here is a mistake that a user can mend.
+
+    ColdpressError
+    ├── ArgumentError            a door (`oneshot`, the command line) was handed something it cannot use
+    ├── RecipeError              a recipe cannot be read; carries every problem found, with its place
+    ├── PluginError
+    │   ├── UnknownPluginError   no installed distribution offers this name
+    │   ├── PluginConflictError  two distributions offer one name
+    │   └── BrokenPluginError    the plugin is installed, importing or calling it fails
+    ├── SchemeError              a scheme contradicts itself or does not fit a layer
+    ├── TargetError              targets match nothing, or a layer that should be reached was not
+    ├── ModelError               a model or tokenizer cannot be loaded or compressed
+    ├── CheckpointError          a file of a checkpoint is missing, corrupt, or would be overwritten
+    ├── CalibrationError         calibration data are missing, empty or of the wrong form
+    └── NumericsError            NaN or Inf in a weight or an activation
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ColdpressError(Exception):
+    """The root of all errors that a user can mend: what was wrong, where, and what to do."""
+
+
+class ArgumentError(ColdpressError):
+    """A door was handed an argument that it cannot use."""
+
+
+class RecipeError(ColdpressError):
+    """A recipe cannot be read.
+
+    Attributes:
+        problems: one line each: file, line, column, path, what is wrong, what to do.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class PluginError(ColdpressError):
+    """Something about a plugin, not about its settings."""
+
+
+class UnknownPluginError(PluginError):
+    """No installed distribution offers this name."""
+
+
+class PluginConflictError(PluginError):
+    """Two installed distributions offer one name."""
+
+
+class BrokenPluginError(PluginError):
+    """An installed plugin cannot be imported or does not keep its contract."""
+
+
+class SchemeError(ColdpressError):
+    """A quantization scheme contradicts itself or does not fit a layer."""
+
+
+class TargetError(ColdpressError):
+    """Targets match nothing, or a layer that a recipe should reach was not reached."""
+
+
+class ModelError(ColdpressError):
+    """A model or its tokenizer cannot be loaded or compressed."""
+
+
+class CheckpointError(ColdpressError):
+    """A file of a checkpoint is missing, corrupt, or would be overwritten."""
+
+
+class CalibrationError(ColdpressError):
+    """Calibration data are missing, empty or of the wrong form."""
+
+
+class NumericsError(ColdpressError):
+    """NaN or Inf in a weight or an activation."""
+
+
+def near(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
+    """The `count` names of `known` that look most like `name`, best first; case does not matter."""
+    spelling = {k.lower(): k for k in known}
+    return [spelling[k] for k in get_close_matches(name.lower(), spelling, n=count, cutoff=0.55)]
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: `; did you mean 'x'?`, or nothing when no name is near."""
+    found = near(name, known)
+    return f"; did you mean {found[0]!r}?" if found else ""

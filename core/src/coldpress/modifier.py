@@ -1,0 +1,57 @@
+"""Modifier: the frozen settings of one algorithm, and what core must know of it without knowing its name."""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from attrs import field, frozen
+
+from coldpress.stage import Layer, Stage
+
+READS_DATA = "reads_data"
+"""The modifier needs calibration batches, whatever its settings."""
+
+QUANTIZES = "quantizes"
+"""Every layer that it claims ends up quantized, or is reported as skipped with a reason."""
+
+PRUNES = "prunes"
+"""Every layer that it claims ends up with a new weight, or is reported as skipped with a reason."""
+
+MOVES_SIGNAL = "moves_signal"
+"""It changes what flows between layers and keeps the model's function: it belongs before anything that quantizes."""
+
+TRAITS = frozenset({READS_DATA, QUANTIZES, PRUNES, MOVES_SIGNAL})
+
+
+def names(value: str | Iterable[str]) -> list[str]:
+    """One pattern or several, as a list."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+@frozen(kw_only=True, eq=False)
+class Modifier:
+    """One step of a recipe; subclasses add their settings as attrs fields and implement hooks.
+
+    Its fields are the recipe schema: renaming one is a breaking change.
+    `eq=False`, because two equal steps of a recipe are still two steps.
+
+    Attributes:
+        targets: layers to change: exact names, `re:` patterns, or class names.
+        ignore: layers to leave alone, in the same forms; wins over `targets`.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset()
+
+    targets: list[str] = field(factory=lambda: ["Linear"], converter=names)
+    ignore: list[str] = field(factory=list, converter=names)
+
+    def layers(self, stage: Stage) -> list[Layer]:
+        """The layers of a stage that this modifier claims, in model order."""
+        return stage.layers(self.targets, self.ignore)
+
+    def patterns(self) -> list[str]:
+        """Every target that must match some layer of the model; one that matches nothing is an error."""
+        return list(self.targets)
+
+    def needs_data(self) -> bool:
+        """Whether it must see calibration batches with these settings."""
+        return READS_DATA in self.traits

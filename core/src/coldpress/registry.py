@@ -1,0 +1,96 @@
+"""Kind and name to plugin, lazily: nothing is imported until a recipe names it.
+
+A plugin is one line of entry points in its distribution's metadata:
+
+    [project.entry-points."coldpress.modifiers"]
+    WandaModifier = "coldpress_wanda:WandaModifier"
+
+The name on the left is what a recipe says.
+"""
+
+import re
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from attrs import frozen
+
+from coldpress.errors import BrokenPluginError, PluginConflictError, UnknownPluginError, suggest
+
+KINDS = ("modifiers", "observers", "pipelines", "formats", "number_formats", "datasets")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*(/[A-Za-z0-9][A-Za-z0-9_.\-]*)?")
+
+
+@frozen
+class Plugin:
+    """One entry point, not yet imported.
+
+    Attributes:
+        kind: one of `KINDS`.
+        name: what a recipe says.
+        distribution: who offers it; empty when the metadata do not say.
+        version: of the distribution.
+        entry: where to find it, `module:attribute`.
+    """
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    entry: EntryPoint
+
+    def load(self) -> Any:
+        """Import the plugin.
+
+        Raises:
+            BrokenPluginError: importing fails; the plugin's own error is the cause.
+        """
+        try:
+            return self.entry.load()
+        except Exception as error:
+            raise BrokenPluginError(
+                f"the {self.kind[:-1]} {self.name!r} of {self.distribution} {self.version} cannot be imported "
+                f"from {self.entry.value}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def available(kind: str) -> list[Plugin]:
+    """Every installed plugin of a kind, by name; nothing is imported."""
+    _check_kind(kind)
+    found = {}
+    for entry in entry_points(group=f"coldpress.{kind}"):
+        owner = entry.dist.name if entry.dist else ""
+        # A distribution may be seen twice (an editable install beside its metadata): the same line is one plugin.
+        found[entry.name, owner, entry.value] = Plugin(
+            kind, entry.name, owner, entry.dist.version if entry.dist else "", entry
+        )
+    return sorted(found.values(), key=lambda plugin: (plugin.name.lower(), plugin.distribution))
+
+
+def find(kind: str, name: str) -> Any:
+    """The plugin of this kind and name, imported.
+
+    Raises:
+        UnknownPluginError: nobody offers it; near names are suggested.
+        PluginConflictError: two distributions offer it; both are named.
+        BrokenPluginError: it is installed and cannot be imported.
+    """
+    plugins = available(kind)
+    if not _NAME.fullmatch(name):
+        raise UnknownPluginError(
+            f"{name!r} is not a plugin name: a {kind[:-1]} is named by its entry point, never by a path or an import"
+        )
+    offers = [plugin for plugin in plugins if plugin.name == name]
+    if not offers:
+        names = [plugin.name for plugin in plugins]
+        installed = f" (installed: {', '.join(names)})" if names else " (none is installed)"
+        raise UnknownPluginError(f"no {kind[:-1]} is called {name!r}{suggest(name, names)}{installed}")
+    if len(offers) > 1:
+        owners = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in offers)
+        raise PluginConflictError(f"{owners} both offer the {kind[:-1]} {name!r}; uninstall one of them")
+    return offers[0].load()
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is not a kind of plugin{suggest(kind, KINDS)}")
