@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from attrs import field, frozen
 
+from coldpress.schemes import Scheme
 from coldpress.stage import Layer, Stage
 
 READS_DATA = "reads_data"
@@ -51,6 +52,13 @@ class Modifier:
     def patterns(self) -> list[str]:
         """Every target that must match some layer of the model; one that matches nothing is an error."""
         return list(self.targets)
+
+    def scheme_for(self, layer: Layer) -> Scheme | None:
+        """How this modifier will quantize a layer that it claims; None when it quantizes nothing.
+
+        Core asks before the run starts, so that a scheme that does not fit a layer costs nobody an hour.
+        """
+        return None
 
     def needs_data(self) -> bool:
         """Whether it must see calibration batches with these settings."""

@@ -1,0 +1,191 @@
+"""The run: the only module that fires hooks.
+
+    survey     every layer gets a line in the report; what cannot end well stops here
+    stages     initialize, sweep, finalize, write; one stage after the other
+    save       config, tokenizer, recipe, report; the folder gets its name
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+
+import pluggy
+import torch
+from attrs import field, frozen
+
+from coldpress import hookspecs, survey
+from coldpress.calibration.tap import Tap
+from coldpress.checkpoint.output import Output
+from coldpress.errors import BrokenPluginError, TargetError
+from coldpress.models.simulation import simulate_activations
+from coldpress.modifier import PRUNES, QUANTIZES, Modifier
+from coldpress.pipeline import Pipeline
+from coldpress.recipe import Recipe
+from coldpress.report import SILENT, Progress, report_of
+from coldpress.stage import Layer, Stage, find_layers
+from coldpress.state import LayerReport, State
+
+log = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True, eq=False)
+class Run:
+    """One recipe applied to one model.
+
+    Attributes:
+        recipe: what to do.
+        state: what it is done to.
+        pipeline: how the model is cut into stages.
+        output: where the checkpoint is written; None keeps the result in memory only.
+        progress: what a person sees meanwhile.
+    """
+
+    recipe: Recipe
+    state: State
+    pipeline: Pipeline
+    output: Output | None = None
+    progress: Progress = SILENT
+    hooks: pluggy.PluginManager = field(init=False)
+
+    @hooks.default
+    def _register(self) -> pluggy.PluginManager:
+        return hook_manager(self.recipe.modifiers)
+
+    def execute(self) -> None:
+        """Do all of it; afterwards the state's model is compressed and the output, if any, is complete.
+
+        Raises:
+            ColdpressError: one of its kinds, saying what is wrong and where.
+        """
+        start = perf_counter()
+        with torch.no_grad(), _evaluating(self.state.model):
+            claims = self._survey()
+            stages = self.pipeline.stages(self.state)
+            try:
+                for stage in stages:
+                    self._compress(stage, _within(claims, stage))
+            finally:
+                _close(stages)
+        self._check_complete(claims)
+        if self.output is not None:
+            self.hooks.hook.save(state=self.state, folder=self.output.folder)
+            self.output.finish(self.state, self.recipe, report_of(self.state, seconds=perf_counter() - start))
+
+    def _survey(self) -> list[survey.Claim]:
+        modifiers, state = self.recipe.modifiers, self.state
+        claims = survey.claims_of(modifiers, state.model)
+        schemes = survey.schemes_of(claims)
+        survey.check_data(modifiers, self.pipeline, state)
+        for layer in find_layers(state.model.named_modules()):
+            rows, columns = layer.weight.shape
+            state.report[layer.name] = LayerReport(layer.name, type(layer.module).__name__, (rows, columns))
+            if self.output is not None and layer.name in schemes:
+                self.output.format.check(schemes[layer.name], layer.name, (rows, columns))
+        survey.untie(state.model, claims)
+        return claims
+
+    def _compress(self, stage: Stage, claims: Sequence[survey.Claim]) -> None:
+        start = perf_counter()
+        survey.check_finite(stage)
+        versions = {layer.name: layer.module.weight._version for layer in stage.every_layer}
+        self.hooks.hook.initialize(state=self.state, stage=stage)
+        self._sweep(stage, claims)
+        self.hooks.hook.finalize(state=self.state, stage=stage)
+        self._report(stage, claims, versions)
+        for layer in stage.every_layer:
+            if layer.name in self.state.quantized:
+                simulate_activations(layer.module, self.state.quantized[layer.name])
+        if self.output is not None:
+            self.output.write(stage, self.state)
+            self.state.quantized.clear()
+        seconds = perf_counter() - start
+        self.state.log.append({"stage": stage.name, "seconds": round(seconds, 3)})
+        log.info("compressed %s in %.2f s", stage.name, seconds)
+
+    def _sweep(self, stage: Stage, claims: Sequence[survey.Claim]) -> None:
+        """Run the stage on every batch, if somebody who claims a layer of it needs data."""
+        wanted = {layer.name: layer for claim in claims if claim.modifier.needs_data() for layer in claim.layers}
+        if not wanted:
+            return
+        with Tap(wanted.values()) as tap:
+            sweep = self.pipeline.sweep(self.state, stage)
+            try:
+                count = len(self.state.batches)
+                for index in self.progress.track(sweep, description=f"calibrating {stage.name}", total=count):
+                    batch = tap.collect(index, self.state.batches[index])
+                    self.hooks.hook.calibrate_batch(state=self.state, stage=stage, batch=batch)
+            finally:
+                _close(sweep)
+
+    def _report(self, stage: Stage, claims: Sequence[survey.Claim], versions: dict[str, int]) -> None:
+        """Complete the report's lines of a stage: every claimed layer was changed, or skipped with a reason."""
+        missed = survey.unreached([c for c in claims if c.modifier.traits & {QUANTIZES, PRUNES}], versions, self.state)
+        if missed:
+            raise TargetError(
+                f"{survey.shortened(missed)}\nclaimed and left as it was: a modifier compresses every layer that it "
+                "claims or calls state.skip(layer, reason)"
+            )
+        for layer in stage.every_layer:
+            line = self.state.report[layer.name]
+            if line.status == "untouched" and layer.module.weight._version != versions[layer.name]:
+                line.status = "changed"
+                line.sparsity = 1 - layer.weight.count_nonzero().item() / layer.weight.numel()
+            elif line.status == "untouched" and line.reason is None:
+                line.reason = survey.reason_untouched(layer, self.recipe.modifiers)
+
+    def _check_complete(self, claims: Sequence[survey.Claim]) -> None:
+        """No layer of the model fell between the stages of the pipeline."""
+        lost = [name for name, line in self.state.report.items() if line.status == "untouched" and line.reason is None]
+        claimed = {layer.name for claim in claims for layer in claim.layers}
+        if claimed.intersection(lost):
+            names = survey.shortened([name for name in lost if name in claimed])
+            raise TargetError(f"{names}\nin no stage of the pipeline {type(self.pipeline).__name__}, so never reached")
+        for name in lost:
+            self.state.report[name].reason = "in no stage of the pipeline"
+
+
+def hook_manager(modifiers: Sequence[Modifier]) -> pluggy.PluginManager:
+    """A manager that calls modifiers in recipe order.
+
+    Raises:
+        BrokenPluginError: a modifier implements a hook that does not exist, or with arguments that it does not have.
+    """
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    try:
+        for index, modifier in reversed(list(enumerate(modifiers))):  # pluggy calls the last registered first
+            manager.register(modifier, name=f"{index}:{type(modifier).__name__}")
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise BrokenPluginError(f"a hook does not fit coldpress.hookspecs: {error}") from error
+    return manager
+
+
+def _within(claims: Sequence[survey.Claim], stage: Stage) -> list[survey.Claim]:
+    """The part of each claim that lies in a stage."""
+    inside = {layer.name for layer in stage.every_layer}
+    parts = [survey.Claim(claim.modifier, _only(claim.layers, inside)) for claim in claims]
+    return [part for part in parts if part.layers]
+
+
+def _only(layers: Sequence[Layer], names: set[str]) -> tuple[Layer, ...]:
+    return tuple(layer for layer in layers if layer.name in names)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode (no dropout), and back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _close(generator: Iterator[object]) -> None:
+    """Let a generator undo what it did to the model, whatever happened."""
+    close = getattr(generator, "close", None)
+    if close is not None:
+        close()

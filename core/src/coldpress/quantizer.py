@@ -1,0 +1,174 @@
+"""Quantizer: the settings and the input observers that every modifier shares that ends in a scheme."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from attrs import evolve, field, frozen
+from torch import Tensor
+
+from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
+from coldpress.calibration.observer import observer_for
+from coldpress.errors import CalibrationError, SchemeError, suggest
+from coldpress.hookspecs import hookimpl
+from coldpress.modifier import QUANTIZES, Modifier
+from coldpress.numerics import calculate_qparams, group
+from coldpress.schemes import QuantizationArgs, Scheme, preset
+from coldpress.stage import Batch, Layer, Stage
+from coldpress.state import Quantized, State
+
+_PARTS = ("weights", "input")
+
+
+def _as_groups(value: Mapping[str, Any] | None) -> dict[str, Scheme] | None:
+    if value is None:
+        return None
+    return {k: v if isinstance(v, Scheme) else Scheme.from_dict(v) for k, v in value.items()}
+
+
+@frozen(kw_only=True, eq=False)
+class Quantizer(Modifier):
+    """Base of modifiers that quantize weights and, by scheme, inputs.
+
+    A subclass implements `finalize`, where it turns each weight into codes; the observers of static inputs are
+    attached, fed and read here.
+
+    Attributes:
+        scheme: a preset by name (`W4A16`), or preset to targets, `{W4A16: [...], W8A8: [...]}`.
+        config_groups: schemes in full, by a name of your choice; instead of `scheme`.
+        group_size: columns that share a scale, in place of the preset's; -1 for one scale a row.
+        weight_observer: observer of weights, in place of the scheme's.
+        input_observer: observer of static inputs, in place of the scheme's.
+        observer: both of them at once, `{weights: ..., input: ...}`; instead of the two above.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset({QUANTIZES})
+
+    scheme: str | dict[str, str | list[str]] | None = None
+    config_groups: dict[str, Scheme] | None = field(default=None, converter=_as_groups)
+    group_size: int | None = None
+    weight_observer: str | None = None
+    input_observer: str | None = None
+    observer: dict[str, str] | None = None
+
+    @config_groups.validator
+    def _check(self, attribute: object, value: object) -> None:
+        if (self.scheme is None) == (self.config_groups is None):
+            raise SchemeError("give either scheme (a preset such as 'W4A16') or config_groups, one of the two")
+        if self.observer is not None:
+            if self.weight_observer or self.input_observer:
+                raise SchemeError("give either observer or weight_observer and input_observer")
+            for part in self.observer:
+                if part not in _PARTS:
+                    raise SchemeError(f"observer has no part {part!r}{suggest(part, _PARTS)}; it has weights and input")
+        if self.config_groups is not None and self.group_size is not None:
+            raise SchemeError("group_size changes a preset; in config_groups write it into the weights")
+        self.schemes()
+
+    def schemes(self) -> list[Scheme]:
+        """Every scheme of this modifier with its targets and observers.
+
+        Raises:
+            SchemeError: a preset that does not exist; near names are suggested.
+        """
+        if self.config_groups is not None:
+            schemes = list(self.config_groups.values())
+        elif isinstance(self.scheme, str):
+            schemes = [evolve(self._preset(self.scheme), targets=tuple(self.targets))]
+        else:
+            assert self.scheme is not None
+            pairs = [(name, [t] if isinstance(t, str) else t) for name, t in self.scheme.items()]
+            schemes = [evolve(self._preset(name), targets=tuple(targets)) for name, targets in pairs]
+        return [self._observed(scheme) for scheme in schemes]
+
+    def scheme_for(self, layer: Layer) -> Scheme | None:
+        """The scheme whose target means this layer most exactly: a name before a pattern, a pattern before a class."""
+        if layer.matches(self.ignore):
+            return None
+        ranked = [(_rank(t, layer), i) for i, s in enumerate(self.schemes()) for t in s.targets if layer.matches([t])]
+        return self.schemes()[min(ranked)[1]] if ranked else None
+
+    def patterns(self) -> list[str]:
+        """The targets of every scheme."""
+        return [target for scheme in self.schemes() for target in scheme.targets]
+
+    def layers(self, stage: Stage) -> list[Layer]:
+        """The layers of a stage that some scheme of this modifier means."""
+        return stage.layers(self.patterns(), self.ignore)
+
+    def needs_data(self) -> bool:
+        """Whether inputs are quantized with scales that do not change while serving."""
+        return any(_is_static(scheme.input_activations) for scheme in self.schemes())
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        """Begin to observe static inputs."""
+        for layer in self.layers(stage):
+            if _is_static(self._scheme(layer).input_activations):
+                state.scratch[self, layer] = None
+
+    @hookimpl
+    def calibrate_batch(self, state: State, stage: Stage, batch: Batch) -> None:
+        """Observe static inputs."""
+        for layer in self.layers(stage):
+            if (self, layer) in state.scratch and layer.name in batch.inputs:
+                args = self._scheme(layer).input_activations
+                assert args is not None
+                observer = observer_for(args, DEFAULT_ACTIVATION_OBSERVER)
+                x = batch.inputs[layer.name]  # [T, I]
+                state.scratch[self, layer] = observer.update(state.scratch[self, layer], group(x, args))
+
+    def quantized(self, state: State, layer: Layer) -> Quantized:
+        """The layer with its scheme and the scales of its inputs; `finalize` adds codes and scales of the weights.
+
+        Raises:
+            CalibrationError: inputs are static and no token ever reached the layer.
+        """
+        scheme = self._scheme(layer)
+        args = scheme.input_activations
+        if args is None or not _is_static(args):
+            return Quantized(scheme)
+        statistic = state.scratch.pop(self, layer)
+        if statistic is None:
+            raise CalibrationError(
+                f"{layer.name} saw no token of the calibration data, so its static inputs have no scale; "
+                "calibrate with more data, ignore the layer, or choose a scheme with dynamic inputs"
+            )
+        scale, zero_point = calculate_qparams(*observer_for(args, DEFAULT_ACTIVATION_OBSERVER).range(statistic), args)
+        return Quantized(scheme, input_scale=scale, input_zero_point=zero_point)
+
+    def _scheme(self, layer: Layer) -> Scheme:
+        scheme = self.scheme_for(layer)
+        assert scheme is not None, layer.name
+        return scheme
+
+    def _preset(self, name: str) -> Scheme:
+        return preset(name) if self.group_size is None else preset(name, group_size=self.group_size)
+
+    def _observed(self, scheme: Scheme) -> Scheme:
+        named = self.observer or {}
+        return evolve(
+            scheme,
+            weights=_with_observer(scheme.weights, named.get("weights", self.weight_observer)),
+            input_activations=_with_observer(scheme.input_activations, named.get("input", self.input_observer)),
+        )
+
+
+def weight_qparams(weight: Tensor, args: QuantizationArgs) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a weight, [O, I], as its scheme's observer finds them."""
+    observer = observer_for(args, DEFAULT_WEIGHT_OBSERVER)
+    grouped = group(weight, args)  # [*scale shape, n]
+    return calculate_qparams(*observer.range(observer.update(None, grouped)), args)
+
+
+def _rank(pattern: str, layer: Layer) -> int:
+    if pattern == layer.name:
+        return 0
+    return 1 if pattern.startswith("re:") else 2
+
+
+def _is_static(args: QuantizationArgs | None) -> bool:
+    return args is not None and args.dynamic is False
+
+
+def _with_observer(args: QuantizationArgs | None, observer: str | None) -> QuantizationArgs | None:
+    return args if args is None or observer is None else evolve(args, observer=observer)

@@ -1,0 +1,63 @@
+"""What `report.json` says: every layer and what became of it, and the run in numbers."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from coldpress.errors import CheckpointError
+from coldpress.state import LayerReport, State
+
+NAME = "report.json"
+
+
+@frozen
+class Report:
+    """What became of a model.
+
+    Attributes:
+        layers: one line for every layer, in model order.
+        seconds: of the whole run.
+        log: one entry a stage.
+    """
+
+    layers: tuple[LayerReport, ...]
+    seconds: float
+    log: tuple[Mapping[str, Any], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        return {
+            "summary": self.summary(),
+            "seconds": round(self.seconds, 3),
+            "stages": [dict(entry) for entry in self.log],
+            "layers": [line.to_dict() for line in self.layers],
+        }
+
+    def summary(self) -> dict[str, int]:
+        """How many layers ended in each status."""
+        return dict(Counter(line.status for line in self.layers))
+
+
+def report_of(state: State, *, seconds: float) -> Report:
+    """The report of a finished run."""
+    return Report(tuple(state.report.values()), seconds, tuple(state.log))
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report inside a checkpoint; None when it has none.
+
+    Raises:
+        CheckpointError: the file is not JSON.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    return content

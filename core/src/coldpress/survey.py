@@ -1,0 +1,152 @@
+"""What is looked at before the first stage, so that a run that cannot end well does not begin."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from attrs import frozen
+from torch import nn
+
+from coldpress.errors import CalibrationError, NumericsError, SchemeError, TargetError, near
+from coldpress.modifier import Modifier
+from coldpress.pipeline import Pipeline
+from coldpress.schemes import Scheme, check_supported
+from coldpress.stage import Layer, Stage, find_layers
+from coldpress.state import State
+
+
+@frozen(eq=False)
+class Claim:
+    """A modifier and the layers of the model that it will change.
+
+    Attributes:
+        modifier: who.
+        layers: which, in model order; never empty.
+    """
+
+    modifier: Modifier
+    layers: tuple[Layer, ...]
+
+
+def claims_of(modifiers: Sequence[Modifier], model: nn.Module) -> list[Claim]:
+    """Who claims which layers.
+
+    Raises:
+        TargetError: a target matches nothing, or all that a modifier targets is ignored; every such case is listed.
+    """
+    layers = list(find_layers(model.named_modules()))
+    whole = Stage("model", 0, dict(model.named_modules()))
+    known = [layer.name for layer in layers] + sorted({type(layer.module).__name__ for layer in layers})
+    claims, problems = [], []
+    for modifier in modifiers:
+        name = type(modifier).__name__
+        claimed = modifier.layers(whole)
+        missed = [p for p in modifier.patterns() if not any(layer.matches([p]) for layer in layers)]
+        problems += [f"{name}: the target {p!r} matches no layer{_examples(p, known)}" for p in missed]
+        if not claimed and not missed:
+            problems.append(f"{name}: every layer that its targets match is ignored, so it would do nothing")
+        claims.append(Claim(modifier, tuple(claimed)))
+    if problems:
+        raise TargetError("\n".join(problems))
+    return claims
+
+
+def schemes_of(claims: Sequence[Claim]) -> dict[str, Scheme]:
+    """Layer name to the scheme that it will be quantized with, of every layer that will be.
+
+    Raises:
+        SchemeError: a scheme does not fit its layer or cannot be quantized yet, or two modifiers quantize one layer.
+    """
+    schemes: dict[str, Scheme] = {}
+    owners: dict[str, str] = {}
+    problems = []
+    for claim in claims:
+        owner = type(claim.modifier).__name__
+        for layer in claim.layers:
+            scheme = claim.modifier.scheme_for(layer)
+            if scheme is None:
+                continue
+            if layer.name in owners:
+                problems.append(f"{layer.name}: quantized by {owners[layer.name]} and {owner}; let one of them ignore it")
+            owners[layer.name], schemes[layer.name] = owner, scheme
+            try:
+                check_supported(scheme)
+                scheme.check_shape(tuple(layer.weight.shape))
+            except SchemeError as error:
+                problems.append(f"{layer.name}: {error}")
+    if problems:
+        raise SchemeError(shortened(problems))
+    return schemes
+
+
+def check_data(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State) -> None:
+    """Refuse a recipe that reads data when there are none, or when its pipeline runs none.
+
+    Raises:
+        CalibrationError: says which modifier needs them and how to pass some.
+    """
+    needy = ", ".join(type(modifier).__name__ for modifier in modifiers if modifier.needs_data())
+    if needy and not state.batches:
+        raise CalibrationError(f"{needy} needs calibration data: pass dataset=... (on the command line: --dataset)")
+    if needy and not pipeline.runs_batches:
+        raise CalibrationError(
+            f"{needy} needs calibration data, and the pipeline {type(pipeline).__name__} runs none; choose another"
+        )
+
+
+def check_finite(stage: Stage) -> None:
+    """Refuse weights that are not numbers.
+
+    Raises:
+        NumericsError: names the first tensor that has NaN or Inf.
+    """
+    for name, module in stage.modules.items():
+        for part, tensor in module.named_parameters(recurse=False):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise NumericsError(f"{name}.{part} has NaN or Inf; mend the model before compressing it")
+
+
+def untie(model: nn.Module, claims: Sequence[Claim]) -> None:
+    """Give claimed layers that share their weight with another module a weight of their own."""
+    owners: Counter[int] = Counter(id(module.weight) for module in model.modules() if _has_weight(module))
+    for layer in {layer.name: layer for claim in claims for layer in claim.layers}.values():
+        weight = layer.module.weight
+        if owners[id(weight)] > 1:
+            owners[id(weight)] -= 1
+            layer.module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)  # type: ignore[operator]
+            config = getattr(model, "config", None)
+            if getattr(config, "tie_word_embeddings", False):
+                config.tie_word_embeddings = False  # type: ignore[union-attr]
+
+
+def shortened(problems: Sequence[str], *, most: int = 8) -> str:
+    """The problems, one a line; the first `most` and a count of the rest."""
+    more = [f"... and {len(problems) - most} more of this kind"] if len(problems) > most else []
+    return "\n".join([*problems[:most], *more])
+
+
+def reason_untouched(layer: Layer, modifiers: Sequence[Modifier]) -> str:
+    """Why a recipe left a layer alone."""
+    ignoring = [type(modifier).__name__ for modifier in modifiers if layer.matches(modifier.ignore)]
+    return f"ignored by {', '.join(ignoring)}" if ignoring else "no target of the recipe matches it"
+
+
+def unreached(claims: Sequence[Claim], versions: Mapping[str, int], state: State) -> list[str]:
+    """Claimed layers that nobody changed and nobody gave a reason for."""
+    return [
+        f"{type(claim.modifier).__name__}: {layer.name}"
+        for claim in claims
+        for layer in claim.layers
+        if state.report[layer.name].status == "untouched"
+        and state.report[layer.name].reason is None
+        and layer.module.weight._version == versions[layer.name]  # type: ignore[union-attr]
+    ]
+
+
+def _has_weight(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "weight", None), nn.Parameter)
+
+
+def _examples(pattern: str, known: Sequence[str]) -> str:
+    found = near(pattern.removeprefix("re:"), known, count=3) or known[:3]
+    return f"; the model has, for example, {', '.join(map(repr, found))}" if found else "; the model has no layers"

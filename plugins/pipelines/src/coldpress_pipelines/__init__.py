@@ -1,0 +1,6 @@
+"""Pipelines: how a model is cut into stages, and how calibration batches travel through them."""
+
+from coldpress_pipelines.pipelines.basic import Basic
+from coldpress_pipelines.pipelines.data_free import DataFree
+
+__all__ = ["Basic", "DataFree"]

@@ -1,0 +1,28 @@
+"""basic: the whole model is one stage, and every batch runs through all of it."""
+
+from collections.abc import Iterator
+
+from attrs import frozen
+from coldpress import CalibrationError, Pipeline, Stage, State
+
+
+@frozen(kw_only=True, eq=False)
+class Basic(Pipeline):
+    """One stage: the model as it is, with the original weights, while the data are read.
+
+    Errors are not propagated: no layer sees what quantizing an earlier one does to its inputs.
+    """
+
+    def stages(self, state: State) -> Iterator[Stage]:
+        """Yield the model."""
+        yield Stage("model", 0, dict(state.model.named_modules()))
+
+    def sweep(self, state: State, stage: Stage) -> Iterator[int]:
+        """Run the model on every batch; its output is dropped."""
+        for index, batch in enumerate(state.batches):
+            try:
+                state.model(**batch)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                shapes = {name: tuple(getattr(value, "shape", ())) for name, value in batch.items()}
+                raise CalibrationError(f"the model refuses batch {index} ({shapes}): {error}") from error
+            yield index

@@ -1,0 +1,20 @@
+"""Round to nearest (RTN): Q = clamp(round(W / s + z)), each weight by itself."""
+
+from coldpress.numerics import quantize
+from coldpress.schemes import QuantizationArgs
+from torch import Tensor
+
+
+def round_to_nearest(weight: Tensor, scale: Tensor, zero_point: Tensor, args: QuantizationArgs) -> Tensor:
+    """The nearest point of the grid for every weight; ties go to the even code.
+
+    Args:
+        weight: [O, I].
+        scale: one for each tensor, row, group of columns or block, as `args.strategy` says.
+        zero_point: the shape of `scale`.
+        args: the grid and who shares a scale.
+
+    Returns:
+        Codes, [O, I].
+    """
+    return quantize(weight, scale, zero_point, args)

@@ -1,0 +1,27 @@
+"""QuantizationModifier: settings and wiring of round to nearest."""
+
+from attrs import evolve, frozen
+from coldpress import Quantizer, Stage, State, hookimpl, weight_qparams
+
+from coldpress_quantization.algorithm import round_to_nearest
+
+
+@frozen(kw_only=True, eq=False)
+class QuantizationModifier(Quantizer):
+    """Quantize weights by rounding to nearest, and inputs as the scheme says.
+
+    All settings are those of `Quantizer`: `scheme` or `config_groups`, `targets`, `ignore`, observers.
+    """
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        """Round the weights of the stage."""
+        for layer in self.layers(stage):
+            with state.timed(layer):
+                quantized = self.quantized(state, layer)
+                args = quantized.scheme.weights
+                if args is not None:
+                    scale, zero_point = weight_qparams(layer.weight, args)
+                    codes = round_to_nearest(layer.weight, scale, zero_point, args)
+                    quantized = evolve(quantized, codes=codes, scale=scale, zero_point=zero_point)
+                state.set_quantized(layer, quantized)
