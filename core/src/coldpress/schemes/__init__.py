@@ -1,0 +1,23 @@
+"""What a tensor becomes: number formats, `QuantizationArgs`, `Scheme` and the presets."""
+
+from coldpress.schemes.describe import describe
+from coldpress.schemes.fit import check_fit
+from coldpress.schemes.number_format import FloatFormat, IntegerFormat, NumberFormat, number_format
+from coldpress.schemes.presets import preset, preset_names
+from coldpress.schemes.quantization_args import QuantizationArgs
+from coldpress.schemes.scheme import Scheme
+from coldpress.schemes.support import check_supported
+
+__all__ = [
+    "FloatFormat",
+    "IntegerFormat",
+    "NumberFormat",
+    "QuantizationArgs",
+    "Scheme",
+    "check_fit",
+    "check_supported",
+    "describe",
+    "number_format",
+    "preset",
+    "preset_names",
+]

@@ -1,0 +1,135 @@
+"""The numbers a weight or an activation may become: the grids int2 to int8, float8 (E4M3) and float4 (E2M1).
+
+The registry is open: a plugin offers more under `coldpress.number_formats`, one `NumberFormat` an entry point,
+named `<type><num_bits>`, for example `int1` or `float6`.
+"""
+
+from functools import lru_cache
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from coldpress.errors import BrokenPluginError, SchemeError, UnknownPluginError, suggest
+from coldpress.registry import available, find
+from coldpress.schemes.quantization_args import QuantizationArgs
+
+
+@frozen(kw_only=True)
+class NumberFormat:
+    """A grid of numbers.
+
+    Attributes:
+        name: `<type><num_bits>`, which is also its name as a plugin.
+        num_bits: bits of one number on disk.
+        minimum: the smallest number of the grid.
+        maximum: the largest number of the grid.
+        code_dtype: a torch dtype that holds every number of the grid exactly.
+    """
+
+    name: str
+    num_bits: int
+    minimum: float
+    maximum: float
+    code_dtype: torch.dtype
+
+    def round(self, x: Tensor) -> Tensor:
+        """The nearest number of the grid, ties to even; beyond the ends, the end.  Same shape and dtype as `x`."""
+        raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Tensor:
+        """`round(x)` in the code dtype."""
+        return self.round(x).to(self.code_dtype)
+
+
+@frozen(kw_only=True)
+class IntegerFormat(NumberFormat):
+    """The integers between two ends."""
+
+    def round(self, x: Tensor) -> Tensor:
+        """The nearest integer of the grid, ties to even."""
+        return x.clamp(self.minimum, self.maximum).round_()
+
+
+@frozen(kw_only=True)
+class FloatFormat(NumberFormat):
+    """Floating-point numbers with subnormals and without infinities.
+
+    Attributes:
+        exponent_bits: width of the exponent.
+        mantissa_bits: width of the mantissa, without the leading one.
+        native: `code_dtype` is this very grid, so a cast rounds.
+    """
+
+    exponent_bits: int
+    mantissa_bits: int
+    native: bool = False
+
+    def round(self, x: Tensor) -> Tensor:
+        """The nearest number of the grid, ties to the even mantissa."""
+        if self.native:
+            return self.encode(x).to(x.dtype)
+        x = x.clamp(self.minimum, self.maximum)
+        least = 2 - 2 ** (self.exponent_bits - 1)  # exponent of the smallest normal number
+        exponent = (torch.frexp(x).exponent - 1).clamp_(min=least)  # [*x], floor(log2 |x|)
+        step = torch.ldexp(torch.ones_like(x), exponent - self.mantissa_bits)  # [*x]
+        return x.div_(step).round_().mul_(step)  # exact but for round_: the steps are powers of two
+
+    def encode(self, x: Tensor) -> Tensor:
+        """`round(x)` in the code dtype."""
+        if self.native:
+            return x.clamp(self.minimum, self.maximum).to(self.code_dtype)
+        return self.round(x).to(self.code_dtype)
+
+
+def _integer(num_bits: int) -> IntegerFormat:
+    end = 2 ** (num_bits - 1)
+    return IntegerFormat(name=f"int{num_bits}", num_bits=num_bits, minimum=-end, maximum=end - 1, code_dtype=torch.int8)
+
+
+BUILT_IN: dict[str, NumberFormat] = {f"int{num_bits}": _integer(num_bits) for num_bits in range(2, 9)}
+BUILT_IN["float8"] = FloatFormat(
+    name="float8",
+    num_bits=8,
+    minimum=-448.0,
+    maximum=448.0,
+    code_dtype=torch.float8_e4m3fn,
+    exponent_bits=4,
+    mantissa_bits=3,
+    native=True,
+)
+BUILT_IN["float4"] = FloatFormat(
+    name="float4",
+    num_bits=4,
+    minimum=-6.0,
+    maximum=6.0,
+    code_dtype=torch.float8_e4m3fn,  # holds 0, .5, 1, 1.5, 2, 3, 4, 6 exactly
+    exponent_bits=2,
+    mantissa_bits=1,
+)
+
+
+def number_format(args: QuantizationArgs) -> NumberFormat:
+    """The grid that these arguments name: built in, or of an installed plugin.
+
+    Raises:
+        SchemeError: nobody offers it.
+        PluginError: the plugin that offers it cannot be used.
+    """
+    name = f"{args.type}{args.num_bits}"
+    return BUILT_IN.get(name) or _from_plugin(name)
+
+
+@lru_cache
+def _from_plugin(name: str) -> NumberFormat:
+    try:
+        found = find("number_formats", name)
+    except UnknownPluginError as error:
+        known = [*BUILT_IN, *(plugin.name for plugin in available("number_formats"))]
+        raise SchemeError(
+            f"no number format is called {name!r}{suggest(name, known)} (there are: {', '.join(known)}); "
+            f"a plugin may offer it as entry point {name!r} of coldpress.number_formats"
+        ) from error
+    if not isinstance(found, NumberFormat):
+        raise BrokenPluginError(f"the number format {name!r} is a {type(found).__name__}, not a NumberFormat")
+    return found

@@ -1,0 +1,134 @@
+"""`Scheme`, the presets and what is supported, held against the library compressed-tensors."""
+
+import warnings
+
+import pytest
+from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
+from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
+
+from coldpress.errors import SchemeError
+from coldpress.schemes import QuantizationArgs, Scheme, check_supported, preset, preset_names
+
+NOT_YET = {"NVFP4A16", "NVFP4", "MXFP4A16", "MXFP4", "MXFP4XFP8", "MXFP6A16", "MXFP6A8", "MXFP8A16", "MXFP8"}
+
+
+def test_the_presets_are_the_librarys():
+    assert len(preset_names()) == 33
+    assert set(preset_names()) >= set(PRESET_SCHEMES)
+
+
+@pytest.mark.parametrize("name", sorted(PRESET_SCHEMES))
+def test_a_preset_is_written_as_the_library_writes_it(name):
+    assert preset(name).to_dict() == preset_name_to_scheme(name, ["Linear"]).model_dump()
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_reads_back_and_validates_in_the_library(name):
+    scheme = preset(name.lower())
+
+    assert Scheme.from_dict(scheme.to_dict()).to_dict() == scheme.to_dict()
+    assert QuantizationScheme.model_validate(scheme.to_dict()).model_dump() == scheme.to_dict()
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_is_quantized_or_refused_with_what_is_supported(name):
+    if name not in NOT_YET:
+        check_supported(preset(name))
+        return
+    with pytest.raises(SchemeError, match="is not quantized yet; supported now: (weights|input_activations): int"):
+        check_supported(preset(name))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        (Scheme(targets="Linear", weights=QuantizationArgs(dynamic=True)), "weights: dynamic=True is not"),
+        (Scheme(targets="Linear", weights=QuantizationArgs(num_bits=9)), "no number format is called 'int9'; did you"),
+        (
+            Scheme(targets="Linear", weights=QuantizationArgs(type="float", symmetric=False)),
+            "weights: asymmetric float8 is not quantized yet",
+        ),
+        (
+            Scheme(targets="Linear", input_activations=QuantizationArgs(strategy="attn_head")),
+            "input_activations: strategy 'attn_head' is not",
+        ),
+        (
+            Scheme(targets="Linear", input_activations=QuantizationArgs(group_size=32)),
+            "input_activations: static strategy 'group' is not",
+        ),
+        (Scheme(targets="Linear", output_activations=QuantizationArgs()), "output_activations: the output"),
+    ],
+)
+def test_what_is_not_quantized_yet_is_named(scheme, message):
+    with pytest.raises(SchemeError) as caught:
+        check_supported(scheme)
+
+    assert str(caught.value).startswith(message)
+
+
+def test_another_group_size_changes_the_weights_only():
+    scheme = preset("w4a8", group_size=64)
+
+    assert scheme.weights == QuantizationArgs(num_bits=4, strategy="group", group_size=64)
+    assert scheme.input_activations == preset("W4A8").input_activations
+
+
+@pytest.mark.parametrize("name", ["W4A16", "FP8", "FP8_BLOCK", "W8A8"])
+def test_group_size_minus_one_is_one_scale_a_channel(name):
+    weights = preset(name, group_size=-1).weights
+
+    assert weights is not None
+    assert (weights.strategy, weights.group_size, weights.block_structure) == ("channel", None, None)
+
+
+def test_any_field_of_the_weights_can_be_overridden():
+    weights = preset("W4A16", symmetric=False, observer="mse", observer_kwargs={"grid": 50}).weights
+
+    assert weights is not None
+    assert (weights.symmetric, weights.observer, weights.observer_kwargs) == (False, "mse", {"grid": 50})
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("W4A61", {}, "no preset scheme is called 'W4A61'; did you mean 'W4A16'?"),
+        ("w4a16", {"group": 64}, "W4A16: weights have no setting 'group'; did you mean 'group_size'?"),
+        ("w4a16", {"group_size": 0}, "W4A16: weights: group_size must be a positive integer"),
+        ("MXFP4", {"group_size": 64}, "MXFP4 has groups of 32 by definition"),
+        ("UNQUANTIZED", {"group_size": 64}, "UNQUANTIZED quantizes no weights"),
+    ],
+)
+def test_a_mistaken_preset_is_answered_with_what_to_do(name, overrides, message):
+    with pytest.raises(SchemeError) as caught:
+        preset(name, **overrides)
+
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"weights": None}, "targets is missing"),
+        ({"targets": ["Linear"], "weight": {}}, "'weight' is not a field of Scheme; did you mean 'weights'?"),
+        ({"targets": ["Linear"], "weights": {"bits": 4}}, "weights: 'bits' is not a field of QuantizationArgs"),
+        ({"targets": 3}, "targets must be a list"),
+        ({"targets": [], "format": "mixed-precision"}, "format 'mixed-precision' belongs to a whole checkpoint"),
+        ({"targets": [], "input_activations": {"strategy": "channel"}}, "input_activations: strategy 'channel'"),
+        ({"targets": [], "input_activations": {"actorder": "weight"}}, "input_activations: actorder"),
+        ({"targets": [], "output_activations": {"actorder": "weight"}}, "output_activations: actorder"),
+        ([], "expected the fields of Scheme, got []"),
+    ],
+)
+def test_a_mistaken_scheme_is_answered_with_its_place(data, message):
+    with pytest.raises(SchemeError) as caught:
+        Scheme.from_dict(data)
+
+    assert str(caught.value).startswith(message)
+
+
+def test_schemes_are_hashable_and_equal_by_value():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schemes = {preset(name) for name in preset_names()}
+
+    assert len(schemes) == 32  # W8A8 and INT8 are two names of one scheme
