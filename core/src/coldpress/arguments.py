@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 DEFAULT_PIPELINE = "data_free"  # when no modifier of the recipe reads data
 DEFAULT_CALIBRATION_PIPELINE = "basic"  # when one does
 DEFAULT_FORMAT = "compressed-tensors"
+DENSE_FORMAT = "dense"  # what save_compressed=False asks for
 DEFAULT_WEIGHT_OBSERVER = "memoryless_minmax"
 DEFAULT_ACTIVATION_OBSERVER = "minmax"
 DEFAULT_DATASET = "coldpress/short"  # when a recipe reads data and none are named

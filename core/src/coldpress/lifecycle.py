@@ -19,9 +19,10 @@ from coldpress.calibration.tap import Tap
 from coldpress.checkpoint.output import Output
 from coldpress.errors import BrokenPluginError, TargetError
 from coldpress.models.simulation import simulate_activations
+from coldpress.models.tie import untie
 from coldpress.modifier import PRUNES, QUANTIZES, Modifier
 from coldpress.pipeline import Pipeline
-from coldpress.recipe import Recipe
+from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import SILENT, Progress, report_of
 from coldpress.stage import Layer, Stage, find_layers
 from coldpress.state import LayerReport, State
@@ -70,7 +71,8 @@ class Run:
         self._check_complete(claims)
         if self.output is not None:
             self.hooks.hook.save(state=self.state, folder=self.output.folder)
-            self.output.finish(self.state, self.recipe, report_of(self.state, seconds=perf_counter() - start))
+            report = report_of(self.state, seconds=perf_counter() - start)
+            self.output.finish(self.state, recipe=write_recipe(self.recipe), report=report.to_dict())
 
     def _survey(self) -> list[survey.Claim]:
         modifiers, state = self.recipe.modifiers, self.state
@@ -82,7 +84,7 @@ class Run:
             state.report[layer.name] = LayerReport(layer.name, type(layer.module).__name__, (rows, columns))
             if self.output is not None and layer.name in schemes:
                 self.output.format.check(schemes[layer.name], layer.name, (rows, columns))
-        survey.untie(state.model, claims)
+        untie(state.model, {layer.name: None for claim in claims for layer in claim.layers})
         return claims
 
     def _compress(self, stage: Stage, claims: Sequence[survey.Claim]) -> None:

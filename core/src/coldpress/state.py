@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coldpress.errors import NumericsError
 from coldpress.numerics import dequantize
-from coldpress.schemes import Scheme
+from coldpress.schemes import Scheme, describe
 from coldpress.stage import Layer
 
 Status = Literal["quantized", "changed", "fallback", "untouched"]
@@ -136,7 +136,7 @@ class State:
         if quantized.codes is not None:
             self.set_weight(layer, quantized.weight(layer.weight.dtype))
         line = self.report[layer.name]
-        line.status, line.scheme = "quantized", quantized.scheme.describe()
+        line.status, line.scheme = "quantized", describe(quantized.scheme)
         self.quantized[layer.name] = quantized
         self.schemes[layer.name] = quantized.scheme
 

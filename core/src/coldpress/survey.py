@@ -1,6 +1,5 @@
 """What is looked at before the first stage, so that a run that cannot end well does not begin."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from coldpress.errors import CalibrationError, NumericsError, SchemeError, TargetError, near
 from coldpress.modifier import Modifier
 from coldpress.pipeline import Pipeline
-from coldpress.schemes import Scheme, check_supported
+from coldpress.schemes import Scheme, check_fit, check_supported
 from coldpress.stage import Layer, Stage, find_layers
 from coldpress.state import State
 
@@ -71,7 +70,7 @@ def schemes_of(claims: Sequence[Claim]) -> dict[str, Scheme]:
             owners[layer.name], schemes[layer.name] = owner, scheme
             try:
                 check_supported(scheme)
-                scheme.check_shape(tuple(layer.weight.shape))
+                check_fit(scheme, (layer.weight.shape[0], layer.weight.shape[1]))
             except SchemeError as error:
                 problems.append(f"{layer.name}: {error}")
     if problems:
@@ -106,19 +105,6 @@ def check_finite(stage: Stage) -> None:
                 raise NumericsError(f"{name}.{part} has NaN or Inf; mend the model before compressing it")
 
 
-def untie(model: nn.Module, claims: Sequence[Claim]) -> None:
-    """Give claimed layers that share their weight with another module a weight of their own."""
-    owners: Counter[int] = Counter(id(module.weight) for module in model.modules() if _has_weight(module))
-    for layer in {layer.name: layer for claim in claims for layer in claim.layers}.values():
-        weight = layer.module.weight
-        if owners[id(weight)] > 1:
-            owners[id(weight)] -= 1
-            layer.module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)  # type: ignore[operator]
-            config = getattr(model, "config", None)
-            if getattr(config, "tie_word_embeddings", False):
-                config.tie_word_embeddings = False  # type: ignore[union-attr]
-
-
 def shortened(problems: Sequence[str], *, most: int = 8) -> str:
     """The problems, one a line; the first `most` and a count of the rest."""
     more = [f"... and {len(problems) - most} more of this kind"] if len(problems) > most else []
@@ -141,10 +127,6 @@ def unreached(claims: Sequence[Claim], versions: Mapping[str, int], state: State
         and state.report[layer.name].reason is None
         and layer.module.weight._version == versions[layer.name]  # type: ignore[union-attr]
     ]
-
-
-def _has_weight(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "weight", None), nn.Parameter)
 
 
 def _examples(pattern: str, known: Sequence[str]) -> str:

@@ -1,0 +1,127 @@
+"""coldpress: make large language models small after training, with plugins that anybody can publish.
+
+The public names, loaded when they are first used: `import coldpress` imports neither torch nor any plugin.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coldpress.calibration.observer import Observer, observer_for
+    from coldpress.checkpoint import CheckpointReader, Format, SchemeLookup
+    from coldpress.entrypoints.oneshot import oneshot
+    from coldpress.entrypoints.session import Session, active_session, create_session, reset_session
+    from coldpress.errors import (
+        ArgumentError,
+        CalibrationError,
+        CheckpointError,
+        ColdpressError,
+        ModelError,
+        NumericsError,
+        PluginError,
+        RecipeError,
+        SchemeError,
+        TargetError,
+    )
+    from coldpress.evaluation import divergence, perplexity
+    from coldpress.hookspecs import hookimpl
+    from coldpress.models import load_model, load_tokenizer
+    from coldpress.modifier import MOVES_SIGNAL, PRUNES, QUANTIZES, READS_DATA, Modifier
+    from coldpress.pipeline import Pipeline, partition
+    from coldpress.quantizer import Quantizer, weight_qparams
+    from coldpress.recipe import Recipe, read_recipe, write_recipe
+    from coldpress.schemes import QuantizationArgs, Scheme, preset, preset_names
+    from coldpress.stage import Batch, Layer, Stage
+    from coldpress.state import LayerReport, Quantized, State
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "calibration.observer": ("Observer", "observer_for"),
+    "checkpoint": ("CheckpointReader", "Format", "SchemeLookup"),
+    "entrypoints.oneshot": ("oneshot",),
+    "entrypoints.session": ("Session", "active_session", "create_session", "reset_session"),
+    "errors": (
+        "ArgumentError",
+        "CalibrationError",
+        "CheckpointError",
+        "ColdpressError",
+        "ModelError",
+        "NumericsError",
+        "PluginError",
+        "RecipeError",
+        "SchemeError",
+        "TargetError",
+    ),
+    "evaluation": ("divergence", "perplexity"),
+    "hookspecs": ("hookimpl",),
+    "models": ("load_model", "load_tokenizer"),
+    "modifier": ("MOVES_SIGNAL", "PRUNES", "QUANTIZES", "READS_DATA", "Modifier"),
+    "pipeline": ("Pipeline", "partition"),
+    "quantizer": ("Quantizer", "weight_qparams"),
+    "recipe": ("Recipe", "read_recipe", "write_recipe"),
+    "schemes": ("QuantizationArgs", "Scheme", "preset", "preset_names"),
+    "stage": ("Batch", "Layer", "Stage"),
+    "state": ("LayerReport", "Quantized", "State"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "MOVES_SIGNAL",
+    "PRUNES",
+    "QUANTIZES",
+    "READS_DATA",
+    "ArgumentError",
+    "Batch",
+    "CalibrationError",
+    "CheckpointError",
+    "CheckpointReader",
+    "ColdpressError",
+    "Format",
+    "Layer",
+    "LayerReport",
+    "ModelError",
+    "Modifier",
+    "NumericsError",
+    "Observer",
+    "Pipeline",
+    "PluginError",
+    "QuantizationArgs",
+    "Quantized",
+    "Quantizer",
+    "Recipe",
+    "RecipeError",
+    "Scheme",
+    "SchemeError",
+    "SchemeLookup",
+    "Session",
+    "Stage",
+    "State",
+    "TargetError",
+    "active_session",
+    "create_session",
+    "divergence",
+    "hookimpl",
+    "load_model",
+    "load_tokenizer",
+    "observer_for",
+    "oneshot",
+    "partition",
+    "perplexity",
+    "preset",
+    "preset_names",
+    "read_recipe",
+    "reset_session",
+    "weight_qparams",
+    "write_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'coldpress' has no attribute {name!r}")
+    return getattr(import_module(f"coldpress.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

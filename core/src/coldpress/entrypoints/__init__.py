@@ -1,0 +1,1 @@
+"""The doors: thin functions that turn arguments into a run."""

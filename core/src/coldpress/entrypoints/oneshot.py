@@ -1,0 +1,161 @@
+"""oneshot: compress a model in one call."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import evolve
+
+from coldpress import registry
+from coldpress.arguments import (
+    DEFAULT_CALIBRATION_PIPELINE,
+    DEFAULT_FORMAT,
+    DEFAULT_PIPELINE,
+    DENSE_FORMAT,
+    Arguments,
+    ModelArguments,
+    parse_arguments,
+)
+from coldpress.calibration.dataset import load_batches
+from coldpress.checkpoint import CheckpointWriter, Format
+from coldpress.checkpoint.output import Output
+from coldpress.errors import ArgumentError, BrokenPluginError
+from coldpress.lifecycle import Run
+from coldpress.models import load_model, load_tokenizer
+from coldpress.models.tie import untie_embeddings
+from coldpress.pipeline import Pipeline
+from coldpress.recipe import FormatChoice, Recipe, read_recipe, structure_settings
+from coldpress.report import Progress
+from coldpress.state import State
+
+log = logging.getLogger(__name__)
+
+
+def oneshot(model: Any = None, recipe: Any = None, **arguments: Any) -> Any:
+    """Compress a model after training, without changing a line of its code.
+
+        oneshot("smollm2", QuantizationModifier(scheme="W4A16", group_size=64, ignore=["lm_head"]), output_dir="out")
+
+    Args:
+        model: a folder, a `.gguf` file, a hub id, `smollm2`, or a model that is already in memory, which is changed.
+        recipe: a modifier, a list of them, a `Recipe`, a YAML or JSON file, or YAML text.
+        **arguments: everything else; see `ModelArguments`, `RecipeArguments`, `DatasetArguments` and
+            `OutputArguments`, whose attributes they are.  The names and defaults are those of llm-compressor.
+
+    Returns:
+        The compressed model: weights that the checkpoint's codes stand for, and quantization of activations
+        simulated on its forward, so that what is evaluated is what will be served.
+
+    Raises:
+        ColdpressError: one of its kinds, saying what is wrong, where, and what to do.  No output is left behind.
+    """
+    return run(parse_arguments({"model": model, "recipe": recipe, **arguments})).model
+
+
+def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
+    """The same, from parsed arguments; returns the whole state, with the report of every layer."""
+    progress = progress or Progress(quiet=arguments.output.quiet)
+    with _logged(arguments.output.log_dir):
+        recipe = _recipe(arguments)
+        pipeline = _pipeline(recipe)
+        output = _output(recipe, arguments)
+        with output or nullcontext():
+            state = _state(arguments, recipe)
+            Run(recipe=recipe, state=state, pipeline=pipeline, output=output, progress=progress).execute()
+    return state
+
+
+def _recipe(arguments: Arguments) -> Recipe:
+    """The recipe, completed by the arguments that may also stand in it."""
+    settings = arguments.recipe
+    if settings.recipe is None:
+        raise ArgumentError("recipe is missing: pass a modifier, a list of them, a YAML file or YAML text")
+    recipe = read_recipe(settings.recipe, arguments=settings.recipe_args, stage=settings.stage)
+    needy = any(modifier.needs_data() for modifier in recipe.modifiers)
+    default = DEFAULT_CALIBRATION_PIPELINE if needy else DEFAULT_PIPELINE
+    return evolve(
+        recipe,
+        pipeline=arguments.dataset.pipeline or recipe.pipeline or default,
+        format=_format_choice(recipe, arguments),
+    )
+
+
+def _format_choice(recipe: Recipe, arguments: Arguments) -> FormatChoice:
+    """Which format with which settings: an argument wins over the recipe."""
+    named = arguments.output.format or (None if arguments.model.save_compressed else DENSE_FORMAT)
+    choice = FormatChoice(named) if named else recipe.format or FormatChoice(DEFAULT_FORMAT)
+    wanted = arguments.output.quantization_format
+    return choice if wanted is None else evolve(choice, settings={**choice.settings, "quantization_format": wanted})
+
+
+def _pipeline(recipe: Recipe) -> Pipeline:
+    assert recipe.pipeline is not None
+    pipeline = registry.find("pipelines", recipe.pipeline)()
+    if not isinstance(pipeline, Pipeline):
+        raise BrokenPluginError(f"the pipeline {recipe.pipeline!r} is not a coldpress.Pipeline")
+    return pipeline
+
+
+def _output(recipe: Recipe, arguments: Arguments) -> Output | None:
+    """The checkpoint to be; complains now about a folder that is in the way, before any work is done."""
+    choice, folder = recipe.format, arguments.output.output_dir
+    assert choice is not None
+    form = structure_settings(registry.find("formats", choice.name), choice.settings, where=f"format {choice.name}")
+    if not isinstance(form, Format):
+        raise BrokenPluginError(f"the format {choice.name!r} is not a coldpress.Format")
+    if folder is None:
+        return None
+    return Output(CheckpointWriter(folder, overwrite=arguments.output.overwrite), form)
+
+
+def _state(arguments: Arguments, recipe: Recipe) -> State:
+    """The model, its tokenizer, and the data if somebody reads them."""
+    seed = arguments.recipe.seed
+    torch.manual_seed(seed)
+    settings = arguments.model
+    model = load_model(
+        settings.model,
+        dtype=settings.precision,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code_model,
+        revision=settings.model_revision,
+    )
+    if not settings.tie_word_embeddings:
+        untie_embeddings(model)
+    tokenizer = _tokenizer(settings, model)
+    needy = any(modifier.needs_data() for modifier in recipe.modifiers)
+    batches = load_batches(arguments.dataset, tokenizer, seed) if needy else []
+    return State(model=model, tokenizer=tokenizer, batches=batches, seed=seed)
+
+
+def _tokenizer(settings: ModelArguments, model: Any) -> Any:
+    """The tokenizer that was handed over, or the one beside the model; None where there is none."""
+    asked = settings.tokenizer if settings.tokenizer is not None else settings.processor
+    if asked is not None and not isinstance(asked, str):
+        return asked
+    return load_tokenizer(asked if asked is not None else settings.model, model)
+
+
+@contextmanager
+def _logged(folder: str | None) -> Iterator[None]:
+    """What this package logs, also written to a file in `folder`."""
+    if folder is None:
+        yield
+        return
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path / "oneshot.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("coldpress")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
