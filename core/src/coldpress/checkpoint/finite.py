@@ -1,0 +1,27 @@
+"""A weight that is not finite stops the run before anything is made of it."""
+
+import math
+
+from torch import Tensor
+
+from coldpress.errors import NumericsError
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Look for NaN and Inf in one tensor, of any shape and dtype, without a copy of it where the dtype allows.
+
+    Raises:
+        NumericsError: names the tensor and counts what is wrong with it.
+    """
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no arithmetic
+    low, high = values.aminmax()
+    if math.isfinite(low.item()) and math.isfinite(high.item()):
+        return
+    bad = {"NaN": int(values.isnan().sum()), "Inf": int(values.isinf().sum())}
+    found = " and ".join(f"{count} {kind}" for kind, count in bad.items() if count)
+    raise NumericsError(
+        f"tensor {name!r} holds {found} among its {values.numel()} values; "
+        "the checkpoint is damaged or was trained to divergence: get a sound copy of the model"
+    )

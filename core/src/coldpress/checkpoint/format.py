@@ -1,0 +1,96 @@
+"""What a checkpoint format is: how a compressed layer becomes named tensors and a line of `config.json`, and back.
+
+    class MyFormat(Format):                     # coldpress.formats: my-format = "package:MyFormat"
+        def check(self, scheme, name, shape): ...        before any work: can it be written?
+        def tensors(self, quantized): ...                {"weight_packed": ..., "weight_scale": ...}
+        def config(self, schemes, ignore): ...           config.json["quantization_config"]
+        def read(self, config): ...                      config -> (layer -> scheme)
+        def restore(self, tensors, scheme): ...          the tensors of one layer -> Quantized
+
+The name of the entry point is the `quant_method` of its configuration, so that a checkpoint finds its reader.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from attrs import frozen
+from torch import Tensor
+
+from coldpress.schemes import Scheme
+from coldpress.state import Quantized
+
+
+class SchemeLookup(Protocol):
+    """What a configuration says of a layer."""
+
+    def __call__(self, name: str, class_names: Sequence[str]) -> Scheme | None:
+        """The scheme of the layer, `format` filled in; None when it is not quantized.
+
+        Args:
+            name: of the layer, from the root of the model.
+            class_names: names of the classes in its module's MRO; `Conv1D` also answers to `Linear`.
+        """
+        ...
+
+
+@frozen(kw_only=True)
+class Format(ABC):
+    """A way of writing compressed layers; a plugin of the kind `formats`.
+
+    Its attrs fields are its settings.
+    Weights and codes are [O, I], whatever way round the module keeps them.
+    """
+
+    @abstractmethod
+    def check(self, scheme: Scheme, name: str, shape: tuple[int, int]) -> None:
+        """Refuse what cannot be written, before anything is computed.
+
+        Args:
+            scheme: of the layer.
+            name: of the layer, for the message.
+            shape: of its weight, (O, I).
+
+        Raises:
+            SchemeError: says which layer, why, and what would do.
+        """
+
+    @abstractmethod
+    def tensors(self, quantized: Quantized) -> dict[str, Tensor]:
+        """What is written for a layer in place of its `weight`.
+
+        Returns:
+            Suffix to tensor; `weight_scale` of layer `lm_head` is written as `lm_head.weight_scale`.
+        """
+
+    @abstractmethod
+    def config(self, schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dict[str, Any] | None:
+        """What a reader must know: `quantization_config` in `config.json`.
+
+        Args:
+            schemes: layer name to scheme, in model order.
+            ignore: every other layer that a target could mean, in model order.
+
+        Returns:
+            A table that JSON can hold, with `quant_method`; None when the checkpoint is that of a plain model.
+        """
+
+    @abstractmethod
+    def read(self, config: Mapping[str, Any]) -> SchemeLookup:
+        """Read what `config` returned, or what other tools wrote under the same `quant_method`.
+
+        Raises:
+            CheckpointError: it contradicts itself, or says what this format cannot read.
+        """
+
+    @abstractmethod
+    def restore(self, tensors: Mapping[str, Tensor], scheme: Scheme) -> Quantized:
+        """The inverse of `tensors`.
+
+        Args:
+            tensors: suffix to tensor; suffixes that are not the format's, such as `bias`, are left alone.
+            scheme: what `read` says of the layer.
+
+        Raises:
+            CheckpointError: a tensor is missing or does not have the shape that the scheme implies.
+        """
