@@ -1,0 +1,233 @@
+"""The promises of how we write, counted: budgets, names, who imports whom, and what an import costs."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PROJECTS = sorted(path.parent for path in [ROOT / "core/pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")])
+PACKAGES = {package.name: package for project in PROJECTS for package in project.glob("src/*/")}
+SOURCES = sorted(path for package in PACKAGES.values() for path in package.rglob("*.py"))
+CORE = ROOT / "core/src/coldpress"
+
+# What a plugin author reads.
+CONTRACT = [
+    CORE / f"{name}.py"
+    for name in ("errors", "registry", "hookspecs", "modifier", "state", "stage", "pipeline", "lifecycle")
+]
+
+# A reason beats a budget: file, or file and function -> the reason.
+LONG_FILES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {}
+MANY_PARAMETERS: dict[str, str] = {}
+
+
+class Function(NamedTuple):
+    where: str  # path:function
+    path: Path
+    node: ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _functions() -> Iterator[Function]:
+    for path in SOURCES:
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield Function(f"{_name(path)}:{node.name}", path, node)
+
+
+def _body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from the first statement to the last; the docstring is not counted."""
+    body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+    return (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    arguments = node.args
+    names = [one.arg for one in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything the file imports, at any depth, `from a import b` as a.b."""
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{_name(path)}:{node.lineno}: a relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def _strangers(path: Path, *allowed: str) -> list[str]:
+    """Imports of the file that are neither of the standard library nor below one of the allowed names."""
+    return [
+        f"{_name(path)}:{line} imports {name}"
+        for line, name in _imports(path)
+        if name.partition(".")[0] not in sys.stdlib_module_names
+        and not any(name == one or name.startswith(f"{one}.") for one in allowed)
+    ]
+
+
+def _modules_after(statement: str) -> set[str]:
+    """Names in sys.modules of a fresh process that has run the statement."""
+    program = f"{statement}\nimport json, sys\nprint('\\n' + json.dumps(list(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+def test_no_file_is_longer_than_400_lines():
+    long = {_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+
+    assert {name: lines for name, lines in long.items() if lines > 400 and name not in LONG_FILES} == {}
+
+
+def test_no_function_is_longer_than_a_page():
+    long = {
+        where: _body_lines(node)
+        for where, path, node in _functions()
+        if _body_lines(node) > (70 if path.name == "algorithm.py" else 40) and where not in LONG_FUNCTIONS
+    }
+
+    assert long == {}
+
+
+def test_no_function_has_more_than_six_parameters():
+    many = {
+        where: len(_parameters(node))
+        for where, _, node in _functions()
+        if len(_parameters(node)) > 6 and where not in MANY_PARAMETERS
+    }
+
+    assert many == {}
+
+
+def test_every_exception_to_a_budget_is_still_needed():
+    lines = {_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    functions = {where: node for where, _, node in _functions()}
+
+    assert all(lines.get(name, 0) > 400 for name in LONG_FILES)
+    assert all(where in functions and _body_lines(functions[where]) > 40 for where in LONG_FUNCTIONS)
+    assert all(where in functions and len(_parameters(functions[where])) > 6 for where in MANY_PARAMETERS)
+
+
+def test_every_package_says_that_it_is_typed():
+    assert [name for name, package in PACKAGES.items() if not (package / "py.typed").is_file()] == []
+
+
+def test_no_file_is_named_for_nothing():
+    forbidden = {"util", "utils", "helper", "helpers", "common", "base", "manager", "misc"}
+
+    assert [_name(path) for path in SOURCES if {path.stem, path.parent.name} & forbidden] == []
+
+
+def test_every_module_says_what_it_holds():
+    assert [_name(path) for path in SOURCES if not ast.get_docstring(_tree(path))] == []
+
+
+def test_nothing_is_printed_past_the_console():
+    calls = [
+        f"{_name(path)}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+
+    assert calls == []
+
+
+def test_what_a_plugin_author_reads_is_short():
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in CONTRACT) <= 1000
+
+
+def test_what_a_plugin_author_reads_knows_no_transformers():
+    assert [name for path in CONTRACT for _, name in _imports(path) if name.startswith("transformers")] == []
+
+
+def test_algorithms_import_torch_and_numerics_only():
+    allowed = ("torch", "coldpress.numerics", "coldpress.QuantizationArgs")  # the word that numerics are called with
+    algorithms = [path for path in SOURCES if path.name == "algorithm.py"]
+
+    assert algorithms
+    assert [stranger for path in algorithms for stranger in _strangers(path, *allowed)] == []
+
+
+def test_numerics_import_torch_and_schemes_only():
+    allowed = ("torch", "coldpress.numerics", "coldpress.schemes", "coldpress.errors")
+
+    assert [one for path in (CORE / "numerics").rglob("*.py") for one in _strangers(path, *allowed)] == []
+
+
+def test_plugins_import_public_names_only():
+    strangers = []
+    for package, folder in PACKAGES.items():
+        if package == "coldpress":
+            continue
+        for path in sorted(folder.rglob("*.py")):
+            strangers += _strangers(path, package, "attrs", "coldpress", "torch")
+            strangers += [
+                f"{_name(path)}:{line} reaches into {name}"
+                for line, name in _imports(path)
+                if name.startswith("coldpress.")
+                and name.count(".") > 1
+                and not name.startswith(("coldpress.numerics.", "coldpress.testing."))
+            ]
+
+    assert strangers == []
+
+
+def test_importing_coldpress_is_lazy():
+    heavy = {"torch", "transformers", "datasets", "numpy", "pandas", "rich", "typer"} | (set(PACKAGES) - {"coldpress"})
+
+    assert _modules_after("import coldpress") & heavy == set()
+
+
+def test_help_imports_neither_torch_nor_a_plugin():
+    heavy = {"torch", "transformers", "datasets", "numpy"} | (set(PACKAGES) - {"coldpress"})
+    ask = (
+        "import sys; sys.argv = ['coldpress', '--help']\n"
+        "from coldpress.cli import main\n"
+        "try: main()\nexcept SystemExit: pass"
+    )
+
+    assert _modules_after(ask) & heavy == set()
+
+
+@pytest.fixture(scope="module")
+def projects() -> dict[str, dict]:
+    """Name of each distribution -> its [project] table."""
+    tables = [tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"] for folder in PROJECTS]
+    return {table["name"]: table for table in tables}
+
+
+def test_every_distribution_has_an_extra_of_core(projects):
+    extras = projects["coldpress"]["optional-dependencies"]
+
+    for name in projects.keys() - {"coldpress"}:
+        short = name.removeprefix("coldpress-")
+        assert any(line.startswith(name) for line in extras[short])
+        assert short in extras["all"][0]
+
+
+def test_distributions_are_twins(projects):
+    for field in ("version", "license", "requires-python"):
+        assert len({table[field] for table in projects.values()}) == 1
+    for name in projects.keys() - {"coldpress"}:
+        assert projects[name]["dependencies"][0] == "coldpress>=0.1,<0.2"
