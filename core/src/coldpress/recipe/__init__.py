@@ -1,0 +1,12 @@
+"""Recipes: YAML, JSON or objects to a frozen `Recipe` and back, with line and column in every error.
+
+text --document--> nodes --placeholder--> nodes --grammar--> steps --structure--> modifiers
+modifiers --writing--> text
+"""
+
+from coldpress.recipe.reading import read_recipe
+from coldpress.recipe.recipe import FormatChoice, Recipe
+from coldpress.recipe.structure import structure_settings
+from coldpress.recipe.writing import write_recipe
+
+__all__ = ["FormatChoice", "Recipe", "read_recipe", "structure_settings", "write_recipe"]

@@ -1,0 +1,153 @@
+"""Reading: whatever a user calls a recipe, to a `Recipe`."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from coldpress import registry
+from coldpress.errors import PluginError, RecipeError, near
+from coldpress.modifier import Modifier
+from coldpress.recipe.document import MAX_LENGTH, parse
+from coldpress.recipe.grammar import Grammar, Step
+from coldpress.recipe.mistake import Mistakes
+from coldpress.recipe.placeholder import fill
+from coldpress.recipe.problem import Problems, kind, locate, plain
+from coldpress.recipe.recipe import Recipe, select
+from coldpress.recipe.structure import accepted_types, build
+
+Find = Callable[[str, str], Any]
+
+TEXT = "<recipe>"
+SUFFIXES = (".yaml", ".yml", ".json")
+
+_GROUP = "group"
+
+
+def read_recipe(
+    source: object,
+    *,
+    arguments: Mapping[str, object] | Iterable[str] | None = None,
+    stage: str | None = None,
+    find: Find = registry.find,
+) -> Recipe:
+    """Make a recipe of a modifier, a list of modifiers, a file, or YAML or JSON text.
+
+    Args:
+        source: a `Recipe`, a modifier, a (nested) list of modifiers, a path, or text.
+        arguments: values of the `${name}` placeholders, by name or as `name=value` texts.
+        stage: only the stages whose names begin so.
+        find: looks up a plugin by kind and name.
+
+    Raises:
+        RecipeError: everything that is wrong with it.
+    """
+    if isinstance(source, str | Path):
+        origin, text = _load(source)
+        return _read(text, origin, arguments=arguments, stage=stage, find=find)
+    if isinstance(source, Recipe):
+        recipe = source
+    elif isinstance(source, Modifier | list | tuple):
+        recipe = Recipe(source)
+    else:
+        raise RecipeError([f"a recipe is a modifier, a list of them, a file or text, not {kind(source)}"])
+    if arguments:
+        raise RecipeError(["arguments fill the placeholders of a file or text; this recipe is made of objects"])
+    return recipe if stage is None else recipe.only(stage)
+
+
+def _read(
+    text: str,
+    origin: str,
+    *,
+    arguments: Mapping[str, object] | Iterable[str] | None,
+    stage: str | None,
+    find: Find,
+) -> Recipe:
+    problems = Problems(origin)
+    grammar = Grammar(problems)
+    grammar.document(fill(parse(text, problems), arguments, problems))
+    steps = grammar.steps
+    if stage is not None and not problems.found:
+        steps = _select(steps, stage, problems)
+    modifiers = [_modifier(step, problems, find) for step in steps]
+    problems.check()
+    return Recipe(modifiers, grammar.pipeline, grammar.format, stages=[step.stage for step in steps])
+
+
+def _select(steps: list[Step], stage: str, problems: Problems) -> list[Step]:
+    try:
+        return [steps[i] for i in select([step.stage for step in steps], stage)]
+    except RecipeError as error:
+        for problem in error.problems:
+            problems.add(problem)
+        return []
+
+
+def _modifier(step: Step, problems: Problems, find: Find) -> Modifier | None:
+    """The modifier of a step, or None and its problems noted."""
+    try:
+        cls = find("modifiers", step.name)
+    except PluginError as error:
+        problems.add(str(error), node=step.key, path=step.path)
+        return None
+    if not (isinstance(cls, type) and issubclass(cls, Modifier)):
+        problems.add(f"the plugin {step.name!r} is not a Modifier class", node=step.key, path=step.path)
+        return None
+    settings = plain(step.settings)
+    if _GROUP in settings and _GROUP not in accepted_types(cls):
+        group = settings.pop(_GROUP)  # other tools sort modifiers by it; the order of the recipe is ours
+        if not isinstance(group, str | None):
+            problems.add("must be a name", node=step.settings.value[_GROUP], path=(*step.path, _GROUP))
+    try:
+        return build(cls, settings)
+    except PluginError as error:
+        problems.add(str(error), node=step.key, path=step.path)
+    except Mistakes as error:
+        for mistake in error.found:
+            place = locate(step.settings, mistake.path, key=mistake.key) if mistake.path else step.key
+            problems.add(mistake.message, node=place, path=(*step.path, *mistake.path))
+    return None
+
+
+def _load(source: str | Path) -> tuple[str, str]:
+    """Where a text comes from, and the text."""
+    path = source if isinstance(source, Path) else _path_in(source)
+    if path is None:
+        return TEXT, str(source)
+    try:
+        with path.open("rb") as file:
+            content = file.read(4 * MAX_LENGTH + 1)  # a character takes at most 4 bytes
+        return str(path), content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise RecipeError([f"there is no recipe file {str(path)!r}{_neighbours(path)}"]) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"{path}: not UTF-8 text (byte {error.start})"]) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError([f"{path}: the file cannot be read: {reason}"]) from error
+
+
+def _path_in(text: str) -> Path | None:
+    """The path that a one-line text is; None when it is a recipe itself."""
+    line = text.strip()
+    if not line or "\n" in line:
+        return None
+    try:
+        if Path(line).is_file():
+            return Path(line)
+    except (OSError, ValueError):
+        return None
+    if line.lower().endswith(SUFFIXES):
+        return Path(line)
+    grammatical = line[0] in "{[" or ": " in line or line.endswith(":") or line.startswith("- ")
+    return Path(line) if not grammatical and ("/" in line or "\\" in line) else None
+
+
+def _neighbours(path: Path) -> str:
+    """The end of an error message: recipe files in the same folder with near names."""
+    try:
+        names = [other.name for other in path.parent.iterdir() if other.suffix.lower() in SUFFIXES]
+    except OSError:
+        return f"; there is no folder {str(path.parent)!r} either"
+    found = near(path.name, names, count=3)
+    return f"; did you mean {' or '.join(repr(str(path.parent / name)) for name in found)}?" if found else ""

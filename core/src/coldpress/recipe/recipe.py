@@ -1,0 +1,102 @@
+"""Recipe: an ordered list of modifiers, the pipeline that runs them and the format that stores the result."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import Attribute, evolve, field, frozen
+
+from coldpress.errors import RecipeError, suggest
+from coldpress.modifier import Modifier
+
+
+@frozen
+class FormatChoice:
+    """A checkpoint format and its settings, not yet looked up.
+
+    Attributes:
+        name: what the registry knows it by.
+        settings: fields of the format that differ from their defaults.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(factory=dict, converter=dict)
+
+
+def _choice(value: FormatChoice | str | None) -> FormatChoice | None:
+    return FormatChoice(value) if isinstance(value, str) else value
+
+
+def _names(value: Iterable[str | None]) -> tuple[str | None, ...]:
+    return tuple(value)
+
+
+def _flat(value: Modifier | Iterable[Any]) -> tuple[Any, ...]:
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        return tuple(found for item in value for found in _flat(item))
+    return (value,)
+
+
+@frozen
+class Recipe:
+    """What to do with a model.
+
+    Attributes:
+        modifiers: the steps, in order; one modifier or nested lists are understood.
+        pipeline: name of the pipeline; None lets the run choose.
+        format: the checkpoint format; a name is understood; None lets the run choose.
+        stages: for each modifier the name of its stage in the recipe file; None where it has none.
+    """
+
+    modifiers: tuple[Modifier, ...] = field(converter=_flat)
+    pipeline: str | None = None
+    format: FormatChoice | None = field(default=None, converter=_choice)
+    stages: tuple[str | None, ...] = field(kw_only=True, converter=_names)
+
+    @stages.default
+    def _no_stages(self) -> tuple[None, ...]:
+        return (None,) * len(self.modifiers)
+
+    @modifiers.validator
+    def _check_modifiers(self, attribute: "Attribute[Any]", value: tuple[Any, ...]) -> None:
+        if not value:
+            raise RecipeError(["the recipe has no modifiers"])
+        wrong = [
+            f"modifiers[{i}]: expected a Modifier, got {_name(item)}"
+            for i, item in enumerate(value)
+            if not isinstance(item, Modifier)
+        ]
+        if wrong:
+            raise RecipeError(wrong)
+
+    @stages.validator
+    def _check_stages(self, attribute: "Attribute[Any]", value: tuple[Any, ...]) -> None:
+        if len(value) != len(self.modifiers):
+            raise RecipeError([f"{len(value)} stages are named for {len(self.modifiers)} modifiers"])
+
+    def only(self, stage: str) -> "Recipe":
+        """The recipe of the stages whose names begin with `stage`.
+
+        Raises:
+            RecipeError: no stage does.
+        """
+        kept = select(self.stages, stage)
+        return evolve(self, modifiers=[self.modifiers[i] for i in kept], stages=[self.stages[i] for i in kept])
+
+
+def select(stages: Iterable[str | None], prefix: str) -> list[int]:
+    """Where in `stages` a name begins with `prefix`.
+
+    Raises:
+        RecipeError: nowhere; the names that there are come with it.
+    """
+    stages = list(stages)
+    kept = [i for i, stage in enumerate(stages) if stage is not None and stage.startswith(prefix)]
+    if not kept:
+        known = list(dict.fromkeys(stage for stage in stages if stage is not None))
+        there = f"{suggest(prefix, known)} (stages: {', '.join(known)})" if known else ": the recipe has no stages"
+        raise RecipeError([f"no stage begins with {prefix!r}{there}"])
+    return kept
+
+
+def _name(item: object) -> str:
+    return f"the class {item.__name__}; call it" if isinstance(item, type) else type(item).__name__
