@@ -4,7 +4,7 @@ DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 
 # The CPU build of torch lives in PyTorch's own index.  Empty this where pip knows a nearer place.
-TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu
+export TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,7 +19,6 @@ SOURCES := $(addsuffix /src,$(PROJECTS))
 # $(call environment,FOLDER): an empty virtual environment with the pinned torch in it.
 define environment
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "coldpress needs Python 3.10 or newer")'
-	rm -rf $(1)
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(1)/bin/python -m pip install --quiet --no-deps --retries 1 --timeout 30 $(TORCH_INDEX) -c constraints.txt torch

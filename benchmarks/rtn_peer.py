@@ -1,6 +1,6 @@
 """Round one checkpoint to nearest with llm-compressor: runs in that library's virtual environment, never in ours.
 
-    python benchmarks/rtn_peer.py MODEL_FOLDER RECIPE_FILE OUTPUT_FOLDER
+python benchmarks/rtn_peer.py MODEL_FOLDER RECIPE_FILE OUTPUT_FOLDER
 """
 
 import sys
