@@ -1,0 +1,25 @@
+"""The arithmetic of quantization, in pure torch: no files, no models, no devices named.
+
+The legend of every file: `O` out, `I` in, `T` tokens, `G` groups, `g` columns of a group, `W` words.
+Scales, zero points, codes and the numbers they stand for are those of the library compressed-tensors, bit for bit.
+"""
+
+from coldpress.numerics.group import group, scale_shape
+from coldpress.numerics.pack import pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
+from coldpress.numerics.qparams import calculate_qparams, dynamic_qparams
+from coldpress.numerics.quantize import dequantize, fake_quantize, fake_quantize_groups, quantize
+
+__all__ = [
+    "calculate_qparams",
+    "dequantize",
+    "dynamic_qparams",
+    "fake_quantize",
+    "fake_quantize_groups",
+    "group",
+    "pack_int32",
+    "pack_rows_int32",
+    "quantize",
+    "scale_shape",
+    "unpack_int32",
+    "unpack_rows_int32",
+]

@@ -1,0 +1,100 @@
+"""Integer codes packed into int32 words, as the format pack-quantized stores them.
+
+A row of codes of b bits is one stream of bits without gaps: code i, plus 2^(b-1) so that it is not negative, takes the
+bits [i*b, (i+1)*b), least significant first, and the stream is cut into words of 32 bits:
+
+    b = 3    | 0 0 0 1 1 1 2 2 2 ... 9 9 9 A A | A B B B ...
+             | word 0, bits 0 to 31            | word 1
+
+Eight codes are always b whole bytes, which is how it is computed here; words are little-endian, as memory is on every
+machine that torch supports.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+_EIGHT = 8
+
+
+def pack_int32(codes: Tensor, num_bits: int) -> Tensor:
+    """Pack each row.
+
+    Args:
+        codes: [..., I], int8, each in [-2^(num_bits-1), 2^(num_bits-1) - 1].
+        num_bits: 1 to 8.
+
+    Returns:
+        [..., W], int32, with W = ceil(I * num_bits / 32).
+
+    Raises:
+        ValueError: codes are not int8, or `num_bits` is not 1 to 8.
+    """
+    _check(codes, torch.int8, num_bits)
+    width = codes.shape[-1]
+    raw = codes.view(torch.uint8) + 2 ** (num_bits - 1)  # [..., I], wraps around: -1 is 255, then 2^(b-1) - 1
+    eights = pad(raw, (0, -width % 32)).reshape(*codes.shape[:-1], -(-width // 32) * 4, _EIGHT)  # [..., E, 8]
+    bits = torch.zeros(eights.shape[:-1], dtype=torch.int64, device=codes.device)  # [..., E]
+    for place in range(_EIGHT):
+        bits |= eights[..., place].to(torch.int64) << (place * num_bits)
+    stream = bits.unsqueeze(-1).view(torch.uint8)[..., :num_bits]  # [..., E, b], bytes
+    return _reinterpret(stream, torch.int32, codes.shape[:-1])[..., : _words(width, num_bits)].contiguous()
+
+
+def unpack_int32(packed: Tensor, num_bits: int, shape: tuple[int, ...]) -> Tensor:
+    """The codes that `pack_int32` has packed.
+
+    Args:
+        packed: [..., W], int32.
+        num_bits: 1 to 8.
+        shape: of the codes, [..., I].
+
+    Returns:
+        Codes, int8, of this shape.
+
+    Raises:
+        ValueError: words are not int32, `num_bits` is not 1 to 8, or `packed` is not of the shape that this takes.
+    """
+    _check(packed, torch.int32, num_bits)
+    width = shape[-1]
+    expected = (*shape[:-1], _words(width, num_bits))
+    if tuple(packed.shape) != expected:
+        raise ValueError(f"{tuple(shape)} codes of {num_bits} bits take {expected} words, got {tuple(packed.shape)}")
+    count = -(-width // _EIGHT)
+    stream = _reinterpret(packed, torch.uint8, shape[:-1])  # [..., 4*W], bytes
+    stream = pad(stream, (0, count * num_bits - stream.shape[-1])).reshape(*shape[:-1], count, num_bits)  # [..., E, b]
+    bits = _reinterpret(pad(stream, (0, _EIGHT - num_bits)), torch.int64, shape[:-1])  # [..., E]
+    codes = torch.empty((*shape[:-1], count, _EIGHT), dtype=torch.int8, device=packed.device)
+    for place in range(_EIGHT):
+        codes[..., place] = ((bits >> (place * num_bits)) & (2**num_bits - 1)) - 2 ** (num_bits - 1)
+    return codes.flatten(-2)[..., :width].contiguous()
+
+
+def pack_rows_int32(codes: Tensor, num_bits: int) -> Tensor:
+    """Pack along rows, as zero points are: [O, G] -> [ceil(O * num_bits / 32), G]; see `pack_int32`."""
+    return pack_int32(codes.T.contiguous(), num_bits).T.contiguous()
+
+
+def unpack_rows_int32(packed: Tensor, num_bits: int, shape: tuple[int, int]) -> Tensor:
+    """The codes that `pack_rows_int32` has packed: [ceil(O * num_bits / 32), G] -> [O, G]; see `unpack_int32`."""
+    rows, columns = shape
+    return unpack_int32(packed.T, num_bits, (columns, rows)).T.contiguous()
+
+
+def _reinterpret(x: Tensor, dtype: torch.dtype, rows: tuple[int, ...]) -> Tensor:
+    """The bytes of `x` as another dtype, [*rows, ...]; viewed flat, since a dimension of size 1 may have any stride."""
+    flat = x.contiguous().view(-1).view(dtype)
+    return flat.view(*rows, flat.numel() // max(1, math.prod(rows)))
+
+
+def _words(width: int, num_bits: int) -> int:
+    return -(-width * num_bits // 32)
+
+
+def _check(x: Tensor, dtype: torch.dtype, num_bits: int) -> None:
+    if x.dtype != dtype:
+        raise ValueError(f"expected {dtype}, got {x.dtype}")
+    if not 1 <= num_bits <= _EIGHT:
+        raise ValueError(f"num_bits must be 1 to 8, got {num_bits}")

@@ -1,0 +1,95 @@
+"""Ranges to scales and zero points."""
+
+import torch
+from torch import Tensor
+
+from coldpress.errors import SchemeError
+from coldpress.numerics.group import group
+from coldpress.schemes import NumberFormat, QuantizationArgs, number_format
+
+
+def calculate_qparams(
+    minimum: Tensor, maximum: Tensor, args: QuantizationArgs, *, global_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The scale and zero point that map a range onto the grid; zero is always mapped exactly.
+
+    Symmetric: scale = max |x| / ((q_max - q_min) / 2), so 127.5 for int8 and 7.5 for int4, not 127 and 7.
+    Asymmetric: scale = (max - min) / (q_max - q_min) and zero_point = q_min - min / scale, rounded.
+    A scale of zero becomes the eps of its dtype.  All of it is computed in the dtype of the range.
+
+    Args:
+        minimum: smallest value of each group, [*scale_shape]; a value above zero counts as zero.
+        maximum: largest value of each group, [*scale_shape]; a value below zero counts as zero.
+        args: the grid and its symmetry.
+        global_scale: [1], multiplies the scales before they are rounded to `args.scale_dtype`.
+
+    Returns:
+        scale [*scale_shape] in the dtype of the range (with a global scale, of their product), its values rounded to
+        `args.scale_dtype` if there is one; zero_point [*scale_shape], int8 zeros when symmetric, else in `zp_dtype`
+        or the grid's code dtype.  A range without dimensions gives [1].
+
+    Raises:
+        SchemeError: the grid is unknown, or the scales are of a kind that is not computed yet.
+    """
+    grid = number_format(args)
+    if args.scale_dtype and not args.scale_dtype.is_floating_point:
+        raise SchemeError(f"scales in {args.scale_dtype} (powers of two, the MX formats) are not computed yet")
+    minimum, maximum = minimum.clamp(max=0), maximum.clamp(min=0)
+    if args.symmetric:
+        largest = torch.maximum(-minimum, maximum)
+        scale = largest / _scalar((grid.maximum - grid.minimum) / 2, largest)
+        zero_point = torch.zeros_like(scale, dtype=torch.int8)
+    else:
+        scale = (maximum - minimum) / _scalar(grid.maximum - grid.minimum, maximum)
+        zero_point = _round_zero_point(minimum / scale, grid, args)
+    if global_scale is not None:
+        scale = global_scale * scale
+    scale = _round_scale(scale, args.scale_dtype)
+    shape = scale.shape or (1,)
+    return scale.reshape(shape), zero_point.reshape(shape)
+
+
+def dynamic_qparams(x: Tensor, args: QuantizationArgs, *, global_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The scales and zero points of activations, from these activations alone.
+
+    Args:
+        x: activations, [..., I].
+        args: the grid, and what shares a scale: a token, a group of a token's columns, or all of `x`.
+        global_scale: as in `calculate_qparams`.
+
+    Returns:
+        scale and zero_point: token [..., 1]; group and tensor_group [..., I/g]; tensor [1].
+
+    Raises:
+        SchemeError: as `group` and `calculate_qparams`.
+    """
+    if x.numel() == 0 and args.strategy == "tensor":  # an expert that no token reached
+        x = x.new_zeros(1)
+    grouped = group(x, args)  # [*scale_shape, n]
+    minimum, maximum = grouped.amin(-1), grouped.amax(-1)  # [*scale_shape], faster than aminmax
+    if args.strategy == "tensor":  # as the library: a range without dimensions, whose zero point is not rounded to bf16
+        minimum, maximum = minimum.squeeze(0), maximum.squeeze(0)
+    return calculate_qparams(minimum, maximum, args, global_scale=global_scale)
+
+
+def _scalar(value: float, like: Tensor) -> Tensor:
+    """A tensor without dimensions beside `like`: by a Python number, GPUs would multiply by its reciprocal."""
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+def _round_zero_point(shift: Tensor, grid: NumberFormat, args: QuantizationArgs) -> Tensor:
+    """q_min - shift on the grid, where shift = min / scale, [*scale_shape]; 0 where the range is empty."""
+    q_min = torch.full((), grid.minimum, dtype=torch.float32, device=shift.device)
+    zero_point = (q_min - shift).clamp(grid.minimum, grid.maximum).nan_to_num(0.0)  # 0 / 0: a group of zeros
+    dtype = args.zp_dtype or grid.code_dtype
+    return zero_point.to(dtype) if dtype.is_floating_point else zero_point.round().to(dtype)
+
+
+def _round_scale(scale: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The scale as `dtype` can hold it, in its own dtype, and never zero."""
+    eps = torch.finfo(scale.dtype).eps
+    if dtype is not None:
+        limits = torch.finfo(dtype)
+        scale = scale.clamp(limits.min, limits.max).to(dtype).to(scale.dtype)
+        eps = limits.eps
+    return torch.where(scale == 0, eps, scale)
