@@ -23,7 +23,7 @@ from coldpress.models.tie import untie
 from coldpress.modifier import PRUNES, QUANTIZES, Modifier
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Recipe, write_recipe
-from coldpress.report import SILENT, Progress, report_of
+from coldpress.report import SILENT, Progress, Report, report_of
 from coldpress.stage import Layer, Stage, find_layers
 from coldpress.state import LayerReport, State
 
@@ -53,8 +53,11 @@ class Run:
     def _register(self) -> pluggy.PluginManager:
         return hook_manager(self.recipe.modifiers)
 
-    def execute(self) -> None:
+    def execute(self) -> Report:
         """Do all of it; afterwards the state's model is compressed and the output, if any, is complete.
+
+        Returns:
+            What became of every layer.
 
         Raises:
             ColdpressError: one of its kinds, saying what is wrong and where.
@@ -69,10 +72,15 @@ class Run:
             finally:
                 _close(stages)
         self._check_complete(claims)
+        report = report_of(self.state, seconds=perf_counter() - start)
         if self.output is not None:
-            self.hooks.hook.save(state=self.state, folder=self.output.folder)
-            report = report_of(self.state, seconds=perf_counter() - start)
-            self.output.finish(self.state, recipe=write_recipe(self.recipe), report=report.to_dict())
+            self.save(self.output, report)
+        return report
+
+    def save(self, output: Output, report: Report) -> None:
+        """Complete an output: what stages did not write, the files of modifiers, and all that is not a weight."""
+        self.hooks.hook.save(state=self.state, folder=output.folder)
+        output.finish(self.state, recipe=write_recipe(self.recipe), report=report.to_dict())
 
     def _survey(self) -> list[survey.Claim]:
         modifiers, state = self.recipe.modifiers, self.state

@@ -17,11 +17,13 @@ from coldpress.arguments import (
     DENSE_FORMAT,
     Arguments,
     ModelArguments,
+    OutputArguments,
     parse_arguments,
 )
 from coldpress.calibration.dataset import load_batches
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.output import Output
+from coldpress.entrypoints.saving import offer_saving
 from coldpress.errors import ArgumentError, BrokenPluginError
 from coldpress.lifecycle import Run
 from coldpress.models import load_model, load_tokenizer
@@ -61,10 +63,14 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
     with _logged(arguments.output.log_dir):
         recipe = _recipe(arguments)
         pipeline = _pipeline(recipe)
-        output = _output(recipe, arguments)
+        form = _format(recipe)
+        output = _output(form, arguments.output)
         with output or nullcontext():
             state = _state(arguments, recipe)
-            Run(recipe=recipe, state=state, pipeline=pipeline, output=output, progress=progress).execute()
+            job = Run(recipe=recipe, state=state, pipeline=pipeline, output=output, progress=progress)
+            report = job.execute()
+    if output is None:
+        offer_saving(job, form, report)
     return state
 
 
@@ -99,16 +105,20 @@ def _pipeline(recipe: Recipe) -> Pipeline:
     return pipeline
 
 
-def _output(recipe: Recipe, arguments: Arguments) -> Output | None:
-    """The checkpoint to be; complains now about a folder that is in the way, before any work is done."""
-    choice, folder = recipe.format, arguments.output.output_dir
-    assert choice is not None
-    form = structure_settings(registry.find("formats", choice.name), choice.settings, where=f"format {choice.name}")
+def _format(recipe: Recipe) -> Format:
+    assert recipe.format is not None
+    name = recipe.format.name
+    form = structure_settings(registry.find("formats", name), recipe.format.settings, where=f"format {name}")
     if not isinstance(form, Format):
-        raise BrokenPluginError(f"the format {choice.name!r} is not a coldpress.Format")
-    if folder is None:
+        raise BrokenPluginError(f"the format {name!r} is not a coldpress.Format")
+    return form
+
+
+def _output(form: Format, arguments: OutputArguments) -> Output | None:
+    """The checkpoint to be; complains now about a folder that is in the way, before any work is done."""
+    if arguments.output_dir is None:
         return None
-    return Output(CheckpointWriter(folder, overwrite=arguments.output.overwrite), form)
+    return Output(CheckpointWriter(arguments.output_dir, overwrite=arguments.overwrite), form)
 
 
 def _state(arguments: Arguments, recipe: Recipe) -> State:

@@ -1,0 +1,36 @@
+"""Saving later: `model.save_pretrained(folder)` of a model that was compressed in memory writes it compressed."""
+
+from pathlib import Path
+from typing import Any
+
+from coldpress.checkpoint import CheckpointWriter, Format
+from coldpress.checkpoint.output import Output
+from coldpress.lifecycle import Run
+from coldpress.report import Report
+
+
+def offer_saving(run: Run, form: Format, report: Report) -> None:
+    """Make the model's own `save_pretrained` write the compressed checkpoint, as scripts for llm-compressor expect.
+
+    With `save_compressed=False` it is the model's own again, and writes dense weights.
+    """
+    model: Any = run.state.model
+    dense = getattr(model, "save_pretrained", None)
+    if dense is None:
+        return
+
+    def save_pretrained(save_directory: str | Path, *, save_compressed: bool = True, **settings: Any) -> None:
+        """Write the model as a compressed checkpoint, with its recipe and report.
+
+        Args:
+            save_directory: a folder that does not exist, is empty, or is replaced with `overwrite=True`.
+            save_compressed: False writes the weights in their dense form, with transformers' own writer.
+            **settings: `overwrite` and `max_shard_size`, or those of transformers when dense.
+        """
+        if not save_compressed:
+            dense(save_directory, **settings)
+            return
+        with Output(CheckpointWriter(save_directory, **settings), form) as output:
+            run.save(output, report)
+
+    model.save_pretrained = save_pretrained
