@@ -139,19 +139,19 @@ def _from_dict(value: Any, wanted: Any) -> Any:
     try:
         return wanted.from_dict(value)
     except USER_ERRORS as error:
-        mistakes = (evolve(mistake, path=_named_in(mistake.message, value)) for mistake in flat(error))
-        raise Mistakes(*mistakes) from error
+        raise Mistakes(*(_placed(mistake, value) for mistake in flat(error))) from error
 
 
-def _named_in(message: str, value: Any) -> Keys:
-    """The keys that a message such as `weights: num_bits must be ...` names, so that their place can be shown."""
+def _placed(mistake: Mistake, value: Any) -> Mistake:
+    """A mistake below `value`, at the keys that a message such as `weights: num_bits must be ...` names."""
     path: Keys = ()
-    for word in re.findall(r"\w+", message):
+    for word in re.findall(r"\w+", mistake.message):
         if not isinstance(value, dict):
             break
         if word in value:
             path, value = (*path, word), value[word]
-    return path
+    quoted = bool(path) and repr(path[-1]) in mistake.message  # then the message is about the name
+    return evolve(mistake, path=path, key=quoted)
 
 
 def _list_hook(wanted: Any) -> Hook:

@@ -10,6 +10,7 @@ import attrs
 from attrs import NOTHING
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from coldpress.errors import RecipeError, UnknownPluginError
 from coldpress.modifier import Modifier
@@ -122,7 +123,8 @@ def _default(a: "attrs.Attribute[Any]") -> str | None:
 
 def _escaped(value: Any) -> Any:
     if isinstance(value, str):
-        return escape(value)
+        text = escape(value)
+        return text if text.isprintable() else DoubleQuotedScalarString(text)  # other styles lose some line breaks
     if isinstance(value, dict):
         return {_escaped(key): _escaped(item) for key, item in value.items()}
     return [_escaped(item) for item in value] if isinstance(value, list) else value
