@@ -128,12 +128,19 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path):
 def test_views_and_tied_tensors_are_written_in_full(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
 
-    write(tmp_path / "out", {"transposed": base.t(), "slice": base[:, 1:3], "again": base})
+    write(tmp_path / "out", {"transposed": base.t(), "slice": base[:, 1:3], "again": base, "one": base[2:, 3:]})
 
     reader = CheckpointReader(tmp_path / "out")
+    assert torch.equal(reader.get("one"), torch.tensor([[11.0]]))
     assert torch.equal(reader.get("transposed"), base.t())
     assert torch.equal(reader.get("slice"), base[:, 1:3])
     assert torch.equal(reader.get("again"), base)
+
+
+def test_one_element_with_an_odd_stride_is_written(tmp_path):
+    write(tmp_path / "out", {"x": torch.zeros(1, 4).T[:1]})
+
+    assert CheckpointReader(tmp_path / "out").get("x").shape == (1, 1)
 
 
 @pytest.mark.parametrize("limit", [100, 10**6])

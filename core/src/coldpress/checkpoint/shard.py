@@ -122,7 +122,10 @@ def is_storable(dtype: torch.dtype) -> bool:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+    if not flat.numel():
+        return memoryview(b"")
+    # A tensor of one element is contiguous whatever its stride, and then cannot be viewed as bytes.
+    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Entry]:

@@ -1,0 +1,56 @@
+"""How codes and zero points lie in a checkpoint of the format pack-quantized.
+
+Legend: `O` out, `I` in, `G` groups of a row, `b` bits of a code, `W` words = ceil(I * b / 32).
+"""
+
+from torch import Tensor, int64, tensor
+
+from coldpress.numerics import pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
+
+
+def pack_codes(codes: Tensor, num_bits: int) -> dict[str, Tensor]:
+    """Codes as a stream of bits in each row, and the width that the padding of the last word hides.
+
+    Args:
+        codes: [O, I], int8.
+        num_bits: b, 1 to 8.
+
+    Returns:
+        weight_packed [O, W], int32; weight_shape [2], int64.
+    """
+    return {
+        "weight_packed": pack_int32(codes, num_bits),  # [O, W]
+        "weight_shape": tensor(codes.shape, dtype=int64),  # [2]
+    }
+
+
+def unpack_codes(packed: Tensor, shape: Tensor, num_bits: int) -> Tensor:
+    """The inverse of `pack_codes`: [O, W] -> [O, I], int8.
+
+    Raises:
+        ValueError: the words are not as many as `shape` takes.
+    """
+    rows, columns = shape.tolist()
+    return unpack_int32(packed, num_bits, (rows, columns))
+
+
+def pack_zero_points(zero_point: Tensor, num_bits: int) -> Tensor:
+    """Zero points along the rows, [O, G] int8 -> [ceil(O * b / 32), G] int32; one for the tensor, [1], stays int8."""
+    return zero_point.contiguous() if zero_point.ndim == 1 else pack_rows_int32(zero_point, num_bits)
+
+
+def unpack_zero_points(packed: Tensor, shape: tuple[int, ...], num_bits: int) -> Tensor:
+    """The inverse of `pack_zero_points`.
+
+    Args:
+        packed: [ceil(O * b / 32), G], int32, or [1], int8.
+        shape: of the zero points, (O, G) or (1,).
+        num_bits: b.
+
+    Raises:
+        ValueError: the words are not as many as `shape` takes.
+    """
+    if len(shape) == 1:
+        return packed.reshape(shape)
+    rows, columns = shape
+    return unpack_rows_int32(packed, num_bits, (rows, columns))

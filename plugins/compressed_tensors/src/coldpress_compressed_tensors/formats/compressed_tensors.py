@@ -1,0 +1,149 @@
+"""compressed-tensors: the checkpoint format of llm-compressor, which vLLM and transformers read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import Attribute, evolve, field, frozen
+from torch import Tensor, float8_e4m3fn, int8, zeros_like
+
+from coldpress import CheckpointError, Format, QuantizationArgs, Quantized, Scheme, SchemeError, SchemeLookup
+from coldpress.numerics import quantize, scale_shape
+from coldpress_compressed_tensors.algorithm import pack_codes, pack_zero_points, unpack_codes, unpack_zero_points
+from coldpress_compressed_tensors.config import read_config, write_config
+from coldpress_compressed_tensors.layout import DENSE, LAYOUTS, PACK, choose, obstacle
+
+
+@frozen(kw_only=True)
+class CompressedTensorsFormat(Format):
+    """Codes as they are served, scales beside them, and a `quantization_config` that says which layer has which.
+
+    Attributes:
+        quantization_format: layout of every layer, in place of the one that its scheme gets (see `layout.py`).
+    """
+
+    quantization_format: str | None = field(default=None)
+
+    @quantization_format.validator
+    def _check_layout(self, attribute: "Attribute[str | None]", value: str | None) -> None:
+        if value is not None and value not in LAYOUTS:
+            raise SchemeError(f"quantization_format is {value!r}; there are {', '.join(LAYOUTS)}, or leave it out")
+
+    def check(self, scheme: Scheme, name: str, shape: tuple[int, int]) -> None:
+        """Refuse what the layout of the scheme cannot hold, and groups that do not divide the layer's columns."""
+        layout = self._layout(scheme)
+        reason = obstacle(scheme, layout)
+        if reason:
+            raise SchemeError(
+                f"{name} cannot be written as compressed-tensors: {reason}; change its scheme or ignore it"
+            )
+        assert scheme.weights is not None
+        try:
+            scale_shape(shape, scheme.weights)
+        except SchemeError as error:
+            raise SchemeError(f"{name}, {shape[0]} x {shape[1]}: {error}") from error
+
+    def tensors(self, quantized: Quantized) -> dict[str, Tensor]:
+        """The tensors of the layout; names, shapes and dtypes are in the README of this plugin."""
+        args, layout = quantized.scheme.weights, self._layout(quantized.scheme)
+        assert args is not None, "refused by `check`"
+        assert quantized.codes is not None
+        assert quantized.scale is not None
+        codes, scale = quantized.codes, quantized.scale
+        if layout == PACK:
+            tensors = pack_codes(codes, args.num_bits)
+        else:
+            tensors = {"weight": quantized.weight(scale.dtype) if layout == DENSE else codes.contiguous()}
+        tensors["weight_scale"] = scale.contiguous()
+        # A zero point of a symmetric scheme is never written: vLLM has no parameter to load it into.
+        if not args.symmetric:
+            assert quantized.zero_point is not None
+            zero_point = quantized.zero_point
+            packed = pack_zero_points(zero_point, args.num_bits) if layout == PACK else zero_point.contiguous()
+            tensors["weight_zero_point"] = packed
+        return {**tensors, **_input_tensors(quantized)}
+
+    def config(self, schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dict[str, Any] | None:
+        """The table of `config.json`; None when no layer is quantized."""
+        if not schemes:
+            return None
+        return write_config({n: evolve(s, format=self._layout(s)) for n, s in schemes.items()}, ignore)
+
+    def read(self, config: Mapping[str, Any]) -> SchemeLookup:
+        """Read a table of this format, ours or the library's."""
+        return read_config(config)
+
+    def restore(self, tensors: Mapping[str, Tensor], scheme: Scheme) -> Quantized:
+        """Codes, scales and zero points of one layer."""
+        args, layout = scheme.weights, self._layout(scheme)
+        reason = obstacle(scheme, layout)
+        if reason or args is None:
+            raise CheckpointError(f"a layer cannot be read: {reason}")
+        codes = _unpacked(tensors, args) if layout == PACK else _take(tensors, "weight")
+        scale = _shaped(tensors, "weight_scale", scale_shape(tuple(codes.shape), args))
+        zero_point = _zero_point(tensors, args, scale, packed=layout == PACK)
+        if layout == DENSE:  # in float32, where no code can fall to its neighbour
+            codes = quantize(codes.float(), scale.float(), zero_point, args)
+        elif codes.dtype != (int8 if args.type == "int" else float8_e4m3fn):
+            raise CheckpointError(f"'weight' has the dtype {codes.dtype}, which is not that of {args.type}8 codes")
+        return Quantized(scheme, codes=codes, scale=scale, zero_point=zero_point, **_restored_inputs(tensors, scheme))
+
+    def _layout(self, scheme: Scheme) -> str:
+        return self.quantization_format or scheme.format or choose(scheme)
+
+
+def _input_tensors(quantized: Quantized) -> dict[str, Tensor]:
+    args = quantized.scheme.input_activations
+    if args is None or args.dynamic:
+        return {}
+    assert quantized.input_scale is not None
+    tensors = {"input_scale": quantized.input_scale.contiguous()}
+    if not args.symmetric:
+        assert quantized.input_zero_point is not None
+        tensors["input_zero_point"] = quantized.input_zero_point.contiguous()
+    return tensors
+
+
+def _restored_inputs(tensors: Mapping[str, Tensor], scheme: Scheme) -> dict[str, Tensor]:
+    args = scheme.input_activations
+    if args is None or args.dynamic:
+        return {}
+    scale = _shaped(tensors, "input_scale", (1,))
+    point = zeros_like(scale, dtype=int8) if args.symmetric else _shaped(tensors, "input_zero_point", (1,))
+    return {"input_scale": scale, "input_zero_point": point}
+
+
+def _unpacked(tensors: Mapping[str, Tensor], args: QuantizationArgs) -> Tensor:
+    packed, shape = _take(tensors, "weight_packed"), _take(tensors, "weight_shape")
+    try:
+        return unpack_codes(packed, shape, args.num_bits)
+    except ValueError as error:
+        raise CheckpointError(
+            f"'weight_packed' is not a stream of {args.num_bits}-bit codes: {error}; early releases of "
+            "compressed-tensors padded each word of 3, 5, 6 or 7 bits, which cannot be read: compress the model again"
+        ) from error
+
+
+def _zero_point(tensors: Mapping[str, Tensor], args: QuantizationArgs, scale: Tensor, *, packed: bool) -> Tensor:
+    if args.symmetric:
+        return zeros_like(scale, dtype=int8)
+    if not packed:
+        return _shaped(tensors, "weight_zero_point", tuple(scale.shape))
+    try:
+        return unpack_zero_points(_take(tensors, "weight_zero_point"), tuple(scale.shape), args.num_bits)
+    except ValueError as error:
+        raise CheckpointError(f"'weight_zero_point' is not a stream of {args.num_bits}-bit codes: {error}") from error
+
+
+def _take(tensors: Mapping[str, Tensor], suffix: str) -> Tensor:
+    if suffix not in tensors:
+        raise CheckpointError(f"a quantized layer lacks {suffix!r}; it has {', '.join(tensors) or 'no tensors'}")
+    return tensors[suffix]
+
+
+def _shaped(tensors: Mapping[str, Tensor], suffix: str, shape: tuple[int, ...]) -> Tensor:
+    tensor = _take(tensors, suffix)
+    if tensor.ndim == 0 and shape == (1,):
+        return tensor.reshape(1)  # early releases wrote the scale of a tensor without dimensions
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(f"{suffix!r} has the shape {tuple(tensor.shape)} where the scheme needs {shape}")
+    return tensor

@@ -1,0 +1,87 @@
+"""Which layout a layer is written in, and whether it can be: the library calls it the format of a config group.
+
+int weights, inputs left alone      pack-quantized     b bits a weight
+int weights of fewer than 8 bits    pack-quantized     whatever the inputs are
+int8 weights and inputs             int-quantized      a byte a weight
+float8 weights and inputs           float-quantized    a byte a weight
+float8 weights alone                naive-quantized    a byte a weight
+on request                          dense              the dequantized weight, beside its scales
+"""
+
+from coldpress import QuantizationArgs, Scheme
+
+PACK = "pack-quantized"
+INT = "int-quantized"
+FLOAT = "float-quantized"
+NAIVE = "naive-quantized"
+DENSE = "dense"
+LAYOUTS = (PACK, INT, FLOAT, NAIVE, DENSE)
+
+# Layouts of the library that are not written yet.
+_LATER = ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized")
+_STRATEGIES = ("tensor", "channel", "group", "block")
+_INPUT_STRATEGIES = ("token", "tensor", "group")
+_BYTE = 8
+
+
+def choose(scheme: Scheme) -> str:
+    """The layout of a scheme that names none.
+
+    The library packs weights of fewer than 8 bits only where inputs are left alone, and else writes a byte for each;
+    readers take the packed form in both cases, which is half of the size or less.
+    """
+    args = scheme.weights
+    if args is None:
+        return DENSE
+    if args.type == "float":
+        return FLOAT if scheme.input_activations else NAIVE
+    return PACK if args.num_bits < _BYTE or not scheme.input_activations else INT
+
+
+def obstacle(scheme: Scheme, layout: str) -> str | None:
+    """Why a layer of this scheme cannot be written in this layout; None when it can."""
+    if layout in _LATER:
+        return f"the layout {layout!r} is not written yet"
+    if layout not in LAYOUTS:
+        return f"there is no layout {layout!r}; there are {', '.join(LAYOUTS)}"
+    if scheme.weights is None:
+        return "its scheme quantizes no weights, which no reader of this format serves"
+    if scheme.output_activations:
+        return "output_activations are not written yet"
+    return (
+        _weight_obstacle(scheme.weights)
+        or _input_obstacle(scheme.input_activations)
+        or _layout_obstacle(scheme.weights, layout)
+    )
+
+
+def _weight_obstacle(args: QuantizationArgs) -> str | None:
+    kind = f"{args.type}{args.num_bits}"
+    if args.scale_dtype is not None:
+        return f"{kind} weights with scales in {args.scale_dtype} (NVFP4, MX) are not written yet"
+    if args.num_bits > _BYTE or (args.type == "float" and args.num_bits != _BYTE):
+        return f"{kind} weights are not written yet; int weights of up to 8 bits and float8 are"
+    if args.strategy not in _STRATEGIES:
+        return f"weights with strategy {args.strategy!r} are not written yet; {', '.join(_STRATEGIES)} are"
+    if args.dynamic:
+        return "the scales of weights are stored, so they cannot be dynamic"
+    if args.type == "float" and not args.symmetric:
+        return "float8 weights have no zero point in this format; set symmetric=true"
+    return None
+
+
+def _input_obstacle(args: QuantizationArgs | None) -> str | None:
+    if args is None:
+        return None
+    if args.dynamic == "local" or args.strategy not in _INPUT_STRATEGIES:
+        return f"inputs with strategy {args.strategy!r}, dynamic={args.dynamic!r} are not written yet"
+    if not args.dynamic and args.strategy != "tensor":
+        return f"static inputs with strategy {args.strategy!r} are not written yet; one scale a tensor is"
+    return None
+
+
+def _layout_obstacle(args: QuantizationArgs, layout: str) -> str | None:
+    needed = {PACK: "int", INT: "int", FLOAT: "float", NAIVE: args.type, DENSE: args.type}[layout]
+    if args.type != needed:
+        return f"the layout {layout!r} holds {needed} weights, not {args.type}{args.num_bits}"
+    return None
