@@ -31,7 +31,8 @@ class InputSimulation:
         if inputs.dynamic is True:
             scale, zero_point = dynamic_qparams(x, inputs)
         else:
-            assert kept.input_scale is not None and kept.input_zero_point is not None
+            assert kept.input_scale is not None
+            assert kept.input_zero_point is not None
             scale, zero_point = kept.input_scale.to(x.device), kept.input_zero_point.to(x.device)
         return fake_quantize(x, scale, zero_point, inputs)
 

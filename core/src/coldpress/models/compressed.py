@@ -1,0 +1,113 @@
+"""A compressed folder as a dense model in memory: each layer's tensors are decoded by the format that wrote them."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coldpress import registry
+from coldpress.checkpoint import CheckpointReader, Format, SchemeLookup
+from coldpress.errors import BrokenPluginError, CheckpointError, ModelError, UnknownPluginError
+from coldpress.models.simulation import simulate_activations
+from coldpress.stage import class_names, find_layers
+from coldpress.state import Quantized
+
+log = logging.getLogger(__name__)
+
+
+def load_compressed(
+    folder: Path, quantization: Mapping[str, Any], *, dtype: Any, trust_remote_code: bool = False, config: Any = None
+) -> Any:
+    """Build the dense model that a compressed folder stands for.
+
+    Args:
+        folder: with config.json and safetensors files.
+        quantization: `quantization_config` of its config.json.
+        dtype: of the weights; "auto" is what the configuration says.
+        trust_remote_code: run Python code that comes with the model.
+        config: use this configuration instead of the folder's.
+
+    Returns:
+        A model on the CPU whose weights are on the grid of its schemes and whose inputs are rounded where they
+        are when it is served; its configuration says nothing of quantization.
+
+    Raises:
+        ModelError: it was compressed by a method that no installed format reads.
+        CheckpointError: a file is damaged, or tensors are missing.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    form = _format(folder, quantization)
+    if config is None:
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"transformers cannot read the configuration of {str(folder)!r}: {error}") from error
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    kind = (getattr(config, "dtype", None) or torch.bfloat16) if dtype == "auto" else dtype
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    reader = CheckpointReader(folder)
+    reader.check()
+    weights, quantized = _decode(reader, skeleton, form, form.read(quantization), kind)
+    model, loading = type(skeleton).from_pretrained(
+        None, config=config, state_dict=weights, dtype=kind, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} tensors of the model, the first is {missing[0]!r}")
+    if loading["unexpected_keys"]:
+        log.warning("not read from %s: %s", folder, ", ".join(sorted(loading["unexpected_keys"])))
+    for name, layer in quantized.items():
+        simulate_activations(model.get_submodule(name), layer)
+    return model
+
+
+def _format(folder: Path, quantization: Mapping[str, Any]) -> Format:
+    method = quantization.get("quant_method")
+    if not isinstance(method, str):
+        raise CheckpointError(f"{str(folder)!r}: quantization_config of config.json names no quant_method")
+    try:
+        form = registry.find("formats", method)()
+    except UnknownPluginError as error:
+        raise ModelError(
+            f"{str(folder)!r} is already compressed, with {method!r}: {error}; start from the dense model"
+        ) from error
+    if not isinstance(form, Format):
+        raise BrokenPluginError(f"the format {method!r} is not a coldpress.Format")
+    return form
+
+
+def _decode(
+    reader: CheckpointReader, skeleton: nn.Module, form: Format, schemes: SchemeLookup, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Quantized]]:
+    """All weights of the dense model by name, and what is quantized by the name of its layer."""
+    tensors: dict[str, dict[str, Tensor]] = {}  # layer -> suffix -> tensor
+    layers = {layer.name: layer.module for layer in find_layers(skeleton.named_modules())}
+    weights: dict[str, Tensor] = {}
+    for name in reader.names():
+        owner, _, suffix = name.rpartition(".")
+        if owner in layers:
+            tensors.setdefault(owner, {})[suffix] = reader.get(name)
+        else:
+            weights[name] = reader.get(name)
+    quantized: dict[str, Quantized] = {}
+    for name, found in tensors.items():
+        classes = class_names(layers[name])
+        scheme = schemes(name, classes)
+        turned = "Conv1D" in classes  # it stores [I, O], codes are always [O, I]
+        if scheme is not None:
+            if turned and "weight" in found:
+                found["weight"] = found["weight"].t()
+            quantized[name] = form.restore(found, scheme)
+            found = {suffix: tensor for suffix, tensor in found.items() if suffix in ("weight", "bias")}
+            if quantized[name].codes is not None:
+                found["weight"] = quantized[name].weight(dtype)
+            if turned:
+                found["weight"] = found["weight"].t().contiguous()
+        weights.update({f"{name}.{suffix}": tensor for suffix, tensor in found.items()})
+    return weights, quantized

@@ -1,0 +1,259 @@
+"""A model and its tokenizer, in memory, from wherever they are."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coldpress.arguments import PRECISIONS
+from coldpress.errors import ArgumentError, CheckpointError, ModelError, suggest
+from coldpress.models.source import Source, find_source, hub_is_reachable, neighbours
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+    "float32": torch.float32,
+    "full": torch.float32,
+}
+_TROUBLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError)  # of transformers
+
+
+def load_model(
+    source: Any,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    revision: str = "main",
+    config: str | None = None,
+) -> Any:
+    """Load a causal language model, ready to evaluate.
+
+    A folder that is already compressed becomes a dense model whose weights are what its codes stand for, with
+    quantization of activations simulated.
+
+    Args:
+        source: a folder, a `.gguf` file, a hub id, an embedded name, or a model, which is returned as it is.
+        dtype: of the weights; auto is what the checkpoint says, and bfloat16 for GGUF, whose blocks have no dtype.
+        device: where the model is put; None takes an accelerator if there is one, and leaves a loaded model alone.
+        trust_remote_code: run Python code that comes with the model.
+        revision: branch, tag or commit on a hub.
+        config: folder or hub id of a configuration to use instead of the model's own.
+
+    Raises:
+        ModelError: there is no such model, or transformers cannot build it.
+        CheckpointError: a file of it is missing, truncated or corrupt; the file is named.
+    """
+    if not isinstance(source, (str, Path)):
+        return _check_loaded(source) if device is None else _check_loaded(source).to(device)
+    target = torch.device(device) if device is not None else _best_device()
+    kind = _dtype(dtype)
+    found = find_source(str(source))
+    more = {"trust_remote_code": trust_remote_code}
+    if config is not None:
+        more["config"] = _load_config(config, **more)
+    if found.kind == "gguf":
+        from coldpress.models.gguf import load_gguf_model
+
+        assert found.path is not None
+        model = load_gguf_model(found.path, torch.bfloat16 if kind == "auto" else kind)
+    elif found.kind == "folder":
+        model = _load_folder(found, kind, more)
+    else:
+        model = _load_hub(found, kind, {**more, "revision": revision})
+    model.config._name_or_path = found.name
+    log.info("loaded %s: %s in %s", found.name, type(model).__name__, model.dtype)
+    return model.to(target).eval()
+
+
+def load_tokenizer(
+    source: Any, model: Any = None, *, trust_remote_code: bool = False, revision: str = "main"
+) -> Any | None:
+    """Load the tokenizer that lies at `source` or, if that is a model in memory, where that was loaded from.
+
+    Args:
+        source: as for `load_model`; a tokenizer is returned as it is.
+        model: where to look (`config._name_or_path`) when `source` is None or a model.
+        trust_remote_code: run Python code that comes with the tokenizer.
+        revision: branch, tag or commit on a hub.
+
+    Returns:
+        The tokenizer; None when there is none, which is an error only for those who need one.
+
+    Raises:
+        ModelError: `source` is text and names nothing, or there is a tokenizer and it cannot be read.
+    """
+    if callable(getattr(source, "save_pretrained", None)) and callable(source):
+        if not isinstance(source, torch.nn.Module):
+            return source
+        source, model = None, source
+    if source is None:
+        source = getattr(getattr(model, "config", None), "_name_or_path", None)
+        if not source or not _exists(source):
+            return None
+    found = find_source(str(source))
+    if found.kind == "gguf":
+        from coldpress.models.gguf import load_gguf_tokenizer
+
+        assert found.path is not None
+        return load_gguf_tokenizer(found.path)
+    return _load_tokenizer(found, trust_remote_code, revision)
+
+
+def need_tokenizer(tokenizer: Any, purpose: str) -> Any:
+    """The tokenizer, or an error that says what it is needed for.
+
+    Raises:
+        ModelError: it is None.
+    """
+    if tokenizer is None:
+        raise ModelError(
+            f"{purpose} needs a tokenizer, and there is none beside the model: pass tokenizer=, which may be a folder, "
+            "a hub id or the object itself"
+        )
+    return tokenizer
+
+
+def _check_loaded(model: Any) -> Any:
+    if not isinstance(model, torch.nn.Module):
+        raise ArgumentError(f"model must be a path, a name or a torch module, got {type(model).__name__}")
+    return model
+
+
+def _dtype(name: str | torch.dtype) -> Any:
+    """A torch dtype, or "auto"."""
+    if isinstance(name, torch.dtype) or name == "auto":
+        return name
+    if name not in _DTYPES:
+        raise ArgumentError(f"dtype must be one of {', '.join(PRECISIONS)}, got {name!r}{suggest(name, PRECISIONS)}")
+    return _DTYPES[name]
+
+
+def _best_device() -> torch.device:
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return device if device is not None else torch.device("cpu")
+
+
+def _load_config(source: str, **more: Any) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, **more)
+    except _TROUBLE as error:
+        raise ModelError(f"cannot read a configuration at {source!r}: {_first_line(error)}") from error
+
+
+def _load_folder(source: Source, dtype: Any, more: dict[str, Any]) -> Any:
+    assert source.path is not None
+    config = _read_config(source.path / "config.json")
+    quantization = config.get("quantization_config")
+    if quantization:
+        from coldpress.models.compressed import load_compressed
+
+        return load_compressed(source.path, quantization, dtype=dtype, **more)
+    if any(source.path.glob("*.safetensors*")):
+        from coldpress.checkpoint import CheckpointReader
+
+        CheckpointReader(source.path).check()
+    elif not any(source.path.glob("*.bin")):
+        raise CheckpointError(f"{source.name!r} holds a config.json and no weights: model.safetensors is missing")
+    return _from_pretrained(str(source.path), dtype=dtype, **more)
+
+
+def _load_hub(source: Source, dtype: Any, more: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    reachable = hub_is_reachable()
+    where = (
+        "on the hub or in its local cache" if reachable else "in the local cache of the hub, which cannot be reached"
+    )
+    try:
+        settings = {name: value for name, value in more.items() if name != "config"}
+        config = AutoConfig.from_pretrained(source.name, local_files_only=not reachable, **settings)
+    except OSError as error:
+        raise ModelError(
+            f"no model {source.name!r}: no folder of this name exists, and it is not {where}{neighbours(source.name)}"
+        ) from error
+    except _TROUBLE as error:
+        raise ModelError(f"transformers cannot read {source.name!r}: {_first_line(error)}") from error
+    quantization = getattr(config, "quantization_config", None)
+    if not quantization:
+        return _from_pretrained(source.name, dtype=dtype, local_files_only=not reachable, **more)
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(source.name, revision=more["revision"], local_files_only=not reachable)
+    return _load_folder(
+        Source("folder", source.name, Path(folder)), dtype, {k: more[k] for k in more if k != "revision"}
+    )
+
+
+def _from_pretrained(name: str, **settings: Any) -> Any:
+    """Transformers' own loading; what it would only warn of is an error here."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **settings)
+    except SafetensorError as error:
+        raise CheckpointError(f"a safetensors file of {name!r} is corrupt or truncated: {error}") from error
+    except _TROUBLE as error:
+        raise ModelError(f"transformers cannot load {name!r}: {_first_line(error)}") from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{name!r} lacks {len(missing)} tensors of a {type(model).__name__}, the first is {missing[0]!r}: "
+            "the checkpoint is incomplete, or its config.json is another model's"
+        )
+    return model
+
+
+def _load_tokenizer(source: Source, trust_remote_code: bool, revision: str) -> Any | None:
+    from transformers import AutoTokenizer
+
+    name = str(source.path) if source.path else source.name
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    if source.path and not any((source.path / file).is_file() for file in files):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(
+            name,
+            trust_remote_code=trust_remote_code,
+            **({} if source.path else {"revision": revision, "local_files_only": not hub_is_reachable()}),
+        )
+    except _TROUBLE as error:
+        raise ModelError(f"transformers cannot read the tokenizer of {source.name!r}: {_first_line(error)}") from error
+
+
+def _exists(source: str) -> bool:
+    """Whether a model's own memory of where it came from still leads somewhere."""
+    try:
+        found = find_source(source)
+    except ModelError:
+        return False
+    if found.kind != "hub":
+        return True
+    from transformers.utils import cached_file
+
+    try:
+        return bool(cached_file(source, "config.json", local_files_only=not hub_is_reachable()))
+    except (OSError, ValueError):
+        return False
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(config).__name__}")
+    return config
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
