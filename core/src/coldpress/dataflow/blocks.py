@@ -1,0 +1,104 @@
+"""The blocks of a model, found without names, and which of them are alike.
+
+    model ── the ModuleList that weighs most (classes in `no_split_modules` first) ──> model.layers.0, .1, ...
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from attrs import frozen
+from torch import nn
+
+from ..errors import ModelError, TargetError, suggest
+
+REPEATED = (nn.ModuleList, nn.Sequential)
+
+
+@frozen(eq=False)
+class Block:
+    """One decoder block.
+
+    Attributes:
+        name: path in the model.
+        module: the block itself.
+        kind: index of the kind; blocks of one kind have the same classes and shapes inside.
+    """
+
+    name: str
+    module: nn.Module
+    kind: int
+
+
+def find_blocks(model: nn.Module, targets: Sequence[str] | None = None) -> list[Block]:
+    """The blocks of a model in the order of its modules.
+
+    Args:
+        model: any module; may be on the meta device.
+        targets: class names or "re:" patterns of module names that say what a block is; None finds them:
+            the list of modules with most parameters, where a list of a class that the model says
+            must not be split (`_no_split_modules`) beats any other.
+
+    Raises:
+        TargetError: `targets` match nothing.
+        ModelError: nothing in the model is repeated.
+    """
+    found = _named_blocks(model, targets) if targets else _repeated_blocks(model)
+    kinds: dict[object, int] = {}
+    return [Block(name, module, kinds.setdefault(signature(module), len(kinds))) for name, module in found]
+
+
+def signature(module: nn.Module) -> object:
+    """What two blocks of one kind have in common: classes, shapes and switches (bool or str) of all modules inside."""
+    classes = tuple((n, type(m).__qualname__, _switches(m)) for n, m in module.named_modules())
+    shapes = tuple((n, tuple(p.shape)) for n, p in module.named_parameters())
+    return classes, shapes
+
+
+def _switches(module: nn.Module) -> tuple[tuple[str, object], ...]:
+    fields = vars(module).items()
+    return tuple(sorted((k, v) for k, v in fields if isinstance(v, bool | str) and k != "training" and k[0] != "_"))
+
+
+def _named_blocks(model: nn.Module, targets: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(outer + ".") for outer, _ in found)
+        if not inside and any(_matches(name, module, t) for t in targets):
+            found.append((name, module))
+    if not found:
+        known = {type(m).__name__ for m in model.modules()}
+        wanted = ", ".join(map(repr, targets))
+        raise TargetError(f"no module is a block named {wanted}{suggest(targets[0], known)}")
+    return found
+
+
+def _matches(name: str, module: nn.Module, target: str) -> bool:
+    if target.startswith("re:"):
+        return re.match(target[3:], name) is not None
+    return name == target or any(c.__name__ == target for c in type(module).__mro__)
+
+
+def _repeated_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    unsplit = _unsplit_classes(model)
+    best: tuple[tuple[bool, int], list[tuple[str, nn.Module]]] | None = None
+    for name, module in model.named_modules():
+        if not isinstance(module, REPEATED) or not len(module):
+            continue
+        members = [(f"{name}.{n}" if name else n, m) for n, m in module.named_children()]
+        if best and any(name.startswith(outer + ".") for outer, _ in best[1]):
+            continue  # experts inside a block are no blocks
+        weight = sum(p.numel() for p in module.parameters())
+        hinted = any(type(m).__name__ in unsplit for _, m in members)
+        if weight and (best is None or (hinted, weight) > best[0]):
+            best = (hinted, weight), members
+    if best is None:
+        raise ModelError(
+            f"no list of blocks in {type(model).__name__}: no module is repeated; "
+            "name the class of a block with sequential_targets"
+        )
+    return best[1]
+
+
+def _unsplit_classes(model: nn.Module) -> set[str]:
+    hints: Iterable[str] = getattr(model, "_no_split_modules", None) or ()
+    return set(hints)

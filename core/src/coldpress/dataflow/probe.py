@@ -1,0 +1,151 @@
+"""Smoothing pairs by experiment: which producers can absorb a per-channel scale of which layers.
+
+    for each candidate producer:
+        scale its output channels by distinct factors, run the block      -> consumers and channel maps
+        fold random scales into producer and consumers, run the block     -> the certificate
+    for each layer still without a producer:
+        find the rows of fused producers that feed it (`rows`), and try these
+
+No names, no table of architectures: what is accepted is what leaves every output of the block as it was.
+"""
+
+from typing import Any
+
+from attrs import evolve, field, frozen
+from torch import Tensor, nn
+
+from .call import Call
+from .certificate import TOLERANCE
+from .detect import distinct_factors, find_consumers
+from .inputs import group_inputs, silent_layers
+from .pair import Consumer, Pair
+from .producer import candidates
+from .rows import feeding_rows
+from .twins import with_twins
+from .workbench import Workbench
+
+ATTEMPTS = 3
+
+
+@frozen(eq=False)
+class Dataflow:
+    """What probing found out about a block.
+
+    Attributes:
+        inputs: groups of linear layers that read the very same tensor.
+        pairs: producers with their consumers, in the order of the block's modules.
+        refused: producer -> why nothing may be folded into it although layers see its scale.
+        unpaired: linear layer -> why no producer can absorb its scale.
+        silent: linear layers that the call never reached.
+    """
+
+    inputs: tuple[tuple[str, ...], ...]
+    pairs: tuple[Pair, ...]
+    refused: dict[str, str] = field(factory=dict)
+    unpaired: dict[str, str] = field(factory=dict)
+    silent: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "inputs": [list(group) for group in self.inputs],
+            "pairs": [p.to_dict() for p in self.pairs],
+            "refused": dict(self.refused),
+            "unpaired": dict(self.unpaired),
+            "silent": list(self.silent),
+        }
+
+
+def find_pairs(block: nn.Module, call: Call, *, seed: int = 0) -> Dataflow:
+    """Probe a block.
+
+    Args:
+        block: never touched; a float64 copy of it is.
+        call: what the block is called with (`capture`), a few tokens of at least one sequence.
+        seed: of the factors.
+
+    Raises:
+        ModelError: the block does not run alone in float64.
+    """
+    return probe(Workbench(block, call, seed=seed))
+
+
+def probe(bench: Workbench) -> Dataflow:
+    """`find_pairs` of a block that lies on the bench."""
+    pairs: list[Pair] = []
+    refused: dict[str, str] = {}
+    whole = [_best([try_producer(bench, c) for c in alternatives]) for alternatives in candidates(bench)]
+    for pair in whole:
+        _sort_in(pair, pairs, refused)
+    if any(not p.members for p in whole):
+        fused = [p for p in whole if not p.members and p.kind != "norm"]
+        for rows in list(feeding_rows(bench, fused, _without_producer(bench, pairs))):
+            _sort_in(try_producer(bench, rows), pairs, refused)
+    silent = silent_layers(bench)
+    pairs = with_twins(bench, pairs, refused, silent)
+    return Dataflow(group_inputs(bench), tuple(pairs), refused, _reasons(bench, pairs, refused, silent), silent)
+
+
+def try_producer(bench: Workbench, candidate: Pair) -> Pair:
+    """The candidate with its consumers and certificate; without members where nobody's input is a known multiple."""
+    for _ in range(ATTEMPTS):
+        factors = distinct_factors(len(candidate.rows), bench.generator)
+        found = _consumers(bench, candidate, factors)
+        if found is None:
+            continue
+        members, degree = found
+        pair = evolve(candidate, members=tuple(members), degree=degree)
+        return evolve(pair, certificate=bench.certify(pair)) if members else pair
+    return candidate
+
+
+def _consumers(bench: Workbench, candidate: Pair, factors: Tensor) -> tuple[list[Consumer], int] | None:
+    found = find_consumers(bench, bench.run_scaled(candidate, factors).uses, factors)
+    if found is None or candidate.num_experts is None:
+        return found
+    members = [m for m in found[0] if bench.block.get_parameter(m.site.parameter).ndim == 3]
+    return (members, found[1]) if len(members) == len(found[0]) else ([], 1)
+
+
+def _best(tried: list[Pair]) -> Pair:
+    """The alternative with the smallest certificate; one without consumers only if all are."""
+    return min(tried, key=lambda p: (not p.members, p.certificate if p.members else 0.0))
+
+
+def _sort_in(pair: Pair, pairs: list[Pair], refused: dict[str, str]) -> None:
+    if not pair.members:
+        return
+    if pair.certificate <= TOLERANCE:
+        pairs.append(pair)
+        refused.pop(pair.producer, None)
+    else:
+        refused[pair.producer] = (
+            f"it feeds {', '.join(pair.consumers)} and something that cannot take the scale back "
+            f"(the residual stream, a router, an output): folding changes the block by {pair.certificate:.1e}"
+        )
+
+
+def _without_producer(bench: Workbench, pairs: list[Pair]) -> list[str]:
+    """Parameters, in order of use, that no pair has for a consumer."""
+    served = {m.site.parameter for p in pairs for m in p.members}
+    return list(dict.fromkeys(u.parameter for u in bench.before.uses if u.parameter not in served))
+
+
+def _reasons(
+    bench: Workbench, pairs: list[Pair], refused: dict[str, str], silent: tuple[str, ...]
+) -> dict[str, str]:
+    served = {name for p in pairs for name in p.consumers}
+    reasons: dict[str, str] = {}
+    for name in bench.layers():
+        if name in served:
+            continue
+        blocked = [p for p, why in refused.items() if name in why.split(" and something")[0]]
+        if name in silent:
+            reasons[name] = "never ran on the probing input"
+        elif blocked:
+            reasons[name] = f"{blocked[0]}: {refused[blocked[0]]}"
+        else:
+            reasons[name] = "no norm or linear layer scales its input channel by channel"
+    return reasons
+
+
