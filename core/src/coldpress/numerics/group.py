@@ -5,8 +5,7 @@ from torch.nn.functional import pad
 
 from coldpress.errors import SchemeError
 from coldpress.schemes import QuantizationArgs
-
-_USUAL = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 512)  # group sizes that people use
+from coldpress.schemes.fit import USUAL_GROUP_SIZES
 
 
 def group(x: Tensor, args: QuantizationArgs) -> Tensor:
@@ -84,7 +83,7 @@ def _dividing(width: int, args: QuantizationArgs) -> int:
     size = args.group_size
     assert size is not None  # validated: the grouped strategies have one
     if width % size:
-        fits = [str(usual) for usual in _USUAL if width % usual == 0]
+        fits = [str(usual) for usual in USUAL_GROUP_SIZES if width % usual == 0]
         advice = f"{', '.join(fits)} would" if fits else "no usual size does"
         raise SchemeError(
             f"{width} columns do not split into groups of {size} ({advice}); "

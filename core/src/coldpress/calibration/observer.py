@@ -1,0 +1,87 @@
+"""Observer: how what was seen of a tensor becomes the range that its scale covers."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+from attrs import Attribute, field, fields, frozen
+from torch import Tensor
+
+from coldpress.errors import BrokenPluginError, SchemeError, suggest
+from coldpress.registry import find
+from coldpress.schemes import QuantizationArgs
+
+
+def _check_args(observer: "Observer", attribute: "Attribute[QuantizationArgs]", value: Any) -> None:
+    if not isinstance(value, QuantizationArgs):
+        raise TypeError(f"args must be a QuantizationArgs, got {value!r}")
+
+
+@frozen(kw_only=True)
+class Observer:
+    """Base of observers.  An observer is settings; what it has seen is a statistic that the caller keeps.
+
+        statistic = None
+        for x in batches:
+            statistic = observer.update(statistic, group(x, args))
+        scale, zero_point = calculate_qparams(*observer.range(statistic), args)
+
+    A subclass is frozen; its fields beside `args` are the `observer_kwargs` of a scheme.
+
+    Attributes:
+        args: how the tensor is quantized.
+    """
+
+    order_matters: ClassVar[bool] = False
+    """The range depends on the order of the batches and on where one ends; so a moving average."""
+
+    args: QuantizationArgs = field(validator=_check_args)
+
+    def update(self, statistic: Any | None, x: Tensor) -> Any:
+        """See one batch, or a whole weight.
+
+        Args:
+            statistic: of what was seen before; None at first.  It is not changed.
+            x: as `numerics.group` gives it, [*scale_shape, n], n at least 1.
+
+        Returns:
+            The statistic of all that was seen.
+        """
+        raise NotImplementedError
+
+    def merge(self, a: Any, b: Any) -> Any:
+        """The statistic of two sets of batches, seen apart; which is first does not matter."""
+        raise NotImplementedError
+
+    def range(self, statistic: Any) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest number that the scale shall cover, [*scale_shape] each, in the dtype of `x`."""
+        raise NotImplementedError
+
+
+def observer_for(args: QuantizationArgs, default: str) -> Observer:
+    """The observer that a scheme names, with its `observer_kwargs`.
+
+    Args:
+        args: names the observer, or does not.
+        default: the observer's name where `args` has none.
+
+    Raises:
+        PluginError: the observer is not installed or cannot be used.
+        SchemeError: `observer_kwargs` has what the observer does not know or allow.
+    """
+    name = args.observer or default
+    kind = find("observers", name)
+    if not (isinstance(kind, type) and issubclass(kind, Observer)):
+        raise BrokenPluginError(f"the observer {name!r} is {kind!r}, not a subclass of coldpress.Observer")
+    _check_settings(name, kind, args.observer_kwargs)
+    try:
+        return kind(args=args, **args.observer_kwargs)
+    except (TypeError, ValueError) as error:  # attrs validators put more than the message into args
+        raise SchemeError(f"observer_kwargs of {name!r}: {error.args[0]}") from error
+
+
+def _check_settings(name: str, kind: type[Observer], settings: Mapping[str, Any]) -> None:
+    known = [attribute.name for attribute in fields(cast(Any, kind)) if attribute.name != "args"]
+    for setting in settings:
+        if setting not in known:
+            has = f"it has {', '.join(known)}" if known else "it has no settings"
+            raise SchemeError(f"observer_kwargs: {name!r} has no {setting!r}{suggest(setting, known)}; {has}")

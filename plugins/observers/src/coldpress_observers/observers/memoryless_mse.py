@@ -1,0 +1,42 @@
+"""memoryless_mse: the range that rounds what was seen last with the least error."""
+
+from typing import ClassVar
+
+from attrs import field, frozen
+from attrs.validators import and_, ge, gt, instance_of, le
+from torch import Tensor
+
+from coldpress import Observer
+from coldpress_observers.algorithm import Range, search_range, union
+
+
+@frozen(kw_only=True)
+class MemorylessMSE(Observer):
+    """Shrink the range of the last tensor until the rounding error is least, group by group.
+
+    Attributes:
+        maxshrink: how much of the range may be given up, in (0, 1].
+        patience: factors in a row without gain in any group after which the search ends.
+        grid: a step is 1/grid of the range.
+        norm: exponent of the error; 2 is the mean squared error.
+    """
+
+    order_matters: ClassVar[bool] = True
+
+    maxshrink: float = field(default=0.20, validator=and_(gt(0), le(1)))
+    patience: int = field(default=5, validator=and_(instance_of(int), ge(1)))
+    grid: float = field(default=100.0, validator=ge(1))
+    norm: float = field(default=2.4, validator=gt(0))
+
+    def update(self, statistic: Range | None, x: Tensor) -> Range:
+        """Search for `x`, [*scale_shape, n], and forget what was before."""
+        knobs = {"maxshrink": self.maxshrink, "grid": self.grid, "norm": self.norm}
+        return search_range(x, self.args, patience=self.patience, **knobs)
+
+    def merge(self, a: Range, b: Range) -> Range:
+        """What covers both."""
+        return union(a, b)
+
+    def range(self, statistic: Range) -> Range:
+        """The range found, [*scale_shape]."""
+        return statistic

@@ -1,0 +1,45 @@
+"""mse: the moving average of the ranges that round each batch with the least error."""
+
+from typing import ClassVar
+
+from attrs import field, frozen
+from attrs.validators import and_, ge, gt, instance_of, le
+from torch import Tensor
+
+from coldpress import Observer
+from coldpress_observers.algorithm import Average, Range, averaged, merged, range_of, search_range
+
+
+@frozen(kw_only=True)
+class MSE(Observer):
+    """Shrink the range of each batch until the rounding error is least, and average over batches.
+
+    Attributes:
+        averaging_constant: share of the newest batch, in (0, 1]; 1 forgets all others.
+        maxshrink: how much of the range may be given up, in (0, 1].
+        patience: factors in a row without gain in any group after which the search ends.
+        grid: a step is 1/grid of the range.
+        norm: exponent of the error; 2 is the mean squared error.
+    """
+
+    order_matters: ClassVar[bool] = True
+
+    averaging_constant: float = field(default=0.01, validator=and_(gt(0), le(1)))
+    maxshrink: float = field(default=0.20, validator=and_(gt(0), le(1)))
+    patience: int = field(default=5, validator=and_(instance_of(int), ge(1)))
+    grid: float = field(default=100.0, validator=ge(1))
+    norm: float = field(default=2.4, validator=gt(0))
+
+    def update(self, statistic: Average | None, x: Tensor) -> Average:
+        """Search for `x`, [*scale_shape, n], and average what is found in."""
+        knobs = {"maxshrink": self.maxshrink, "grid": self.grid, "norm": self.norm}
+        found = search_range(x, self.args, patience=self.patience, **knobs)
+        return averaged(statistic, found, constant=self.averaging_constant)
+
+    def merge(self, a: Average, b: Average) -> Average:
+        """The mean, each with the weight of its batches."""
+        return merged(a, b)
+
+    def range(self, statistic: Average) -> Range:
+        """The averaged range, [*scale_shape]."""
+        return range_of(statistic)
