@@ -70,7 +70,7 @@ def content(value):
 
 odd_words = (
     "null", "~", "true", "yes", "1e5", "0x1F", "012", "1_0", ".inf", "2020-01-01", "=", "<<", "- a", "a: b", "#", "'",
-    '"', "${x}", "$${x}", "re:.*\\.mlp$", "a\nb\n", " a ", "\t", "\x85\u2028", "&a", "*a", "!x", "%", "@", "{", "[",
+    '"', "${x}", "$${x}", "re:.*\\.mlp$", "a\nb\n", " a ", "\t", "\x85\u2028", "&a", "*a", "!x", "%", "@", "{", "?0",
 )  # fmt: skip
 words = (st.text(max_size=12) | st.sampled_from(odd_words)).filter(lambda word: "eval" not in word)
 numbers = st.integers() | st.floats()

@@ -1,6 +1,7 @@
 """Writing: a `Recipe` to text that replays to the same recipe."""
 
 import io
+import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import PurePath
@@ -10,7 +11,7 @@ import attrs
 from attrs import NOTHING
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import RoundTripRepresenter
-from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
 
 from coldpress.errors import RecipeError, UnknownPluginError
 from coldpress.modifier import Modifier
@@ -19,6 +20,8 @@ from coldpress.recipe.placeholder import escape
 from coldpress.recipe.problem import Path, show
 from coldpress.recipe.reading import read_recipe
 from coldpress.recipe.recipe import Recipe
+
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 
 
 def write_recipe(recipe: Recipe) -> str:
@@ -123,11 +126,18 @@ def _default(a: "attrs.Attribute[Any]") -> str | None:
 
 def _escaped(value: Any) -> Any:
     if isinstance(value, str):
-        text = escape(value)
-        return text if text.isprintable() else DoubleQuotedScalarString(text)  # other styles lose some line breaks
+        return _quoted(escape(value))
     if isinstance(value, dict):
         return {_escaped(key): _escaped(item) for key, item in value.items()}
     return [_escaped(item) for item in value] if isinstance(value, list) else value
+
+
+def _quoted(text: str) -> str:
+    """Text in a style that reads back as it is; the library's own choice loses some line breaks, and `?` in a list."""
+    if _WORD.fullmatch(text):
+        return text
+    style: type[str] = SingleQuotedScalarString if text.isprintable() else DoubleQuotedScalarString
+    return style(text)
 
 
 def _check_replay(text: str, recipe: Recipe, document: dict[str, Any]) -> None:
