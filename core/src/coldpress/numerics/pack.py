@@ -6,8 +6,8 @@ bits [i*b, (i+1)*b), least significant first, and the stream is cut into words o
     b = 3    | 0 0 0 1 1 1 2 2 2 ... 9 9 9 A A | A B B B ...
              | word 0, bits 0 to 31            | word 1
 
-Eight codes are always b whole bytes, which is how it is computed here; words are little-endian, as memory is on every
-machine that torch supports.
+Eight codes are always b whole bytes (and fewer of 1, 2, 4 and 8 bits are one), which is how it is computed here.
+Words are little-endian, as memory is on the machines that we know of.
 """
 
 import math
@@ -15,8 +15,6 @@ import math
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-
-_EIGHT = 8
 
 
 def pack_int32(codes: Tensor, num_bits: int) -> Tensor:
@@ -35,11 +33,13 @@ def pack_int32(codes: Tensor, num_bits: int) -> Tensor:
     _check(codes, torch.int8, num_bits)
     width = codes.shape[-1]
     raw = codes.view(torch.uint8) + 2 ** (num_bits - 1)  # [..., I], wraps around: -1 is 255, then 2^(b-1) - 1
-    eights = pad(raw, (0, -width % 32)).reshape(*codes.shape[:-1], -(-width // 32) * 4, _EIGHT)  # [..., E, 8]
-    bits = torch.zeros(eights.shape[:-1], dtype=torch.int64, device=codes.device)  # [..., E]
-    for place in range(_EIGHT):
-        bits |= eights[..., place].to(torch.int64) << (place * num_bits)
-    stream = bits.unsqueeze(-1).view(torch.uint8)[..., :num_bits]  # [..., E, b], bytes
+    together, holder = _cell(num_bits)
+    count = -(-width // 32) * 32 // together  # cells of a row, filled up to whole words
+    cells = pad(raw, (0, -width % 32)).reshape(*codes.shape[:-1], count, together)  # [..., C, n]
+    bits = torch.zeros(cells.shape[:-1], dtype=holder, device=codes.device)  # [..., C]
+    for place in range(together):
+        bits |= cells[..., place].to(holder) << (place * num_bits)
+    stream = bits.unsqueeze(-1).view(torch.uint8)[..., : together * num_bits // 8]  # [..., C, bytes of a cell]
     return _reinterpret(stream, torch.int32, codes.shape[:-1])[..., : _words(width, num_bits)].contiguous()
 
 
@@ -62,13 +62,15 @@ def unpack_int32(packed: Tensor, num_bits: int, shape: tuple[int, ...]) -> Tenso
     expected = (*shape[:-1], _words(width, num_bits))
     if tuple(packed.shape) != expected:
         raise ValueError(f"{tuple(shape)} codes of {num_bits} bits take {expected} words, got {tuple(packed.shape)}")
-    count = -(-width // _EIGHT)
+    together, holder = _cell(num_bits)
+    count, size = -(-width // together), together * num_bits // 8  # cells of a row, bytes of a cell
     stream = _reinterpret(packed, torch.uint8, shape[:-1])  # [..., 4*W], bytes
-    stream = pad(stream, (0, count * num_bits - stream.shape[-1])).reshape(*shape[:-1], count, num_bits)  # [..., E, b]
-    bits = _reinterpret(pad(stream, (0, _EIGHT - num_bits)), torch.int64, shape[:-1])  # [..., E]
-    codes = torch.empty((*shape[:-1], count, _EIGHT), dtype=torch.int8, device=packed.device)
-    for place in range(_EIGHT):
-        codes[..., place] = ((bits >> (place * num_bits)) & (2**num_bits - 1)) - 2 ** (num_bits - 1)
+    stream = pad(stream, (0, count * size - stream.shape[-1])).reshape(*shape[:-1], count, size)  # [..., C, size]
+    bits = _reinterpret(pad(stream, (0, holder.itemsize - size)), holder, shape[:-1])  # [..., C]
+    raw = torch.empty((*shape[:-1], count, together), dtype=torch.uint8, device=packed.device)  # [..., C, n]
+    for place in range(together):
+        raw[..., place] = (bits >> (place * num_bits)) & (2**num_bits - 1)
+    codes = raw.sub_(2 ** (num_bits - 1)).view(torch.int8)  # wraps around, as in `pack_int32`
     return codes.flatten(-2)[..., :width].contiguous()
 
 
@@ -81,6 +83,11 @@ def unpack_rows_int32(packed: Tensor, num_bits: int, shape: tuple[int, int]) -> 
     """The codes that `pack_rows_int32` has packed: [ceil(O * num_bits / 32), G] -> [O, G]; see `unpack_int32`."""
     rows, columns = shape
     return unpack_int32(packed.T, num_bits, (columns, rows)).T.contiguous()
+
+
+def _cell(num_bits: int) -> tuple[int, torch.dtype]:
+    """How many codes fill whole bytes together, and a dtype that holds them: a byte for 1, 2, 4 and 8 bits."""
+    return (8 // num_bits, torch.uint8) if 8 % num_bits == 0 else (8, torch.int64)
 
 
 def _reinterpret(x: Tensor, dtype: torch.dtype, rows: tuple[int, ...]) -> Tensor:
@@ -96,5 +103,5 @@ def _words(width: int, num_bits: int) -> int:
 def _check(x: Tensor, dtype: torch.dtype, num_bits: int) -> None:
     if x.dtype != dtype:
         raise ValueError(f"expected {dtype}, got {x.dtype}")
-    if not 1 <= num_bits <= _EIGHT:
+    if not 1 <= num_bits <= 8:
         raise ValueError(f"num_bits must be 1 to 8, got {num_bits}")
