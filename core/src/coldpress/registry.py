@@ -9,6 +9,9 @@ The name on the left is what a recipe says.
 """
 
 import re
+import sys
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -75,20 +78,35 @@ def find(kind: str, name: str) -> Any:
         PluginConflictError: two distributions offer it; both are named.
         BrokenPluginError: it is installed and cannot be imported.
     """
-    plugins = available(kind)
+    _check_kind(kind)
     if not _NAME.fullmatch(name):
         raise UnknownPluginError(
             f"{name!r} is not a plugin name: a {kind[:-1]} is named by its entry point, never by a path or an import"
         )
-    offers = [plugin for plugin in plugins if plugin.name == name]
+    offers = [plugin for plugin in _remembered(kind, entry_points, tuple(sys.path)) if plugin.name == name]
     if not offers:
-        names = [plugin.name for plugin in plugins]
+        _remembered.cache_clear()  # it may have been installed since
+        offers = [plugin for plugin in available(kind) if plugin.name == name]
+    if not offers:
+        names = [plugin.name for plugin in available(kind)]
         installed = f" (installed: {', '.join(names)})" if names else " (none is installed)"
         raise UnknownPluginError(f"no {kind[:-1]} is called {name!r}{suggest(name, names)}{installed}")
     if len(offers) > 1:
         owners = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in offers)
         raise PluginConflictError(f"{owners} both offer the {kind[:-1]} {name!r}; uninstall one of them")
     return offers[0].load()
+
+
+@lru_cache
+def _remembered(kind: str, source: Callable[..., Iterable[EntryPoint]], path: tuple[str, ...]) -> tuple[Plugin, ...]:
+    """What `available` says, which reads the metadata of every distribution and takes as long as a small model's run.
+
+    Args:
+        kind: of plugin.
+        source: where entry points are read from; another one is asked anew.
+        path: where distributions are looked for.
+    """
+    return tuple(available(kind))
 
 
 def _check_kind(kind: str) -> None:
