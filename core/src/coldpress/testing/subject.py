@@ -1,0 +1,105 @@
+"""Subject: the plugin that is checked, wherever it comes from."""
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from attrs import frozen
+
+from coldpress import registry
+from coldpress.errors import BrokenPluginError, UnknownPluginError, suggest
+
+KINDS = ("modifiers", "observers", "pipelines", "formats")
+
+# Where the class that every plugin of a kind extends is defined.
+_PARENTS = {
+    "modifiers": ("coldpress.modifier", "Modifier"),
+    "observers": ("coldpress.calibration.observer", "Observer"),
+    "pipelines": ("coldpress.pipeline", "Pipeline"),
+    "formats": ("coldpress.checkpoint", "Format"),
+}
+
+
+@frozen(eq=False)
+class Subject:
+    """A plugin and the settings that it is checked with.
+
+    Attributes:
+        kind: one of `KINDS`.
+        name: what recipes call it; the class's name when it is not installed.
+        cls: the class.
+        settings: what it is made with.
+        installed: whether the registry knows it by its name.
+    """
+
+    kind: str
+    name: str
+    cls: Any
+    settings: Mapping[str, Any]
+    installed: bool
+
+    def make(self, **more: Any) -> Any:
+        """An instance, read as strictly as from a recipe; `more` wins over the settings."""
+        from coldpress.recipe import structure_settings
+
+        return structure_settings(self.cls, {**self.settings, **more}, where=self.name)
+
+    def find(self, kind: str, name: str) -> Any:
+        """Look up a plugin as the registry does, but know this one even if it is not installed."""
+        return self.cls if (kind, name) == (self.kind, self.name) else registry.find(kind, name)
+
+    def home(self) -> tuple[str, str]:
+        """What is imported when a recipe names it, and the file: a package whole, a class by its own module."""
+        module: str = self.cls.__module__
+        name = module.partition(".")[0] if self.installed else module
+        return name, str(getattr(sys.modules.get(name), "__file__", ""))
+
+
+def subject_of(plugin: str | type, *, kind: str | None, settings: Mapping[str, Any]) -> Subject:
+    """Find a plugin by name, or take a class as it is.
+
+    Raises:
+        UnknownPluginError: nobody offers the name.
+        BrokenPluginError: it cannot be imported, or is not a class of its kind.
+        ValueError: the kind is not known, or has no kit.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"there is no kit for the kind {kind!r}{suggest(kind, KINDS)} (there are: {', '.join(KINDS)})")
+    if isinstance(plugin, str):
+        kind = kind or _kind_of_name(plugin)
+        cls, name, installed = registry.find(kind, plugin), plugin, True
+    else:
+        kind = kind or _kind_of_class(plugin)
+        cls, name, installed = plugin, plugin.__name__, False
+    parent = _parent(kind)
+    if not (isinstance(cls, type) and issubclass(cls, parent)):
+        raise BrokenPluginError(f"the plugin {name!r} is not a class that extends coldpress.{parent.__name__}")
+    return Subject(kind, name, cls, dict(settings), installed)
+
+
+def _kind_of_name(name: str) -> str:
+    offers = {kind: [plugin.name for plugin in registry.available(kind)] for kind in KINDS}
+    kinds = [kind for kind, names in offers.items() if name in names]
+    if len(kinds) > 1:
+        raise ValueError(f"{name!r} is the name of {' and '.join(kinds)}: say which with kind=...")
+    if not kinds:
+        known = [offer for names in offers.values() for offer in names]
+        raise UnknownPluginError(
+            f"no installed plugin is called {name!r}{suggest(name, known)} (installed: {', '.join(known) or 'none'}); "
+            "a new entry point is seen after `pip install -e .`"
+        )
+    return kinds[0]
+
+
+def _kind_of_class(cls: type) -> str:
+    for kind in KINDS:
+        if issubclass(cls, _parent(kind)):
+            return kind
+    raise BrokenPluginError(f"{cls.__name__} extends none of the classes that plugins extend")
+
+
+def _parent(kind: str) -> type:
+    module, name = _PARENTS[kind]
+    parent: type = getattr(import_module(module), name)
+    return parent

@@ -1,0 +1,102 @@
+"""A trial: one modifier, one tiny model, a whole run, and what came of it."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from attrs import evolve, frozen
+from torch import Tensor, nn
+
+from coldpress.calibration.tap import Tap
+from coldpress.checkpoint.output import Output
+from coldpress.lifecycle import Run
+from coldpress.modifier import Modifier
+from coldpress.pipeline import Pipeline, partition
+from coldpress.recipe import Recipe
+from coldpress.stage import Layer, Stage, find_layers
+from coldpress.state import State
+from coldpress.testing.models import batches, tiny_llama
+from coldpress.testing.trace import weights_of
+
+Batches = list[dict[str, Tensor]]
+
+
+@frozen(kw_only=True, eq=False)
+class Parts(Pipeline):
+    """Stage by stage through the model's parts; each sweep runs the whole model, earlier parts compressed.
+
+    The kit has a pipeline of its own so that it needs no plugin but the one that it checks.
+    """
+
+    def stages(self, state: State) -> Iterator[Stage]:
+        """Yield prologue, blocks and epilogue."""
+        yield from partition(state.model)
+
+    def sweep(self, state: State, stage: Stage) -> Iterator[int]:
+        """Run the whole model on every batch."""
+        for index, batch in enumerate(state.batches):
+            state.model(**batch)
+            yield index
+
+
+@frozen(eq=False)
+class Trial:
+    """A finished run.
+
+    Attributes:
+        state: as the run left it.
+        before: every tensor of the model before the run.
+    """
+
+    state: State
+    before: dict[str, Tensor]
+
+    @property
+    def model(self) -> nn.Module:
+        """The compressed model."""
+        return self.state.model
+
+
+def run_trial(
+    modifier: Modifier,
+    *,
+    model: nn.Module | None = None,
+    data: Batches | None = None,
+    output: Output | None = None,
+    tokenizer: object = None,
+) -> Trial:
+    """Compress a tiny model with one modifier, block by block.
+
+    Args:
+        modifier: the only one of the recipe.
+        model: changed in place; None for a new tiny Llama.
+        data: None for eight rows in two batches.
+        output: where a checkpoint is written; None for nowhere.
+        tokenizer: saved with the checkpoint.
+    """
+    model = tiny_llama() if model is None else model
+    data = batches(batch_size=4) if data is None else data
+    state = State(model=model, tokenizer=tokenizer, batches=data)
+    before = weights_of(model)
+    Run(recipe=Recipe(modifier), state=state, pipeline=Parts(), output=output).execute()
+    return Trial(state, before)
+
+
+def claimed(modifier: Modifier, model: nn.Module) -> list[Layer]:
+    """The layers of a model that a modifier claims, in model order."""
+    return modifier.layers(Stage("model", 0, dict(model.named_modules())))
+
+
+def ignoring(modifier: Modifier, name: str) -> Modifier:
+    """The same settings, with one more layer to leave alone."""
+    return evolve(modifier, ignore=[*modifier.ignore, name])
+
+
+def inputs_of(model: nn.Module, data: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Layer name to everything that the layer is called with on the data, [T, I]."""
+    seen: dict[str, list[Tensor]] = {}
+    with torch.no_grad(), Tap(find_layers(model.named_modules())) as tap:
+        for index, batch in enumerate(data):
+            model(**batch)
+            for name, x in tap.collect(index, batch).inputs.items():
+                seen.setdefault(name, []).append(x)
+    return {name: torch.cat(parts) for name, parts in seen.items()}

@@ -1,0 +1,6 @@
+"""What the pipelines promise."""
+
+from coldpress.testing import conformance
+
+test_basic = conformance("basic")
+test_data_free = conformance("data_free")
