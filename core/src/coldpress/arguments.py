@@ -23,7 +23,8 @@ DEFAULT_FORMAT = "compressed-tensors"
 DENSE_FORMAT = "dense"  # what save_compressed=False asks for
 DEFAULT_WEIGHT_OBSERVER = "memoryless_minmax"
 DEFAULT_ACTIVATION_OBSERVER = "minmax"
-DEFAULT_DATASET = "coldpress/short"  # when a recipe reads data and none are named
+DEFAULT_DATASET = "coldpress/short"  # what the demo calibrates with, and errors propose
+DEFAULT_QUANTIZER = "QuantizationModifier"  # what a scheme by name, without a recipe, is applied with
 
 PRECISIONS = ("auto", "bfloat16", "float16", "half", "float32", "full")
 DATA_COLLATORS = ("truncation", "padding")
@@ -147,16 +148,6 @@ class ModelArguments:
             raise ArgumentError("tokenizer and processor are two names of one argument: pass one of them")
 
 
-def _recipe_args(value: Any) -> Any:
-    """`["name=value", ...]` as a dict."""
-    if not isinstance(value, (list, tuple)):
-        return value
-    for pair in value:
-        if not isinstance(pair, str) or not pair.partition("=")[1] or not pair.partition("=")[0].strip():
-            raise ArgumentError(f"recipe_args: {pair!r} is not of the form 'name=value'")
-    return {pair.partition("=")[0].strip(): pair.partition("=")[2].strip() for pair in value}
-
-
 @frozen(kw_only=True, eq=False)
 class RecipeArguments:
     """What is done to the model.
@@ -171,7 +162,9 @@ class RecipeArguments:
     """
 
     recipe: Any = None
-    recipe_args: dict[str, Any] | None = field(default=None, converter=_recipe_args, validator=_is(dict, optional=True))
+    recipe_args: dict[str, Any] | list[str] | None = field(
+        default=None, validator=_is(dict, list, tuple, optional=True)
+    )
     clear_sparse_session: bool = field(default=False, validator=_is(bool))
     stage: str | None = field(default=None, validator=_is(str, optional=True))
     seed: int = field(default=0, validator=_at_least(0))
@@ -181,10 +174,9 @@ class RecipeArguments:
 class DatasetArguments:
     """What the model is calibrated with, and how it is swept.
 
-    Three defaults differ from llm-compressor's.
+    Two defaults differ from llm-compressor's.
     `pipeline` is None instead of "independent": all modifiers of a recipe share one sweep over the data, which gives
     the same statistics for less work, and a recipe that reads no data makes no sweep.
-    `dataset` may stay None although a recipe reads data: then this package's own text is taken, and this is logged.
     `preprocessing_func` is a function, never "file.py:name": an argument does not run a file.
 
     Attributes:

@@ -1,8 +1,8 @@
 """The run: the only module that fires hooks.
 
-    survey     every layer gets a line in the report; what cannot end well stops here
-    stages     initialize, sweep, finalize, write; one stage after the other
-    save       config, tokenizer, recipe, report; the folder gets its name
+survey     every layer gets a line in the report; what cannot end well stops here
+stages     initialize, sweep, finalize, write; one stage after the other
+save       config, tokenizer, recipe, report; the folder gets its name
 """
 
 import logging
@@ -63,6 +63,7 @@ class Run:
             ColdpressError: one of its kinds, saying what is wrong and where.
         """
         start = perf_counter()
+        recipe = write_recipe(self.recipe)  # first of all, because what cannot be written down should not begin
         with torch.no_grad(), _evaluating(self.state.model):
             claims = self._survey()
             stages = self.pipeline.stages(self.state)
@@ -72,7 +73,7 @@ class Run:
             finally:
                 _close(stages)
         self._check_complete(claims)
-        report = report_of(self.state, seconds=perf_counter() - start)
+        report = report_of(self.state, recipe=recipe, seconds=perf_counter() - start)
         if self.output is not None:
             self.save(self.output, report)
         return report
@@ -80,7 +81,7 @@ class Run:
     def save(self, output: Output, report: Report) -> None:
         """Complete an output: what stages did not write, the files of modifiers, and all that is not a weight."""
         self.hooks.hook.save(state=self.state, folder=output.folder)
-        output.finish(self.state, recipe=write_recipe(self.recipe), report=report.to_dict())
+        output.finish(self.state, recipe=report.recipe, report=report.to_dict())
 
     def _survey(self) -> list[survey.Claim]:
         modifiers, state = self.recipe.modifiers, self.state
@@ -97,7 +98,7 @@ class Run:
 
     def _compress(self, stage: Stage, claims: Sequence[survey.Claim]) -> None:
         start = perf_counter()
-        survey.check_finite(stage)
+        survey.check_weights(stage)
         versions = {layer.name: layer.module.weight._version for layer in stage.every_layer}
         self.hooks.hook.initialize(state=self.state, stage=stage)
         self._sweep(stage, claims)

@@ -1,7 +1,7 @@
 """Quantizer: the settings and the input observers that every modifier shares that ends in a scheme."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from attrs import evolve, field, frozen
 from torch import Tensor
@@ -19,7 +19,7 @@ from coldpress.state import Quantized, State
 _PARTS = ("weights", "input")
 
 
-def _as_groups(value: Mapping[str, Any] | None) -> dict[str, Scheme] | None:
+def _as_groups(value: Mapping[str, Scheme] | None) -> dict[str, Scheme] | None:
     if value is None:
         return None
     return {k: v if isinstance(v, Scheme) else Scheme.from_dict(v) for k, v in value.items()}

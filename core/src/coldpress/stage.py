@@ -46,7 +46,7 @@ class Layer:
     @property
     def weight(self) -> Tensor:
         """The weights, [O, I]; a view, so that `layer.weight.copy_(...)` changes the module."""
-        weight: Tensor = self.module.weight.detach()  # type: ignore[operator, assignment, union-attr]
+        weight: Tensor = self.module.weight.detach()  # type: ignore[operator]
         return weight.t() if "Conv1D" in self.classes else weight
 
     def matches(self, patterns: Iterable[str]) -> bool:

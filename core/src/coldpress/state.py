@@ -9,8 +9,7 @@ import torch
 from attrs import asdict, define, field, frozen
 from torch import Tensor, nn
 
-from coldpress.errors import NumericsError
-from coldpress.numerics import dequantize
+from coldpress.numerics import check_finite, dequantize
 from coldpress.schemes import Scheme, describe
 from coldpress.stage import Layer
 
@@ -43,7 +42,9 @@ class Quantized:
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The weights that the codes stand for, [O, I]."""
-        assert self.scheme.weights is not None and self.codes is not None and self.scale is not None
+        assert self.scheme.weights is not None
+        assert self.codes is not None
+        assert self.scale is not None
         return dequantize(
             self.codes, self.scale, self.zero_point, self.scheme.weights, dtype=dtype, global_scale=self.global_scale
         )
@@ -146,8 +147,7 @@ class State:
         Raises:
             NumericsError: the new weight is not finite.
         """
-        if not torch.isfinite(weight).all():
-            raise NumericsError(f"{layer.name}: the compressed weight has NaN or Inf; the layer is left as it was")
+        check_finite(f"{layer.name}.weight, compressed,", weight)
         old = layer.weight
         line = self.report[layer.name]
         line.status = "changed"
@@ -176,5 +176,5 @@ class State:
 def relative_error(old: Tensor, new: Tensor) -> float:
     """Frobenius norm of the change over that of `old`; 0 for two matrices of zeros."""
     size = torch.linalg.vector_norm(old, dtype=torch.float32)
-    change = torch.linalg.vector_norm(old.float() - new, dtype=torch.float32)
+    change = torch.linalg.vector_norm(old.float().sub_(new))
     return float(change / size) if size > 0 else float(change)

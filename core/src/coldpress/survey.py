@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from attrs import frozen
 from torch import nn
 
-from coldpress.errors import CalibrationError, NumericsError, SchemeError, TargetError, near
+from coldpress.errors import CalibrationError, SchemeError, TargetError, near
 from coldpress.modifier import Modifier
+from coldpress.numerics import check_finite
 from coldpress.pipeline import Pipeline
 from coldpress.schemes import Scheme, check_fit, check_supported
 from coldpress.stage import Layer, Stage, find_layers
@@ -66,7 +66,9 @@ def schemes_of(claims: Sequence[Claim]) -> dict[str, Scheme]:
             if scheme is None:
                 continue
             if layer.name in owners:
-                problems.append(f"{layer.name}: quantized by {owners[layer.name]} and {owner}; let one of them ignore it")
+                problems.append(
+                    f"{layer.name}: quantized by {owners[layer.name]} and {owner}; let one of them ignore it"
+                )
             owners[layer.name], schemes[layer.name] = owner, scheme
             try:
                 check_supported(scheme)
@@ -93,7 +95,7 @@ def check_data(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State) 
         )
 
 
-def check_finite(stage: Stage) -> None:
+def check_weights(stage: Stage) -> None:
     """Refuse weights that are not numbers.
 
     Raises:
@@ -101,8 +103,7 @@ def check_finite(stage: Stage) -> None:
     """
     for name, module in stage.modules.items():
         for part, tensor in module.named_parameters(recurse=False):
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise NumericsError(f"{name}.{part} has NaN or Inf; mend the model before compressing it")
+            check_finite(f"{name}.{part}", tensor)
 
 
 def shortened(problems: Sequence[str], *, most: int = 8) -> str:
@@ -125,7 +126,7 @@ def unreached(claims: Sequence[Claim], versions: Mapping[str, int], state: State
         for layer in claim.layers
         if state.report[layer.name].status == "untouched"
         and state.report[layer.name].reason is None
-        and layer.module.weight._version == versions[layer.name]  # type: ignore[union-attr]
+        and layer.module.weight._version == versions[layer.name]
     ]
 
 

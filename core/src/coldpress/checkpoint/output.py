@@ -37,7 +37,9 @@ class Output:
         self._writer.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._writer.__exit__(kind, error, trace)
 
     def write(self, stage: Stage, state: State) -> None:

@@ -20,11 +20,13 @@ class Report:
 
     Attributes:
         layers: one line for every layer, in model order.
+        recipe: YAML that makes the same checkpoint again.
         seconds: of the whole run.
         log: one entry a stage.
     """
 
     layers: tuple[LayerReport, ...]
+    recipe: str
     seconds: float
     log: tuple[Mapping[str, Any], ...] = ()
 
@@ -42,9 +44,9 @@ class Report:
         return dict(Counter(line.status for line in self.layers))
 
 
-def report_of(state: State, *, seconds: float) -> Report:
+def report_of(state: State, *, recipe: str, seconds: float) -> Report:
     """The report of a finished run."""
-    return Report(tuple(state.report.values()), seconds, tuple(state.log))
+    return Report(tuple(state.report.values()), recipe, seconds, tuple(state.log))
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:

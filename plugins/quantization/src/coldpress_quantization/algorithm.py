@@ -1,8 +1,9 @@
 """Round to nearest (RTN): Q = clamp(round(W / s + z)), each weight by itself."""
 
-from coldpress.numerics import quantize
-from coldpress.schemes import QuantizationArgs
 from torch import Tensor
+
+from coldpress import QuantizationArgs
+from coldpress.numerics import quantize
 
 
 def round_to_nearest(weight: Tensor, scale: Tensor, zero_point: Tensor, args: QuantizationArgs) -> Tensor:

@@ -1,8 +1,8 @@
 """QuantizationModifier: settings and wiring of round to nearest."""
 
 from attrs import evolve, frozen
-from coldpress import Quantizer, Stage, State, hookimpl, weight_qparams
 
+from coldpress import Quantizer, Stage, State, hookimpl, weight_qparams
 from coldpress_quantization.algorithm import round_to_nearest
 
 

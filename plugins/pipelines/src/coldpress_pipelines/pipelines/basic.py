@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from attrs import frozen
+
 from coldpress import CalibrationError, Pipeline, Stage, State
 
 

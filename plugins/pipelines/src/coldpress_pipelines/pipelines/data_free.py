@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from attrs import frozen
+
 from coldpress import CalibrationError, Pipeline, Stage, State, partition
 
 
