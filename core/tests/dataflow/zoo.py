@@ -8,20 +8,27 @@ are cut to one layer of each kind, and token ids are moved into the tiny vocabul
 
 import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from attrs import frozen
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from coldpress.dataflow import Description, Tap, describe, fold
 
 VOCABULARY, HIDDEN, HEADS, HEAD_DIM = 128, 64, 4, 16
 
 # (pattern over the field's name, small value); the first that matches wins.
 SIZES: list[tuple[str, Any]] = [
-    (r"(unpadded_|audio_|decoder_|shape_|pronunciation_)?vocab_size(_per_layer_input)?|.*hash_byte_group_vocab", VOCABULARY),
+    (
+        r"(unpadded_|audio_|decoder_|shape_|pronunciation_)?vocab_size(_per_layer_input)?|.*hash_byte_group_vocab",
+        VOCABULARY,
+    ),
     (r"ngram_vocab_size_base", 64),
     (r"vocab_offset", 0),
     (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|model_max_length|context_length|max_target_positions", 64),
@@ -41,14 +48,20 @@ SIZES: list[tuple[str, Any]] = [
     (r"prompt_mid_dim", 32),
     (r"hidden_size_per_layer_input|ple_embed_dim", 16),
     (r"hidden_size.*|d_model|n_embd|(word_embed_proj|emb|embedding|embed)_dim|embedding_size|lru_width", HIDDEN),
-    (r"(in|out)put_embedding_size|attention_hidden_size|out_hidden_size|backbone_hidden_size|router_hidden_size", HIDDEN),
+    (
+        r"(in|out)put_embedding_size|attention_hidden_size|out_hidden_size|backbone_hidden_size|router_hidden_size",
+        HIDDEN,
+    ),
     (r"vision_output_dim|projector_(in|out)put_dim|adapter_(in|out)_dim|adapter_input_size", HIDDEN),
     (r"pronunciation_embed_dim|shape_embed_dim", 32),
     (r"num_experts_per_tok(en)?|moe_topk|moe_k|index_topk_blocks|topk_group|num_selected_experts", 2),
     (r"num_experts|n_routed_experts|num_local_experts|moe_num_experts", 4),
     (r"zero_expert_num|n_group|num_expert_group", 2),
     (r"index_topk", 8),
-    (r"sliding_window(_size)?|attention_window_size|attention_chunk_size|local_attention(_window_len)?|keep_window_size", 8),
+    (
+        r"sliding_window(_size)?|attention_window_size|attention_chunk_size|local_attention(_window_len)?|keep_window_size",
+        8,
+    ),
     (r"mamba_n_heads|mamba_num_heads", 8),
     (r"mamba_d_state|ssm_state_size|state_size", 8),
     (r"mamba_chunk_size|chunk_size|index_block_size", 8),
@@ -84,6 +97,12 @@ def model_types() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
+def size_of(name: str) -> Any:
+    """The small value that a field of this name gets, None where the name says nothing about size."""
+    known = {**ABSENT, "layer_types": ["full_attention", "full_attention"], "default_language": "en_XX"}
+    return known.get(name) or next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), None)
+
+
 def small(name: str, value: Any) -> Any:
     """A small value for the field, or the value itself where its name says nothing about size."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -114,6 +133,10 @@ def shrink(fields: dict[str, Any], layers: int) -> dict[str, Any]:
                 new = layers
         if new != value or type(new) is not type(value):
             changed[name] = new
+    if fields.get("is_decoder") is False and not fields.get("is_encoder_decoder"):
+        changed["is_decoder"] = True
+    if "attention_hidden_size" in fields and "attention_head_dim" in fields:  # zamba's attention is twice as wide
+        changed |= {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HIDDEN // HEADS}
     if "kv_lora_rank" in fields and fields.get("num_key_value_heads"):
         changed["num_key_value_heads"] = HEADS  # latent attention has no groups
     return changed
@@ -132,18 +155,48 @@ def kinds_of_layer(fields: dict[str, Any]) -> int:
     return max([len({str(v) for v in values}) for values in lists] + nested, default=1)
 
 
-def build(model_type: str) -> nn.Module:
-    """A tiny random float64 model in evaluation mode.
+def configuration(model_type: str, *, repeats: int = 1, absent: bool = False) -> Any:
+    """A tiny configuration.
 
-    Raises:
-        Exception: whatever transformers raises where the type cannot be built so small.
+    Args:
+        model_type: as transformers registers it.
+        repeats: how often every kind of layer comes.
+        absent: also fill sizes that the default configuration leaves empty.
     """
     fields = AutoConfig.for_model(model_type).to_dict()
-    wanted = shrink(fields, max(2, kinds_of_layer(fields)))
-    config = AutoConfig.for_model(model_type, **wanted)
+    wanted = shrink(fields, max(2, kinds_of_layer(fields)) * repeats)
+    if absent:
+        filled = {k: size_of(k) for k, v in fields.items() if v is None and size_of(k) is not None}
+        wanted = {**filled, **wanted}
+    return AutoConfig.for_model(model_type, **wanted)
+
+
+def build(model_type: str) -> nn.Module:
+    """A tiny random model in evaluation mode that runs on `token_batch`; several ways to shrink it are tried.
+
+    Raises:
+        Exception: whatever transformers raises where the type cannot be built so small, or does not run.
+    """
+    problems: list[Exception] = []
+    for repeats, absent in ((1, False), (1, True), (2, False)):
+        try:
+            model = _from_configuration(configuration(model_type, repeats=repeats, absent=absent))
+            logits(model, token_batch())
+        except TimeoutError:
+            raise
+        except Exception as e:  # transformers raises anything
+            problems.append(e)
+        else:
+            return model
+    raise problems[0]
+
+
+def _from_configuration(config: Any) -> nn.Module:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager").double().eval()
-    for name, parameter in sorted(model.named_parameters()):
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+    ).eval()
+    for _, parameter in sorted(model.named_parameters()):
         if parameter.ndim == 1:
             parameter.data += torch.rand_like(parameter) * 0.3  # norms of ones would hide mistakes
     return model
@@ -153,3 +206,91 @@ def token_batch(*, rows: int = 2, length: int = 12) -> dict[str, Tensor]:
     """Random token ids of the tiny vocabulary, [rows, length]."""
     generator = torch.Generator().manual_seed(1)
     return {"input_ids": torch.randint(3, VOCABULARY - 8, (rows, length), generator=generator)}
+
+
+def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """What the model answers, [rows, length, vocabulary], computed as a plain forward does it."""
+    with torch.no_grad():
+        return model(**batch, use_cache=False).logits
+
+
+@frozen
+class Outcome:
+    """What the dataflow of one model type looks like.
+
+    Attributes:
+        kinds: how many kinds of blocks; of them `probed` could be probed.
+        pairs: per kind the number of pairs.
+        inputs: per kind the number of distinct inputs; `layers` the number of linear layers that share them.
+        certificates: of every pair, by "block.producer".
+        reasons: why a kind was not probed, a producer refused or a layer left without pair.
+        logits_change: largest relative change of the logits after folding random scales into every block.
+        float32_change: the same with the float32 inside the model's own code left as it is.
+    """
+
+    model_type: str
+    seconds: float
+    kinds: int
+    probed: int
+    pairs: tuple[int, ...]
+    inputs: tuple[int, ...]
+    layers: tuple[int, ...]
+    certificates: dict[str, float]
+    reasons: dict[str, str]
+    logits_change: float
+    float32_change: float
+
+
+def examine(model_type: str) -> Outcome:
+    """Build a type, probe it, fold random scales into every pair of every block, and compare the logits in float64."""
+    model = build(model_type)
+    start = time.perf_counter()
+    found = describe(model, token_batch())
+    seconds = time.perf_counter() - start
+    probed = [k for k in found.kinds if k.dataflow]
+    flows = [k.dataflow for k in probed if k.dataflow]
+    changes = _changes_after_folding(model.double(), found)
+    return Outcome(
+        model_type=model_type,
+        seconds=seconds,
+        kinds=len(found.kinds),
+        probed=len(probed),
+        pairs=tuple(len(f.pairs) for f in flows),
+        inputs=tuple(len(f.inputs) for f in flows),
+        layers=tuple(sum(map(len, f.inputs)) for f in flows),
+        certificates={f"{k.blocks[0]}.{p.producer}": p.certificate for k in probed for p in k.dataflow.pairs},
+        reasons={
+            **{k.blocks[0]: k.reason for k in found.kinds if k.reason},
+            **{f"{k.blocks[0]}.{n}": r for k in probed for n, r in k.dataflow.refused.items()},
+            **{f"{k.blocks[0]}.{n}": r for k in probed for n, r in k.dataflow.unpaired.items()},
+        },
+        logits_change=changes[0],
+        float32_change=changes[1],
+    )
+
+
+def _changes_after_folding(model: nn.Module, found: Description) -> tuple[float, float]:
+    batch = token_batch()
+    before = _wide_logits(model, batch), _logits_or_nothing(model, batch)
+    generator = torch.Generator().manual_seed(2)
+    for kind in found.kinds:
+        for name in kind.blocks if kind.dataflow else ():
+            for pair in kind.dataflow.pairs:
+                shape = (pair.num_experts, len(pair.rows)) if pair.num_experts else (len(pair.rows),)
+                scale = torch.rand(shape, generator=generator, dtype=torch.float64) * 1.5 + 0.5
+                fold(model, pair.within(name), scale)
+    after = _wide_logits(model, batch), _logits_or_nothing(model, batch)
+    first, second = (((a - b).abs().max() / b.abs().max()).item() for a, b in zip(after, before, strict=True))
+    return first, second
+
+
+def _wide_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    with Tap(()):
+        return logits(model, batch)
+
+
+def _logits_or_nothing(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    try:
+        return logits(model, batch)
+    except RuntimeError:  # some types do not run in float64 by themselves
+        return torch.full((1,), torch.nan)

@@ -1,0 +1,47 @@
+"""Which layers share an input, and which producers can absorb a per-channel scale of them, found by probing.
+
+blocks = find_blocks(model)                         # no names needed
+calls = capture(model, [blocks[0].name], batch)     # what a block is called with
+flow = find_pairs(blocks[0].module, calls[blocks[0].name])
+fold(blocks[0].module, flow.pairs[0], scale)        # the model computes what it computed
+"""
+
+from .blocks import Block, block_lists, find_blocks
+from .call import Call, capture
+from .describe import BlockKind, Description, describe, first_of_each_kind, token_batch
+from .fold import fold, unfold
+from .inputs import distinct_inputs
+from .mapping import UserMapping, parse_mappings, resolve, unmatched
+from .orientation import input_dim, is_linear, output_dim
+from .pair import Consumer, Pair, Site
+from .probe import Dataflow, find_pairs
+from .tap import Tap
+
+__all__ = [
+    "Block",
+    "BlockKind",
+    "Call",
+    "Consumer",
+    "Dataflow",
+    "Description",
+    "Pair",
+    "Site",
+    "Tap",
+    "UserMapping",
+    "block_lists",
+    "capture",
+    "describe",
+    "distinct_inputs",
+    "find_blocks",
+    "find_pairs",
+    "first_of_each_kind",
+    "fold",
+    "input_dim",
+    "is_linear",
+    "output_dim",
+    "parse_mappings",
+    "resolve",
+    "token_batch",
+    "unfold",
+    "unmatched",
+]

@@ -1,6 +1,6 @@
 """The blocks of a model, found without names, and which of them are alike.
 
-    model ── the ModuleList that weighs most (classes in `no_split_modules` first) ──> model.layers.0, .1, ...
+model ── the ModuleList that weighs most (classes in `no_split_modules` first) ──> model.layers.0, .1, ...
 """
 
 import re
@@ -34,15 +34,47 @@ def find_blocks(model: nn.Module, targets: Sequence[str] | None = None) -> list[
 
     Args:
         model: any module; may be on the meta device.
-        targets: class names or "re:" patterns of module names that say what a block is; None finds them:
-            the list of modules with most parameters, where a list of a class that the model says
-            must not be split (`_no_split_modules`) beats any other.
+        targets: class names, module names or "re:" patterns of module names that say what a block is;
+            None takes the first of `block_lists`.
 
     Raises:
         TargetError: `targets` match nothing.
         ModelError: nothing in the model is repeated.
     """
-    found = _named_blocks(model, targets) if targets else _repeated_blocks(model)
+    return _with_kinds(_named_blocks(model, targets)) if targets else block_lists(model)[0]
+
+
+def block_lists(model: nn.Module) -> list[list[Block]]:
+    """Every list of blocks that the model has, the likeliest first.
+
+    That is the list with most parameters, where a list of a class that the model says must not be split
+    (`_no_split_modules`) beats any other.  Lists inside a better list's blocks (experts) are left out.
+
+    Raises:
+        ModelError: nothing in the model is repeated.
+    """
+    hints: Iterable[str] = getattr(model, "_no_split_modules", None) or ()
+    unsplit = set(hints)
+    lists: list[tuple[tuple[bool, int], list[tuple[str, nn.Module]]]] = []
+    for name, module in model.named_modules():
+        members = [(f"{name}.{n}" if name else n, m) for n, m in module.named_children()]
+        weight = sum(p.numel() for p in module.parameters())
+        if isinstance(module, REPEATED) and members and weight:
+            hinted = any(type(m).__name__ in unsplit for _, m in members)
+            lists.append(((hinted, weight), members))
+    found: list[list[tuple[str, nn.Module]]] = []
+    for _, members in sorted(lists, key=lambda entry: entry[0], reverse=True):
+        if not any(members[0][0].startswith(outer + ".") for better in found for outer, _ in better):
+            found.append(members)
+    if not found:
+        raise ModelError(
+            f"no list of blocks in {type(model).__name__}: no module is repeated; "
+            "name the class of a block with sequential_targets"
+        )
+    return [_with_kinds(members) for members in found]
+
+
+def _with_kinds(found: list[tuple[str, nn.Module]]) -> list[Block]:
     kinds: dict[object, int] = {}
     return [Block(name, module, kinds.setdefault(signature(module), len(kinds))) for name, module in found]
 
@@ -76,29 +108,3 @@ def _matches(name: str, module: nn.Module, target: str) -> bool:
     if target.startswith("re:"):
         return re.match(target[3:], name) is not None
     return name == target or any(c.__name__ == target for c in type(module).__mro__)
-
-
-def _repeated_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    unsplit = _unsplit_classes(model)
-    best: tuple[tuple[bool, int], list[tuple[str, nn.Module]]] | None = None
-    for name, module in model.named_modules():
-        if not isinstance(module, REPEATED) or not len(module):
-            continue
-        members = [(f"{name}.{n}" if name else n, m) for n, m in module.named_children()]
-        if best and any(name.startswith(outer + ".") for outer, _ in best[1]):
-            continue  # experts inside a block are no blocks
-        weight = sum(p.numel() for p in module.parameters())
-        hinted = any(type(m).__name__ in unsplit for _, m in members)
-        if weight and (best is None or (hinted, weight) > best[0]):
-            best = (hinted, weight), members
-    if best is None:
-        raise ModelError(
-            f"no list of blocks in {type(model).__name__}: no module is repeated; "
-            "name the class of a block with sequential_targets"
-        )
-    return best[1]
-
-
-def _unsplit_classes(model: nn.Module) -> set[str]:
-    hints: Iterable[str] = getattr(model, "_no_split_modules", None) or ()
-    return set(hints)

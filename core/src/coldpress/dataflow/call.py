@@ -20,7 +20,10 @@ class Call:
     kwargs: dict[str, Any]
 
     def fresh(self, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A copy, so that a block that writes into its arguments spoils nothing; floating tensors in `dtype`."""
+        """A copy, so that a block that writes into its arguments spoils nothing; floating tensors in `dtype`.
+
+        Tensors come to the CPU; those on the meta device are drawn, the same at every call.
+        """
         args, kwargs = _copied((self.args, self.kwargs), dtype, {})
         return args, kwargs
 
@@ -63,7 +66,8 @@ def capture(model: nn.Module, names: Sequence[str], batch: Mapping[str, Any]) ->
 
 def _without_cache(model: nn.Module) -> dict[str, bool]:
     parameters = inspect.signature(model.forward).parameters
-    return {"use_cache": False} if "use_cache" in parameters else {}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {"use_cache": False} if open_ended or "use_cache" in parameters else {}
 
 
 def _copied(value: Any, dtype: torch.dtype | None, memo: dict[int, Any]) -> Any:
@@ -71,8 +75,7 @@ def _copied(value: Any, dtype: torch.dtype | None, memo: dict[int, Any]) -> Any:
     if id(value) in memo:
         return memo[id(value)]
     if isinstance(value, Tensor):
-        new: Any = value.detach().clone()
-        new = new.to(dtype) if dtype and new.is_floating_point() else new
+        new: Any = value.detach().clone() if dtype is None else _tensor(value.detach(), dtype)
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         new = type(value)(*(_copied(v, dtype, memo) for v in value))
     elif type(value) in (tuple, list):
@@ -85,3 +88,12 @@ def _copied(value: Any, dtype: torch.dtype | None, memo: dict[int, Any]) -> Any:
         new = copy.deepcopy(value)
     memo[id(value)] = new
     return new
+
+
+def _tensor(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy on the CPU; what is on the meta device becomes noise, zeros (integers) or True."""
+    if not value.is_meta:
+        return value.to("cpu", dtype if value.is_floating_point() else None, copy=True)
+    if value.is_floating_point():
+        return torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel()), dtype=dtype)
+    return torch.full(value.shape, value.dtype is torch.bool, dtype=value.dtype)

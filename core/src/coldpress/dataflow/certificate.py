@@ -58,5 +58,3 @@ def restore(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Put the parameters of a snapshot back."""
     for name, value in saved.items():
         module.get_parameter(name).copy_(value)
-
-

@@ -1,6 +1,6 @@
 """A smoothing pair: who can give a per-channel scale to whom, exactly.
 
-    producer ── channel j times 1/s[j] ──> (anything homogeneous) ──> consumers: column c times s[channels[c]]
+producer ── channel j times 1/s[j] ──> (anything homogeneous) ──> consumers: column c times s[channels[c]]
 """
 
 from typing import Any, Literal
@@ -89,7 +89,7 @@ class Pair:
         return spread(scale, self.channels(consumer))
 
     def gather(self, values: Tensor, consumer: str) -> Tensor:
-        """The largest of the non-negative values over the input channels that see each element of the scale, [I] -> [C].
+        """The largest value over the input channels that see each element of the scale, non-negative [I] -> [C].
 
         For maxima such as absmax under grouped-query attention, where one v channel feeds several of o's columns.
         """

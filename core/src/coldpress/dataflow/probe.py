@@ -12,7 +12,7 @@ No names, no table of architectures: what is accepted is what leaves every outpu
 from typing import Any
 
 from attrs import evolve, field, frozen
-from torch import Tensor, nn
+from torch import nn
 
 from .call import Call
 from .certificate import TOLERANCE
@@ -87,24 +87,41 @@ def probe(bench: Workbench) -> Dataflow:
 
 
 def try_producer(bench: Workbench, candidate: Pair) -> Pair:
-    """The candidate with its consumers and certificate; without members where nobody's input is a known multiple."""
+    """The candidate with its consumers and certificate; without members where nobody's input is a known multiple.
+
+    Consumers behind a router or a gate show themselves only once those before them compensate (a token scaled by
+    its router's score), so the search goes on, with all known members compensating, until the certificate holds.
+    """
+    pair = candidate
     for _ in range(ATTEMPTS):
-        factors = distinct_factors(len(candidate.rows), bench.generator)
-        found = _consumers(bench, candidate, factors)
+        found = _more_consumers(bench, pair)
         if found is None:
-            continue
+            continue  # experts were chosen otherwise
         members, degree = found
-        pair = evolve(candidate, members=tuple(members), degree=degree)
-        return evolve(pair, certificate=bench.certify(pair)) if members else pair
-    return candidate
+        if not members:
+            break
+        pair = _stacked(bench, evolve(pair, members=pair.members + tuple(members), degree=degree))
+        pair = evolve(pair, certificate=bench.certify(pair))
+        if pair.certificate <= TOLERANCE:
+            break
+    return pair
 
 
-def _consumers(bench: Workbench, candidate: Pair, factors: Tensor) -> tuple[list[Consumer], int] | None:
-    found = find_consumers(bench, bench.run_scaled(candidate, factors).uses, factors)
-    if found is None or candidate.num_experts is None:
-        return found
-    members = [m for m in found[0] if bench.block.get_parameter(m.site.parameter).ndim == 3]
-    return (members, found[1]) if len(members) == len(found[0]) else ([], 1)
+def _more_consumers(bench: Workbench, pair: Pair) -> tuple[list[Consumer], int] | None:
+    factors = distinct_factors(len(pair.rows), bench.generator)
+    found = find_consumers(bench, bench.run_scaled(pair, factors).uses, factors)
+    if found is None:
+        return None
+    known = {m.site for m in pair.members}
+    members = [m for m in found[0] if m.site not in known]
+    return (members, found[1]) if not known or found[1] == pair.degree else ([], pair.degree)
+
+
+def _stacked(bench: Workbench, pair: Pair) -> Pair:
+    """One scale for all experts where a consumer has not the producer's number of experts."""
+    shapes = [bench.block.get_parameter(m.site.parameter).shape for m in pair.members]
+    alike = pair.num_experts is not None and all(len(s) == 3 and s[0] == pair.num_experts for s in shapes)
+    return pair if alike else evolve(pair, num_experts=None)
 
 
 def _best(tried: list[Pair]) -> Pair:
@@ -131,9 +148,7 @@ def _without_producer(bench: Workbench, pairs: list[Pair]) -> list[str]:
     return list(dict.fromkeys(u.parameter for u in bench.before.uses if u.parameter not in served))
 
 
-def _reasons(
-    bench: Workbench, pairs: list[Pair], refused: dict[str, str], silent: tuple[str, ...]
-) -> dict[str, str]:
+def _reasons(bench: Workbench, pairs: list[Pair], refused: dict[str, str], silent: tuple[str, ...]) -> dict[str, str]:
     served = {name for p in pairs for name in p.consumers}
     reasons: dict[str, str] = {}
     for name in bench.layers():
@@ -147,5 +162,3 @@ def _reasons(
         else:
             reasons[name] = "no norm or linear layer scales its input channel by channel"
     return reasons
-
-

@@ -76,7 +76,10 @@ def _fill(at: Callable[[int], list[int]], known: dict[int, list[int]], a: int, b
     first, last = at(a), at(b)
     if b - a < 2:
         return
-    slopes = [0 if f < 0 and s < 0 else (s - f) / (b - a) if f >= 0 and s >= 0 else None for f, s in zip(first, last, strict=True)]
+    slopes = [
+        0 if f < 0 and s < 0 else (s - f) / (b - a) if f >= 0 and s >= 0 else None
+        for f, s in zip(first, last, strict=True)
+    ]
     if all(slope in (0, 1, 2) for slope in slopes):
         for c in range(a + 1, b):
             known[c] = [f + int(slope or 0) * (c - a) if f >= 0 else -1 for f, slope in zip(first, slopes, strict=True)]

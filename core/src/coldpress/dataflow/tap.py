@@ -65,13 +65,13 @@ class Tap(TorchFunctionMode):
     def __enter__(self) -> "Tap":
         self._default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         torch.set_default_dtype(self._default)
 
     def __torch_function__(
@@ -108,7 +108,7 @@ class Tap(TorchFunctionMode):
 
 def identity(x: Tensor) -> tuple[int, ...]:
     """The same for two views that hold the very same numbers with the same last dimension."""
-    return (x.untyped_storage().data_ptr(), x.storage_offset(), x.numel(), x.shape[-1], x._version)
+    return (x.untyped_storage().data_ptr(), int(x.storage_offset()), x.numel(), x.shape[-1], x._version)
 
 
 def _wide(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Layers that the probing input never reached, such as experts that no token chose, follow their twins.
 
-    experts.0.up_proj reads the norm  ->  experts.7.up_proj, which never ran, reads it too
-    experts.0: up_proj -> down_proj   ->  experts.7: the same pair
+experts.0.up_proj reads the norm  ->  experts.7.up_proj, which never ran, reads it too
+experts.0: up_proj -> down_proj   ->  experts.7: the same pair
 """
 
 from attrs import evolve
@@ -23,10 +23,15 @@ def with_twins(bench: Workbench, pairs: list[Pair], refused: dict[str, str], sil
     lost = {n: bench.layers()[n] for n in waiting - reached}
     kept = []
     for pair in out:
-        readers = sorted(n for n, m in lost.items() if pair.kind == "norm" and not _has_twin(n, reached) and pair.width in m.get_parameter("weight").shape)
+        readers = sorted(
+            n
+            for n, m in lost.items()
+            if pair.kind == "norm" and not _has_twin(n, reached) and pair.width in m.get_parameter("weight").shape
+        )
         if readers:
             refused[pair.producer] = (
-                f"{', '.join(readers)} never ran on the probing input and might read it: probe with an input that reaches it"
+                f"{', '.join(readers)} never ran on the probing input and might read it: "
+                "probe with an input that reaches it"
             )
         else:
             kept.append(pair)

@@ -101,9 +101,9 @@ class Workbench:
         return worst
 
     def run_scaled(self, pair: Pair, factors: Tensor) -> Reading:
-        """One run with the channels of a producer multiplied by `factors`, [C], and nobody compensating."""
+        """One run with the channels of a producer multiplied by `factors`, [C]; only members of the pair compensate."""
         saved = snapshot(self.block, pair)
-        fold(self.block, pair, 1 / factors)
+        fold(self.block, pair, factors**-pair.degree)
         try:
             return self.run()
         finally:
