@@ -232,7 +232,7 @@ CHECKS = (
     Check(recipe_round_trip),
     Check(typo_is_reported),
     Check(import_is_quiet),
-    Check(runs, after=("hooks",)),
+    Check(runs, after=("hooks", "recipe_round_trip")),
     Check(does_its_job, after=_RUNS, applies=_has_a_job),
     Check(leaves_no_trace, after=_RUNS),
     Check(touches_only_targets, after=_RUNS, applies=_changes_targets_only),
@@ -240,7 +240,7 @@ CHECKS = (
     Check(batching_does_not_matter, after=(*_RUNS, "deterministic")),
     Check(dtypes, after=(*_RUNS, "leaves_no_trace")),
     Check(dead_input, after=_RUNS),
-    Check(no_data, after=("hooks",)),
+    Check(no_data, after=_RUNS),
     Check(grad_free, after=_RUNS),
     Check(save_load, after=(*_RUNS, "leaves_no_trace"), absent=format_absent),
 )

@@ -182,17 +182,19 @@ def _is_installed(subject: Subject) -> bool:
     return subject.installed
 
 
+_SOUND = ("range_shapes", "deterministic", "changes_nothing")
+
 CHECKS = (
     Check(settings_class),
     Check(import_is_quiet),
     Check(typo_is_reported, applies=_is_installed),
     Check(range_shapes),
     Check(stays_within, after=("range_shapes",)),
-    Check(changes_nothing),
-    Check(merge_does_not_care_who_is_first, after=("changes_nothing",)),
-    Check(merge_is_seeing_all, after=("changes_nothing",), applies=_keeps_no_order),
-    Check(batching_does_not_matter, after=("changes_nothing",), applies=_keeps_no_order),
     Check(constants, after=("range_shapes",)),
     Check(zeros, after=("range_shapes",)),
-    Check(deterministic),
+    Check(deterministic, after=("range_shapes",)),
+    Check(changes_nothing, after=("range_shapes", "deterministic")),
+    Check(merge_does_not_care_who_is_first, after=_SOUND),
+    Check(merge_is_seeing_all, after=(*_SOUND, "merge_does_not_care_who_is_first"), applies=_keeps_no_order),
+    Check(batching_does_not_matter, after=_SOUND, applies=_keeps_no_order),
 )

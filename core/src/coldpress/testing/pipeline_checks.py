@@ -207,15 +207,17 @@ def _runs_batches(subject: Subject) -> bool:
     return bool(subject.cls.runs_batches)
 
 
+_WHOLE = ("stages_hold_the_models_modules", "every_tensor_in_one_stage")
+
 CHECKS = (
     Check(settings_class),
     Check(import_is_quiet),
-    Check(every_tensor_in_one_stage),
     Check(stages_hold_the_models_modules),
+    Check(every_tensor_in_one_stage, after=("stages_hold_the_models_modules",)),
     Check(sweeps_once_in_order),
-    Check(inputs_are_the_models_own, after=("sweeps_once_in_order",), applies=_runs_batches),
+    Check(inputs_are_the_models_own, after=(*_WHOLE, "sweeps_once_in_order"), applies=_runs_batches),
     Check(leaves_no_trace),
     Check(undoes_after_an_error, after=("leaves_no_trace",)),
-    Check(bad_batch_is_reported, after=("sweeps_once_in_order",), applies=_runs_batches),
-    Check(serves_a_run),
+    Check(bad_batch_is_reported, after=("sweeps_once_in_order", "undoes_after_an_error"), applies=_runs_batches),
+    Check(serves_a_run, after=_WHOLE),
 )

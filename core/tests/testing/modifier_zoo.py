@@ -1,0 +1,391 @@
+"""Modifiers to try the kit on: three that keep every promise, and many that break exactly one."""
+
+from typing import ClassVar
+
+import torch
+from attrs import evolve, field, frozen
+from attrs.validators import ge, lt
+from torch import Tensor
+
+from coldpress import (
+    MOVES_SIGNAL,
+    PRUNES,
+    READS_DATA,
+    Batch,
+    CalibrationError,
+    Layer,
+    Modifier,
+    Quantizer,
+    Stage,
+    State,
+    hookimpl,
+    weight_qparams,
+)
+from coldpress.numerics import quantize
+
+
+def prune(weight: Tensor, norm: Tensor, sparsity: float) -> Tensor:
+    """Zero the share `sparsity` of each row with the smallest |weight| * norm, [O, I], [I] -> [O, I]."""
+    drop = int(weight.shape[1] * sparsity)
+    order = (weight.abs() * norm).argsort(dim=1)
+    return weight.scatter(1, order[:, :drop], 0)
+
+
+# --- good ones
+
+
+@frozen(kw_only=True, eq=False)
+class GoodPruner(Modifier):
+    """Prune each row where weights times input norms are small.
+
+    Attributes:
+        sparsity: share of the weights of a row to drop.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA, PRUNES})
+
+    sparsity: float = field(default=0.5, validator=[ge(0.0), lt(1.0)])
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            state.scratch[self, layer] = None
+
+    @hookimpl
+    def calibrate_batch(self, state: State, stage: Stage, batch: Batch) -> None:
+        for layer in self.layers(stage):
+            energy = self.energy(batch.inputs[layer.name].float())  # [I]
+            seen = state.scratch[self, layer]
+            state.scratch[self, layer] = energy if seen is None else self.add(seen, energy)
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            energy = self.remembered(state, layer)
+            self.write(state, layer, prune(layer.weight, energy.sqrt(), self.sparsity))
+
+    def energy(self, x: Tensor) -> Tensor:
+        return x.pow(2).sum(0)
+
+    def add(self, seen: Tensor, energy: Tensor) -> Tensor:
+        return seen + energy
+
+    def remembered(self, state: State, layer: Layer) -> Tensor:
+        energy = state.scratch.pop(self, layer)
+        if energy is None:
+            raise CalibrationError(f"{layer.name} saw no token")
+        return energy
+
+    def write(self, state: State, layer: Layer, weight: Tensor) -> None:
+        state.set_weight(layer, weight.to(layer.weight.dtype))
+
+
+@frozen(kw_only=True, eq=False)
+class GoodQuantizer(Quantizer):
+    """Round to nearest."""
+
+    scheme: str = "W4A16"
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            rest = self.quantized(state, layer)
+            scale, zero_point = weight_qparams(layer.weight, rest.scheme.weights)
+            codes = quantize(layer.weight, scale, zero_point, rest.scheme.weights)
+            state.set_quantized(layer, evolve(rest, codes=codes, scale=scale, zero_point=zero_point))
+
+
+@frozen(kw_only=True, eq=False)
+class GoodMover(Modifier):
+    """Make the gate's neighbour larger and what follows it smaller.
+
+    Attributes:
+        factor: by how much.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset({MOVES_SIGNAL})
+
+    targets: list[str] = field(factory=lambda: ["re:.*up_proj"])
+    factor: float = 4.0
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            follower = stage.modules[layer.name.replace("up_proj", "down_proj")]
+            layer.weight.mul_(self.factor)
+            follower.weight.div_(self.factor)
+
+
+# --- settings and hooks
+
+
+@frozen(kw_only=True, eq=False)
+class MisspeltHook(GoodPruner):
+    """finalise is no hook."""
+
+    @hookimpl
+    def finalise(self, state: State, stage: Stage) -> None: ...
+
+
+@frozen(kw_only=True, eq=False)
+class UnmarkedHook(GoodPruner):
+    """Nobody calls finalize."""
+
+    def finalize(self, state: State, stage: Stage) -> None: ...
+
+
+@frozen(kw_only=True, eq=False)
+class EagerHook(GoodPruner):
+    """The recipe's order is not good enough for it."""
+
+    @hookimpl(tryfirst=True)
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            self.write(state, layer, prune(layer.weight, self.remembered(state, layer).sqrt(), self.sparsity))
+
+
+@frozen(kw_only=True)
+class EqualTwins(GoodPruner):
+    """Two of it are one."""
+
+
+@frozen(kw_only=True, eq=False)
+class WorkingProperty(GoodPruner):
+    """Works when somebody looks."""
+
+    @property
+    def kept(self) -> float:
+        return 1 - self.sparsity
+
+
+@frozen(kw_only=True, eq=False)
+class Undocumented(GoodPruner):
+    """Has a secret."""
+
+    secret: int = 0
+
+
+class Undecorated(GoodPruner):
+    """Has a setting that is none."""
+
+    strength: float = 0.5
+
+
+@frozen(kw_only=True, eq=False)
+class Unwritable(GoodPruner):
+    """Holds what a recipe cannot say.
+
+    Attributes:
+        mask: a tensor.
+    """
+
+    mask: Tensor = field(factory=lambda: torch.ones(1))
+
+
+# --- what a run leaves and repeats
+
+
+_SEEN: dict[str, Tensor] = {}
+
+
+@frozen(kw_only=True, eq=False)
+class RemembersOnItself(GoodPruner):
+    """Adds up beyond the end of a run."""
+
+    def remembered(self, state: State, layer: Layer) -> Tensor:
+        energy = state.scratch.pop(self, layer)
+        if energy is None:
+            raise CalibrationError(f"{layer.name} saw no token")
+        _SEEN[layer.name] = _SEEN.get(layer.name, 0) + energy * (1 + 10 * torch.arange(len(energy)) * len(_SEEN))
+        return _SEEN[layer.name]
+
+
+@frozen(kw_only=True, eq=False)
+class ThrowsDice(GoodPruner):
+    """Breaks ties with the global random numbers."""
+
+    def remembered(self, state: State, layer: Layer) -> Tensor:
+        energy = GoodPruner.remembered(self, state, layer)
+        return energy * (1 + 0.01 * torch.rand(len(energy)))
+
+
+@frozen(kw_only=True, eq=False)
+class ForgetsIgnore(GoodPruner):
+    """Asks the stage, and not itself, for its layers."""
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in stage.layers(self.targets):
+            if (self, layer) in state.scratch:
+                energy = self.remembered(state, layer)
+                self.write(state, layer, prune(layer.weight, energy.sqrt(), self.sparsity))
+            else:
+                layer.weight.mul_(0.5)
+
+
+@frozen(kw_only=True, eq=False)
+class LastBatchOnly(GoodPruner):
+    """Keeps the last batch."""
+
+    def add(self, seen: Tensor, energy: Tensor) -> Tensor:
+        return energy
+
+
+@frozen(kw_only=True, eq=False)
+class MeanOfMeans(GoodPruner):
+    """Adds up something that grows faster than the tokens do."""
+
+    def energy(self, x: Tensor) -> Tensor:
+        return x.pow(2).sum(0).exp().clamp(max=1e9)
+
+
+@frozen(kw_only=True, eq=False)
+class LeaksHook(GoodPruner):
+    """Leaves a hook on every layer."""
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            layer.module.register_forward_hook(lambda *_: None)
+            state.scratch[self, layer] = None
+
+
+@frozen(kw_only=True, eq=False)
+class LeavesScratch(GoodPruner):
+    """Never forgets."""
+
+    def remembered(self, state: State, layer: Layer) -> Tensor:
+        energy = state.scratch[self, layer]
+        if energy is None:
+            raise CalibrationError(f"{layer.name} saw no token")
+        return energy
+
+
+@frozen(kw_only=True, eq=False)
+class StaysInFloat32(GoodPruner):
+    """Computes in float32, and stays there."""
+
+    def write(self, state: State, layer: Layer, weight: Tensor) -> None:
+        GoodPruner.write(self, state, layer, weight)
+        layer.module.float()
+
+
+@frozen(kw_only=True, eq=False)
+class DividesByZero(GoodPruner):
+    """Divides by the norm of every channel, also of a dead one."""
+
+    def write(self, state: State, layer: Layer, weight: Tensor) -> None:
+        columns = weight.norm(dim=0)
+        GoodPruner.write(self, state, layer, weight * (columns / columns))
+
+    def remembered(self, state: State, layer: Layer) -> Tensor:
+        energy = GoodPruner.remembered(self, state, layer)
+        layer.weight.mul_(energy / energy)
+        return energy
+
+
+@frozen(kw_only=True, eq=False)
+class GuessesWithoutData(GoodPruner):
+    """Prunes what no token reached as if it knew how."""
+
+    def remembered(self, state: State, layer: Layer) -> Tensor:
+        energy = state.scratch.pop(self, layer)
+        return torch.ones(layer.weight.shape[1]) if energy is None else energy
+
+
+@frozen(kw_only=True, eq=False)
+class ChangesThenRefuses(GoodPruner):
+    """Finds out that there are no data when it is too late."""
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            layer.weight.mul_(1.5)
+            self.write(state, layer, prune(layer.weight, self.remembered(state, layer).sqrt(), self.sparsity))
+
+
+@frozen(kw_only=True, eq=False)
+class StopsGradients(GoodPruner):
+    """Makes weights that can be trained no longer."""
+
+    def write(self, state: State, layer: Layer, weight: Tensor) -> None:
+        GoodPruner.write(self, state, layer, weight)
+        layer.module.requires_grad_(False)
+
+
+# --- what it is for
+
+
+@frozen(kw_only=True, eq=False)
+class PrunesNothing(GoodPruner):
+    """Writes the weights that were there."""
+
+    def write(self, state: State, layer: Layer, weight: Tensor) -> None:
+        state.set_weight(layer, layer.weight.clone())
+
+
+@frozen(kw_only=True, eq=False)
+class SkipsSilently(GoodQuantizer):
+    """Quantizes every other layer."""
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage)[::2]:
+            rest = self.quantized(state, layer)
+            scale, zero_point = weight_qparams(layer.weight, rest.scheme.weights)
+            codes = quantize(layer.weight, scale, zero_point, rest.scheme.weights)
+            state.set_quantized(layer, evolve(rest, codes=codes, scale=scale, zero_point=zero_point))
+
+
+@frozen(kw_only=True, eq=False)
+class RoundsDown(GoodQuantizer):
+    """Its grid is right, and it is not the nearest point."""
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            rest = self.quantized(state, layer)
+            scale, zero_point = weight_qparams(layer.weight, rest.scheme.weights)
+            codes = quantize(layer.weight * 0.9, scale, zero_point, rest.scheme.weights)
+            state.set_quantized(layer, evolve(rest, codes=codes, scale=scale, zero_point=zero_point))
+
+
+@frozen(kw_only=True, eq=False)
+class LosesFunction(GoodMover):
+    """Scales and does not scale back."""
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            layer.weight.mul_(self.factor)
+
+
+GOOD: tuple[type[Modifier], ...] = (GoodPruner, GoodQuantizer, GoodMover)
+
+# class -> the one check that it fails
+BAD: dict[type[Modifier], str] = {
+    MisspeltHook: "hooks",
+    UnmarkedHook: "hooks",
+    EagerHook: "hooks",
+    EqualTwins: "hooks",
+    WorkingProperty: "settings_class",
+    Undocumented: "settings_class",
+    Undecorated: "settings_class",
+    Unwritable: "recipe_round_trip",
+    RemembersOnItself: "deterministic",
+    ThrowsDice: "deterministic",
+    ForgetsIgnore: "touches_only_targets",
+    LastBatchOnly: "batching_does_not_matter",
+    MeanOfMeans: "batching_does_not_matter",
+    LeaksHook: "leaves_no_trace",
+    LeavesScratch: "leaves_no_trace",
+    StaysInFloat32: "dtypes",
+    DividesByZero: "dead_input",
+    GuessesWithoutData: "no_data",
+    ChangesThenRefuses: "no_data",
+    StopsGradients: "grad_free",
+    PrunesNothing: "does_its_job",
+    RoundsDown: "does_its_job",
+    LosesFunction: "does_its_job",
+    SkipsSilently: "runs",
+}
