@@ -1,0 +1,49 @@
+"""The command line as a whole: its commands and its global options."""
+
+from typing import Annotated
+
+import typer
+
+from coldpress import __version__
+from coldpress.cli.border import guarded
+from coldpress.cli.compress import compress
+from coldpress.cli.demo import demo
+from coldpress.cli.evaluate import evaluate
+from coldpress.cli.inspect import inspect
+from coldpress.cli.option import Debug
+from coldpress.cli.plugins import plugins
+
+app = typer.Typer(
+    name="coldpress",
+    help="Make large language models small after training: quantize, measure, look inside.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # what a user should see is decided in border.py
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+_COMMANDS = (compress, evaluate, inspect, plugins, demo)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"coldpress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Debug = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make large language models small after training: quantize, measure, look inside."""
+    if debug:  # before the command means the same as after it
+        context.default_map = {command.__name__: {"debug": True} for command in _COMMANDS}
+
+
+for _command in _COMMANDS:
+    app.command(name=_command.__name__)(guarded(_command))

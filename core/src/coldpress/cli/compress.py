@@ -1,0 +1,163 @@
+"""`coldpress compress`: one model, one recipe or scheme, one checkpoint."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coldpress.arguments import (
+    DEFAULT_DATASET,
+    DEFAULT_FORMAT,
+    DEFAULT_QUANTIZER,
+    DatasetArguments,
+    parse_arguments,
+)
+from coldpress.cli.console import out, print_path
+from coldpress.cli.option import DTYPE, SEED, Device, Dtype, Quiet, Seed, default_of, option
+from coldpress.errors import ArgumentError, SchemeError, UnknownPluginError
+
+if TYPE_CHECKING:
+    from coldpress.modifier import Modifier
+
+_WHAT, _DATA, _OUTPUT = "What to do", "Calibration", "Output"
+_DIVIDING = re.compile(r"; ([\d, ]+) would divide it")  # the end of what schemes.check_fit says
+
+_SERVED_GROUP_SIZES = (128, 64, 32)  # kernels of serving engines know these; larger groups need less room for scales
+
+
+def compress(
+    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, a hub id, or smollm2.", show_default=False)],
+    *,
+    recipe: Annotated[Path | None, option(_WHAT, "--recipe/-r", "FILE", "A YAML or JSON recipe.")] = None,
+    scheme: Annotated[
+        str | None, option(_WHAT, "--scheme/-s", "NAME", "Instead of a recipe: W4A16, W8A8, FP8_DYNAMIC, ...")
+    ] = None,
+    group_size: Annotated[
+        int | None, option(_WHAT, "--group-size", "N", "Columns that share a scale; -1 for one scale a row.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        option(_WHAT, "--ignore", "LAYER", "Name, re:pattern or class to leave alone; repeatable.", shown="lm_head"),
+    ] = None,
+    recipe_arg: Annotated[
+        list[str] | None, option(_WHAT, "--recipe-arg", "NAME=VALUE", "Fill ${name} in the recipe; repeatable.")
+    ] = None,
+    stage: Annotated[str | None, option(_WHAT, "--stage", "NAME", "Only these stages of the recipe.")] = None,
+    pipeline: Annotated[
+        str | None, option(_WHAT, "--pipeline", "NAME", "How the model is swept.", shown="what the recipe needs")
+    ] = None,
+    dataset: Annotated[
+        str | None, option(_DATA, "--dataset", "NAME", "A name, file, folder or hub id.", shown=DEFAULT_DATASET)
+    ] = None,
+    num_calibration_samples: Annotated[
+        int, option(_DATA, "--num-calibration-samples", "N", "Samples that are used.", least=1)
+    ] = default_of(DatasetArguments, "num_calibration_samples"),
+    max_seq_length: Annotated[
+        int | None, option(_DATA, "--max-seq-length", "N", "Tokens a sample at most.", shown="the model's", least=1)
+    ] = default_of(DatasetArguments, "max_seq_length"),
+    batch_size: Annotated[int, option(_DATA, "--batch-size", "N", "Samples a batch.", least=1)] = default_of(
+        DatasetArguments, "batch_size"
+    ),
+    text_column: Annotated[str, option(_DATA, "--text-column", "NAME", "Column that holds the text.")] = default_of(
+        DatasetArguments, "text_column"
+    ),
+    output: Annotated[Path, option(_OUTPUT, "--output/-o", "DIR", "The checkpoint to write.")],
+    format: Annotated[
+        str | None, option(_OUTPUT, "--format", "NAME", "Format of the checkpoint.", shown=DEFAULT_FORMAT)
+    ] = None,
+    overwrite: Annotated[bool, option(_OUTPUT, "--overwrite", None, "Replace DIR if it exists.")] = False,
+    log_dir: Annotated[Path | None, option(_OUTPUT, "--log-dir", "DIR", "Also log to a file in this folder.")] = None,
+    dtype: Dtype = DTYPE,
+    device: Device = None,
+    seed: Seed = SEED,
+    quiet: Quiet = False,
+) -> None:
+    """Compress a model by a recipe, or by the name of a scheme, and write a checkpoint.
+
+    coldpress compress smollm2 --scheme W4A16 --group-size 64 --output smollm2-w4a16
+    """
+    _check_combination(recipe, scheme, group_size=group_size, ignore=ignore, recipe_arg=recipe_arg, stage=stage)
+    settings = {
+        "model": model,
+        "precision": dtype,
+        "device": device,
+        "recipe_args": recipe_arg or None,
+        "stage": stage,
+        "seed": seed,
+        "dataset": dataset,
+        "num_calibration_samples": num_calibration_samples,
+        "max_seq_length": max_seq_length,
+        "batch_size": batch_size,
+        "text_column": text_column,
+        "pipeline": pipeline,
+        "output_dir": output,
+        "log_dir": log_dir,
+        "format": format,
+        "overwrite": overwrite,
+        "quiet": quiet,
+    }
+    _run({**settings, "recipe": recipe or _quantizer(scheme, group_size, ignore)}, quiet=quiet)
+
+
+def _check_combination(recipe: Path | None, scheme: str | None, **rest: Any) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        ArgumentError: names the options.
+    """
+    if (recipe is None) == (scheme is None):
+        raise ArgumentError("give either --recipe FILE or --scheme NAME" + (", not both" if recipe else ""))
+    for_scheme = {"--group-size": rest["group_size"], "--ignore": rest["ignore"]}
+    for_recipe = {"--recipe-arg": rest["recipe_arg"], "--stage": rest["stage"]}
+    for name, value in (for_scheme if recipe else for_recipe).items():
+        if value not in (None, []):
+            belongs = "--scheme; a recipe says this itself" if recipe else "--recipe"
+            raise ArgumentError(f"{name} goes with {belongs}")
+
+
+def _quantizer(scheme: str | None, group_size: int | None, ignore: list[str] | None) -> "Modifier":
+    """The modifier that applies a scheme by name."""
+    from coldpress import registry
+
+    try:
+        kind = registry.find("modifiers", DEFAULT_QUANTIZER)
+    except UnknownPluginError as error:
+        raise UnknownPluginError(f"{error}; --scheme needs it: pip install 'coldpress[quantization]'") from error
+    modifier: Modifier = kind(scheme=scheme, group_size=group_size, ignore=ignore or ["lm_head"])
+    return modifier
+
+
+def _run(settings: Mapping[str, Any], *, quiet: bool) -> None:
+    """Compress, and say what came of it."""
+    from coldpress.entrypoints.oneshot import run
+    from coldpress.report.memory import peak_memory, reset_peak_memory
+
+    arguments = parse_arguments(settings)
+    reset_peak_memory()
+    start = perf_counter()
+    try:
+        state = run(arguments)
+    except SchemeError as error:
+        raise SchemeError(str(error) + _advice(str(error))) from error
+    seconds = perf_counter() - start
+    output = settings["output_dir"]
+    if quiet:
+        print_path(output)
+        return
+    from coldpress.cli.summary import summary
+
+    out().print(summary(state, output, seconds=seconds, memory=peak_memory()))
+    print_path(output)
+
+
+def _advice(message: str) -> str:
+    """Which --group-size would do, if that is what a message is about."""
+    offers = [{int(size) for size in found.split(",")} for found in _DIVIDING.findall(message)]
+    fitting = set.intersection(*offers) if offers else set()
+    if fitting:
+        served = [size for size in _SERVED_GROUP_SIZES if size in fitting]
+        return f"\npass --group-size {served[0] if served else max(fitting)}"
+    return "\npass --group-size -1, one scale a row" if "group_size" in message and "would do" in message else ""

@@ -1,0 +1,87 @@
+"""What reaches the terminal: results on standard output, everything else on standard error."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+# Said to libraries before they are imported; what a user has set already stays.
+_HUSH = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_HUSH_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+_NOISY = ("torch", "transformers", "datasets", "huggingface_hub", "accelerate")
+
+
+def out() -> Console:
+    """Standard output; colours and the width of the window only on a terminal."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Standard error."""
+    return Console(stderr=True, highlight=False)
+
+
+def say(kind: str, message: str, *, style: str = "bold red") -> None:
+    """One message on standard error, `kind: message`; long lines are the terminal's to break."""
+    err().print(Text.assemble((f"{kind}: ", style), message), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """A result for programs."""
+    typer.echo(json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for infinity and NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def print_path(path: Path) -> None:
+    """The result that a script goes on with, on a line of its own."""
+    typer.echo(str(path))
+
+
+class Told(logging.Handler):
+    """A context in which warnings of coldpress are told in one line each, and those of libraries are not.
+
+    Args:
+        quiet: libraries draw no progress bars either.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__(logging.WARNING)
+        self._bars = sys.stderr.isatty() and not quiet
+        self._warnings = warnings.catch_warnings()
+        self._logger = logging.getLogger("coldpress")
+        self._propagates = self._logger.propagate
+
+    def __enter__(self) -> "Told":
+        for name, value in {**_HUSH, **({} if self._bars else _HUSH_BARS)}.items():
+            os.environ.setdefault(name, value)
+        self._warnings.__enter__()
+        for package in _NOISY:
+            warnings.filterwarnings("ignore", module=rf"{package}\b")
+        self._logger.addHandler(self)
+        self._logger.propagate = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.propagate = self._propagates
+        self._warnings.__exit__(None, None, None)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell a warning."""
+        say(record.levelname.lower(), record.getMessage(), style="bold yellow")

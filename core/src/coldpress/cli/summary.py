@@ -1,0 +1,105 @@
+"""What `coldpress compress` says at the end."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+from torch import nn
+
+from coldpress.report.contents import Contents, contents_of
+from coldpress.report.report import NAME
+from coldpress.report.table import facts
+from coldpress.report.words import in_bytes, in_time
+from coldpress.state import LayerReport, State, Status
+
+_STATUSES: dict[Status, str] = {
+    "quantized": "quantized",
+    "changed": "changed",
+    "fallback": "fell back",
+    "untouched": "left alone",
+}
+_MOST_LINES = 8
+
+
+def summary(state: State, folder: Path, *, seconds: float, memory: int | None) -> RenderableType:
+    """The run in ten lines, and what was left alone.
+
+    Args:
+        state: of the finished run.
+        folder: the checkpoint.
+        seconds: that it took, loading and saving included.
+        memory: peak, in bytes.
+    """
+    contents, lines = contents_of(folder), list(state.report.values())
+    rows = [
+        ("layers", _counted(lines)),
+        ("schemes", "; ".join(_schemes(lines)) or "none"),
+        ("size", _sizes(state.model, contents)),
+        ("bits per weight", bits(contents)),
+        ("weight error", _errors(lines)),
+        ("time", in_time(seconds)),
+        ("peak memory", in_bytes(memory)),
+    ]
+    parts: list[RenderableType] = [facts(rows)]
+    left = [(line.name, line.reason or "") for line in lines if line.status in ("untouched", "fallback")]
+    return Group(*parts, *reasons(left, more=f"all of them in {NAME}"), Text(""))
+
+
+def reasons(left: Iterable[tuple[str, str]], *, more: str) -> list[RenderableType]:
+    """Which layers were left alone and why; layers with one reason stand together.
+
+    Args:
+        left: name and reason.
+        more: where the rest is, when there are too many to show.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left:
+        by_reason.setdefault(reason, []).append(name)
+    if not by_reason:
+        return []
+    shown = [(_names(names), reason) for reason, names in list(by_reason.items())[:_MOST_LINES]]
+    cut = len(by_reason) > _MOST_LINES or any(len(names) > 3 for names in by_reason.values())
+    heading = Text("\nleft alone", style="bold") + Text(f" ({more})" if cut else "", style="dim")
+    return [heading, facts(shown)]
+
+
+def bits(contents: Contents) -> str:
+    """Bits per weight in words: of the model, and of what is quantized in it."""
+    quantized = contents.quantized_bits()
+    inside = "" if quantized is None else f" ({quantized:.2f} in quantized layers)"
+    return f"{contents.bits():.2f}{inside}"
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights in memory; weights that modules share are counted once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+
+
+def _counted(lines: Iterable[LayerReport]) -> str:
+    counts = Counter(line.status for line in lines)
+    return ", ".join(f"{counts[status]} {word}" for status, word in _STATUSES.items() if counts[status])
+
+
+def _schemes(lines: Iterable[LayerReport]) -> list[str]:
+    counts = Counter(line.scheme for line in lines if line.scheme)
+    return [scheme if len(counts) == 1 else f"{scheme}: {count} layers" for scheme, count in counts.most_common()]
+
+
+def _sizes(model: nn.Module, contents: Contents) -> str:
+    before, after = parameter_bytes(model), contents.nbytes()
+    return f"{in_bytes(before)} -> {in_bytes(after)} ({before / after:.2f} times smaller)"
+
+
+def _errors(lines: Iterable[LayerReport]) -> str:
+    measured = {line.name: line.weight_error for line in lines if line.weight_error is not None}
+    if not measured:
+        return "not measured"
+    worst = max(measured, key=lambda name: measured[name])
+    mean = sum(measured.values()) / len(measured)
+    return f"mean {mean:.2%}, largest {measured[worst]:.2%} in {worst}"

@@ -1,0 +1,42 @@
+"""Numbers as people read them."""
+
+
+def in_bytes(count: float | None) -> str:
+    """Three digits and a decimal unit: `113 MB`; a dash for None."""
+    return "-" if count is None else _scaled(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def in_time(seconds: float) -> str:
+    """`0.42 s`, `12.3 s`, `4 min 05 s` or `2 h 07 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s" if seconds >= 9.995 else f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def in_count(count: int) -> str:
+    """`912`, `28.3 k`, `135 M`, `8.03 G`."""
+    return _scaled(count, ("", "k", "M", "G", "T")).rstrip()
+
+
+def in_error(value: float, error: float) -> str:
+    """A value with its standard error, `18.42 ± 0.31`: as many digits as the error leaves room for."""
+    if not error > 0:
+        return f"{value:.4g}"
+    digits = max(0, 1 - _exponent(error))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _exponent(value: float) -> int:
+    return int(f"{value:e}".partition("e")[2])
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    """Three digits and the unit that makes the number small, each unit a thousand of the one before."""
+    step = 0
+    while value >= 999.5 and step < len(units) - 1:
+        value, step = value / 1000, step + 1
+    whole = step == 0 or value >= 99.95
+    return f"{value:.0f} {units[step]}" if whole else f"{value:.3g} {units[step]}"

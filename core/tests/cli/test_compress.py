@@ -1,0 +1,140 @@
+"""`coldpress compress`: what it writes, what it says, and how it refuses."""
+
+import pytest
+from typer.testing import CliRunner
+
+from coldpress.cli.app import app
+
+RECIPE = """\
+args:
+  size: 64
+quant_stage:
+  quant_modifiers:
+    QuantizationModifier:
+      scheme: W4A16
+      group_size: ${size}
+      ignore: [lm_head]
+"""
+
+
+def test_a_scheme_by_name_makes_a_checkpoint_and_says_so(coldpress, model, tmp_path):
+    answer = coldpress("compress", model, "--scheme", "W4A16", "--group-size", 32, "--output", tmp_path / "out")
+
+    assert answer.code == 0, answer.err
+    assert answer.err == ""
+    assert answer.out.splitlines()[-1] == str(tmp_path / "out")
+    for words in ("14 quantized, 2 left alone", "int4 group 32", "times smaller", "weight error", "peak memory"):
+        assert words in answer.out
+    assert "ignored by QuantizationModifier" in answer.out
+    assert {"config.json", "model.safetensors", "recipe.yaml", "report.json", "tokenizer.json"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+
+
+def test_the_summary_fits_80_columns(coldpress, model, tmp_path):
+    answer = coldpress("compress", model, "--scheme", "W8A8", "--output", "out", "--output", tmp_path / "o")
+
+    assert max(len(line.rstrip()) for line in answer.out.splitlines()[:-1]) <= 80
+
+
+def test_a_recipe_from_a_file_is_filled_and_followed(coldpress, model, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+
+    answer = coldpress(
+        "compress", model, "-r", tmp_path / "recipe.yaml", "--recipe-arg", "size=16", "-o", tmp_path / "out"
+    )
+
+    assert answer.code == 0, answer.err
+    assert "int4 group 16" in answer.out
+
+
+def test_quiet_prints_the_folder_only(coldpress, model, tmp_path):
+    answer = coldpress("compress", model, "--scheme", "W8A8", "--quiet", "--output", tmp_path / "out")
+
+    assert answer.out == f"{tmp_path / 'out'}\n"
+    assert answer.err == ""
+
+
+def test_ignore_replaces_the_default(coldpress, model, tmp_path):
+    answer = coldpress(
+        "compress", model, "--scheme", "W8A16", "--group-size", -1, "--ignore", "re:.*mlp", "-o", tmp_path / "out"
+    )
+
+    assert answer.code == 0, answer.err
+    assert "9 quantized, 7 left alone" in answer.out  # 4 projections in 2 blocks, and lm_head
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give either --recipe FILE or --scheme NAME\n"),
+        (["--scheme", "W8A8", "--recipe", "r.yaml"], "not both"),
+        (["--scheme", "W4A61"], "did you mean 'W4A16'"),
+        (["--scheme", "W8A8", "--recipe-arg", "a=1"], "--recipe-arg goes with --recipe"),
+        (["--recipe", "r.yaml", "--group-size", "32"], "--group-size goes with --scheme"),
+        (["--scheme", "W8A8", "--ignore", "re:.*"], "would do nothing"),
+        (["--recipe", "/nowhere/r.yaml"], "/nowhere/r.yaml"),
+        (["--scheme", "W8A8", "--pipeline", "basics"], "did you mean 'basic'"),
+        (["--scheme", "W8A8", "--format", "compressed"], "no format is called 'compressed'"),
+        (["--scheme", "W8A8", "--dtype", "bfloat61"], "bfloat16"),
+        (["--scheme", "W4A16"], "128 does not divide the 64 columns"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_nothing(coldpress, model, tmp_path, words, message):
+    answer = coldpress("compress", model, *words, "--output", tmp_path / "out")
+
+    assert answer.code == 2
+    assert message in answer.err
+    assert "Traceback" not in answer.err
+    assert answer.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_group_that_does_not_fit_comes_with_one_that_does(coldpress, model, tmp_path):
+    answer = coldpress("compress", model, "--scheme", "W4A16", "--output", tmp_path / "out")
+
+    assert "model.layers.0.self_attn.q_proj" in answer.err
+    assert answer.err.endswith("pass --group-size 64\n")
+
+
+def test_a_model_that_is_not_there_is_named(coldpress, tmp_path):
+    answer = coldpress("compress", tmp_path / "no-such-model", "--scheme", "W8A8", "--output", tmp_path / "out")
+
+    assert answer.code == 2
+    assert "no-such-model" in answer.err
+
+
+def test_an_output_that_exists_is_kept_unless_asked(coldpress, model, tmp_path):
+    words = ("compress", model, "--scheme", "W8A8", "--output", tmp_path / "out")
+    coldpress(*words)
+    (tmp_path / "out" / "mine").write_text("precious")
+
+    refused = coldpress(*words)
+    kept = (tmp_path / "out" / "mine").exists()
+    allowed = coldpress(*words, "--overwrite")
+
+    assert refused.code == 2
+    assert str(tmp_path / "out") in refused.err
+    assert kept
+    assert allowed.code == 0, allowed.err
+    assert not (tmp_path / "out" / "mine").exists()
+
+
+def test_mistakes_in_a_recipe_come_with_file_line_and_column(coldpress, model, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(RECIPE.replace("group_size: ${size}", "group_sise: 32"))
+
+    answer = coldpress("compress", model, "--recipe", path, "--output", tmp_path / "out")
+
+    assert answer.code == 2
+    assert f"{path}:7:7" in answer.err
+    assert "did you mean 'group_size'" in answer.err
+
+
+def test_a_missing_plugin_says_what_to_install(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("coldpress.registry.entry_points", lambda group: [])
+
+    result = CliRunner().invoke(app, ["compress", str(model), "--scheme", "W8A8", "--output", str(tmp_path / "out")])
+
+    assert result.exit_code == 2
+    assert "pip install 'coldpress[quantization]'" in result.stderr
