@@ -56,6 +56,7 @@ SIZES: list[tuple[str, Any]] = [
     (r"pronunciation_embed_dim|shape_embed_dim", 32),
     (r"num_experts_per_tok(en)?|moe_topk|moe_k|index_topk_blocks|topk_group|num_selected_experts", 2),
     (r"num_experts|n_routed_experts|num_local_experts|moe_num_experts", 4),
+    (r"n_shared_experts", 1),
     (r"zero_expert_num|n_group|num_expert_group", 2),
     (r"index_topk", 8),
     (
@@ -115,13 +116,14 @@ def small(name: str, value: Any) -> Any:
     return value
 
 
-def shrink(fields: dict[str, Any], layers: int) -> dict[str, Any]:
+def shrink(fields: dict[str, Any], layers: int, *, absent: bool = False) -> dict[str, Any]:
     """Those fields of a configuration that must change to make it tiny, nested configurations included."""
-    changed: dict[str, Any] = {k: v for k, v in ABSENT.items() if k in fields and fields[k] is None}
+    empty = [k for k, v in fields.items() if v is None and (absent or k in ABSENT) and size_of(k) is not None]
+    changed: dict[str, Any] = {k: size_of(k) for k in empty}
     depth = next((fields[k] for k in ("num_hidden_layers", "n_layer", "num_layers") if fields.get(k)), 0)
     for name, value in fields.items():
         if isinstance(value, dict) and "model_type" in value:
-            new: Any = {**value, **shrink(value, layers)}
+            new: Any = {**value, **shrink(value, layers, absent=absent)}
             new.pop("per_layer_config", None)
         elif isinstance(value, list) and (len(value) == depth or re.fullmatch(LAYER_LISTS, name)) and value:
             new = one_of_each(value, layers)
@@ -137,6 +139,10 @@ def shrink(fields: dict[str, Any], layers: int) -> dict[str, Any]:
         changed["is_decoder"] = True
     if "attention_hidden_size" in fields and "attention_head_dim" in fields:  # zamba's attention is twice as wide
         changed |= {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HIDDEN // HEADS}
+    if "expand" in fields and "num_heads" in fields:  # mamba's heads fill the expanded width
+        changed["num_heads"] = int(fields["expand"]) * HIDDEN // HEAD_DIM
+    if "qk_nope_head_dim" in fields and "swa_head_dim" in fields:
+        changed["swa_head_dim"] = 2 * HEAD_DIM  # latent attention's heads are two parts
     if "kv_lora_rank" in fields and fields.get("num_key_value_heads"):
         changed["num_key_value_heads"] = HEADS  # latent attention has no groups
     return changed
@@ -164,10 +170,7 @@ def configuration(model_type: str, *, repeats: int = 1, absent: bool = False) ->
         absent: also fill sizes that the default configuration leaves empty.
     """
     fields = AutoConfig.for_model(model_type).to_dict()
-    wanted = shrink(fields, max(2, kinds_of_layer(fields)) * repeats)
-    if absent:
-        filled = {k: size_of(k) for k, v in fields.items() if v is None and size_of(k) is not None}
-        wanted = {**filled, **wanted}
+    wanted = shrink(fields, max(2, kinds_of_layer(fields)) * repeats, absent=absent)
     return AutoConfig.for_model(model_type, **wanted)
 
 

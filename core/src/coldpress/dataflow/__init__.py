@@ -15,6 +15,7 @@ from .mapping import UserMapping, parse_mappings, resolve, unmatched
 from .orientation import input_dim, is_linear, output_dim
 from .pair import Consumer, Pair, Site
 from .probe import Dataflow, find_pairs
+from .sharing import shared_parameters
 from .tap import Tap
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "output_dim",
     "parse_mappings",
     "resolve",
+    "shared_parameters",
     "token_batch",
     "unfold",
     "unmatched",

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fold import fold
 from .pair import Pair
 
 TOLERANCE = 1e-8  # relative, float64; honest pairs reach 1e-12

@@ -15,6 +15,8 @@ from .blocks import Block, block_lists, find_blocks
 from .call import Call, capture
 from .orientation import is_linear
 from .probe import Dataflow, find_pairs
+from .sharing import shared_parameters
+from .skeleton import is_meta, skeleton
 
 TOKENS = (2, 12)  # sequences and tokens of the probing batch
 
@@ -86,7 +88,7 @@ def describe(
     before: list[str] = []
     blocks, calls = _called_blocks(model, batch, targets, before)
     kinds = {b.kind: [x for x in blocks if x.kind == b.kind] for b in blocks}
-    described = tuple(_describe_kind(same, calls, seed) for same in kinds.values())
+    described = tuple(_describe_kind(model, same, calls, seed) for same in kinds.values())
     outside = _outside(model, blocks)
     prologue = tuple(n for n in outside if n in before)
     return Description(type(model).__name__, prologue, described, tuple(n for n in outside if n not in before))
@@ -102,7 +104,7 @@ def token_batch(model: nn.Module, *, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     ids = torch.randint(min(3, rows - 1), min(rows, 1000), TOKENS, generator=generator)
-    return {"input_ids": ids.to(device)}
+    return {"input_ids": ids if device.type == "meta" else ids.to(device)}
 
 
 def first_of_each_kind(blocks: Sequence[Block]) -> list[Block]:
@@ -118,8 +120,9 @@ def _called_blocks(
     for blocks in lists:
         wanted = [b.name for b in first_of_each_kind(blocks)]
         before.clear()
-        with _Watch(model, blocks, before):
-            calls = capture(model, wanted, batch)
+        running = skeleton(model, [b.name for b in blocks]) if is_meta(model) else model
+        with _Watch(running, blocks, before):
+            calls = capture(running, wanted, batch)
         if calls:
             return blocks, calls
     return lists[0], {}
@@ -131,7 +134,7 @@ class _Watch:
     def __init__(self, model: nn.Module, blocks: Sequence[Block], before: list[str]) -> None:
         self._started = False
         self._before = before
-        self._handles = [b.module.register_forward_pre_hook(self._start) for b in blocks]
+        self._handles = [model.get_submodule(b.name).register_forward_pre_hook(self._start) for b in blocks]
         for name in _outside(model, blocks):
             hook = model.get_submodule(name).register_forward_pre_hook(lambda *_, n=name: self._note(n))
             self._handles.append(hook)
@@ -151,13 +154,15 @@ class _Watch:
             self._before.append(name)
 
 
-def _describe_kind(same: Sequence[Block], calls: Mapping[str, Call], seed: int) -> BlockKind:
+def _describe_kind(model: nn.Module, same: Sequence[Block], calls: Mapping[str, Call], seed: int) -> BlockKind:
     first = same[0]
     names = tuple(b.name for b in same)
     if first.name not in calls:
         return BlockKind(type(first.module).__name__, names, None, "never called on this batch")
     try:
-        return BlockKind(type(first.module).__name__, names, find_pairs(first.module, calls[first.name], seed=seed))
+        shared = shared_parameters(model, first.name)
+        flow = find_pairs(first.module, calls[first.name], shared=shared, seed=seed)
+        return BlockKind(type(first.module).__name__, names, flow)
     except ModelError as e:
         return BlockKind(type(first.module).__name__, names, None, str(e))
 

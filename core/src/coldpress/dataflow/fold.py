@@ -60,7 +60,7 @@ def _parameters(module: nn.Module, pair: Pair) -> dict[str, nn.Parameter]:
 
 
 def _scale(parameter: nn.Parameter, site: Site, factor: Tensor) -> None:
-    """Multiply a parameter along one dimension by `factor`, [N] or [E, N]; in float64, for 16-bit weights in float32."""
+    """Multiply a parameter along one dimension by `factor`, [N] or [E, N]; in float64, 16-bit weights in float32."""
     dtype = torch.float32 if parameter.element_size() < 4 else torch.float64
     shape = [1] * parameter.ndim
     shape[site.dim] = factor.shape[-1]

@@ -18,6 +18,7 @@ from .call import Call
 from .orientation import input_dim, is_linear
 from .pair import Pair
 from .probe import Dataflow, probe
+from .sharing import Shared
 from .workbench import Workbench
 
 
@@ -49,7 +50,12 @@ def parse_mappings(value: object) -> tuple[UserMapping, ...]:
 
 
 def resolve(
-    block: nn.Module, call: Call, mappings: Sequence[UserMapping | object], *, prefix: str = ""
+    block: nn.Module,
+    call: Call,
+    mappings: Sequence[UserMapping | object],
+    *,
+    prefix: str = "",
+    shared: Shared | None = None,
 ) -> tuple[Pair, ...]:
     """The pairs that mappings claim, for one block.
 
@@ -58,6 +64,7 @@ def resolve(
         call: as captured.
         mappings: as a recipe has them.
         prefix: name of the block in the model; patterns may match full names or names in the block.
+        shared: see `find_pairs`.
 
     Returns:
         One pair per producer that a mapping matches in this block; nothing for mappings whose producer and
@@ -69,7 +76,7 @@ def resolve(
         ModelError: the block cannot be probed.
     """
     bench = Workbench(block, call)
-    flow = probe(bench)
+    flow = probe(bench, shared or {})
     claims = [c for m in parse_mappings(list(mappings)) for c in _claims(bench.block, m, prefix)]
     return tuple(_checked(bench.block, flow, *claim) for claim in claims)
 

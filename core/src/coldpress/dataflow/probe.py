@@ -21,6 +21,7 @@ from .inputs import group_inputs, silent_layers
 from .pair import Consumer, Pair
 from .producer import candidates
 from .rows import feeding_rows
+from .sharing import Shared, unsound
 from .twins import with_twins
 from .workbench import Workbench
 
@@ -56,31 +57,32 @@ class Dataflow:
         }
 
 
-def find_pairs(block: nn.Module, call: Call, *, seed: int = 0) -> Dataflow:
+def find_pairs(block: nn.Module, call: Call, *, shared: Shared | None = None, seed: int = 0) -> Dataflow:
     """Probe a block.
 
     Args:
         block: never touched; a float64 copy of it is.
         call: what the block is called with (`capture`), a few tokens of at least one sequence.
+        shared: parameters that live elsewhere in the model too, see `shared_parameters`.
         seed: of the factors.
 
     Raises:
         ModelError: the block does not run alone in float64.
     """
-    return probe(Workbench(block, call, seed=seed))
+    return probe(Workbench(block, call, seed=seed), shared or {})
 
 
-def probe(bench: Workbench) -> Dataflow:
+def probe(bench: Workbench, shared: Shared) -> Dataflow:
     """`find_pairs` of a block that lies on the bench."""
     pairs: list[Pair] = []
     refused: dict[str, str] = {}
     whole = [_best([try_producer(bench, c) for c in alternatives]) for alternatives in candidates(bench)]
     for pair in whole:
-        _sort_in(pair, pairs, refused)
+        _sort_in(pair, pairs, refused, shared)
     if any(not p.members for p in whole):
         fused = [p for p in whole if not p.members and p.kind != "norm"]
         for rows in list(feeding_rows(bench, fused, _without_producer(bench, pairs))):
-            _sort_in(try_producer(bench, rows), pairs, refused)
+            _sort_in(try_producer(bench, rows), pairs, refused, shared)
     silent = silent_layers(bench)
     pairs = with_twins(bench, pairs, refused, silent)
     return Dataflow(group_inputs(bench), tuple(pairs), refused, _reasons(bench, pairs, refused, silent), silent)
@@ -129,10 +131,13 @@ def _best(tried: list[Pair]) -> Pair:
     return min(tried, key=lambda p: (not p.members, p.certificate if p.members else 0.0))
 
 
-def _sort_in(pair: Pair, pairs: list[Pair], refused: dict[str, str]) -> None:
+def _sort_in(pair: Pair, pairs: list[Pair], refused: dict[str, str], shared: Shared) -> None:
     if not pair.members:
         return
-    if pair.certificate <= TOLERANCE:
+    why = unsound(pair, shared)
+    if why:
+        refused[pair.producer] = why
+    elif pair.certificate <= TOLERANCE:
         pairs.append(pair)
         refused.pop(pair.producer, None)
     else:

@@ -8,6 +8,7 @@ the gate behind a SiLU) give some other number.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from attrs import evolve
@@ -66,7 +67,7 @@ def _rows_of(target: Tensor, earlier: list[Use], generator: torch.Generator) -> 
 
     step = 1 if width <= DENSE else width // 64
     marks = sorted({0, 1, width - 1, *range(0, width, step)})
-    for a, b in zip(marks, marks[1:], strict=False):
+    for a, b in pairwise(marks):
         _fill(at, known, a, b)
     return [sorted({r[i] for r in known.values() if r[i] >= 0}) for i in range(len(earlier))]
 

@@ -17,6 +17,7 @@ from .certificate import deviation, random_scales, restore, snapshot, tensors
 from .fold import fold
 from .orientation import is_linear
 from .pair import Pair
+from .skeleton import fill
 from .tap import Tap, Use
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -51,7 +52,7 @@ class Workbench:
         self.generator = torch.Generator().manual_seed(seed)
         self.call = call
         self.block = _double_copy(block)
-        _fill_meta(self.block, self.generator)
+        fill(self.block, self.generator, torch.float64)
         _move_vectors(self.block, self.generator)
         _unit_gain(self.block, self.run().uses, self.generator)
         self.before = self.run()
@@ -132,19 +133,6 @@ def _double_copy(block: nn.Module) -> nn.Module:
     if any(t.is_meta for t in (*new.parameters(), *new.buffers())):
         return new.double().eval().requires_grad_(False)
     return new.to("cpu").double().eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def _fill_meta(block: nn.Module, generator: torch.Generator) -> None:
-    for module in block.modules():
-        for name, p in module._parameters.items():
-            if p is not None and p.is_meta:
-                drawn = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-                module._parameters[name] = nn.Parameter(drawn, requires_grad=False)
-        for name, b in module._buffers.items():
-            if b is not None and b.is_meta:
-                drawn = torch.rand(b.shape, generator=generator, dtype=torch.float64)
-                module._buffers[name] = drawn.to(b.dtype)
 
 
 @torch.no_grad()
