@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coldpress.calibration.observer import Observer, observer_for
+    from coldpress.calibration.tap import Enough
     from coldpress.checkpoint import CheckpointReader, Format, SchemeLookup
     from coldpress.entrypoints.oneshot import oneshot
     from coldpress.entrypoints.session import Session, active_session, create_session, reset_session
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from coldpress.hookspecs import hookimpl
     from coldpress.models import load_model, load_tokenizer
     from coldpress.modifier import MOVES_SIGNAL, PRUNES, QUANTIZES, READS_DATA, Modifier
-    from coldpress.pipeline import Pipeline, partition
+    from coldpress.pipeline import Pipeline, block_names, partition
     from coldpress.quantizer import Quantizer, weight_qparams
     from coldpress.recipe import Recipe, read_recipe, write_recipe
     from coldpress.schemes import QuantizationArgs, Scheme, preset, preset_names
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "calibration.observer": ("Observer", "observer_for"),
+    "calibration.tap": ("Enough",),
     "checkpoint": ("CheckpointReader", "Format", "SchemeLookup"),
     "entrypoints.oneshot": ("oneshot",),
     "entrypoints.session": ("Session", "active_session", "create_session", "reset_session"),
@@ -57,7 +59,7 @@ _HOMES = {
     "hookspecs": ("hookimpl",),
     "models": ("load_model", "load_tokenizer"),
     "modifier": ("MOVES_SIGNAL", "PRUNES", "QUANTIZES", "READS_DATA", "Modifier"),
-    "pipeline": ("Pipeline", "partition"),
+    "pipeline": ("Pipeline", "block_names", "partition"),
     "quantizer": ("Quantizer", "weight_qparams"),
     "recipe": ("Recipe", "read_recipe", "write_recipe"),
     "schemes": ("QuantizationArgs", "Scheme", "preset", "preset_names"),
@@ -77,6 +79,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointReader",
     "ColdpressError",
+    "Enough",
     "Format",
     "Layer",
     "LayerReport",
@@ -99,6 +102,7 @@ __all__ = [
     "State",
     "TargetError",
     "active_session",
+    "block_names",
     "create_session",
     "divergence",
     "hookimpl",

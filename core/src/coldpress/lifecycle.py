@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Any
 
 import pluggy
 import torch
@@ -93,6 +94,8 @@ class Run:
             state.report[layer.name] = LayerReport(layer.name, type(layer.module).__name__, (rows, columns))
             if self.output is not None and layer.name in schemes:
                 self.output.format.check(schemes[layer.name], layer.name, (rows, columns))
+        needy = [claim for claim in claims if claim.modifier.needs_data()]
+        state.observed = frozenset(layer.name for claim in needy for layer in claim.layers)
         untie(state.model, {layer.name: None for claim in claims for layer in claim.layers})
         return claims
 
@@ -186,13 +189,21 @@ def _only(layers: Sequence[Layer], names: set[str]) -> tuple[Layer, ...]:
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode (no dropout), and back afterwards."""
+    """The model without dropout and without a key-value cache, which a block that runs twice would fill twice."""
     training = model.training
+    config: Any = getattr(model, "config", None)
+    caching: list[Any] = [
+        part for part in (config, getattr(config, "text_config", None)) if getattr(part, "use_cache", False)
+    ]
     model.eval()
+    for part in caching:
+        part.use_cache = False
     try:
         yield
     finally:
         model.train(training)
+        for part in caching:
+            part.use_cache = True
 
 
 def _close(generator: Iterator[object]) -> None:

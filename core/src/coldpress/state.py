@@ -115,6 +115,8 @@ class State:
         tokenizer: or processor, saved with the model; may be None.
         batches: calibration data, keyword arguments of the model each.
         seed: of everything random.
+        observed: names of the layers whose inputs somebody reads; what comes after the last of them need not run.
+        walk: what the pipeline remembers between two stages; nobody else's business.
         scratch: what modifiers remember between hooks.
         quantized: layer name to its codes and scales, until they are written.
         schemes: layer name to scheme, of every layer quantized so far.
@@ -126,6 +128,8 @@ class State:
     tokenizer: Any = None
     batches: Sequence[Mapping[str, Any]] = ()
     seed: int = 0
+    observed: frozenset[str] = frozenset()
+    walk: Any = None
     scratch: Scratch = field(factory=Scratch)
     quantized: dict[str, Quantized] = field(factory=dict)
     schemes: dict[str, Scheme] = field(factory=dict)

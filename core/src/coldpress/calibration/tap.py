@@ -12,6 +12,10 @@ from coldpress.errors import CalibrationError, NumericsError
 from coldpress.stage import Batch, Layer
 
 
+class Enough(Exception):  # noqa: N818 - not an error: a forward ends early because nobody reads the rest
+    """Raised by the tap inside a forward, when every observed layer of the stage has been called."""
+
+
 class Tap:
     """Context in which the inputs of layers are recorded, batch by batch.
 

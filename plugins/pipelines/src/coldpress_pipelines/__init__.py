@@ -2,5 +2,6 @@
 
 from coldpress_pipelines.pipelines.basic import Basic
 from coldpress_pipelines.pipelines.data_free import DataFree
+from coldpress_pipelines.pipelines.sequential import Sequential
 
-__all__ = ["Basic", "DataFree"]
+__all__ = ["Basic", "DataFree", "Sequential"]

@@ -1,0 +1,223 @@
+"""sequential: what reaches a layer is what a plain forward brings it, and nothing is left behind."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import greenlet
+import pytest
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from coldpress import READS_DATA, Batch, CalibrationError, Modifier, Stage, State, hookimpl
+from coldpress.lifecycle import Run
+from coldpress.recipe import Recipe
+from coldpress.testing.models import batches, tiny_llama
+from coldpress_pipelines import Basic, Sequential
+
+SEEN = "seen"
+
+
+@frozen(kw_only=True, eq=False)
+class Watcher(Modifier):
+    """Remembers every input of its layers, and halves their weights if told to."""
+
+    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA})
+
+    halves: bool = False
+
+    @hookimpl
+    def calibrate_batch(self, state: State, stage: Stage, batch: Batch) -> None:
+        for layer in self.layers(stage):
+            if layer.name in batch.inputs:
+                state.log.append({SEEN: (layer.name, batch.index), "input": batch.inputs[layer.name].clone()})
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            if self.halves:
+                layer.weight.copy_(layer.weight / 2)
+
+
+class Block(nn.Module):
+    """Two linear layers and a counter of forwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+        self.runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return x + self.second(torch.relu(self.first(x)))
+
+
+class Loose(nn.Module):
+    """A model with three blocks and a path through them of its own."""
+
+    def __init__(self, path: Callable[[list[nn.Module], Tensor], Tensor]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.head = nn.Linear(8, 4)
+        self._path = path
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self._path(list(self.blocks), x))
+        return out
+
+
+def straight(blocks: list[nn.Module], x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+def twice(blocks: list[nn.Module], x: Tensor) -> Tensor:
+    return straight(blocks, straight(blocks, x))
+
+
+def some(blocks: list[nn.Module], x: Tensor) -> Tensor:
+    return straight(blocks if x.sum() > 0 else blocks[::2], x)
+
+
+def vectors(count: int = 4) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [{"x": torch.randn(1, 5, 8, generator=generator)} for _ in range(count)]
+
+
+def watch(model: nn.Module, data: Any, pipeline: Any, **settings: Any) -> tuple[dict[Any, Tensor], State]:
+    state = State(model=model, batches=data)
+    Run(recipe=Recipe(Watcher(**settings)), state=state, pipeline=pipeline).execute()
+    return {entry[SEEN]: entry["input"] for entry in state.log if SEEN in entry}, state
+
+
+def stages(state: State) -> list[str]:
+    return [entry["stage"] for entry in state.log if "stage" in entry]
+
+
+def untouched(model: nn.Module) -> bool:
+    return not any("forward" in vars(module) or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "qwen3", "mixtral", "opt", "gpt_neox"])
+def test_every_layer_sees_what_a_plain_forward_brings_it(kind):
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    small |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 259, "n_embd": 32, "n_layer": 3, "n_head": 4}
+    small |= {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0, "num_local_experts": 4}
+    fields = AutoConfig.for_model(kind).to_dict()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{k: v for k, v in small.items() if k in fields})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    data = batches()
+
+    plain, _ = watch(model, data, Basic())
+    suspended, state = watch(model, data, Sequential())
+
+    assert plain.keys() == suspended.keys()
+    assert all(torch.equal(plain[key], suspended[key]) for key in plain)
+    assert len(stages(state)) == 5
+    assert untouched(model)
+
+
+def test_later_blocks_see_what_compressed_ones_put_out():
+    model = Loose(straight)
+    seen, _ = watch(model, vectors(), Sequential(), halves=True)
+
+    with torch.no_grad():  # the weights are halved now, as they were when the batches were pushed on
+        x = model.blocks[0](vectors()[0]["x"])
+
+    torch.testing.assert_close(seen["blocks.1.first", 0], x[0])
+
+
+def test_without_propagation_later_blocks_see_the_outputs_of_the_original():
+    model = Loose(straight)
+    plain, _ = watch(model, vectors(), Basic())
+    seen, _ = watch(model, vectors(), Sequential(propagate_error=False), halves=True)
+
+    assert all(torch.equal(plain[key], seen[key]) for key in plain if not key[0].endswith(("second", "head")))
+
+
+def test_a_block_that_runs_twice_is_compressed_at_its_first_visit():
+    seen, state = watch(Loose(twice), vectors(), Sequential())
+
+    assert stages(state) == ["prologue", "blocks.0", "blocks.1", "blocks.2", "epilogue"]
+    assert ("head", 3) in seen
+
+
+def test_a_block_that_some_batches_skip_sees_the_others():
+    data = vectors(8)
+    seen, _ = watch(Loose(some), data, Sequential())
+    going = [index for index, batch in enumerate(data) if batch["x"].sum() > 0]
+
+    assert 0 < len(going) < 8
+    assert [index for index in range(8) if ("blocks.1.first", index) in seen] == going
+    assert all(("blocks.2.first", index) in seen for index in range(8))
+
+
+def test_what_nobody_observes_is_not_run():
+    model = Loose(straight)
+    watch(model, vectors(), Sequential(), targets=["blocks.0.first"])
+
+    assert [block.runs for block in model.blocks] == [4, 0, 0]
+
+
+def test_a_model_without_blocks_is_one_stage():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    seen, state = watch(model, [{"input": torch.ones(2, 8)}], Sequential(), targets=["0"])
+
+    assert stages(state) == ["model"]
+    assert set(seen) == {("0", 0)}
+
+
+def test_an_exception_unwinds_every_suspended_forward():
+    left = []
+
+    def path(blocks: list[nn.Module], x: Tensor) -> Tensor:
+        try:
+            x = blocks[0](x)
+            if x.shape[1] == 3:
+                raise ValueError("three is too few")
+            return straight(blocks[1:], x)
+        finally:
+            left.append(x.shape[1])
+
+    model = Loose(path)
+    data = [*vectors(3), {"x": torch.ones(1, 3, 8)}]
+
+    with pytest.raises(CalibrationError, match="batch 3.*three is too few"):
+        watch(model, data, Sequential())
+
+    assert sorted(left) == [3, 5, 5, 5]
+    assert untouched(model)
+    assert greenlet.getcurrent().parent is None
+
+
+def test_blocks_that_no_batch_runs_are_named():
+    with pytest.raises(CalibrationError, match=r"blocks\.1"):
+        watch(Loose(lambda blocks, x: blocks[0](x)), vectors(), Sequential())
+
+
+def test_layers_between_two_lists_of_blocks_are_refused_by_name():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = nn.ModuleList(Block() for _ in range(2))
+            self.bridge = nn.Linear(8, 8)
+            self.right = nn.ModuleList(Block() for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return straight(list(self.right), self.bridge(straight(list(self.left), x)))
+
+    with pytest.raises(CalibrationError, match="bridge"):
+        watch(Two(), vectors(), Sequential())
+
+    _, state = watch(Two(), vectors(), Sequential(), ignore=["bridge"])
+    assert stages(state) == ["prologue", "left.0", "left.1", "right.0", "right.1", "after left.1"]
+
+
+def test_the_blocks_may_be_named():
+    _, state = watch(tiny_llama(), batches(), Sequential(sequential_targets=["LlamaMLP"]), targets=["re:.*down_proj"])
+
+    assert {"model.layers.0.mlp", "model.layers.1.mlp"} <= set(stages(state))
