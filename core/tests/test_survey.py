@@ -1,0 +1,58 @@
+"""The survey: what it says, shortened where there is much of it."""
+
+import pytest
+
+from coldpress.errors import SchemeError
+from coldpress.modifier import Modifier
+from coldpress.survey import claims_of, reason_untouched, schemes_of, shortened
+from coldpress.testing.models import tiny_llama
+from coldpress.testing.rounding import Rounding
+from coldpress.testing.trial import claimed
+
+
+def test_claims_are_in_recipe_order_and_model_order():
+    first, second = Modifier(targets=["lm_head"]), Modifier(ignore=["re:.*mlp", "lm_head"])
+    claims = claims_of([first, second], tiny_llama())
+
+    assert [claim.modifier for claim in claims] == [first, second]
+    assert [layer.name for layer in claims[0].layers] == ["lm_head"]
+    assert [layer.name.split(".")[-1] for layer in claims[1].layers] == ["q_proj", "k_proj", "v_proj", "o_proj"] * 2
+
+
+def test_modifiers_that_quantize_nothing_have_no_schemes():
+    assert schemes_of(claims_of([Modifier()], tiny_llama())) == {}
+
+
+def test_every_quantized_layer_has_its_scheme():
+    modifier = Rounding(scheme={"W8A16": ["re:.*mlp"], "W4A16": ["lm_head"]}, group_size=64)
+    schemes = schemes_of(claims_of([modifier], tiny_llama()))
+
+    assert {name: scheme.weights.num_bits for name, scheme in schemes.items() if "layers.1" not in name} == {
+        "model.layers.0.mlp.gate_proj": 8,
+        "model.layers.0.mlp.up_proj": 8,
+        "model.layers.0.mlp.down_proj": 8,
+        "lm_head": 4,
+    }
+
+
+def test_many_problems_are_counted_and_not_all_listed():
+    with pytest.raises(SchemeError) as caught:
+        schemes_of(claims_of([Rounding(scheme="W4A16", group_size=48)], tiny_llama()))
+
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 9
+    assert lines[-1] == "... and 7 more of this kind"
+
+
+def test_few_problems_are_all_listed():
+    assert shortened(["a", "b"]) == "a\nb"
+
+
+def test_the_reason_names_who_ignores():
+    one, two = Rounding(scheme="W8A16", ignore=["lm_head"]), Modifier(targets=["re:.*mlp"])
+    model = tiny_llama()
+    (head,) = claimed(Modifier(targets=["lm_head"]), model)
+    (query, _) = claimed(Modifier(targets=["re:.*q_proj"]), model)
+
+    assert reason_untouched(head, [one, two]) == "ignored by Rounding"
+    assert reason_untouched(query, [two]) == "no target of the recipe matches it"
