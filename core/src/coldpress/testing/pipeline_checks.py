@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from coldpress.errors import CalibrationError
 from coldpress.lifecycle import Run
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Recipe
+from coldpress.stage import find_layers
 from coldpress.state import State
 from coldpress.testing.check import Check
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
@@ -30,7 +31,7 @@ def every_tensor_in_one_stage(subject: Subject) -> None:
     for model in _models():
         counts: Counter[str] = Counter()
         names, indices = [], []
-        with _closing(_pipeline(subject).stages(_state(model))) as stages:
+        with torch.no_grad(), _closing(_pipeline(subject).stages(_state(model))) as stages:
             for stage in stages:
                 names.append(stage.name)
                 indices.append(stage.index)
@@ -46,7 +47,7 @@ def stages_hold_the_models_modules(subject: Subject) -> None:
     """What a stage calls a module is that module's name in the model."""
     for model in _models():
         known = dict(model.named_modules())
-        with _closing(_pipeline(subject).stages(_state(model))) as stages:
+        with torch.no_grad(), _closing(_pipeline(subject).stages(_state(model))) as stages:
             for stage in stages:
                 wrong = [name for name, module in stage.modules.items() if known.get(name) is not module]
                 assert not wrong, f"stage {stage.name}: {', '.join(wrong[:4])} is no module of the model"
@@ -189,7 +190,11 @@ def _models() -> Iterator[nn.Module]:
 
 
 def _state(model: nn.Module, data: list[dict[str, Tensor]] | None = None) -> State:
-    return State(model=model, batches=batches(rows=3, batch_size=2) if data is None else data)
+    """As a run hands it to a pipeline: every layer is observed, and no key-value cache is kept."""
+    config: Any = model.config
+    config.use_cache = False
+    observed = frozenset(layer.name for layer in find_layers(model.named_modules()))
+    return State(model=model, batches=batches(rows=3, batch_size=2) if data is None else data, observed=observed)
 
 
 def _padded() -> list[dict[str, Tensor]]:
