@@ -124,6 +124,9 @@ class ModelArguments:
         save_compressed: False writes the compressed model's weights in their dense form.
         model_revision: branch, tag or commit on the hub.
         device: where the model is put; None takes an accelerator if there is one, and leaves a model in memory alone.
+        stream_weights: read the weights of a stage when its turn comes and free them when it is written, so that the
+            model need not fit into memory; None does so whenever the model is a folder of safetensors files and
+            there is an `output_dir`.
     """
 
     model: Any = field(converter=_path)
@@ -136,6 +139,7 @@ class ModelArguments:
     save_compressed: bool = field(default=True, validator=_is(bool))
     model_revision: str = field(default="main", validator=_is(str))
     device: str | None = field(default=None, converter=_device_name, validator=_is(str, optional=True))
+    stream_weights: bool | None = field(default=None, validator=_is(bool, optional=True))
 
     @model.validator
     def _check_model(self, _: "Attribute[Any]", model: Any) -> None:
@@ -269,6 +273,8 @@ class OutputArguments:
         format: name of the checkpoint format; None is compressed-tensors.
         quantization_format: the form of the weights within the format, such as "pack-quantized"; None lets the
             format choose by scheme.
+        return_model: return the compressed model; False returns None, and after a run that streams its weights saves
+            the time and memory to load the result.
         quiet: no progress bars.
     """
 
@@ -277,6 +283,7 @@ class OutputArguments:
     overwrite: bool = field(default=False, validator=_is(bool))
     format: str | None = field(default=None, validator=_is(str, optional=True))
     quantization_format: str | None = field(default=None, validator=_is(str, optional=True))
+    return_model: bool = field(default=True, validator=_is(bool))
     quiet: bool = field(default=False, validator=_is(bool))
 
 

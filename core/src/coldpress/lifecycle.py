@@ -7,7 +7,7 @@ save       config, tokenizer, recipe, report; the folder gets its name
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -20,6 +20,7 @@ from coldpress.calibration.tap import Tap
 from coldpress.checkpoint.output import Output
 from coldpress.errors import BrokenPluginError, TargetError
 from coldpress.models.simulation import simulate_activations
+from coldpress.models.streaming import WeightStream
 from coldpress.models.tie import untie
 from coldpress.modifier import PRUNES, QUANTIZES, Modifier
 from coldpress.pipeline import Pipeline
@@ -40,6 +41,7 @@ class Run:
         state: what it is done to.
         pipeline: how the model is cut into stages.
         output: where the checkpoint is written; None keeps the result in memory only.
+        weights: brings the weights of a stage into memory when its turn comes; None when all of them are there.
         progress: what a person sees meanwhile.
     """
 
@@ -47,6 +49,7 @@ class Run:
     state: State
     pipeline: Pipeline
     output: Output | None = None
+    weights: WeightStream | None = None
     progress: Progress = SILENT
     hooks: pluggy.PluginManager = field(init=False)
 
@@ -65,14 +68,11 @@ class Run:
         """
         start = perf_counter()
         recipe = write_recipe(self.recipe)  # first of all, because what cannot be written down should not begin
-        with torch.no_grad(), _evaluating(self.state.model):
+        with torch.no_grad(), _evaluating(self.state.model), self.weights or nullcontext():
             claims = self._survey()
-            stages = self.pipeline.stages(self.state)
-            try:
+            with closing(self._turns()) as stages:
                 for stage in stages:
                     self._compress(stage, _within(claims, stage))
-            finally:
-                _close(stages)
         self._check_complete(claims)
         report = report_of(self.state, recipe=recipe, seconds=perf_counter() - start)
         if self.output is not None:
@@ -81,6 +81,10 @@ class Run:
 
     def save(self, output: Output, report: Report) -> None:
         """Complete an output: what stages did not write, the files of modifiers, and all that is not a weight."""
+        rest = output.rest(self.state)
+        if self.weights is not None:
+            self.weights.read(rest.modules)
+        output.write(rest, self.state)
         self.hooks.hook.save(state=self.state, folder=output.folder)
         output.finish(self.state, recipe=report.recipe, report=report.to_dict())
 
@@ -98,6 +102,21 @@ class Run:
         state.observed = frozenset(layer.name for claim in needy for layer in claim.layers)
         untie(state.model, {layer.name: None for claim in claims for layer in claim.layers})
         return claims
+
+    def _turns(self) -> Iterator[Stage]:
+        """The pipeline's stages, each with its weights in memory until the pipeline has gone on to the next one."""
+        stages = self.pipeline.stages(self.state)
+        before: Stage | None = None
+        try:
+            for stage in stages:
+                if self.weights is not None:
+                    if before is not None:
+                        self.weights.drop(before.modules)
+                    self.weights.read(stage.modules)
+                yield stage
+                before = stage
+        finally:
+            _close(stages)
 
     def _compress(self, stage: Stage, claims: Sequence[survey.Claim]) -> None:
         start = perf_counter()

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from coldpress.checkpoint import check_finite
 from coldpress.errors import NumericsError
+from coldpress.numerics import check_finite
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
 

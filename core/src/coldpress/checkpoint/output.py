@@ -26,7 +26,7 @@ class Output:
     def __init__(self, writer: CheckpointWriter, form: Format) -> None:
         self.format = form
         self._writer = writer
-        self._written: set[int] = set()
+        self._written: set[str] = set()
 
     @property
     def folder(self) -> Path:
@@ -44,18 +44,28 @@ class Output:
 
     def write(self, stage: Stage, state: State) -> None:
         """Write every tensor of a finished stage; a tensor that several modules share is written once."""
+        names = _names_by_tensor(state.model)
         for name, module in stage.modules.items():
-            self._writer.add(dict(self._tensors(name, module, state)))
+            self._writer.add(dict(self._tensors(name, module, state, names)))
+
+    def rest(self, state: State) -> Stage:
+        """The modules of which something is not written yet."""
+        names = _names_by_tensor(state.model)
+        modules = {
+            name: module
+            for name, module in state.model.named_modules()
+            if any(self._written.isdisjoint(names[id(tensor)]) for _, tensor in _own_tensors(module))
+        }
+        return Stage("rest", 0, modules)
 
     def finish(self, state: State, *, recipe: str, report: Mapping[str, Any]) -> None:
-        """Write what is not a weight, and give the folder its name.
+        """Write what is not a weight, after all weights are written, and give the folder its name.
 
         Args:
             state: of the finished run.
             recipe: YAML that makes the same checkpoint again.
             report: what became of every layer.
         """
-        self.write(Stage("rest", 0, dict(state.model.named_modules())), state)
         self._write_config(state)
         if state.tokenizer is not None:
             state.tokenizer.save_pretrained(self.folder)
@@ -63,12 +73,14 @@ class Output:
         self._writer.write_json("report.json", report)
         self._writer.finish()
 
-    def _tensors(self, name: str, module: nn.Module, state: State) -> Iterator[tuple[str, Tensor]]:
+    def _tensors(
+        self, name: str, module: nn.Module, state: State, names: Mapping[int, set[str]]
+    ) -> Iterator[tuple[str, Tensor]]:
         dot = f"{name}." if name else ""
         for part, tensor in _own_tensors(module):
-            if id(tensor) in self._written:
+            if not self._written.isdisjoint(names[id(tensor)]):
                 continue
-            self._written.add(id(tensor))
+            self._written.add(dot + part)
             quantized = state.quantized.get(name) if part == "weight" else None
             if quantized is None:
                 yield dot + part, tensor.detach()
@@ -99,3 +111,12 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in module.named_buffers(recurse=False):
         if name not in module._non_persistent_buffers_set:
             yield name, buffer
+
+
+def _names_by_tensor(model: nn.Module) -> dict[int, set[str]]:
+    """The id of every parameter and buffer to all of its names; a tied one has several."""
+    names: dict[int, set[str]] = {}
+    for name, module in model.named_modules():
+        for part, tensor in _own_tensors(module):
+            names.setdefault(id(tensor), set()).add(f"{name}.{part}" if name else part)
+    return names

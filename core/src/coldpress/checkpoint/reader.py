@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from coldpress.checkpoint.shard import Entry, read_header
+from coldpress.checkpoint.shard import Entry, read_header, read_tensor
 from coldpress.errors import CheckpointError, suggest
 
 _SINGLE = "model.safetensors"
@@ -60,6 +60,14 @@ class CheckpointReader:
             raise CheckpointError(f"cannot read tensor {name!r} from {path}: {error}") from error
         return tensor
 
+    def read(self, name: str) -> Tensor:
+        """One tensor on the CPU in memory of its own; nothing of the file stays mapped.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its file is damaged.
+        """
+        return read_tensor(self._place(name), self._entry(name))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, from the header."""
         return self._entry(name).shape
@@ -87,7 +95,7 @@ class CheckpointReader:
         Raises:
             CheckpointError: it is missing or not a JSON object.
         """
-        return _read_json(self.folder / "config.json")
+        return read_json(self.folder / "config.json")
 
     def _entry(self, name: str) -> Entry:
         return self._header(self._place(name))[name]
@@ -129,7 +137,7 @@ class CheckpointReader:
         if not indices:
             return {}
         path = next((path for path in indices if path.name == f"model{_INDEX}"), indices[0])
-        weight_map = _read_json(path).get("weight_map")
+        weight_map = read_json(path).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{path} has no 'weight_map', the table from tensor to file")
         for name, file in weight_map.items():
@@ -155,16 +163,12 @@ class CheckpointReader:
         return files
 
 
-def _instead(folder: Path) -> str:
-    """What to say of a folder without safetensors."""
-    if next(folder.glob("*.bin"), None):
-        return "; convert its .bin files first: load it with transformers and call save_pretrained"
-    if next(folder.glob("*.gguf"), None):
-        return "; to compress a GGUF file name the file itself"
-    return ""
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object.
 
-
-def _read_json(path: Path) -> dict[str, Any]:
+    Raises:
+        CheckpointError: it cannot be read, or holds something else.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -174,3 +178,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return value
+
+
+def _instead(folder: Path) -> str:
+    """What to say of a folder without safetensors."""
+    if next(folder.glob("*.bin"), None):
+        return "; convert its .bin files first: load it with transformers and call save_pretrained"
+    if next(folder.glob("*.gguf"), None):
+        return "; to compress a GGUF file name the file itself"
+    return ""

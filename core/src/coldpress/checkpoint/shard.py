@@ -82,6 +82,32 @@ def read_header(path: Path) -> dict[str, Entry]:
     return entries
 
 
+def read_tensor(path: Path, entry: Entry) -> Tensor:
+    """One tensor in memory of its own, which may be written into; nothing of the file stays mapped.
+
+    Args:
+        path: a file whose header is sound.
+        entry: what that header says of the tensor.
+
+    Raises:
+        CheckpointError: the file cannot be read, or has become shorter.
+    """
+    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    try:
+        with path.open("rb", buffering=0) as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            file.seek(_LENGTH_BYTES + length + entry.begin)
+            rest = _bytes(tensor)
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise _corrupt(path, f"it is truncated: {len(rest)} bytes of a tensor are missing")
+                rest = rest[count:]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    return tensor
+
+
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a new file and fsync it; the same tensors give the same bytes, whatever their order.
 

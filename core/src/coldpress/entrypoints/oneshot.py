@@ -23,10 +23,11 @@ from coldpress.arguments import (
 from coldpress.calibration.dataset import load_batches
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.output import Output
+from coldpress.entrypoints.opening import open_model
 from coldpress.entrypoints.saving import offer_saving
 from coldpress.errors import ArgumentError, BrokenPluginError
 from coldpress.lifecycle import Run
-from coldpress.models import load_model, load_tokenizer
+from coldpress.models import load_model, load_tokenizer, simulate_activations, simulated
 from coldpress.models.tie import untie_embeddings
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import FormatChoice, Recipe, read_recipe, structure_settings
@@ -49,16 +50,22 @@ def oneshot(model: Any = None, recipe: Any = None, **arguments: Any) -> Any:
 
     Returns:
         The compressed model: weights that the checkpoint's codes stand for, and quantization of activations
-        simulated on its forward, so that what is evaluated is what will be served.
+        simulated on its forward, so that what is evaluated is what will be served.  Where weights were streamed, it
+        is loaded from the output.  None with `return_model=False`.
 
     Raises:
         ColdpressError: one of its kinds, saying what is wrong, where, and what to do.  No output is left behind.
     """
-    return run(parse_arguments({"model": model, "recipe": recipe, **arguments})).model
+    parsed = parse_arguments({"model": model, "recipe": recipe, **arguments})
+    state = run(parsed)
+    return state.model if parsed.output.return_model else None
 
 
 def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
-    """The same, from parsed arguments; returns the whole state, with the report of every layer."""
+    """The same, from parsed arguments; returns the whole state, with the report of every layer.
+
+    With `return_model=False` the weights of the state's model may be missing (on the meta device).
+    """
     progress = progress or Progress(quiet=arguments.output.quiet)
     with _logged(arguments.output.log_dir):
         recipe = _recipe(arguments)
@@ -66,11 +73,16 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
         form = _format(recipe)
         output = _output(form, arguments.output)
         with output or nullcontext():
-            state = _state(arguments, recipe)
-            job = Run(recipe=recipe, state=state, pipeline=pipeline, output=output, progress=progress)
+            opened = open_model(arguments)
+            state = _state(arguments, recipe, opened.model)
+            job = Run(
+                recipe=recipe, state=state, pipeline=pipeline, output=output, weights=opened.weights, progress=progress
+            )
             report = job.execute()
     if output is None:
         offer_saving(job, form, report)
+    elif opened.weights is not None and arguments.output.return_model:
+        state.model = _finished(arguments, state)
     return state
 
 
@@ -121,24 +133,30 @@ def _output(form: Format, arguments: OutputArguments) -> Output | None:
     return Output(CheckpointWriter(arguments.output_dir, overwrite=arguments.overwrite), form)
 
 
-def _state(arguments: Arguments, recipe: Recipe) -> State:
+def _state(arguments: Arguments, recipe: Recipe, model: Any) -> State:
     """The model, its tokenizer, and the data if somebody reads them."""
-    seed = arguments.recipe.seed
+    seed, settings = arguments.recipe.seed, arguments.model
     torch.manual_seed(seed)
-    settings = arguments.model
-    model = load_model(
-        settings.model,
-        dtype=settings.precision,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code_model,
-        revision=settings.model_revision,
-    )
     if not settings.tie_word_embeddings:
         untie_embeddings(model)
     tokenizer = _tokenizer(settings, model)
     needy = any(modifier.needs_data() for modifier in recipe.modifiers)
     batches = load_batches(arguments.dataset, tokenizer, seed) if needy else []
     return State(model=model, tokenizer=tokenizer, batches=batches, seed=seed)
+
+
+def _finished(arguments: Arguments, state: State) -> Any:
+    """The compressed model, loaded from the output; what a format does not keep is taken from the run."""
+    settings = arguments.model
+    model = load_model(
+        arguments.output.output_dir,
+        dtype=settings.precision,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code_model,
+    )
+    for name, quantized in simulated(state.model):
+        simulate_activations(model.get_submodule(name), quantized)
+    return model
 
 
 def _tokenizer(settings: ModelArguments, model: Any) -> Any:

@@ -51,8 +51,7 @@ def load_model(
     """
     if not isinstance(source, (str, Path)):
         return _check_loaded(source) if device is None else _check_loaded(source).to(device)
-    target = torch.device(device) if device is not None else _best_device()
-    kind = _dtype(dtype)
+    kind, target = placement(dtype, device)
     found = find_source(str(source))
     more = {"trust_remote_code": trust_remote_code}
     if config is not None:
@@ -69,6 +68,15 @@ def load_model(
     model.config._name_or_path = found.name
     log.info("loaded %s: %s in %s", found.name, type(model).__name__, model.dtype)
     return model.to(target).eval()
+
+
+def placement(dtype: str | torch.dtype, device: str | torch.device | None) -> tuple[Any, torch.device]:
+    """What a name of a dtype means ("auto" stays), and where a model is put.
+
+    Raises:
+        ArgumentError: there is no such dtype.
+    """
+    return _dtype(dtype), torch.device(device) if device is not None else _best_device()
 
 
 def load_tokenizer(

@@ -1,0 +1,93 @@
+"""Opening a model: into memory, or as a stream of weights where that is possible."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from coldpress.arguments import Arguments, ModelArguments
+from coldpress.checkpoint.reader import read_json
+from coldpress.errors import ArgumentError
+from coldpress.models import load_model
+from coldpress.models.loading import placement
+from coldpress.models.skeleton import NotStreamable, stream_model
+from coldpress.models.source import find_source
+from coldpress.models.streaming import WeightStream
+
+log = logging.getLogger(__name__)
+
+
+@frozen(eq=False)
+class Opened:
+    """A model that is about to be compressed.
+
+    Attributes:
+        model: in memory, or built without weights.
+        weights: brings them, stage by stage; None when they are in memory.
+        folder: where the model is on disk; None when it comes from somewhere else.
+    """
+
+    model: Any
+    weights: WeightStream | None
+    folder: Path | None
+
+
+def open_model(arguments: Arguments) -> Opened:
+    """The model that the arguments name.
+
+    Raises:
+        ColdpressError: there is no such model, it is damaged, or it shall be streamed and cannot be.
+    """
+    settings = arguments.model
+    folder = _folder(settings.model)
+    wanted = settings.stream_weights
+    reason = _obstacle(arguments, folder)
+    if wanted and reason:
+        raise ArgumentError(f"stream_weights=True is not possible: {reason}")
+    if wanted is not False and not reason:
+        assert folder is not None
+        try:
+            weights = _stream(settings, folder)
+        except NotStreamable as error:
+            log.log(
+                logging.WARNING if wanted else logging.INFO, "%s is loaded into memory as a whole: %s", folder, error
+            )
+        else:
+            return Opened(weights.model, weights, folder)
+    model = load_model(
+        settings.model,
+        dtype=settings.precision,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code_model,
+        revision=settings.model_revision,
+    )
+    return Opened(model, None, folder)
+
+
+def _stream(settings: ModelArguments, folder: Path) -> WeightStream:
+    dtype, device = placement(settings.precision, settings.device)
+    return stream_model(
+        folder, name=settings.model, dtype=dtype, device=device, trust_remote_code=settings.trust_remote_code_model
+    )
+
+
+def _folder(model: Any) -> Path | None:
+    """The folder that a model is in, if it is named by that."""
+    if not isinstance(model, str):
+        return None
+    source = find_source(model)
+    return source.path if source.kind == "folder" else None
+
+
+def _obstacle(arguments: Arguments, folder: Path | None) -> str | None:
+    """Why weights cannot be read stage by stage, as far as it can be known without opening the model."""
+    if arguments.output.output_dir is None:
+        return "there is no output_dir that finished stages could be written to"
+    if folder is None:
+        return "the model is not a folder of safetensors files"
+    if next(folder.glob("*.safetensors"), None) is None:
+        return f"{folder} holds no safetensors files"
+    if read_json(folder / "config.json").get("quantization_config"):
+        return f"{folder} is compressed already, and is decoded as a whole"
+    return None

@@ -1,0 +1,152 @@
+"""A model that is larger than memory: built without weights, which are read when a stage's turn comes, and dropped.
+
+    weights = stream_model(folder, ...)     parameters on the meta device, buffers computed (see skeleton.py)
+    weights.read(stage.modules)             from the files, when the stage is about to be worked on
+    weights.drop(stage.modules)             back to the meta device, when nobody needs it any more
+
+A module that is called while its weights are away fetches them by itself, so that a pipeline may run any part of the
+model at any time.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from attrs import define, field
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from coldpress.checkpoint import CheckpointReader
+
+log = logging.getLogger(__name__)
+
+Fetch = Callable[[str, nn.Module], Mapping[str, Tensor]]
+"""Name and module to the module's tensors by their names from the root."""
+
+
+@define(eq=False)
+class WeightStream:
+    """The weights of a model, of which only those of a few modules are in memory; a context while the model runs.
+
+    A parameter that several modules share stays one object; it is dropped when the last of them is.
+
+    Attributes:
+        model: whose parameters come and go.
+        reader: where they come from.
+        places: name of a parameter to the name of its tensor in the checkpoint.
+        device: where they are put.
+        fetch_again: how a module gets its weights after it was dropped, for by then they are others; None forbids it.
+    """
+
+    model: Any
+    reader: CheckpointReader
+    places: Mapping[str, str]
+    device: torch.device
+    fetch_again: Fetch | None = None
+    _dropped: set[nn.Module] = field(factory=set)
+    _owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = field(factory=dict)
+    _hooks: list[RemovableHandle] = field(factory=list)
+
+    def __enter__(self) -> "WeightStream":
+        for name, module in self.model.named_modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                self._hooks.append(module.register_forward_pre_hook(self._fetcher(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def read(self, modules: Mapping[str, nn.Module]) -> None:
+        """Bring the weights of named modules into memory, in the dtype of the model.
+
+        Raises:
+            CheckpointError: a file has become unreadable.
+        """
+        for name, module in modules.items():
+            for part, parameter in module.named_parameters(recurse=False):
+                if parameter.is_meta:
+                    self._put(parameter, self.reader.read(self.places[_join(name, part)]))
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give parameters and buffers the values of `tensors`, by name, whether or not they are in memory."""
+        for name, tensor in tensors.items():
+            owner, _, part = name.rpartition(".")
+            target = getattr(self.model.get_submodule(owner), part)
+            if target.is_meta:
+                self._put(target, tensor)
+            else:
+                target.data.copy_(tensor)
+
+    def drop(self, modules: Mapping[str, nn.Module]) -> None:
+        """Free the weights of modules that are done, but for those which a module that is not done shares."""
+        self._dropped.update(modules.values())
+        for module in modules.values():
+            for _, parameter in list(module.named_parameters(recurse=False)):
+                owners = self._owners_of(parameter)
+                if not parameter.is_meta and all(owner in self._dropped for owner, _ in owners):
+                    self._replace(parameter, parameter.detach().to("meta"))
+
+    def _put(self, parameter: nn.Parameter, tensor: Tensor) -> None:
+        self._replace(parameter, tensor.to(self.device, parameter.dtype))
+
+    def _replace(self, old: nn.Parameter, tensor: Tensor) -> None:
+        new = nn.Parameter(tensor, requires_grad=old.requires_grad)
+        owners = self._owners_of(old)
+        for owner, part in owners:
+            owner._parameters[part] = new
+        self._owners.pop(old, None)
+        self._owners[new] = owners
+
+    def _owners_of(self, parameter: nn.Parameter) -> list[tuple[nn.Module, str]]:
+        """Every module that has this parameter, and what it calls it."""
+        found = self._owners.get(parameter)
+        if found is None or any(owner._parameters.get(part) is not parameter for owner, part in found):
+            self._owners.clear()  # somebody gave a module a parameter of its own
+            for module in self.model.modules():
+                for part, other in module.named_parameters(recurse=False):
+                    self._owners.setdefault(other, []).append((module, part))
+            found = self._owners[parameter]
+        return found
+
+    def _fetcher(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def fetch(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if not any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+                return
+            log.debug("%s is called out of turn: its weights are read for it", name)
+            if module not in self._dropped:
+                self.read({name: module})
+                return
+            assert self.fetch_again is not None, f"{name} is called after it was dropped"
+            self.fill(self.fetch_again(name, module))
+
+        return fetch
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules that are built inside have their parameters on the meta device; buffers are computed as ever."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            empty = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+            empty.__dict__.update(parameter.__dict__)
+            parameter = empty
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _join(owner: str, part: str) -> str:
+    return f"{owner}.{part}" if owner else part

@@ -1,0 +1,256 @@
+"""Models that are built without weights, and get them when their turn comes."""
+
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from coldpress import oneshot
+from coldpress.checkpoint import CheckpointReader
+from coldpress.errors import ArgumentError, CheckpointError, NumericsError
+from coldpress.models import load_model, simulated
+from coldpress.models.skeleton import NotStreamable, stream_model
+from coldpress.models.streaming import without_weights
+from coldpress.pipeline import partition
+from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
+from coldpress.testing.rounding import Rounding
+
+CPU = torch.device("cpu")
+MODELS = {
+    "llama": lambda: tiny_llama(),
+    "tied": lambda: tiny_llama(tied=True, dtype=torch.bfloat16),
+    "conv1d": lambda: tiny_conv1d(),
+}
+
+
+@pytest.fixture(params=MODELS)
+def folder(request, tmp_path):
+    return save(MODELS[request.param](), tmp_path / "model")
+
+
+@pytest.fixture
+def llama(tmp_path):
+    return save(tiny_llama(), tmp_path / "llama")
+
+
+def save(model, path):
+    model.save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def stream(folder, dtype="auto"):
+    return stream_model(folder, name=str(folder), dtype=dtype, device=CPU)
+
+
+def in_memory(model):
+    return {name for name, parameter in model.named_parameters() if not parameter.is_meta}
+
+
+def change(folder, edit):
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_model_is_built_without_weights_and_with_its_buffers(folder):
+    weights = stream(folder)
+
+    assert in_memory(weights.model) == set()
+    expected = dict(load_model(folder, device="cpu").named_buffers())
+    found = dict(weights.model.named_buffers())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], buffer) for name, buffer in expected.items())
+
+
+@pytest.mark.parametrize("dtype", ["auto", torch.bfloat16, torch.float32])
+def test_what_is_called_fetches_its_weights(folder, dtype):
+    weights, data = stream(folder, dtype), batches(rows=2)
+
+    with weights, torch.no_grad():
+        said = logits(weights.model, data)
+
+    assert torch.equal(said, logits(load_model(folder, dtype=dtype, device="cpu"), data))
+    assert not any(module._forward_pre_hooks for module in weights.model.modules())
+
+
+def test_weights_come_with_their_stage_and_go_with_it(llama):
+    weights = stream(llama)
+
+    for stage in partition(weights.model):
+        weights.read(stage.modules)
+        assert in_memory(weights.model) == {
+            f"{name}.{part}"
+            for name, module in stage.modules.items()
+            for part, _ in module.named_parameters(recurse=False)
+        }
+        weights.drop(stage.modules)
+    assert in_memory(weights.model) == set()
+
+
+def test_a_tied_weight_stays_one_object_until_its_last_owner_is_done(tmp_path):
+    weights = stream(save(tiny_llama(tied=True), tmp_path / "tied"))
+    prologue, *_, epilogue = partition(weights.model)
+
+    weights.read(prologue.modules)
+    weights.drop(prologue.modules)
+
+    model = weights.model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not model.lm_head.weight.is_meta
+    weights.drop(epilogue.modules)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.weight.is_meta
+
+
+def test_what_is_called_after_it_was_dropped_asks_for_what_it_has_become(llama):
+    weights = stream(llama)
+    norm = {"model.norm": weights.model.model.norm}
+    weights.fetch_again = lambda name, module: {f"{name}.weight": torch.full((128,), 3.0)}
+    weights.read(norm)
+    weights.drop(norm)
+
+    with weights:
+        weights.model.model.norm(torch.ones(1, 128))
+
+    assert torch.equal(weights.model.model.norm.weight, torch.full((128,), 3.0))
+
+
+def test_other_modules_are_built_as_ever_afterwards():
+    with without_weights():
+        assert nn.Linear(2, 2).weight.is_meta
+
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_a_missing_tensor_is_named(llama):
+    change(llama, lambda tensors: tensors.pop("model.norm.weight"))
+
+    with pytest.raises(
+        CheckpointError, match=r"lacks 1 tensors of a LlamaForCausalLM, the first is 'model.norm.weight'"
+    ):
+        stream(llama)
+
+
+def test_a_tensor_of_another_shape_is_named(llama):
+    change(llama, lambda tensors: tensors.update({"model.norm.weight": torch.ones(3)}))
+
+    with pytest.raises(CheckpointError, match=r"'model.norm.weight' has the shape \(3,\) where .* has \(128,\)"):
+        stream(llama)
+
+
+def test_a_tensor_too_many_is_told(llama, caplog):
+    change(llama, lambda tensors: tensors.update(spare=torch.ones(3)))
+
+    with caplog.at_level(logging.WARNING):
+        stream(llama)
+
+    assert "not read, because the model has no such weights: spare" in caplog.text
+
+
+def test_a_truncated_file_is_named(llama):
+    path = llama / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*truncated"):
+        stream(llama)
+
+
+def test_names_that_transformers_translates_are_not_streamed(llama):
+    def rename(tensors):
+        for name in list(tensors):
+            if name.startswith("model."):
+                tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+    change(llama, rename)
+
+    with pytest.raises(NotStreamable, match="names in its files are not the model's"):
+        stream(llama)
+
+
+def test_tied_weights_that_differ_in_the_files_are_not_streamed(tmp_path):
+    folder = save(tiny_llama(tied=True), tmp_path / "tied")
+    change(folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(259, 128)}))
+
+    with pytest.raises(NotStreamable, match="are one in the model and two in its files"):
+        stream(folder)
+
+
+def compress(source, output, **settings):
+    return oneshot(str(source), Rounding(scheme="W8A8", ignore=["lm_head"]), output_dir=str(output), **settings)
+
+
+def weights_at(path):
+    reader = CheckpointReader(path)
+    return {name: reader.get(name) for name in reader.names()}
+
+
+def test_streaming_writes_what_a_model_in_memory_writes(folder, tmp_path):
+    streamed = compress(folder, tmp_path / "streamed")
+    loaded = compress(folder, tmp_path / "loaded", stream_weights=False)
+
+    one, two = weights_at(tmp_path / "streamed"), weights_at(tmp_path / "loaded")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    for name in ("config.json", "generation_config.json", "recipe.yaml", "tokenizer.json"):
+        assert (tmp_path / "streamed" / name).read_bytes() == (tmp_path / "loaded" / name).read_bytes()
+    assert torch.equal(logits(streamed, batches(rows=2)), logits(loaded, batches(rows=2)))
+    assert [name for name, _ in simulated(streamed)] == [name for name, _ in simulated(loaded)]
+
+
+def test_a_dense_output_keeps_the_quantization_of_inputs_in_the_model_that_is_returned(llama, tmp_path):
+    streamed = compress(llama, tmp_path / "streamed", save_compressed=False)
+    loaded = compress(llama, tmp_path / "loaded", save_compressed=False, stream_weights=False)
+
+    assert torch.equal(logits(streamed, batches(rows=2)), logits(loaded, batches(rows=2)))
+
+
+def test_no_model_is_returned_where_none_is_wanted(llama, tmp_path):
+    assert compress(llama, tmp_path / "out", return_model=False) is None
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_head_that_is_quantized_is_untied(tmp_path):
+    folder = save(tiny_llama(tied=True), tmp_path / "tied")
+
+    oneshot(str(folder), Rounding(scheme="W8A8"), output_dir=str(tmp_path / "out"), return_model=False)
+
+    names = CheckpointReader(tmp_path / "out").names()
+    assert {"lm_head.weight", "lm_head.weight_scale", "model.embed_tokens.weight"} <= set(names)
+    assert not json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({}, "no output_dir"), ({"output_dir": "out", "model": tiny_llama()}, "not a folder of safetensors files")],
+)
+def test_streaming_that_is_asked_for_and_impossible_is_refused(llama, tmp_path, settings, reason):
+    if "output_dir" in settings:
+        settings = {**settings, "output_dir": str(tmp_path / "out")}
+
+    with pytest.raises(ArgumentError, match=f"stream_weights=True is not possible: .*{reason}"):
+        oneshot(**{"model": str(llama), "recipe": Rounding(scheme="W8A8"), "stream_weights": True, **settings})
+
+
+def test_names_that_do_not_fit_are_loaded_into_memory_and_told(llama, tmp_path, caplog):
+    def rename(tensors):
+        for name in list(tensors):
+            if name.startswith("model."):
+                tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+    change(llama, rename)
+
+    with caplog.at_level(logging.INFO, "coldpress"):
+        compress(llama, tmp_path / "out")
+
+    assert "is loaded into memory as a whole: names in its files are not the model's" in caplog.text
+
+
+def test_a_nan_in_a_later_stage_is_named(llama, tmp_path):
+    change(llama, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].view(-1)[5:6].fill_(float("nan")))
+
+    with pytest.raises(NumericsError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        compress(llama, tmp_path / "out")
