@@ -97,7 +97,7 @@ def save_load(subject: Subject) -> None:
         static = scheme.input_activations is not None and scheme.input_activations.dynamic is False
         if static and not _has_observers():
             continue
-        _check_saved(subject, tiny_llama(), name)
+        _check_saved(subject, tiny_llama(dtype=torch.bfloat16), name)
     if _can(_format(subject), preset("W8A16", group_size=-1), _SHAPES[0]):
         _check_saved(subject, tiny_conv1d(), "W8A16")  # stores its weights [I, O]; the head is tied
 

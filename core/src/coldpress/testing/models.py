@@ -97,13 +97,17 @@ def logits(model: nn.Module, data: list[dict[str, Tensor]]) -> Tensor:
 
 
 def _filled(model: Any, dtype: torch.dtype, seed: int) -> Any:
-    """The model with weights that keep the size of a signal, whatever its own initialisation would be."""
+    """The model with weights that keep the size of a signal, whatever its own initialisation would be.
+
+    Buffers keep their dtype, as they do in a model that is loaded: angles of positions stay in float32.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim > 1:
-            parameter.data = noise / parameter.shape[-1] ** 0.5
+            noise /= parameter.shape[-1] ** 0.5
         else:
-            parameter.data = 0.1 * noise + (not name.endswith("bias"))
+            noise = 0.1 * noise + (not name.endswith("bias"))
+        parameter.data = noise.to(dtype)
     model.tie_weights()
-    return model.to(dtype).eval()
+    return model.eval()

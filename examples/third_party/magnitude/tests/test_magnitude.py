@@ -1,0 +1,3 @@
+from coldpress.testing import conformance
+
+test_conformance = conformance("MagnitudeExampleModifier")
