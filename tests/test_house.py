@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS: dict[str, str] = {
     "core/src/coldpress/cli/compress.py:compress": "a command has one parameter for each of its options",
     "core/src/coldpress/cli/evaluate.py:evaluate": "a command has one parameter for each of its options",
+    "core/src/coldpress/evaluation/divergence.py:divergence": "a public door",
+    "core/src/coldpress/evaluation/perplexity.py:perplexity": "a public door",
 }
 
 
@@ -178,13 +181,15 @@ def test_numerics_import_torch_and_schemes_only():
     assert [one for path in (CORE / "numerics").rglob("*.py") for one in _strangers(path, *allowed)] == []
 
 
-def test_plugins_import_public_names_only():
+def test_plugins_import_public_names_only(projects):
     strangers = []
     for package, folder in PACKAGES.items():
         if package == "coldpress":
             continue
+        declared = projects[package.replace("_", "-")]["dependencies"]
+        own = [re.split(r"[^\w-]", line)[0].replace("-", "_") for line in declared]  # coldpress is always one of them
         for path in sorted(folder.rglob("*.py")):
-            strangers += _strangers(path, package, "attrs", "coldpress", "torch")
+            strangers += _strangers(path, package, "attrs", "torch", *own)
             strangers += [
                 f"{_name(path)}:{line} reaches into {name}"
                 for line, name in _imports(path)
