@@ -1,6 +1,6 @@
 """`coldpress demo`: the embedded model compressed several ways, measured before and after, in one table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -26,8 +26,8 @@ _MODEL = "smollm2"
 _SCHEMES = ("W4A16:64", "W8A8", "FP8_DYNAMIC")
 _PROMPT = "The capital of France is"
 _NEW_TOKENS = 24
-_TOKENS, _QUICK_TOKENS = 8192, 1024
-_WINDOW = 512
+_FULL = {"max_tokens": 8192, "window": 512}  # of the held-out text
+_QUICK = {"max_tokens": 2048, "window": 256}
 
 
 def demo(
@@ -53,13 +53,14 @@ def demo(
 
     progress = Progress()
     model = load_model(_MODEL, dtype="bfloat16")
-    judge = Judge(model, load_tokenizer(_MODEL, model), tokens=_QUICK_TOKENS if quick else _TOKENS, progress=progress)
+    extent = _QUICK if quick else _FULL
+    judge = Judge(model, load_tokenizer(_MODEL, model), extent, progress=progress)
     with _folder(output) as folder:
         before = judge.original()
         rows = [
             judge.compress(name, modifier, folder / name.replace(":", "-g")) for name, modifier in modifiers.items()
         ]
-    for part in _shown(before, rows):
+    for part in _shown(before, rows, window=extent["window"]):
         out().print(part)
     if output is not None:
         out().print(f"\ncheckpoints in {output}", soft_wrap=True)
@@ -96,13 +97,13 @@ class Judge:
     Args:
         model: the original; it is never changed.
         tokenizer: of the model.
-        tokens: how much of the held-out text is used.
+        extent: `window` and `max_tokens` of every measurement.
         progress: shows how far it is.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, tokens: int, progress: "Progress") -> None:
+    def __init__(self, model: Any, tokenizer: Any, extent: Mapping[str, int], *, progress: "Progress") -> None:
         self._model, self._tokenizer, self._progress = model, tokenizer, progress
-        self._settings: dict[str, Any] = {"window": _WINDOW, "max_tokens": tokens, "progress": progress}
+        self._settings: dict[str, Any] = {**extent, "progress": progress}
 
     def original(self) -> Measured:
         """The model as it is."""
@@ -177,7 +178,7 @@ def _folder(output: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _shown(before: Measured, rows: list[Measured]) -> "list[RenderableType]":
+def _shown(before: Measured, rows: list[Measured], *, window: int) -> "list[RenderableType]":
     from rich.text import Text
 
     from coldpress.report.table import facts, grid
@@ -186,16 +187,16 @@ def _shown(before: Measured, rows: list[Measured]) -> "list[RenderableType]":
     every = [before, *rows]
     table = grid(columns, [_row(line) for line in every], numbers=columns[1:])
     note = (
-        f"{before.perplexity.tokens} held-out tokens in windows of {_WINDOW}; ± is one standard error.\n"
-        "KL in nats a token and top-1 agreement: against the original in bfloat16.\n"
-        "time and peak memory: to compress and write; inputs are quantized as when serving."
+        f"{before.perplexity.tokens} held-out tokens in windows of {window}; ± is one standard error.\n"
+        "KL (nats a token) and top-1 agreement: against the original, in bfloat16.\n"
+        "time and peak memory: to compress and to write the checkpoint."
     )
     heading = Text(f"\n{_PROMPT!r}, continued greedily", style="bold")
     return [table, Text(note, style="dim"), heading, facts([(line.name, line.sentence) for line in every])]
 
 
 def _row(line: Measured) -> tuple[str, ...]:
-    from coldpress.report.words import in_bytes, in_error, in_time
+    from coldpress.report.words import in_bytes, in_error
 
     apart = line.divergence
     return (
@@ -203,8 +204,8 @@ def _row(line: Measured) -> tuple[str, ...]:
         in_bytes(line.nbytes),
         f"{line.bits:.2f}",
         in_error(line.perplexity.value, line.perplexity.standard_error),
-        in_error(apart.kl, apart.kl_standard_error) if apart else "",
+        in_error(apart.kl, apart.kl_standard_error, digits=1) if apart else "",
         f"{apart.top1_agreement:.1%}" if apart else "",
-        in_time(line.seconds) if line.seconds is not None else "",
+        f"{line.seconds:.1f} s" if line.seconds is not None else "",
         in_bytes(line.memory) if line.seconds is not None else "",
     )

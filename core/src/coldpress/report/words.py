@@ -21,12 +21,12 @@ def in_count(count: int) -> str:
     return _scaled(count, ("", "k", "M", "G", "T")).rstrip()
 
 
-def in_error(value: float, error: float) -> str:
-    """A value with its standard error, `18.42 ± 0.31`: as many digits as the error leaves room for."""
+def in_error(value: float, error: float, *, digits: int = 2) -> str:
+    """A value with its standard error, `18.42 ± 0.31`; the error has so many digits, and the value no further ones."""
     if not error > 0:
         return f"{value:.4g}"
-    digits = max(0, 1 - _exponent(error))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    places = max(0, digits - 1 - _exponent(error))
+    return f"{value:.{places}f} ± {error:.{places}f}"
 
 
 def _exponent(value: float) -> int:
