@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from coldpress import registry
 from coldpress.checkpoint import CheckpointReader, Format, SchemeLookup
 from coldpress.errors import BrokenPluginError, CheckpointError, ModelError, UnknownPluginError
+from coldpress.models.quiet import no_bar
 from coldpress.models.simulation import simulate_activations
 from coldpress.stage import class_names, find_layers
 from coldpress.state import Quantized
@@ -54,9 +55,10 @@ def load_compressed(
     reader = CheckpointReader(folder)
     reader.check()
     weights, quantized = _decode(reader, skeleton, form, form.read(quantization), kind)
-    model, loading = type(skeleton).from_pretrained(
-        None, config=config, state_dict=weights, dtype=kind, output_loading_info=True
-    )
+    with no_bar():
+        model, loading = type(skeleton).from_pretrained(
+            None, config=config, state_dict=weights, dtype=kind, output_loading_info=True
+        )
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} tensors of the model, the first is {missing[0]!r}")

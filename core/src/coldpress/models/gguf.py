@@ -14,6 +14,7 @@ from torch import Tensor
 
 from coldpress.errors import CheckpointError, ModelError
 from coldpress.models.gguf_file import GgufFile
+from coldpress.models.quiet import no_bar
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +124,10 @@ def _load_llama(file: GgufFile, dtype: torch.dtype) -> Any:
         weight = file.get(name)
         part = new.split(".")[-2]
         weights[new] = (_halves_apart(weight, heads[part]) if part in heads else weight).to(dtype)
-    model, loading = LlamaForCausalLM.from_pretrained(
-        None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
-    )
+    with no_bar():
+        model, loading = LlamaForCausalLM.from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+        )
     missing = sorted(loading["missing_keys"])
     if missing:
         raise CheckpointError(f"{file.path} lacks {len(missing)} tensors of the model, the first is {missing[0]!r}")

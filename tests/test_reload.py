@@ -1,0 +1,28 @@
+"""What `oneshot` wrote, read again by `load_model`, is the model that `oneshot` returned."""
+
+import pytest
+import torch
+
+from coldpress import oneshot
+from coldpress.models import load_model, load_tokenizer, simulated
+from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
+
+SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A8", "W4A8", "FP8", "FP8_DYNAMIC", "FP8_BLOCK")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("make", [tiny_llama, tiny_conv1d])
+def test_a_checkpoint_reloads_to_the_model_that_was_returned(tmp_path, make, scheme):
+    data = batches(rows=2)
+    recipe = f"modifiers:\n  - QuantizationModifier: {{scheme: {scheme}, ignore: [lm_head]}}"
+    returned = oneshot(
+        make(hidden=128), recipe, tokenizer=tiny_tokenizer(), dataset=data, output_dir=tmp_path / "out", quiet=True
+    )
+
+    reloaded = load_model(tmp_path / "out", device="cpu")
+
+    assert reloaded.state_dict().keys() == returned.state_dict().keys()
+    assert all(torch.equal(weight, returned.state_dict()[name]) for name, weight in reloaded.state_dict().items())
+    assert [name for name, _ in simulated(reloaded)] == [name for name, _ in simulated(returned)]
+    assert torch.equal(logits(reloaded, data), logits(returned, data))
+    assert len(load_tokenizer(tmp_path / "out")) == len(tiny_tokenizer())
