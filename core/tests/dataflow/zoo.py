@@ -73,24 +73,25 @@ SIZES: list[tuple[str, Any]] = [
     (r"window_size", 4),
     (r"image_size", 56),
 ]
+ATTEMPTS = ((1, False), (1, True), (2, False))  # how to shrink: layers of each kind, whether to fill empty fields
 ABSENT = {"head_dim": HEAD_DIM, "num_key_value_heads": HEADS}  # fields that some types leave to the checkpoint
 LAYER_LISTS = r"layer_types|layers_block_type|mlp_layer_types|block_types|attn_layers|attention_layers|indexer_types"
 
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError in the body after `seconds` (main thread only)."""
+    """Raise TimeoutError in the body after `seconds` of processor time (main thread only)."""
 
     def ring(*_: object) -> None:
         raise TimeoutError(f"longer than {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def model_types() -> list[str]:
@@ -122,13 +123,12 @@ def shrink(fields: dict[str, Any], layers: int, *, absent: bool = False) -> dict
     changed: dict[str, Any] = {k: size_of(k) for k in empty}
     depth = next((fields[k] for k in ("num_hidden_layers", "n_layer", "num_layers") if fields.get(k)), 0)
     for name, value in fields.items():
-        if isinstance(value, dict) and "model_type" in value:
+        if name == "per_layer_config" and value:
+            new = None  # layers that differ in size alone are no kind of their own
+        elif isinstance(value, dict) and "model_type" in value:
             new: Any = {**value, **shrink(value, layers, absent=absent)}
-            new.pop("per_layer_config", None)
         elif isinstance(value, list) and (len(value) == depth or re.fullmatch(LAYER_LISTS, name)) and value:
             new = one_of_each(value, layers)
-        elif name == "per_layer_config":
-            new = None
         else:
             new = small(name, value)
             if new != value and re.fullmatch(r"num_hidden_layers|n_layers?|num_layers", name):
@@ -141,8 +141,8 @@ def shrink(fields: dict[str, Any], layers: int, *, absent: bool = False) -> dict
         changed |= {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 2 * HIDDEN // HEADS}
     if "expand" in fields and "num_heads" in fields:  # mamba's heads fill the expanded width
         changed["num_heads"] = int(fields["expand"]) * HIDDEN // HEAD_DIM
-    if "qk_nope_head_dim" in fields and "swa_head_dim" in fields:
-        changed["swa_head_dim"] = 2 * HEAD_DIM  # latent attention's heads are two parts
+    if "qk_nope_head_dim" in fields and fields.get("per_layer_config"):
+        changed["head_dim"] = 2 * HEAD_DIM  # latent attention's heads are two parts
     if "kv_lora_rank" in fields and fields.get("num_key_value_heads"):
         changed["num_key_value_heads"] = HEADS  # latent attention has no groups
     return changed
@@ -181,7 +181,7 @@ def build(model_type: str) -> nn.Module:
         Exception: whatever transformers raises where the type cannot be built so small, or does not run.
     """
     problems: list[Exception] = []
-    for repeats, absent in ((1, False), (1, True), (2, False)):
+    for repeats, absent in ATTEMPTS:
         try:
             model = _from_configuration(configuration(model_type, repeats=repeats, absent=absent))
             logits(model, token_batch())
@@ -192,6 +192,18 @@ def build(model_type: str) -> nn.Module:
         else:
             return model
     raise problems[0]
+
+
+def can_be_built(model_type: str) -> bool:
+    """Whether a tiny model comes to be at all, be it one that does not run."""
+    for repeats, absent in ATTEMPTS:
+        try:
+            with time_limit(20):
+                _from_configuration(configuration(model_type, repeats=repeats, absent=absent))
+        except Exception:  # transformers raises anything
+            continue
+        return True
+    return False
 
 
 def _from_configuration(config: Any) -> nn.Module:

@@ -17,12 +17,13 @@ from torch import nn
 from .call import Call
 from .certificate import TOLERANCE
 from .detect import distinct_factors, find_consumers
+from .findings import Findings
 from .inputs import group_inputs, silent_layers
 from .pair import Consumer, Pair
 from .producer import candidates
 from .rows import feeding_rows
-from .sharing import Shared, unsound
-from .twins import with_twins
+from .sharing import Shared
+from .twins import follow_twins
 from .workbench import Workbench
 
 ATTEMPTS = 3
@@ -74,18 +75,19 @@ def find_pairs(block: nn.Module, call: Call, *, shared: Shared | None = None, se
 
 def probe(bench: Workbench, shared: Shared) -> Dataflow:
     """`find_pairs` of a block that lies on the bench."""
-    pairs: list[Pair] = []
-    refused: dict[str, str] = {}
+    findings = Findings(shared=shared)
     whole = [_best([try_producer(bench, c) for c in alternatives]) for alternatives in candidates(bench)]
     for pair in whole:
-        _sort_in(pair, pairs, refused, shared)
-    if any(not p.members for p in whole):
-        fused = [p for p in whole if not p.members and p.kind != "norm"]
-        for rows in list(feeding_rows(bench, fused, _without_producer(bench, pairs))):
-            _sort_in(try_producer(bench, rows), pairs, refused, shared)
+        findings.judge(pair)
+    fused = [p for p in whole if not p.members and p.kind != "norm"]
+    if fused:
+        for rows in feeding_rows(bench, fused, _without_producer(bench, findings.pairs)):
+            findings.judge(try_producer(bench, rows))
     silent = silent_layers(bench)
-    pairs = with_twins(bench, pairs, refused, silent)
-    return Dataflow(group_inputs(bench), tuple(pairs), refused, _reasons(bench, pairs, refused, silent), silent)
+    follow_twins(bench, findings, silent)
+    refused = {producer: r.reason for producer, r in findings.refused.items()}
+    unpaired = _reasons(bench, findings, silent)
+    return Dataflow(group_inputs(bench), tuple(findings.pairs), refused, unpaired, silent)
 
 
 def try_producer(bench: Workbench, candidate: Pair) -> Pair:
@@ -131,39 +133,22 @@ def _best(tried: list[Pair]) -> Pair:
     return min(tried, key=lambda p: (not p.members, p.certificate if p.members else 0.0))
 
 
-def _sort_in(pair: Pair, pairs: list[Pair], refused: dict[str, str], shared: Shared) -> None:
-    if not pair.members:
-        return
-    why = unsound(pair, shared)
-    if why:
-        refused[pair.producer] = why
-    elif pair.certificate <= TOLERANCE:
-        pairs.append(pair)
-        refused.pop(pair.producer, None)
-    else:
-        refused[pair.producer] = (
-            f"it feeds {', '.join(pair.consumers)} and something that cannot take the scale back "
-            f"(the residual stream, a router, an output): folding changes the block by {pair.certificate:.1e}"
-        )
-
-
 def _without_producer(bench: Workbench, pairs: list[Pair]) -> list[str]:
     """Parameters, in order of use, that no pair has for a consumer."""
     served = {m.site.parameter for p in pairs for m in p.members}
     return list(dict.fromkeys(u.parameter for u in bench.before.uses if u.parameter not in served))
 
 
-def _reasons(bench: Workbench, pairs: list[Pair], refused: dict[str, str], silent: tuple[str, ...]) -> dict[str, str]:
-    served = {name for p in pairs for name in p.consumers}
+def _reasons(bench: Workbench, findings: Findings, silent: tuple[str, ...]) -> dict[str, str]:
+    """Why each linear layer without a producer has none."""
+    served = {name for p in findings.pairs for name in p.consumers}
     reasons: dict[str, str] = {}
     for name in bench.layers():
         if name in served:
             continue
-        blocked = [p for p, why in refused.items() if name in why.split(" and something")[0]]
+        blocked = [f"{p}: {r.reason}" for p, r in findings.refused.items() if name in r.readers]
         if name in silent:
             reasons[name] = "never ran on the probing input"
-        elif blocked:
-            reasons[name] = f"{blocked[0]}: {refused[blocked[0]]}"
         else:
-            reasons[name] = "no norm or linear layer scales its input channel by channel"
+            reasons[name] = blocked[0] if blocked else "no norm or linear layer scales its input channel by channel"
     return reasons

@@ -23,7 +23,7 @@ DENSE = 160  # inputs up to this width are asked channel by channel
 RTOL = 1e-7
 
 
-def feeding_rows(bench: Workbench, producers: list[Pair], consumers: list[str]) -> Iterator[Pair]:
+def feeding_rows(bench: Workbench, producers: list[Pair], consumers: list[str]) -> list[Pair]:
     """Producers cut to the rows that one of the consumers is a multiple of, without members yet.
 
     Args:
@@ -32,6 +32,7 @@ def feeding_rows(bench: Workbench, producers: list[Pair], consumers: list[str]) 
         consumers: parameters whose input nobody scales yet.
     """
     weights = {p.sites[0].parameter: p for p in producers}
+    found: list[Pair] = []
     reading = bench.run_with_gradients()
     for parameter in consumers:
         at = next((i for i, u in enumerate(reading.uses) if u.parameter == parameter), None)
@@ -41,7 +42,8 @@ def feeding_rows(bench: Workbench, producers: list[Pair], consumers: list[str]) 
         target = reading.uses[at].input
         if not earlier or not target.requires_grad:
             continue
-        yield from _cut(weights, earlier, _rows_of(target, earlier, bench.generator))
+        found += _cut(weights, earlier, _rows_of(target, earlier, bench.generator))
+    return found
 
 
 def _cut(weights: dict[str, Pair], earlier: list[Use], rows: list[list[int]]) -> Iterator[Pair]:

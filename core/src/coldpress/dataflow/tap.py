@@ -5,6 +5,7 @@
 A `Tap` sees `nn.Linear`, `Conv1D`, routers that own a bare weight and stacks of experts alike, by no name.
 While it is open the block computes in float64 throughout: casts to narrower types are widened, so that
 what is equal by algebra is equal to 1e-12 and not to the 1e-7 of a norm that insists on float32.
+The default dtype, which belongs to the whole process, is float64 for as long.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -7,39 +7,31 @@ experts.0: up_proj -> down_proj   ->  experts.7: the same pair
 from attrs import evolve
 from torch import nn
 
+from .findings import Findings
+from .orientation import input_dim
 from .pair import Pair
 from .workbench import Workbench
 
 
-def with_twins(bench: Workbench, pairs: list[Pair], refused: dict[str, str], silent: tuple[str, ...]) -> list[Pair]:
-    """The pairs, extended to silent twins; a pair that a silent layer without a twin might read is refused."""
+def follow_twins(bench: Workbench, findings: Findings, silent: tuple[str, ...]) -> None:
+    """Extend the pairs to silent twins; refuse norms that a silent layer without a twin might read."""
     waiting = set(silent)
-    out: list[Pair] = []
-    for pair in pairs:
-        pair = _with_twin_consumers(bench.block, pair, waiting)
-        out.append(pair)
-        out.extend(_twin_pairs(bench.block, pair, waiting))
-    reached = {m.name for p in out for m in p.members}
-    lost = {n: bench.layers()[n] for n in waiting - reached}
-    kept = []
-    for pair in out:
-        readers = sorted(
-            n
-            for n, m in lost.items()
-            if pair.kind == "norm" and not _has_twin(n, reached) and pair.width in m.get_parameter("weight").shape
-        )
+    extended: list[Pair] = []
+    for pair in findings.pairs:
+        with_twins = _with_twin_consumers(bench.block, pair, waiting)
+        extended += [with_twins, *_twin_pairs(bench.block, with_twins, waiting)]
+    findings.pairs = extended
+    reached = {m.name for p in extended for m in p.members}
+    lost = sorted(n for n in waiting - reached if not any(_same_place(n, r) for r in reached))
+    for pair in extended:
+        readers = [n for n in lost if pair.kind == "norm" and _reads(bench.layers()[n], pair.width)]
         if readers:
-            refused[pair.producer] = (
-                f"{', '.join(readers)} never ran on the probing input and might read it: "
-                "probe with an input that reaches it"
-            )
-        else:
-            kept.append(pair)
-    return kept
+            reason = "never ran on the probing input and might read it: probe with an input that reaches it"
+            findings.refuse(pair, f"{', '.join(readers)} {reason}")
 
 
-def _has_twin(name: str, others: set[str]) -> bool:
-    return any(_same_place(name, o) for o in others)
+def _reads(layer: nn.Module, width: int) -> bool:
+    return layer.get_parameter("weight").shape[input_dim(layer)] == width
 
 
 def _same_place(a: str, b: str) -> bool:
