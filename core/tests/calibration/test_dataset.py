@@ -331,16 +331,9 @@ def test_a_data_set_of_a_plugin_is_found_by_name_and_split(tokenizer, monkeypatc
     assert all(any(text.startswith(word) for text in held_out) for word in _words(tokenizer, batches))
 
 
-def test_the_embedded_text_is_the_default_and_says_so(tokenizer, monkeypatch, caplog):
-    plugin = registry.Plugin("datasets", "coldpress/short", "coldpress", "0", None)
-    monkeypatch.setattr(registry, "available", lambda kind: [plugin])
-    monkeypatch.setattr(registry, "find", lambda kind, name: short.load)
-
-    with caplog.at_level(logging.INFO, logger="coldpress.calibration"):
-        batches = _batches(tokenizer, num_calibration_samples=2, max_seq_length=8)
-
-    assert len(batches) == 2
-    assert "coldpress/short" in caplog.text
+def test_data_that_nobody_names_are_asked_for_and_the_embedded_text_is_proposed(tokenizer):
+    with pytest.raises(CalibrationError, match="pass dataset=.*coldpress/short"):
+        _batches(tokenizer, num_calibration_samples=2, max_seq_length=8)
 
 
 def test_calibration_leaves_the_tokenizer_as_it_was(tokenizer, tmp_path):

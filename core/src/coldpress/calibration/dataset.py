@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from attrs import evolve
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -44,8 +43,10 @@ def load_batches(arguments: DatasetArguments, tokenizer: Any, seed: int = 0) -> 
     if isinstance(arguments.dataset, DataLoader) or _is_batches(arguments.dataset):
         return _ready_batches(arguments.dataset)
     if arguments.dataset is None and arguments.dataset_path is None:
-        log.info("no data set is named: calibrating with %s, which is inside this package", DEFAULT_DATASET)
-        arguments = evolve(arguments, dataset=DEFAULT_DATASET)
+        raise CalibrationError(
+            f"this recipe reads calibration data: pass dataset=..., best text like that which your users send; "
+            f"{DEFAULT_DATASET!r} is a short English one inside this package"
+        )
     rows = find_rows(arguments, seed)
     encoder = _Encoder(arguments, tokenizer, rows.origin)
     samples = list(islice(encoder.samples(rows), arguments.num_calibration_samples))

@@ -49,9 +49,7 @@ def compress(
     pipeline: Annotated[
         str | None, option(_WHAT, "--pipeline", "NAME", "How the model is swept.", shown="what the recipe needs")
     ] = None,
-    dataset: Annotated[
-        str | None, option(_DATA, "--dataset", "NAME", "A name, file, folder or hub id.", shown=DEFAULT_DATASET)
-    ] = None,
+    dataset: Annotated[str, option(_DATA, "--dataset", "NAME", "A name, file, folder or hub id.")] = DEFAULT_DATASET,
     num_calibration_samples: Annotated[
         int, option(_DATA, "--num-calibration-samples", "N", "Samples that are used.", least=1)
     ] = default_of(DatasetArguments, "num_calibration_samples"),
