@@ -88,3 +88,51 @@ def _scheme(name):
     from coldpress import preset
 
     return preset(name)
+
+
+ROOT = DOCS.parent
+CARDS = sorted(ROOT.glob("plugins/*/README.md"))
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
+def test_every_recipe_on_a_method_card_is_read(card):
+    from coldpress import read_recipe
+
+    for block in re.findall(r"^```yaml\n(.*?)^```", card.read_text(encoding="utf-8"), re.M | re.S):
+        whole = "modifiers" in block  # else a line of one
+        assert read_recipe(
+            block if whole else f"{block}\nmodifiers: [QuantizationModifier: {{scheme: W8A8}}]"
+        ).modifiers
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
+def test_a_method_card_says_what_the_method_cannot_do(card):
+    assert re.search(r"^## What .*cannot", card.read_text(encoding="utf-8"), re.M)
+
+
+def test_every_setting_is_on_its_card():
+    import attrs
+
+    from coldpress_pipelines import Sequential
+    from coldpress_quantization import QuantizationModifier
+
+    for cls, name in ((QuantizationModifier, "quantization"), (Sequential, "pipelines")):
+        card = (ROOT / f"plugins/{name}/README.md").read_text(encoding="utf-8")
+        assert [field.name for field in attrs.fields(cls) if f"`{field.name}`" not in card] == []
+
+
+def test_the_targets_that_contributors_are_told_of_exist():
+    told = re.findall(r"make ([a-z-]+)", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+    assert [target for target in told if f"\n{target}:" not in makefile] == []
+
+
+def test_decisions_are_numbered_and_have_their_four_parts():
+    pages = sorted((DOCS / "decisions").glob("0*.md"))
+
+    assert [int(page.name[:4]) for page in pages] == list(range(1, len(pages) + 1))
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert text.startswith(f"# {int(page.name[:4])}. ")
+        assert all(f"**{part}.**" in text for part in ("Context", "Options", "Decision", "Consequences")), page.name
