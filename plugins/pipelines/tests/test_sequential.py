@@ -1,4 +1,4 @@
-"""sequential: what reaches a layer is what a plain forward brings it, and nothing is left behind."""
+"""The pipelines that go block by block: layers see what a plain forward brings them, and nothing is left behind."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from coldpress import READS_DATA, Batch, CalibrationError, Modifier, Stage, Stat
 from coldpress.lifecycle import Run
 from coldpress.recipe import Recipe
 from coldpress.testing.models import batches, tiny_llama
-from coldpress_pipelines import Basic, Sequential
+from coldpress_pipelines import Basic, LayerSequential, Sequential
 
 SEEN = "seen"
 
@@ -101,8 +101,12 @@ def untouched(model: nn.Module) -> bool:
     return not any("forward" in vars(module) or module._forward_pre_hooks for module in model.modules())
 
 
+BLOCKWISE = pytest.mark.parametrize("pipeline", [Sequential, LayerSequential])
+
+
+@BLOCKWISE
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "qwen3", "mixtral", "opt", "gpt_neox"])
-def test_every_layer_sees_what_a_plain_forward_brings_it(kind):
+def test_every_layer_sees_what_a_plain_forward_brings_it(kind, pipeline):
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
     small |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 259, "n_embd": 32, "n_layer": 3, "n_head": 4}
     small |= {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0, "num_local_experts": 4}
@@ -113,7 +117,7 @@ def test_every_layer_sees_what_a_plain_forward_brings_it(kind):
     data = batches()
 
     plain, _ = watch(model, data, Basic())
-    suspended, state = watch(model, data, Sequential())
+    suspended, state = watch(model, data, pipeline())
 
     assert plain.keys() == suspended.keys()
     assert all(torch.equal(plain[key], suspended[key]) for key in plain)
@@ -121,9 +125,10 @@ def test_every_layer_sees_what_a_plain_forward_brings_it(kind):
     assert untouched(model)
 
 
-def test_later_blocks_see_what_compressed_ones_put_out():
+@BLOCKWISE
+def test_later_blocks_see_what_compressed_ones_put_out(pipeline):
     model = Loose(straight)
-    seen, _ = watch(model, vectors(), Sequential(), halves=True)
+    seen, _ = watch(model, vectors(), pipeline(), halves=True)
 
     with torch.no_grad():  # the weights are halved now, as they were when the batches were pushed on
         x = model.blocks[0](vectors()[0]["x"])
@@ -131,10 +136,11 @@ def test_later_blocks_see_what_compressed_ones_put_out():
     torch.testing.assert_close(seen["blocks.1.first", 0], x[0])
 
 
-def test_without_propagation_later_blocks_see_the_outputs_of_the_original():
+@BLOCKWISE
+def test_without_propagation_later_blocks_see_the_outputs_of_the_original(pipeline):
     model = Loose(straight)
     plain, _ = watch(model, vectors(), Basic())
-    seen, _ = watch(model, vectors(), Sequential(propagate_error=False), halves=True)
+    seen, _ = watch(model, vectors(), pipeline(propagate_error=False), halves=True)
 
     assert all(torch.equal(plain[key], seen[key]) for key in plain if not key[0].endswith(("second", "head")))
 
@@ -156,9 +162,10 @@ def test_a_block_that_some_batches_skip_sees_the_others():
     assert all(("blocks.2.first", index) in seen for index in range(8))
 
 
-def test_what_nobody_observes_is_not_run():
+@BLOCKWISE
+def test_what_nobody_observes_is_not_run(pipeline):
     model = Loose(straight)
-    watch(model, vectors(), Sequential(), targets=["blocks.0.first"])
+    watch(model, vectors(), pipeline(), targets=["blocks.0.first"])
 
     assert [block.runs for block in model.blocks] == [4, 0, 0]
 
@@ -199,7 +206,8 @@ def test_blocks_that_no_batch_runs_are_named():
         watch(Loose(lambda blocks, x: blocks[0](x)), vectors(), Sequential())
 
 
-def test_layers_between_two_lists_of_blocks_are_refused_by_name():
+@BLOCKWISE
+def test_layers_between_two_lists_of_blocks_are_refused_by_name(pipeline):
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -211,13 +219,20 @@ def test_layers_between_two_lists_of_blocks_are_refused_by_name():
             return straight(list(self.right), self.bridge(straight(list(self.left), x)))
 
     with pytest.raises(CalibrationError, match="bridge"):
-        watch(Two(), vectors(), Sequential())
+        watch(Two(), vectors(), pipeline())
 
-    _, state = watch(Two(), vectors(), Sequential(), ignore=["bridge"])
+    _, state = watch(Two(), vectors(), pipeline(), ignore=["bridge"])
     assert stages(state) == ["prologue", "left.0", "left.1", "right.0", "right.1", "after left.1"]
 
 
-def test_the_blocks_may_be_named():
-    _, state = watch(tiny_llama(), batches(), Sequential(sequential_targets=["LlamaMLP"]), targets=["re:.*down_proj"])
+@BLOCKWISE
+def test_the_blocks_may_be_named(pipeline):
+    _, state = watch(tiny_llama(), batches(), pipeline(sequential_targets=["LlamaMLP"]), targets=["re:.*down_proj"])
 
     assert {"model.layers.0.mlp", "model.layers.1.mlp"} <= set(stages(state))
+
+
+@pytest.mark.parametrize(("path", "why"), [(twice, "runs twice"), (some, "in another order")])
+def test_layer_sequential_refuses_what_it_cannot_feed(path, why):
+    with pytest.raises(CalibrationError, match=f"{why}.*use the pipeline sequential"):
+        watch(Loose(path), vectors(8), LayerSequential())

@@ -2,6 +2,7 @@
 
 from coldpress_pipelines.pipelines.basic import Basic
 from coldpress_pipelines.pipelines.data_free import DataFree
+from coldpress_pipelines.pipelines.layer_sequential import LayerSequential
 from coldpress_pipelines.pipelines.sequential import Sequential
 
-__all__ = ["Basic", "DataFree", "Sequential"]
+__all__ = ["Basic", "DataFree", "LayerSequential", "Sequential"]

@@ -1,13 +1,13 @@
 """sequential: block by block through the model's own forward, every batch waiting at the same door."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from attrs import frozen
 
-from coldpress import CalibrationError, Enough, Pipeline, Stage, State, block_names, partition
+from coldpress import CalibrationError, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Frames
+from coldpress_pipelines.walking import batch_named, matters, refuse_gaps
 
 
 @frozen(kw_only=True, eq=False)
@@ -31,7 +31,7 @@ class Sequential(Pipeline):
         parts = {part.name: part for part in partition(state.model, self.sequential_targets)}
         names = block_names(state.model, self.sequential_targets)
         blocks = {name: state.model.get_submodule(name) for name in names}
-        _refuse_gaps(parts, blocks, state)
+        refuse_gaps(parts, blocks, state)
         with Frames(state.model, blocks) as frames:
             state.walk = walk = _Walk(frames)
             try:
@@ -54,7 +54,7 @@ class Sequential(Pipeline):
 
     def _blocks_in_order(self, state: State, walk: "_Walk", parts: dict[str, Stage]) -> Iterator[Stage]:
         """Yield every block that is reached; what is left in `parts` afterwards nobody waits at any more."""
-        if walk.frames.blocks and _matters(parts, state):
+        if walk.frames.blocks and matters(parts, state):
             walk.start(state)
         while walk.frames.waiting:
             name = next(name for name in walk.frames.blocks if name in walk.doors())
@@ -63,7 +63,7 @@ class Sequential(Pipeline):
                 if not self.propagate_error:
                     walk.remember(name)
                 yield stage
-            if not _matters(parts, state):
+            if not matters(parts, state):
                 walk.frames.drop()
             elif any(block in parts for block in walk.frames.blocks):
                 walk.advance(name)
@@ -71,7 +71,7 @@ class Sequential(Pipeline):
                 walk.hold(name)
                 return
         unseen = [name for name in walk.frames.blocks if name in parts]
-        if unseen and _matters(parts, state):
+        if unseen and matters(parts, state):
             raise CalibrationError(
                 f"no calibration batch runs {', '.join(unseen)}; ignore their layers, or say with sequential_targets "
                 "which blocks run"
@@ -88,13 +88,13 @@ class _Walk:
     def start(self, state: State) -> None:
         """Run every batch to its first block."""
         for index, batch in enumerate(state.batches):
-            with _batch(index):
+            with batch_named(index):
                 self.frames.start(index, batch)
 
     def rehearse(self, state: State) -> Iterator[int]:
         """Run the beginning of every batch, and drop it."""
         for index, batch in enumerate(state.batches):
-            with _batch(index):
+            with batch_named(index):
                 self.frames.start(index, batch)
             self.frames.drop()
             yield index
@@ -110,7 +110,7 @@ class _Walk:
     def visit(self, name: str) -> Iterator[int]:
         """Run the block on every batch that waits at it; the output is dropped."""
         for index in self.at(name):
-            with _batch(index):
+            with batch_named(index):
                 self.frames.run(self.frames.waiting[index])
             yield index
 
@@ -121,7 +121,7 @@ class _Walk:
     def advance(self, name: str) -> None:
         """Hand every batch that waits at the block its output, from the block as it is now."""
         for index in self.at(name):
-            with _batch(index):
+            with batch_named(index):
                 self.frames.resume(index, self._take(index))
 
     def hold(self, name: str) -> None:
@@ -131,7 +131,7 @@ class _Walk:
     def finish(self) -> Iterator[int]:
         """Run every batch to the end of its forward."""
         for index in sorted(self.frames.waiting):
-            with _batch(index):
+            with batch_named(index):
                 while index in self.frames.waiting:
                     self.frames.resume(index, self._take(index))
             yield index
@@ -141,31 +141,3 @@ class _Walk:
 
     def _run(self, index: int) -> Any:
         return self.frames.run(self.frames.waiting[index])
-
-
-@contextmanager
-def _batch(index: int) -> Iterator[None]:
-    """Let `Enough` pass for an end, and say which batch the model refuses."""
-    try:
-        yield
-    except Enough:
-        pass
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise CalibrationError(f"the model refuses batch {index}: {error}") from error
-
-
-def _matters(parts: dict[str, Stage], state: State) -> bool:
-    """Whether any stage that is still to come is observed."""
-    return any(layer.name in state.observed for part in parts.values() for layer in part.every_layer)
-
-
-def _refuse_gaps(parts: dict[str, Stage], blocks: dict[str, Any], state: State) -> None:
-    for name, part in parts.items():
-        if name in blocks or name in ("prologue", "epilogue", "model"):
-            continue
-        lost = [layer.name for layer in part.every_layer if layer.name in state.observed]
-        if lost:
-            raise CalibrationError(
-                f"{', '.join(lost)}: between two lists of blocks, where the pipeline sequential observes nothing; "
-                "ignore these layers, name one of the lists in sequential_targets, or use the pipeline basic"
-            )
