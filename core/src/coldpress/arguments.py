@@ -270,6 +270,7 @@ class OutputArguments:
         output_dir: folder of the checkpoint; None writes nothing.
         log_dir: folder of a log file of the run; None writes none.
         overwrite: replace `output_dir` if it exists; otherwise that is an error, before any work is done.
+        restart: discard what an interrupted run has left beside `output_dir`; otherwise it is gone on with.
         format: name of the checkpoint format; None is compressed-tensors.
         quantization_format: the form of the weights within the format, such as "pack-quantized"; None lets the
             format choose by scheme.
@@ -281,6 +282,7 @@ class OutputArguments:
     output_dir: str | None = field(default=None, converter=_path, validator=_is(str, optional=True))
     log_dir: str | None = field(default=None, converter=_path, validator=_is(str, optional=True))
     overwrite: bool = field(default=False, validator=_is(bool))
+    restart: bool = field(default=False, validator=_is(bool))
     format: str | None = field(default=None, validator=_is(str, optional=True))
     quantization_format: str | None = field(default=None, validator=_is(str, optional=True))
     return_model: bool = field(default=True, validator=_is(bool))

@@ -1,12 +1,12 @@
 """The run: the only module that fires hooks.
 
 survey     every layer gets a line in the report; what cannot end well stops here
-stages     initialize, sweep, finalize, write; one stage after the other
-save       config, tokenizer, recipe, report; the folder gets its name
+stages     initialize, sweep, finalize, write; one stage after the other, or recalled from an interrupted run
+save       config, tokenizer, recipe, report, manifest; the folder gets its name
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
@@ -15,8 +15,10 @@ import pluggy
 import torch
 from attrs import field, frozen
 
-from coldpress import hookspecs, survey
+from coldpress import hookspecs, resume, survey
 from coldpress.calibration.tap import Tap
+from coldpress.checkpoint.companion import Origin
+from coldpress.checkpoint.fingerprint import of_batches
 from coldpress.checkpoint.output import Output
 from coldpress.errors import BrokenPluginError, TargetError
 from coldpress.models.simulation import simulate_activations
@@ -25,7 +27,7 @@ from coldpress.models.tie import untie
 from coldpress.modifier import PRUNES, QUANTIZES, Modifier
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Recipe, write_recipe
-from coldpress.report import SILENT, Progress, Report, report_of
+from coldpress.report import SILENT, Progress, Report, manifest_of, report_of
 from coldpress.stage import Layer, Stage, find_layers
 from coldpress.state import LayerReport, State
 
@@ -42,6 +44,7 @@ class Run:
         pipeline: how the model is cut into stages.
         output: where the checkpoint is written; None keeps the result in memory only.
         weights: brings the weights of a stage into memory when its turn comes; None when all of them are there.
+        origin: where the model came from, whose small files the checkpoint gets too; None where that is no folder.
         progress: what a person sees meanwhile.
     """
 
@@ -50,6 +53,7 @@ class Run:
     pipeline: Pipeline
     output: Output | None = None
     weights: WeightStream | None = None
+    origin: Origin | None = None
     progress: Progress = SILENT
     hooks: pluggy.PluginManager = field(init=False)
 
@@ -68,25 +72,45 @@ class Run:
         """
         start = perf_counter()
         recipe = write_recipe(self.recipe)  # first of all, because what cannot be written down should not begin
+        binding: Mapping[str, Any] = {}
+        if self.output is not None:
+            job = {"recipe": recipe, "pipeline": repr(self.pipeline), "format": repr(self.output.format)}
+            binding = resume.bind(self.state, self.output, job, self.weights)
         with torch.no_grad(), _evaluating(self.state.model), self.weights or nullcontext():
             claims = self._survey()
+            kept = resume.begin(self.output, binding, self.progress) if self.output is not None else []
             with closing(self._turns()) as stages:
-                for stage in stages:
+                for number, stage in enumerate(stages):
+                    if self.output is not None and number < len(kept):
+                        resume.recall(stage, kept[number], self.state, self.output, self.weights)
+                        continue
+                    torch.manual_seed(self.state.seed + number)  # what is drawn does not depend on earlier stages
                     self._compress(stage, _within(claims, stage))
         self._check_complete(claims)
         report = report_of(self.state, recipe=recipe, seconds=perf_counter() - start)
         if self.output is not None:
-            self.save(self.output, report)
+            self.save(self.output, report, binding)
         return report
 
-    def save(self, output: Output, report: Report) -> None:
-        """Complete an output: what stages did not write, the files of modifiers, and all that is not a weight."""
+    def save(self, output: Output, report: Report, binding: Mapping[str, Any] | None = None) -> None:
+        """Complete an output: what stages did not write, the files of modifiers, and all that is not a weight.
+
+        Args:
+            output: with what stages have written.
+            report: of this run.
+            binding: what the run worked on, as its journal has it.
+        """
         rest = output.rest(self.state)
         if self.weights is not None:
             self.weights.read(rest.modules)
         output.write(rest, self.state)
         self.hooks.hook.save(state=self.state, folder=output.folder)
-        output.finish(self.state, recipe=report.recipe, report=report.to_dict())
+        parts = (*self.recipe.modifiers, self.pipeline, output.format)
+        manifest = manifest_of(
+            self.state, report, binding=binding or {"data": of_batches(self.state.batches)}, parts=parts
+        )
+        files = {"recipe.yaml": report.recipe, "report.json": report.to_dict(), "manifest.json": manifest}
+        output.finish(self.state, files, origin=self.origin)
 
     def _survey(self) -> list[survey.Claim]:
         modifiers, state = self.recipe.modifiers, self.state
@@ -103,16 +127,14 @@ class Run:
         untie(state.model, {layer.name: None for claim in claims for layer in claim.layers})
         return claims
 
-    def _turns(self) -> Iterator[Stage]:
-        """The pipeline's stages, each with its weights in memory until the pipeline has gone on to the next one."""
+    def _turns(self) -> Generator[Stage, None, None]:
+        """The pipeline's stages; the weights of each stay in memory until the pipeline has gone on to the next one."""
         stages = self.pipeline.stages(self.state)
         before: Stage | None = None
         try:
             for stage in stages:
-                if self.weights is not None:
-                    if before is not None:
-                        self.weights.drop(before.modules)
-                    self.weights.read(stage.modules)
+                if self.weights is not None and before is not None:
+                    self.weights.drop(before.modules)
                 yield stage
                 before = stage
         finally:
@@ -120,6 +142,8 @@ class Run:
 
     def _compress(self, stage: Stage, claims: Sequence[survey.Claim]) -> None:
         start = perf_counter()
+        if self.weights is not None:
+            self.weights.read(stage.modules)
         survey.check_weights(stage)
         versions = {layer.name: layer.module.weight._version for layer in stage.every_layer}
         self.hooks.hook.initialize(state=self.state, stage=stage)
@@ -129,11 +153,12 @@ class Run:
         for layer in stage.every_layer:
             if layer.name in self.state.quantized:
                 simulate_activations(layer.module, self.state.quantized[layer.name])
-        if self.output is not None:
-            self.output.write(stage, self.state)
-            self.state.quantized.clear()
         seconds = perf_counter() - start
         self.state.log.append({"stage": stage.name, "seconds": round(seconds, 3)})
+        if self.output is not None:
+            self.output.write(stage, self.state)
+            self.output.keep(stage, self.state)
+            self.state.quantized.clear()
         log.info("compressed %s in %.2f s", stage.name, seconds)
 
     def _sweep(self, stage: Stage, claims: Sequence[survey.Claim]) -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import coldpress.checkpoint.writer as writer_module
 from coldpress.checkpoint import CheckpointReader, CheckpointWriter
+from coldpress.checkpoint.journal import NAME
 from coldpress.checkpoint.shard import write_shard
-from coldpress.checkpoint.writer import MARKER
 from coldpress.errors import ArgumentError, CheckpointError
 
 
@@ -94,7 +94,7 @@ def test_a_shard_is_on_disk_as_soon_as_it_is_full(tmp_path):
     with CheckpointWriter(tmp_path / "out", max_shard_size=300) as writer:
         writer.add(tensors(3))
 
-        assert len(list(writer.folder.glob("*.safetensors"))) == 1
+        assert len(list(writer.partial.glob("*.safetensors"))) == 1
 
 
 def test_a_tensor_above_the_limit_has_its_own_file(tmp_path):
@@ -175,7 +175,7 @@ def test_small_files_come_along(tmp_path):
 
     assert (tmp_path / "out/sub/note.txt").read_text(encoding="utf-8") == "grüß\n"
     assert (tmp_path / "out/config.json").read_text() == '{\n  "b": 1,\n  "a": null\n}\n'
-    assert not (tmp_path / "out" / MARKER).exists()
+    assert not (tmp_path / "out" / NAME).exists()
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "/tmp/x", "a/../../b", ".", ""])
@@ -312,8 +312,8 @@ def test_a_parent_without_permission_is_named(tmp_path, monkeypatch):
 def test_what_an_interrupted_run_left_is_replaced(tmp_path):
     partial = tmp_path / "out.partial"
     partial.mkdir()
-    (partial / MARKER).touch()
-    (partial / "shard-00001.safetensors").write_bytes(b"half")
+    (partial / NAME).touch()
+    (partial / "part-00001.safetensors").write_bytes(b"half")
 
     write(tmp_path / "out", tensors(1))
 
@@ -360,24 +360,24 @@ def test_a_finished_checkpoint_is_kept_when_its_place_is_taken(tmp_path, take):
         with pytest.raises(CheckpointError, match=r"out\.partial"):
             writer.finish()
 
-    CheckpointReader(tmp_path / "out.partial").check()
+    CheckpointReader(tmp_path / "out.partial" / "checkpoint").check()
 
 
 @pytest.mark.parametrize(
     ("broken", "call"),
     [
         ("write_shard", lambda writer: writer.add({"x": torch.zeros(9)})),
-        ("_sync_tree", lambda writer: writer.finish()),
-        ("_name_shards", lambda writer: writer.finish()),
+        ("sync_tree", lambda writer: writer.finish()),
+        ("write_shards", lambda writer: writer.finish()),
     ],
 )
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch, broken, call):
-    def full(*arguments):
+    def full(*arguments, **settings):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with CheckpointWriter(tmp_path / "out", max_shard_size=1) as writer:
         writer.add(tensors(1))
-        monkeypatch.setattr(writer_module if hasattr(writer_module, broken) else writer, broken, full)
+        monkeypatch.setattr(writer_module, broken, full)
         with pytest.raises(CheckpointError, match="the disk is full"):
             call(writer)
         monkeypatch.undo()

@@ -1,7 +1,7 @@
 """Output: the checkpoint of a run, written stage by stage in the form that a format plugin gives it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import TracebackType
@@ -9,14 +9,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from coldpress.checkpoint.companion import Origin, copy_companions
+from coldpress.checkpoint.disk import telling
 from coldpress.checkpoint.format import Format
+from coldpress.checkpoint.restore import own_tensors, read_inputs, restored, write_inputs
 from coldpress.checkpoint.writer import CheckpointWriter
+from coldpress.schemes import Scheme
 from coldpress.stage import Stage, class_names, find_layers
-from coldpress.state import State
+from coldpress.state import LayerReport, Quantized, State
 
 
 class Output:
-    """A context: entered, a checkpoint is being written; left without `finish`, nothing is left behind.
+    """A context: entered, a checkpoint is being written; left without `finish`, only finished stages are kept.
 
     Args:
         writer: where tensors and files go.
@@ -33,6 +37,11 @@ class Output:
         """The unfinished checkpoint."""
         return self._writer.folder
 
+    @property
+    def unfinished(self) -> Mapping[str, Any]:
+        """What an interrupted run has worked on that left stages here."""
+        return self._writer.unfinished
+
     def __enter__(self) -> "Output":
         self._writer.__enter__()
         return self
@@ -42,52 +51,101 @@ class Output:
     ) -> None:
         self._writer.__exit__(kind, error, trace)
 
+    def begin(self, binding: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """Go on after the stages that an interrupted run has finished, or begin anew.
+
+        Returns:
+            A record of each stage that is kept, for `recall`.
+
+        Raises:
+            CheckpointError: the interrupted run worked on something else.
+        """
+        return self._writer.begin(binding)
+
     def write(self, stage: Stage, state: State) -> None:
         """Write every tensor of a finished stage; a tensor that several modules share is written once."""
         names = _names_by_tensor(state.model)
         for name, module in stage.modules.items():
             self._writer.add(dict(self._tensors(name, module, state, names)))
 
+    def keep(self, stage: Stage, state: State) -> None:
+        """Make durable what was written of a stage, with all that a later run must know of it to go on after it."""
+        layers = [layer.name for layer in stage.every_layer]
+        record = {
+            "stage": stage.name,
+            "report": [state.report[name].to_dict() for name in layers],
+            "schemes": {name: state.schemes[name].to_dict() for name in layers if name in state.schemes},
+            "inputs": {name: write_inputs(state.quantized[name]) for name in layers if name in state.quantized},
+            "log": state.log[-1],
+        }
+        self._writer.commit(record)
+
+    def recall(self, stage: Stage, record: Mapping[str, Any], state: State) -> dict[str, Quantized]:
+        """Put into the state what a record of this stage says of its layers.
+
+        Returns:
+            Layer name to what quantizes its inputs.
+        """
+        names = _names_by_tensor(state.model)
+        for name, module in stage.modules.items():
+            self._written.update(full for full, _ in self._unwritten(name, module, names))
+        for line in record["report"]:
+            state.report[line["name"]] = LayerReport(**{**line, "shape": tuple(line["shape"])})
+        schemes = {name: Scheme.from_dict(data) for name, data in record["schemes"].items()}
+        state.schemes.update(schemes)
+        state.log.append(dict(record["log"]))
+        return {name: read_inputs(scheme, record["inputs"].get(name, {})) for name, scheme in schemes.items()}
+
+    def weights(self, modules: Mapping[str, nn.Module], state: State) -> Iterator[tuple[str, Tensor]]:
+        """The parameters and saved buffers of modules that are written, as a model in memory has them."""
+        return restored(self._writer, self.format, modules, state.schemes, _names_by_tensor(state.model))
+
     def rest(self, state: State) -> Stage:
         """The modules of which something is not written yet."""
         names = _names_by_tensor(state.model)
-        modules = {
-            name: module
-            for name, module in state.model.named_modules()
-            if any(self._written.isdisjoint(names[id(tensor)]) for _, tensor in _own_tensors(module))
-        }
-        return Stage("rest", 0, modules)
+        modules = dict(state.model.named_modules())
+        return Stage("rest", 0, {n: m for n, m in modules.items() if any(self._unwritten(n, m, names))})
 
-    def finish(self, state: State, *, recipe: str, report: Mapping[str, Any]) -> None:
+    def finish(self, state: State, files: Mapping[str, Any], *, origin: Origin | None = None) -> None:
         """Write what is not a weight, after all weights are written, and give the folder its name.
 
         Args:
             state: of the finished run.
-            recipe: YAML that makes the same checkpoint again.
-            report: what became of every layer.
+            files: name to content of what the run has to say: text, or a table for JSON.
+            origin: the folder of the original model, whose small files are copied; None when there is none.
         """
         self._write_config(state)
-        if state.tokenizer is not None:
+        if origin is not None:
+            with telling(self.folder):
+                copy_companions(origin, self.folder)
+        if state.tokenizer is not None and not (origin and origin.has_tokenizer):
             state.tokenizer.save_pretrained(self.folder)
-        self._writer.write_text("recipe.yaml", recipe)
-        self._writer.write_json("report.json", report)
+        for name, content in files.items():
+            if isinstance(content, str):
+                self._writer.write_text(name, content)
+            else:
+                self._writer.write_json(name, content)
         self._writer.finish()
+
+    def _unwritten(self, name: str, module: nn.Module, names: Mapping[int, set[str]]) -> Iterator[tuple[str, Tensor]]:
+        """Full name and tensor of what was not written under any of its names."""
+        for part, tensor in own_tensors(module):
+            if self._written.isdisjoint(names[id(tensor)]):
+                yield f"{name}.{part}" if name else part, tensor
 
     def _tensors(
         self, name: str, module: nn.Module, state: State, names: Mapping[int, set[str]]
     ) -> Iterator[tuple[str, Tensor]]:
-        dot = f"{name}." if name else ""
-        for part, tensor in _own_tensors(module):
-            if not self._written.isdisjoint(names[id(tensor)]):
-                continue
-            self._written.add(dot + part)
+        for full, tensor in self._unwritten(name, module, names):
+            self._written.add(full)
+            part = full.rpartition(".")[2]
             quantized = state.quantized.get(name) if part == "weight" else None
             if quantized is None:
-                yield dot + part, tensor.detach()
+                yield full, tensor.detach()
                 continue
             for suffix, packed in self.format.tensors(quantized).items():
                 turned = suffix == "weight" and "Conv1D" in class_names(module)  # it stores [I, O]
-                yield dot + suffix, packed.t().contiguous() if turned else packed
+                yield full.removesuffix("weight") + suffix, packed.t().contiguous() if turned else packed
 
     def _write_config(self, state: State) -> None:
         """config.json with what the format says of the quantization, and the settings of generation, unchanged."""
@@ -105,18 +163,10 @@ class Output:
             model.generation_config.save_pretrained(self.folder)
 
 
-def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters and saved buffers that belong to this module itself."""
-    yield from module.named_parameters(recurse=False)
-    for name, buffer in module.named_buffers(recurse=False):
-        if name not in module._non_persistent_buffers_set:
-            yield name, buffer
-
-
 def _names_by_tensor(model: nn.Module) -> dict[int, set[str]]:
     """The id of every parameter and buffer to all of its names; a tied one has several."""
     names: dict[int, set[str]] = {}
     for name, module in model.named_modules():
-        for part, tensor in _own_tensors(module):
+        for part, tensor in own_tensors(module):
             names.setdefault(id(tensor), set()).add(f"{name}.{part}" if name else part)
     return names

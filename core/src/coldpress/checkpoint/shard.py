@@ -9,8 +9,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from attrs import frozen
@@ -95,9 +96,8 @@ def read_tensor(path: Path, entry: Entry) -> Tensor:
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     try:
         with path.open("rb", buffering=0) as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            file.seek(_LENGTH_BYTES + length + entry.begin)
-            rest = _bytes(tensor)
+            file.seek(data_start(file) + entry.begin)
+            rest = bytes_of(tensor)
             while rest:
                 count = file.readinto(rest)
                 if not count:
@@ -108,37 +108,56 @@ def read_tensor(path: Path, entry: Entry) -> Tensor:
     return tensor
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write a new file and fsync it; the same tensors give the same bytes, whatever their order.
 
     Args:
         path: a file that does not exist yet.
         tensors: on any device, contiguous or not; none is copied as a whole unless it must be moved.
 
+    Returns:
+        The SHA-256 of the file, in hexadecimal.
+
     Raises:
         OSError: the disk is full, the folder read-only, ...; the caller knows what to say.
     """
+    order, header = header_of({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
+    digest = sha256(header)
+    with path.open("xb") as file:
+        file.write(header)
+        for name in order:
+            content = bytes_of(tensors[name])
+            digest.update(content)
+            file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def header_of(kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[list[str], bytes]:
+    """The order of tensors in a file, and all that comes before their bytes.
+
+    Args:
+        kinds: name to dtype and shape.
+    """
     # Wide types first keeps every tensor aligned to its own size, which readers that map the file rely on.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    order = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name in order:
-        tensor = tensors[name]
-        end = position + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
+        dtype, shape = kinds[name]
+        end = position + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)
-    with path.open("xb") as file:
-        file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
-        for name in order:
-            file.write(_bytes(tensors[name]))
-        file.flush()
-        os.fsync(file.fileno())
+    return order, len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def data_start(file: IO[bytes]) -> int:
+    """Where the bytes of tensors begin in an open file whose header is sound."""
+    file.seek(0)
+    return _LENGTH_BYTES + int.from_bytes(file.read(_LENGTH_BYTES), "little")
 
 
 def is_storable(dtype: torch.dtype) -> bool:
@@ -146,7 +165,8 @@ def is_storable(dtype: torch.dtype) -> bool:
     return dtype in _NAMES
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in the order of its elements; its own memory where it is contiguous and on the CPU."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     if not flat.numel():
         return memoryview(b"")

@@ -1,52 +1,64 @@
-"""A checkpoint folder, written so that it is there whole or not at all.
+"""A checkpoint folder, written so that it is there whole or not at all, and so that a killed run can go on.
 
-<output>.partial/     where everything is written, shard after shard; our marker tells it from a user's folder
-<output>/             appears by one rename, when all files are on the disk
+<output>.partial/journal.jsonl      which stages are finished, on what they were done (see journal.py)
+<output>.partial/part-*.safetensors their tensors, one file a stage
+<output>.partial/checkpoint/        what becomes <output>, made when all stages are there
+<output>/                           appears by one rename, when all of it is on the disk
 """
 
-import errno
 import json
 import logging
 import os
 import re
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from coldpress.checkpoint.shard import is_storable, write_shard
+from coldpress.checkpoint.consolidate import Place, index_of, shards_of, write_shards
+from coldpress.checkpoint.disk import checksum, sync, sync_tree, telling
+from coldpress.checkpoint.journal import NAME, Journal, differences, is_journal
+from coldpress.checkpoint.shard import is_storable, read_header, read_tensor, write_shard
 from coldpress.errors import ArgumentError, CheckpointError
 
 log = logging.getLogger(__name__)
 
-MARKER = ".coldpress-partial"  # the journal of a resumable run takes its place
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_DISCARD = "pass restart=True (--restart) to discard it and begin anew"
 
 
 class CheckpointWriter:
     """Tensors and small files on their way to a new checkpoint folder.
 
     Use it as a context manager and call `finish()` at the end of the block.
-    Leaving the block in any other way removes what was written and touches nothing at `output`.
+    Leaving the block in any other way touches nothing at `output`; what `commit` has taken is kept, and `begin` with
+    the same binding finds it again; everything else is removed.
 
     Attributes:
         output: the folder that `finish()` makes.
-        folder: where files are written until then; others may write into it too.
+        partial: where everything lies until then.
+        folder: the part of it that becomes `output`; others may write into it too.
         max_shard_size: bytes of tensors in a file, at most; a larger tensor has a file of its own.
     """
 
-    def __init__(self, output: str | Path, *, overwrite: bool = False, max_shard_size: int | str = "5GB") -> None:
+    def __init__(
+        self,
+        output: str | Path,
+        *,
+        overwrite: bool = False,
+        restart: bool = False,
+        max_shard_size: int | str = "5GB",
+    ) -> None:
         """Look whether `output` can be written, before any work is done; nothing is created yet.
 
         Args:
             output: a folder that does not exist or is empty; with `overwrite`, a checkpoint.
             overwrite: replace the checkpoint that is there, once the new one is complete.
+            restart: discard what an interrupted run has left.
             max_shard_size: bytes, or a number with a unit: `5GB` is decimal, `5GiB` is not.
 
         Raises:
@@ -58,46 +70,81 @@ class CheckpointWriter:
         self.output = Path(output).resolve()
         if not self.output.name:
             raise CheckpointError(f"{output} is not a folder that a checkpoint can be written to")
-        self.folder = self.output.with_name(f"{self.output.name}.partial")
+        self.partial = self.output.with_name(f"{self.output.name}.partial")
+        self.folder = self.partial / "checkpoint"
         self._aside = self.output.with_name(f"{self.output.name}.replaced-by-coldpress")
         self._buffer: dict[str, Tensor] = {}
         self._buffered = 0
-        self._total = 0
-        self._shards: list[tuple[Path, list[str]]] = []
-        self._names: set[str] = set()
+        self._places: dict[str, Place] = {}  # of every tensor that is in a file, in their order
+        self._whole: dict[Path, int] = {}  # file -> how many tensors it holds
+        self._uncommitted: list[dict[str, str]] = []  # files since the last commit
         self._state = "new"
         self._overwrite = overwrite
-        self._lock: IO[str] | None = None
+        self._restart = restart
+        self._journal: Journal | None = None
         self._check_output()
         self._check_partial()
 
     def __enter__(self) -> "CheckpointWriter":
-        with _disk(self.folder):
-            if self.folder.exists():
-                log.info("removing %s, left over from an interrupted run", self.folder)
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True)
-            self._lock = (self.folder / MARKER).open("w", encoding="utf-8")
-            self._lock.write("Unfinished output of coldpress; safe to delete unless a run is writing it.\n")
-            self._lock.flush()
-            _try_lock(self._lock)
-        self._state = "open"
+        with telling(self.partial):
+            self.partial.mkdir(parents=True, exist_ok=True)
+        self._journal = Journal(self.partial)
+        self._state = "entered"
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._state == "open":
-            self._state = "discarded"
-            self._buffer.clear()
-            shutil.rmtree(self.folder, ignore_errors=True)
-        if self._lock:
-            self._lock.close()
+        assert self._journal is not None
+        state, kept = self._state, len(self._journal.entries)
+        self._state = "left" if state in ("entered", "open") else state
+        self._buffer.clear()
+        if state in ("entered", "open") and not kept:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        elif state == "open":
+            shutil.rmtree(self.folder, ignore_errors=True)  # made of the finished stages in no time
+            log.warning(
+                "%s kept in %s: the same command goes on from there; %s",
+                *("1 finished stage is" if kept == 1 else f"{kept} finished stages are", self.partial, _DISCARD),
+            )
+        self._journal.close()
+
+    @property
+    def unfinished(self) -> Mapping[str, Any]:
+        """What the run works on that an interrupted run left here; empty when there is none."""
+        assert self._journal is not None
+        return (self._journal.binding or {}) if not self._restart else {}
+
+    def begin(self, binding: Mapping[str, Any] | None = None) -> Sequence[Mapping[str, Any]]:
+        """Go on after the stages that an interrupted run has finished, or begin anew; called before the first `add`.
+
+        Args:
+            binding: what the run works on, a table that JSON can hold; None when it cannot be resumed.
+
+        Returns:
+            What `commit` was told of each stage that is kept.
+
+        Raises:
+            CheckpointError: the interrupted run worked on something else; says on what.
+        """
+        journal = self._journal
+        assert journal is not None
+        if self._state != "entered":
+            raise RuntimeError(f"this CheckpointWriter is {self._state}; begin once, inside `with`")
+        if journal.entries and not self._restart:
+            self._check_binding(journal, binding)
+            journal.keep(self._count_sound(journal.entries))
+        if not journal.entries or self._restart:
+            journal.start(binding or {})
+        with telling(self.partial):
+            self._clear()
+        self._state = "open"
+        return list(journal.entries)
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take tensors; they go to disk as soon as they fill a file.
+        """Take tensors; they go to disk as soon as they fill a file, or with `commit`.
 
-        A tensor that is not on the CPU is copied at once; any other must not change before `finish()`.
+        A tensor that is not on the CPU is copied at once; any other must not change before `commit` or `finish`.
         Tensors that share memory are written each in full: hand over only one name of a tied weight.
 
         Raises:
@@ -106,14 +153,40 @@ class CheckpointWriter:
         self._require_open()
         for name, tensor in tensors.items():
             _check_storable(name, tensor)
-            if name in self._names:
+            if name in self._places or name in self._buffer:
                 raise CheckpointError(f"tensor {name!r} is written twice; the names of a checkpoint must be unique")
             size = tensor.numel() * tensor.element_size()
             if self._buffer and self._buffered + size > self.max_shard_size:
                 self._flush()
-            self._names.add(name)
             self._buffer[name] = tensor.detach().to("cpu")
             self._buffered += size
+
+    def commit(self, record: Mapping[str, Any]) -> None:
+        """Make durable what was added since the last commit; from here on it survives whatever happens.
+
+        Args:
+            record: what `begin` returns of it in a later run; a table that JSON can hold.
+
+        Raises:
+            CheckpointError: the disk is full.
+        """
+        self._require_open()
+        assert self._journal is not None
+        if self._buffer:
+            self._flush()
+        with telling(self.partial):
+            sync(self.partial)
+        self._journal.add({**record, "files": self._uncommitted})
+        self._uncommitted = []
+
+    def names(self) -> list[str]:
+        """The tensors that are in files by now."""
+        return list(self._places)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor that is in a file by now, in memory of its own."""
+        place = self._places[name]
+        return read_tensor(place.path, place.entry)
 
     def path(self, name: str) -> Path:
         """Where the file `name` of the checkpoint is written, for those who write it themselves.
@@ -134,7 +207,7 @@ class CheckpointWriter:
         """
         self._require_open()
         path = self.path(name)
-        with _disk(path):
+        with telling(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
 
@@ -143,7 +216,7 @@ class CheckpointWriter:
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def finish(self) -> Path:
-        """Write what is left and the index, make it durable, and put it in place by one rename.
+        """Join the files of tensors into shards, write the index, make all durable, put it in place by one rename.
 
         Returns:
             The folder of the finished checkpoint.
@@ -152,20 +225,25 @@ class CheckpointWriter:
             CheckpointError: the disk is full, or `output` was created meanwhile (the work is kept then).
         """
         self._require_open()
-        if self._buffer or not self._shards:
+        if self._buffer or not self._places:
             self._flush()
-        with _disk(self.folder):
-            self._name_shards()
-            (self.folder / MARKER).unlink()
-            _sync_tree(self.folder)
+        with telling(self.folder):
+            shards = shards_of(self._places.items(), self.max_shard_size)
+            written = list(write_shards(self.folder, shards, whole=self._whole))
+        if len(written) > 1:
+            total = sum(place.nbytes for place in self._places.values())
+            self.write_json("model.safetensors.index.json", index_of(written, total_size=total))
+        with telling(self.folder):
+            sync_tree(self.folder)
         self._state = "complete"  # from here on nothing removes the work
         self._publish()
         self._state = "finished"
+        shutil.rmtree(self.partial, ignore_errors=True)
         return self.output
 
     def _check_output(self) -> None:
         if self._aside.exists() and not self.output.exists():
-            with _disk(self._aside):
+            with telling(self._aside):
                 self._aside.rename(self.output)  # a run was killed between its two renames
         if not os.path.lexists(self.output):
             return
@@ -184,45 +262,80 @@ class CheckpointWriter:
             raise CheckpointError(f"{self.output} holds the working or home folder, so it is not overwritten")
 
     def _check_partial(self) -> None:
-        if os.path.lexists(self.folder):
-            if not (self.folder / MARKER).is_file():
+        if os.path.lexists(self.partial):
+            empty = self.partial.is_dir() and not any(self.partial.iterdir())  # killed before its first byte
+            if not empty and not is_journal(self.partial / NAME):
                 raise CheckpointError(
-                    f"{self.folder} is in the way and was not left by an interrupted run; "
+                    f"{self.partial} is in the way and was not left by an interrupted run of this version; "
                     "move it, or name another output"
                 )
-            with _disk(self.folder), (self.folder / MARKER).open() as marker:
-                if not _try_lock(marker):
-                    raise CheckpointError(f"another run is writing {self.output} now; name another output")
+            Journal(self.partial).close()  # says so if another run holds it
         parent = next(parent for parent in self.output.parents if parent.exists())
         if not parent.is_dir():
             raise CheckpointError(f"cannot write {self.output}: {parent} is a file")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise CheckpointError(f"cannot write {self.output}: no permission to write in {parent}")
 
+    def _check_binding(self, journal: Journal, binding: Mapping[str, Any] | None) -> None:
+        count = len(journal.entries)
+        what = f"{self.partial} holds an unfinished run, of which {count} stages are done"
+        if binding is None:
+            raise CheckpointError(f"{what}; go on with the command that began it, name another output, or {_DISCARD}")
+        found = differences(journal.binding or {}, binding)
+        if found:
+            raise CheckpointError(
+                f"{what}, and it is not this one:\n  "
+                + "\n  ".join(found)
+                + f"\ngo on with the command that began it, name another output, or {_DISCARD}"
+            )
+
+    def _count_sound(self, entries: Sequence[Mapping[str, Any]]) -> int:
+        """How many stages, from the first on, have their files as they were written."""
+        for number, entry in enumerate(entries):
+            for file in entry["files"]:
+                path = self.partial / file["name"]
+                if not path.is_file() or checksum(path) != file["sha256"]:
+                    log.warning(
+                        "%s is %s: its stage, %s, and all later ones are done again",
+                        *(path, "damaged" if path.is_file() else "missing", entry.get("stage")),
+                    )
+                    return number
+        return len(entries)
+
+    def _clear(self) -> None:
+        """Remove what no line of the journal speaks of, and learn what there is."""
+        assert self._journal is not None
+        kept = [file["name"] for entry in self._journal.entries for file in entry["files"]]
+        for path in self.partial.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in (NAME, *kept):
+                path.unlink()
+        for name in kept:
+            self._learn(self.partial / name)
+        self.folder.mkdir()
+
+    def _learn(self, path: Path) -> None:
+        entries = read_header(path)
+        self._whole[path] = len(entries)
+        self._places.update({name: Place(path, entry) for name, entry in entries.items()})
+
     def _require_open(self) -> None:
+        if self._state == "entered":
+            self.begin()
         if self._state != "open":
             raise RuntimeError(f"this CheckpointWriter is {self._state}; use it inside `with`, and finish it once")
 
     def _flush(self) -> None:
-        path = self.folder / f"shard-{len(self._shards) + 1:05d}.safetensors"
-        with _disk(path):
-            write_shard(path, self._buffer)
-        self._shards.append((path, list(self._buffer)))
-        self._total += self._buffered
+        path = self.partial / f"part-{len(self._whole) + 1:05d}.safetensors"
+        unnamed = path.with_suffix(".tmp")
+        with telling(path):
+            unnamed.unlink(missing_ok=True)  # of an attempt for which the disk was too full
+            digest = write_shard(unnamed, self._buffer)
+            unnamed.rename(path)
+        self._uncommitted.append({"name": path.name, "sha256": digest})
+        self._learn(path)
         self._buffer, self._buffered = {}, 0
-
-    def _name_shards(self) -> None:
-        count = len(self._shards)
-        if count == 1:
-            self._shards[0][0].rename(self.folder / "model.safetensors")
-            return
-        weight_map = {}
-        for number, (path, names) in enumerate(self._shards, start=1):
-            file = f"model-{number:05d}-of-{count:05d}.safetensors"
-            path.rename(self.folder / file)
-            weight_map.update(dict.fromkeys(names, file))
-        index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
-        self.write_json("model.safetensors.index.json", index)
 
     def _publish(self) -> None:
         replaces = self.output.is_dir() and any(self.output.iterdir())
@@ -243,8 +356,8 @@ class CheckpointWriter:
                 f"cannot put the checkpoint in place at {self.output} ({error.strerror or error}); "
                 f"it is complete: move {self.folder} there yourself"
             ) from error
-        with _disk(self.output):
-            _sync(self.output.parent)
+        with telling(self.output):
+            sync(self.output.parent)
             if self._aside.exists():
                 shutil.rmtree(self._aside)
 
@@ -268,45 +381,3 @@ def _check_storable(name: str, tensor: Tensor) -> None:
         raise CheckpointError(f"tensor {name!r} has no data (it is on the meta device); load it before it is saved")
     if not is_storable(tensor.dtype) or tensor.layout != torch.strided:
         raise CheckpointError(f"tensor {name!r} is a {tensor.layout} {tensor.dtype}, which safetensors cannot hold")
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about a file into an error for the user."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CheckpointError(
-                f"the disk is full: cannot write {path}; free some space on it or name an output on another disk"
-            ) from error
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _try_lock(file: IO[str]) -> bool:
-    """Lock an open file until it is closed; False when another process holds it.  Without locks: always True."""
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # file systems without locks
-        return True
-    return True
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from coldpress.arguments import (
 )
 from coldpress.calibration.dataset import load_batches
 from coldpress.checkpoint import CheckpointWriter, Format
+from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.output import Output
-from coldpress.entrypoints.opening import open_model
+from coldpress.entrypoints.opening import Opened, open_model
 from coldpress.entrypoints.saving import offer_saving
 from coldpress.errors import ArgumentError, BrokenPluginError
 from coldpress.lifecycle import Run
@@ -54,7 +56,8 @@ def oneshot(model: Any = None, recipe: Any = None, **arguments: Any) -> Any:
         is loaded from the output.  None with `return_model=False`.
 
     Raises:
-        ColdpressError: one of its kinds, saying what is wrong, where, and what to do.  No output is left behind.
+        ColdpressError: one of its kinds, saying what is wrong, where, and what to do.  No output is left behind but for
+            finished stages, in `<output_dir>.partial`, after which the same call goes on.
     """
     parsed = parse_arguments({"model": model, "recipe": recipe, **arguments})
     state = run(parsed)
@@ -76,7 +79,13 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
             opened = open_model(arguments)
             state = _state(arguments, recipe, opened.model)
             job = Run(
-                recipe=recipe, state=state, pipeline=pipeline, output=output, weights=opened.weights, progress=progress
+                recipe=recipe,
+                state=state,
+                pipeline=pipeline,
+                output=output,
+                weights=opened.weights,
+                origin=_origin(arguments.model, opened),
+                progress=progress,
             )
             report = job.execute()
     if output is None:
@@ -130,7 +139,8 @@ def _output(form: Format, arguments: OutputArguments) -> Output | None:
     """The checkpoint to be; complains now about a folder that is in the way, before any work is done."""
     if arguments.output_dir is None:
         return None
-    return Output(CheckpointWriter(arguments.output_dir, overwrite=arguments.overwrite), form)
+    writer = CheckpointWriter(arguments.output_dir, overwrite=arguments.overwrite, restart=arguments.restart)
+    return Output(writer, form)
 
 
 def _state(arguments: Arguments, recipe: Recipe, model: Any) -> State:
@@ -141,20 +151,28 @@ def _state(arguments: Arguments, recipe: Recipe, model: Any) -> State:
         untie_embeddings(model)
     tokenizer = _tokenizer(settings, model)
     needy = any(modifier.needs_data() for modifier in recipe.modifiers)
-    batches = load_batches(arguments.dataset, tokenizer, seed) if needy else []
+    # A copy: how calibration cuts and pads texts must not be saved with the tokenizer.
+    batches = load_batches(arguments.dataset, deepcopy(tokenizer), seed) if needy else []
     return State(model=model, tokenizer=tokenizer, batches=batches, seed=seed)
+
+
+def _origin(settings: ModelArguments, opened: Opened) -> Origin | None:
+    """The folder of the model, whose tokenizer is the run's unless another one was asked for."""
+    if opened.folder is None:
+        return None
+    return Origin(opened.folder, has_tokenizer=settings.tokenizer is None and settings.processor is None)
 
 
 def _finished(arguments: Arguments, state: State) -> Any:
     """The compressed model, loaded from the output; what a format does not keep is taken from the run."""
-    settings = arguments.model
+    settings, before = arguments.model, state.model
     model = load_model(
         arguments.output.output_dir,
-        dtype=settings.precision,
+        dtype=next((parameter.dtype for parameter in before.parameters()), "auto"),
         device=settings.device,
         trust_remote_code=settings.trust_remote_code_model,
     )
-    for name, quantized in simulated(state.model):
+    for name, quantized in simulated(before):
         simulate_activations(model.get_submodule(name), quantized)
     return model
 

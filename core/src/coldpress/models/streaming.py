@@ -76,13 +76,11 @@ class WeightStream:
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Give parameters and buffers the values of `tensors`, by name, whether or not they are in memory."""
-        for name, tensor in tensors.items():
-            owner, _, part = name.rpartition(".")
-            target = getattr(self.model.get_submodule(owner), part)
-            if target.is_meta:
-                self._put(target, tensor)
-            else:
-                target.data.copy_(tensor)
+        away = {name: _tensor_of(self.model, name) for name in tensors}
+        for name, parameter in away.items():
+            if isinstance(parameter, nn.Parameter) and parameter.is_meta:
+                self._put(parameter, tensors[name])
+        fill(self.model, {name: tensors[name] for name, parameter in away.items() if not parameter.is_meta})
 
     def drop(self, modules: Mapping[str, nn.Module]) -> None:
         """Free the weights of modules that are done, but for those which a module that is not done shares."""
@@ -129,6 +127,12 @@ class WeightStream:
         return fetch
 
 
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite parameters and buffers of a model in memory, by name."""
+    for name, tensor in tensors.items():
+        _tensor_of(model, name).data.copy_(tensor)
+
+
 @contextmanager
 def without_weights() -> Iterator[None]:
     """Modules that are built inside have their parameters on the meta device; buffers are computed as ever."""
@@ -146,6 +150,13 @@ def without_weights() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _tensor_of(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer."""
+    owner, _, part = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(owner), part)
+    return tensor
 
 
 def _join(owner: str, part: str) -> str:

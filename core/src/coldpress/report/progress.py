@@ -28,6 +28,7 @@ class Progress:
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
+        self._hushed = quiet
         self._quiet = quiet or not self._console.is_terminal
         self._bars: Bars | None = None
 
@@ -51,6 +52,11 @@ class Progress:
                     bars.advance(task)
             finally:
                 bars.remove_task(task)
+
+    def say(self, message: str) -> None:
+        """Tell something in a line of its own, also where there is no terminal."""
+        if not self._hushed:
+            self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def _shown(self) -> Iterator[Bars]:

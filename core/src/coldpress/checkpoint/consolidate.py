@@ -1,0 +1,95 @@
+"""The files of stages, joined into the shards of a checkpoint; bytes are copied, no tensor is loaded."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from coldpress.checkpoint.disk import copy_bytes
+from coldpress.checkpoint.shard import Entry, data_start, header_of
+
+
+@frozen
+class Place:
+    """Where a tensor is.
+
+    Attributes:
+        path: of the file.
+        entry: what the file's header says of it.
+    """
+
+    path: Path
+    entry: Entry
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes it takes."""
+        return self.entry.end - self.entry.begin
+
+
+Shard = dict[str, Place]
+
+
+def shards_of(places: Iterable[tuple[str, Place]], max_shard_size: int) -> list[Shard]:
+    """Tensors in their order, as few files as hold them; one that is larger than a file may be has its own."""
+    shards: list[Shard] = [{}]
+    size = 0
+    for name, place in places:
+        if shards[-1] and size + place.nbytes > max_shard_size:
+            shards.append({})
+            size = 0
+        shards[-1][name] = place
+        size += place.nbytes
+    return shards
+
+
+def write_shards(folder: Path, shards: list[Shard], *, whole: Mapping[Path, int]) -> Iterator[tuple[str, list[str]]]:
+    """Write the files of a checkpoint, with the names that every reader knows.
+
+    Args:
+        folder: where.
+        shards: what goes into each file.
+        whole: how many tensors each source holds; one that is a shard as it is, is linked instead of copied.
+
+    Yields:
+        Each file's name, and its tensors.
+
+    Raises:
+        OSError: the disk is full, ...
+    """
+    count = len(shards)
+    for number, shard in enumerate(shards, start=1):
+        name = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        sources = list({place.path for place in shard.values()})
+        if len(sources) != 1 or whole[sources[0]] != len(shard) or not _link(sources[0], folder / name):
+            _write(folder / name, shard)
+        yield name, list(shard)
+
+
+def index_of(shards: Iterable[tuple[str, list[str]]], *, total_size: int) -> dict[str, Any]:
+    """The index that says which file holds which tensor."""
+    weight_map = {tensor: file for file, tensors in shards for tensor in tensors}
+    return {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def _link(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError:  # file systems without links
+        return False
+    return True
+
+
+def _write(path: Path, shard: Shard) -> None:
+    order, header = header_of({name: (place.entry.dtype, place.entry.shape) for name, place in shard.items()})
+    with path.open("xb") as file:
+        file.write(header)
+        for name in order:
+            place = shard[name]
+            with place.path.open("rb") as source:
+                source.seek(data_start(source) + place.entry.begin)
+                copy_bytes(source, file, place.nbytes)
+        file.flush()
+        os.fsync(file.fileno())

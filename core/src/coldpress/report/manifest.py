@@ -1,0 +1,83 @@
+"""manifest.json: what a checkpoint was made of, with what, on what, and how long it took."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coldpress import registry
+from coldpress.report.report import Report
+from coldpress.state import State
+
+NAME = "manifest.json"
+_LIBRARIES = ("coldpress", "torch", "transformers", "safetensors")
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def manifest_of(state: State, report: Report, *, binding: Mapping[str, Any], parts: Sequence[object]) -> dict[str, Any]:
+    """The content of `manifest.json`.
+
+    Args:
+        state: of the finished run.
+        report: of the finished run.
+        binding: what the run worked on, by text or hash (see `checkpoint.binding`).
+        parts: modifiers, pipeline and format, whose distributions are named.
+    """
+    said = {key: value for key, value in binding.items() if not key.startswith("_") and key not in ("recipe", "torch")}
+    return {
+        "source": getattr(getattr(state.model, "config", None), "_name_or_path", None) or None,
+        "recipe": report.recipe,
+        "seed": state.seed,
+        **{key: value for key, value in said.items() if key not in ("seed", "coldpress")},
+        "versions": {"python": platform.python_version(), **_versions(parts)},
+        "hardware": _hardware(),
+        "seconds": round(report.seconds, 3),
+        "stages": [dict(entry) for entry in report.log],
+    }
+
+
+def _versions(parts: Sequence[object]) -> dict[str, str]:
+    """Ours, those of the libraries that a result depends on, and those of the plugins that took part."""
+    homes = {type(part).__module__.partition(".")[0] for part in parts}
+    plugins = {
+        plugin.distribution: plugin.version
+        for kind in registry.KINDS
+        for plugin in registry.available(kind)
+        if plugin.distribution and plugin.entry.value.partition(":")[0].partition(".")[0] in homes
+    }
+    return {**_installed(_LIBRARIES), **dict(sorted(plugins.items()))}
+
+
+def _installed(names: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _hardware() -> dict[str, Any]:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": None if accelerator is None else str(accelerator),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,73 @@
+"""Going on where a run was interrupted: what it must work on, and bringing a finished stage back to where it was."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from coldpress.checkpoint.binding import binding_of
+from coldpress.checkpoint.output import Output
+from coldpress.errors import CheckpointError
+from coldpress.models.simulation import simulate_activations
+from coldpress.models.streaming import WeightStream, fill
+from coldpress.report import Progress
+from coldpress.stage import Stage
+from coldpress.state import State
+
+log = logging.getLogger(__name__)
+
+
+def bind(state: State, output: Output, job: Mapping[str, str], weights: WeightStream | None) -> dict[str, Any]:
+    """What a run works on, before any of it is changed.
+
+    Args:
+        state: before the first stage.
+        output: that may hold stages of an interrupted run.
+        job: what is done, in words.
+        weights: where they are streamed from; None when they are in memory.
+    """
+    if weights is None:
+        device = next(state.model.parameters(), torch.empty(0)).device
+        files = None
+    else:
+        device, files = weights.device, weights.reader.files
+        weights.fetch_again = lambda name, module: dict(output.weights({name: module}, state))
+    return binding_of(state, job={**job, "device": device.type}, files=files, before=output.unfinished)
+
+
+def begin(output: Output, binding: Mapping[str, Any], progress: Progress) -> Sequence[Mapping[str, Any]]:
+    """Records of the stages that need not be done again; says how many there are.
+
+    Raises:
+        CheckpointError: the interrupted run worked on something else; says on what, and both ways out.
+    """
+    kept = output.begin(binding)
+    if kept:
+        last = f" to {kept[-1]['stage']}" if len(kept) > 1 else ""
+        count = f"{len(kept)} finished stage{'s' if last else ''}"
+        message = f"going on where a run was interrupted; kept: {count}, {kept[0]['stage']}{last}"
+        log.info("%s", message)
+        progress.say(message)
+    return kept
+
+
+def recall(stage: Stage, record: Mapping[str, Any], state: State, output: Output, weights: WeightStream | None) -> None:
+    """Bring a finished stage to where it was: report, schemes, compressed weights, quantization of inputs.
+
+    Raises:
+        CheckpointError: the pipeline now cuts the model into other stages.
+    """
+    if record["stage"] != stage.name:
+        raise CheckpointError(
+            f"the interrupted run finished {record['stage']!r} where the pipeline now comes to {stage.name!r}; "
+            "pass restart=True (--restart) to discard its stages and begin anew"
+        )
+    inputs = output.recall(stage, record, state)
+    compressed = dict(output.weights(stage.modules, state))
+    if weights is None:
+        fill(state.model, compressed)
+    else:
+        weights.fill(compressed)
+    for name, quantized in inputs.items():
+        simulate_activations(stage.modules[name], quantized)

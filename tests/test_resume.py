@@ -1,0 +1,299 @@
+"""A run that is interrupted goes on where it was, and gives the bytes of a run that was not."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from coldpress import load_model, oneshot
+from coldpress.checkpoint import CheckpointReader
+from coldpress.checkpoint.output import Output
+from coldpress.errors import CheckpointError
+from coldpress.models import simulated
+from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
+
+TIMED = ("report.json", "manifest.json")  # they say how long things took
+RECIPES = {
+    "weights only": "QuantizationModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}",
+    "static inputs": (
+        "QuantizationModifier: {ignore: [lm_head], config_groups: {all: {targets: [Linear], "
+        "weights: {num_bits: 8, strategy: channel}, input_activations: {num_bits: 8, strategy: tensor}}}}"
+    ),
+    "head too": "QuantizationModifier: {scheme: W8A8}",
+}
+MODELS = {"llama": tiny_llama, "tied": lambda: tiny_llama(tied=True), "conv1d": lambda: tiny_conv1d(hidden=64)}
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.fixture
+def source(tmp_path):
+    return save("llama", tmp_path / "llama")
+
+
+def save(model, path):
+    MODELS[model]().save_pretrained(path, max_shard_size="300KB")
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def compress(source, output, recipe="weights only", **settings):
+    more = {"dataset": ["some text to calibrate with", "and some more of it"], "num_calibration_samples": 2}
+    model = str(source) if not isinstance(source, torch.nn.Module) else source
+    return oneshot(model, RECIPES.get(recipe, recipe), output_dir=str(output), quiet=True, **{**more, **settings})
+
+
+def stop_after(monkeypatch, stages):
+    """Let the next run stop when so many stages are finished."""
+    keep, done = Output.keep, []
+
+    def keep_and_count(self, stage, state):
+        if len(done) == stages:
+            raise StopError
+        keep(self, stage, state)
+        done.append(stage.name)
+
+    monkeypatch.setattr(Output, "keep", keep_and_count)
+    return done
+
+
+def interrupt(monkeypatch, source, output, *, stages=2, **settings):
+    with monkeypatch.context() as patch:
+        stop_after(patch, stages)
+        with pytest.raises(StopError):
+            compress(source, output, **settings)
+
+
+def resumed(monkeypatch, source, output, **settings):
+    """Go on; returns the model and the names of the stages that were done again."""
+    with monkeypatch.context() as patch:
+        done = stop_after(patch, 10**6)
+        return compress(source, output, **settings), done
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in TIMED
+    }
+
+
+def untimed(value):
+    if isinstance(value, dict):
+        return {name: untimed(item) for name, item in value.items() if name != "seconds"}
+    return [untimed(item) for item in value] if isinstance(value, list) else value
+
+
+def told(folder):
+    return [untimed(json.loads((folder / name).read_text())) for name in TIMED]
+
+
+@pytest.mark.parametrize("stages", [1, 3, 4])
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("model", MODELS)
+def test_going_on_gives_the_bytes_of_an_undisturbed_run(tmp_path, monkeypatch, model, recipe, stages):
+    source = save(model, tmp_path / "source")
+    whole = compress(source, tmp_path / "whole", recipe)
+    count = len(json.loads((tmp_path / "whole" / "manifest.json").read_text())["stages"])
+    stages = min(stages, count - 1)
+    if not stages:  # a pipeline that has one stage
+        return
+
+    interrupt(monkeypatch, source, tmp_path / "out", recipe=recipe, stages=stages)
+    model, done = resumed(monkeypatch, source, tmp_path / "out", recipe=recipe)
+
+    assert len(done) == count - stages
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert told(tmp_path / "out") == told(tmp_path / "whole")
+    assert torch.equal(logits(model, batches(rows=2)), logits(whole, batches(rows=2)))
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_model_in_memory_goes_on_too(tmp_path, monkeypatch, recipe):
+    settings = {"pipeline": "sequential", "recipe": recipe, "tokenizer": tiny_tokenizer()}
+    whole = compress(tiny_llama(), tmp_path / "whole", **settings)
+
+    interrupt(monkeypatch, tiny_llama(), tmp_path / "out", **settings)
+    model, done = resumed(monkeypatch, tiny_llama(), tmp_path / "out", **settings)
+
+    assert len(done) == 2
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert torch.equal(logits(model, batches(rows=2)), logits(whole, batches(rows=2)))
+    assert [name for name, _ in simulated(model)] == [name for name, _ in simulated(whole)]
+
+
+def test_a_dense_output_goes_on_with_its_inputs_quantized(tmp_path, monkeypatch, source):
+    settings = {"pipeline": "sequential", "recipe": "static inputs", "save_compressed": False}
+    whole = compress(source, tmp_path / "whole", **settings)
+
+    interrupt(monkeypatch, source, tmp_path / "out", stages=3, **settings)
+    model, _ = resumed(monkeypatch, source, tmp_path / "out", **settings)
+
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert torch.equal(logits(model, batches(rows=2)), logits(whole, batches(rows=2)))
+
+
+def test_it_says_what_is_kept(tmp_path, monkeypatch, source, capsys):
+    interrupt(monkeypatch, source, tmp_path / "out")
+
+    oneshot(str(source), RECIPES["weights only"], output_dir=str(tmp_path / "out"))
+
+    said = "going on where a run was interrupted; kept: 2 finished stages, prologue to model.layers.0"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"recipe": "head too"}, "recipe: "),
+        ({"seed": 3}, "seed: 0 then, 3 now"),
+        ({"save_compressed": False}, "format: 'CompressedTensors.*then, 'DenseFormat.*now"),
+        ({"precision": "bfloat16"}, "dtype: 'torch.float32' then, 'torch.bfloat16' now"),
+        ({"pipeline": "basic"}, "pipeline: 'DataFree.*then, 'Basic.*now"),
+        ({"stream_weights": False}, "model: not the same as then"),
+    ],
+)
+def test_another_command_is_refused_and_the_old_one_still_goes_on(tmp_path, monkeypatch, source, change, says):
+    interrupt(monkeypatch, source, tmp_path / "out")
+
+    with pytest.raises(CheckpointError, match=says):
+        compress(source, tmp_path / "out", **change)
+    assert len(resumed(monkeypatch, source, tmp_path / "out")[1]) == 2
+
+
+def test_other_data_are_refused(tmp_path, monkeypatch, source):
+    settings = {"pipeline": "sequential", "recipe": "static inputs"}
+    interrupt(monkeypatch, source, tmp_path / "out", **settings)
+
+    with pytest.raises(CheckpointError, match="data: not the same as then"):
+        compress(source, tmp_path / "out", **{**settings, "dataset": ["another text", "and another"]})
+
+
+def test_a_model_that_was_changed_in_place_is_refused(tmp_path, monkeypatch, source):
+    interrupt(monkeypatch, source, tmp_path / "out")
+    path = CheckpointReader(source).files[-1]
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+
+    with pytest.raises(CheckpointError, match=f"model: {path.name} changed"):
+        compress(source, tmp_path / "out")
+
+
+def test_a_model_that_was_moved_is_the_same(tmp_path, monkeypatch, source):
+    compress(source, tmp_path / "whole")
+    interrupt(monkeypatch, source, tmp_path / "out")
+    shutil.copytree(source, tmp_path / "copy")
+
+    _, done = resumed(monkeypatch, tmp_path / "copy", tmp_path / "out")
+
+    assert len(done) == 2
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_restart_begins_anew(tmp_path, monkeypatch, source):
+    compress(source, tmp_path / "whole", seed=1)
+    interrupt(monkeypatch, source, tmp_path / "out")
+
+    _, done = resumed(monkeypatch, source, tmp_path / "out", seed=1, restart=True)
+
+    assert len(done) == 4
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_damaged_stage_is_done_again(tmp_path, monkeypatch, source, caplog):
+    compress(source, tmp_path / "whole")
+    interrupt(monkeypatch, source, tmp_path / "out", stages=3)
+    path = tmp_path / "out.partial" / "part-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    _, done = resumed(monkeypatch, source, tmp_path / "out")
+
+    assert len(done) == 3
+    assert "part-00002.safetensors is damaged: its stage, model.layers.0, and all later ones" in caplog.text
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_the_same_inputs_and_seed_give_the_same_bytes(tmp_path, source):
+    for name in ("one", "two"):
+        compress(source, tmp_path / name, "static inputs", seed=7)
+
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert told(tmp_path / "one") == told(tmp_path / "two")
+
+
+def test_the_manifest_says_what_it_was_made_of(tmp_path, source):
+    compress(source, tmp_path / "out", "static inputs", seed=7)
+
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["source"] == str(source)
+    assert manifest["seed"] == 7
+    assert "QuantizationModifier" in manifest["recipe"]
+    assert len(manifest["data"]) == 64
+    assert set(manifest["model"]) == {path.name for path in CheckpointReader(source).files}
+    assert {"coldpress", "python", "torch", "transformers", "coldpress-quantization"} <= set(manifest["versions"])
+    assert manifest["hardware"]["cores"] > 0
+    assert all(stage["seconds"] >= 0 for stage in manifest["stages"])
+
+
+def test_what_lies_beside_the_weights_comes_through_unchanged(tmp_path, source):
+    (source / "modeling_mine.py").write_text("mine = 1\n")
+    (source / "preprocessor_config.json").write_text('{"size":   3}')
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool.jinja").write_text("{{ tool }}")
+    (source / "generation_config.json").write_text('{"max_length": 77,   "temperature": 0.5}')
+    (source / "LICENSE").write_text("free")
+    (source / "pytorch_model.bin").write_text("not these")
+    (source / "adapter_config.json").write_text("{}")
+    (source / "notes.md").write_text("nor these")
+
+    compress(source, tmp_path / "out", "static inputs", max_seq_length=3)
+
+    ours = {"config.json", "recipe.yaml", "report.json", "manifest.json"}
+    after = {path for path in files(tmp_path / "out") if not path.endswith((".safetensors", ".index.json"))} - ours
+    assert after == {
+        "modeling_mine.py",
+        "preprocessor_config.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool.jinja",
+        "generation_config.json",
+        "LICENSE",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert all((tmp_path / "out" / name).read_bytes() == (source / name).read_bytes() for name in after)
+
+
+def test_calibration_does_not_leak_into_a_tokenizer_that_was_handed_over(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "before")
+
+    compress(tiny_llama(), tmp_path / "out", "static inputs", tokenizer=tokenizer, max_seq_length=3)
+
+    before, after = ((tmp_path / name / "tokenizer.json").read_bytes() for name in ("before", "out"))
+    assert after == before
+
+
+def test_a_model_with_code_of_its_own_is_streamed_and_loads_again(tmp_path):
+    source = save("llama", tmp_path / "custom")
+    (source / "modeling_own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((source / "config.json").read_text())
+    classes = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    config.update(model_type="own", auto_map=classes, architectures=["OwnForCausalLM"])
+    (source / "config.json").write_text(json.dumps(config))
+
+    model = compress(source, tmp_path / "out", trust_remote_code_model=True, stream_weights=True)
+
+    assert type(model).__name__ == "OwnForCausalLM"
+    again = load_model(str(tmp_path / "out"), trust_remote_code=True)
+    assert torch.equal(logits(again, batches(rows=2)), logits(model, batches(rows=2)))
