@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from coldpress.schemes import QuantizationArgs, Scheme, preset, preset_names
     from coldpress.stage import Batch, Layer, Stage
     from coldpress.state import LayerReport, Quantized, State
+    from coldpress.statistic import RESCALE, ROTATE, Statistic
 
 __version__ = "0.1.0"
 
@@ -65,6 +66,7 @@ _HOMES = {
     "schemes": ("QuantizationArgs", "Scheme", "preset", "preset_names"),
     "stage": ("Batch", "Layer", "Stage"),
     "state": ("LayerReport", "Quantized", "State"),
+    "statistic": ("RESCALE", "ROTATE", "Statistic"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -73,6 +75,8 @@ __all__ = [
     "PRUNES",
     "QUANTIZES",
     "READS_DATA",
+    "RESCALE",
+    "ROTATE",
     "ArgumentError",
     "Batch",
     "CalibrationError",
@@ -100,6 +104,7 @@ __all__ = [
     "Session",
     "Stage",
     "State",
+    "Statistic",
     "TargetError",
     "active_session",
     "block_names",

@@ -3,8 +3,8 @@
     for stage in the pipeline's stages:            prologue, block, block, ..., epilogue; or one stage for all
         initialize(state, stage)                   claim layers, ask for statistics
         for every batch:                           only if somebody needs data
-            the stage runs on the batch
-            calibrate_batch(state, stage, batch)   look at the inputs of your layers
+            the stage runs on the batch, statistics are collected
+            calibrate_batch(state, stage, batch)   look at the inputs of your layers, where no statistic will do
         finalize(state, stage)                     compute, and write into weights
     save(state, folder)                            add files of your own to the checkpoint
 
@@ -30,7 +30,9 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def initialize(state: "State", stage: "Stage") -> None:
-    """Get ready for a stage: its weights are there and still untouched, no batch has run.
+    """Get ready for a stage, and ask for statistics with `state.ask`; its weights are there, no batch has run.
+
+    It is fired again for a modifier that implements `calibrate_batch`, if an earlier modifier moved the signal.
 
     Args:
         state: everything that changes during a run.
@@ -53,7 +55,9 @@ def calibrate_batch(state: "State", stage: "Stage", batch: "Batch") -> None:
 
 @hookspec
 def finalize(state: "State", stage: "Stage") -> None:
-    """Compress the stage: all batches have been seen.
+    """Compress the stage: all batches have been seen, earlier modifiers have changed it.
+
+    Read with `state.statistic`; who moves the signal says how with `state.carry`.
 
     Write with `state.set_quantized` or `state.set_weight`, which measure and report, or with `layer.weight.copy_`.
 

@@ -1,7 +1,7 @@
-"""The run: the only module that fires hooks.
+"""The run, from the first look at the recipe to the finished folder.
 
 survey     every layer gets a line in the report; what cannot end well stops here
-stages     initialize, sweep, finalize, write; one stage after the other, or recalled from an interrupted run
+stages     the hooks of `coldpress.rounds`, then write; one stage after the other, or recalled from an interrupted run
 save       config, tokenizer, recipe, report, manifest; the folder gets its name
 """
 
@@ -16,7 +16,6 @@ import torch
 from attrs import field, frozen
 
 from coldpress import hookspecs, resume, survey
-from coldpress.calibration.tap import Tap
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.fingerprint import of_batches
 from coldpress.checkpoint.output import Output
@@ -28,6 +27,7 @@ from coldpress.modifier import PRUNES, QUANTIZES, Modifier
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import SILENT, Progress, Report, manifest_of, report_of
+from coldpress.rounds import Rounds
 from coldpress.stage import Layer, Stage, find_layers
 from coldpress.state import LayerReport, State
 
@@ -146,9 +146,13 @@ class Run:
             self.weights.read(stage.modules)
         survey.check_weights(stage)
         versions = {layer.name: layer.module.weight._version for layer in stage.every_layer}
-        self.hooks.hook.initialize(state=self.state, stage=stage)
-        self._sweep(stage, claims)
-        self.hooks.hook.finalize(state=self.state, stage=stage)
+        Rounds(
+            modifiers=self.recipe.modifiers,
+            hooks=self.hooks,
+            state=self.state,
+            pipeline=self.pipeline,
+            progress=self.progress,
+        ).run(stage)
         self._report(stage, claims, versions)
         for layer in stage.every_layer:
             if layer.name in self.state.quantized:
@@ -160,21 +164,6 @@ class Run:
             self.output.keep(stage, self.state)
             self.state.quantized.clear()
         log.info("compressed %s in %.2f s", stage.name, seconds)
-
-    def _sweep(self, stage: Stage, claims: Sequence[survey.Claim]) -> None:
-        """Run the stage on every batch, if somebody who claims a layer of it needs data."""
-        wanted = {layer.name: layer for claim in claims if claim.modifier.needs_data() for layer in claim.layers}
-        if not wanted:
-            return
-        with Tap(wanted.values()) as tap:
-            sweep = self.pipeline.sweep(self.state, stage)
-            try:
-                count = len(self.state.batches)
-                for index in self.progress.track(sweep, description=f"calibrating {stage.name}", total=count):
-                    batch = tap.collect(index, self.state.batches[index])
-                    self.hooks.hook.calibrate_batch(state=self.state, stage=stage, batch=batch)
-            finally:
-                _close(sweep)
 
     def _report(self, stage: Stage, claims: Sequence[survey.Claim], versions: dict[str, int]) -> None:
         """Complete the report's lines of a stage: every claimed layer was changed, or skipped with a reason."""

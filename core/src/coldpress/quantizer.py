@@ -8,12 +8,13 @@ from torch import Tensor
 
 from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
 from coldpress.calibration.observer import observer_for
+from coldpress.calibration.statistics import Observed
 from coldpress.errors import CalibrationError, SchemeError, suggest
 from coldpress.hookspecs import hookimpl
 from coldpress.modifier import QUANTIZES, Modifier
 from coldpress.numerics import calculate_qparams, group
 from coldpress.schemes import QuantizationArgs, Scheme, preset
-from coldpress.stage import Batch, Layer, Stage
+from coldpress.stage import Layer, Stage
 from coldpress.state import Quantized, State
 
 _PARTS = ("weights", "input")
@@ -30,7 +31,7 @@ class Quantizer(Modifier):
     """Base of modifiers that quantize weights and, by scheme, inputs.
 
     A subclass implements `finalize`, where it turns each weight into codes; the observers of static inputs are
-    attached, fed and read here.
+    asked for and read here.
 
     Attributes:
         scheme: a preset by name (`W4A16`), or preset to targets, `{W4A16: [...], W8A8: [...]}`.
@@ -101,21 +102,11 @@ class Quantizer(Modifier):
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
-        """Begin to observe static inputs."""
+        """Ask for what the scales of static inputs are made of."""
         for layer in self.layers(stage):
-            if _is_static(self._scheme(layer).input_activations):
-                state.scratch[self, layer] = None
-
-    @hookimpl
-    def calibrate_batch(self, state: State, stage: Stage, batch: Batch) -> None:
-        """Observe static inputs."""
-        for layer in self.layers(stage):
-            if (self, layer) in state.scratch and layer.name in batch.inputs:
-                args = self._scheme(layer).input_activations
-                assert args is not None
-                observer = observer_for(args, DEFAULT_ACTIVATION_OBSERVER)
-                x = batch.inputs[layer.name]  # [T, I]
-                state.scratch[self, layer] = observer.update(state.scratch[self, layer], group(x, args))
+            observed = self._observed_input(layer)
+            if observed is not None:
+                state.ask(layer, observed)
 
     def quantized(self, state: State, layer: Layer) -> Quantized:
         """The layer with its scheme and the scales of its inputs; `finalize` adds codes and scales of the weights.
@@ -124,17 +115,24 @@ class Quantizer(Modifier):
             CalibrationError: inputs are static and no token ever reached the layer.
         """
         scheme = self._scheme(layer)
-        args = scheme.input_activations
-        if args is None or not _is_static(args):
+        observed = self._observed_input(layer)
+        if observed is None:
             return Quantized(scheme)
-        statistic = state.scratch.pop(self, layer)
+        statistic = state.statistic(layer, observed)
         if statistic is None:
             raise CalibrationError(
                 f"{layer.name} saw no token of the calibration data, so its static inputs have no scale; "
                 "calibrate with more data, ignore the layer, or choose a scheme with dynamic inputs"
             )
-        scale, zero_point = calculate_qparams(*observer_for(args, DEFAULT_ACTIVATION_OBSERVER).range(statistic), args)
+        scale, zero_point = calculate_qparams(*observed.observer.range(statistic), observed.observer.args)
         return Quantized(scheme, input_scale=scale, input_zero_point=zero_point)
+
+    def _observed_input(self, layer: Layer) -> Observed | None:
+        """What is watched of the layer's inputs; None when their scales are found while serving, or they have none."""
+        args = self._scheme(layer).input_activations
+        if args is None or not _is_static(args):
+            return None
+        return Observed(observer=observer_for(args, DEFAULT_ACTIVATION_OBSERVER))
 
     def _scheme(self, layer: Layer) -> Scheme:
         scheme = self.scheme_for(layer)

@@ -19,7 +19,7 @@ from attrs import frozen
 
 from coldpress.errors import BrokenPluginError, PluginConflictError, UnknownPluginError, suggest
 
-KINDS = ("modifiers", "observers", "pipelines", "formats", "number_formats", "datasets")
+KINDS = ("modifiers", "observers", "pipelines", "formats", "number_formats", "datasets", "statistics")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*(/[A-Za-z0-9][A-Za-z0-9_.\-]*)?")
 

@@ -1,6 +1,6 @@
 """State: everything that changes during a run, handed from hook to hook."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, Literal
@@ -9,9 +9,12 @@ import torch
 from attrs import asdict, define, field, frozen
 from torch import Tensor, nn
 
+from coldpress.errors import CalibrationError
+from coldpress.ledger import Ledger
 from coldpress.numerics import check_finite, dequantize
 from coldpress.schemes import Scheme, describe
 from coldpress.stage import Layer
+from coldpress.statistic import Statistic
 
 Status = Literal["quantized", "changed", "fallback", "untouched"]
 
@@ -118,6 +121,7 @@ class State:
         observed: names of the layers whose inputs somebody reads; what comes after the last of them need not run.
         walk: what the pipeline remembers between two stages; nobody else's business.
         scratch: what modifiers remember between hooks.
+        statistics: of the stage's inputs; behind the doors `ask`, `statistic`, `require`, `sharing` and `carry`.
         quantized: layer name to its codes and scales, until they are written.
         schemes: layer name to scheme, of every layer quantized so far.
         report: layer name to what became of it, every layer of the model.
@@ -131,10 +135,42 @@ class State:
     observed: frozenset[str] = frozenset()
     walk: Any = None
     scratch: Scratch = field(factory=Scratch)
+    statistics: Ledger = field(factory=Ledger)
     quantized: dict[str, Quantized] = field(factory=dict)
     schemes: dict[str, Scheme] = field(factory=dict)
     report: dict[str, LayerReport] = field(factory=dict)
     log: list[dict[str, Any]] = field(factory=list)
+
+    def ask(self, layer: Layer, which: str | Statistic) -> None:
+        """In `initialize`: wish for a statistic of the layer's inputs, by name or with settings."""
+        self.statistics.ask(layer, which)
+
+    def statistic(self, layer: Layer, which: str | Statistic) -> Any | None:
+        """In `finalize`: what was seen, the same object for layers that share an input; None when no token came."""
+        return self.statistics.value(layer, which)
+
+    def require(self, layer: Layer, which: str | Statistic) -> Any:
+        """The same as `statistic`; a layer that no token reached is a CalibrationError."""
+        value = self.statistic(layer, which)
+        if value is None:
+            raise CalibrationError(
+                f"no token of the calibration data reached {layer.name}; calibrate with more data, or ignore the layer"
+            )
+        return value
+
+    def sharing(self, layers: Iterable[Layer]) -> list[list[Layer]]:
+        """In `finalize`: the layers in groups that read the same input, and so share their statistics."""
+        return self.statistics.sharing(layers)
+
+    def carry(self, layers: Sequence[Layer], *, rescale: Tensor | None = None, rotate: Tensor | None = None) -> None:
+        """In `finalize`: say that the inputs x of these layers are now x / rescale, [I], or x @ rotate, [I, I].
+
+        Statistics follow, or are collected anew before a later modifier reads them.
+        """
+        if rescale is not None:
+            self.statistics.rescale(layers, rescale)
+        if rotate is not None:
+            self.statistics.rotate(layers, rotate)
 
     def set_quantized(self, layer: Layer, quantized: Quantized) -> None:
         """Make `quantized` what the layer is: write the weights it stands for, measure and report the change."""

@@ -7,7 +7,17 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from coldpress import CalibrationError, CheckpointError, Format, Observer, Pipeline, SchemeError, Stage, partition
+from coldpress import (
+    CalibrationError,
+    CheckpointError,
+    Enough,
+    Format,
+    Observer,
+    Pipeline,
+    SchemeError,
+    Stage,
+    partition,
+)
 
 # --- observers
 
@@ -118,7 +128,8 @@ class GoodPipeline(Pipeline):
     def sweep(self, state, stage) -> Iterator[int]:
         for index, batch in enumerate(state.batches):
             try:
-                state.model(**batch)
+                with suppress(Enough):
+                    state.model(**batch)
             except IndexError as error:
                 raise CalibrationError(f"batch {index}: {error}") from error
             yield index
@@ -156,7 +167,8 @@ class DropsMask(GoodPipeline):
     def sweep(self, state, stage):
         for index, batch in enumerate(state.batches):
             try:
-                state.model(input_ids=batch["input_ids"].flip(1))
+                with suppress(Enough):
+                    state.model(input_ids=batch["input_ids"].flip(1))
             except IndexError as error:
                 raise CalibrationError(str(error)) from error
             yield index
@@ -188,7 +200,21 @@ class BareErrors(GoodPipeline):
 
     def sweep(self, state, stage):
         for index, batch in enumerate(state.batches):
-            state.model(**batch)
+            with suppress(Enough):
+                state.model(**batch)
+            yield index
+
+
+@frozen(kw_only=True, eq=False)
+class NeverEnough(GoodPipeline):
+    """Runs to the end, or not at all."""
+
+    def sweep(self, state, stage):
+        for index, batch in enumerate(state.batches):
+            try:
+                state.model(**batch)
+            except IndexError as error:
+                raise CalibrationError(f"batch {index}: {error}") from error
             yield index
 
 
@@ -198,7 +224,7 @@ class SkipsBadBatches(GoodPipeline):
 
     def sweep(self, state, stage):
         for index, batch in enumerate(state.batches):
-            with suppress(IndexError):
+            with suppress(IndexError, Enough):
                 state.model(**batch)
             yield index
 
@@ -315,6 +341,7 @@ BAD: dict[type, str] = {
     LeavesHooks: "leaves_no_trace",
     UnhooksWhenHappy: "undoes_after_an_error",
     BareErrors: "bad_batch_is_reported",
+    NeverEnough: "takes_enough",
     SkipsBadBatches: "bad_batch_is_reported",
     RefusesAll: "writes_something",
     NamesNoLayer: "refuses_by_name",

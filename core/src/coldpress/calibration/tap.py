@@ -1,14 +1,16 @@
 """The tap: records what layers are called with; the only hooks that a run puts on a model, always removed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
+from attrs import define, frozen
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from coldpress.errors import CalibrationError, NumericsError
+from coldpress.numerics import is_finite
 from coldpress.stage import Batch, Layer
 
 
@@ -16,8 +18,44 @@ class Enough(Exception):  # noqa: N818 - not an error: a forward ends early beca
     """Raised by the tap inside a forward, when every observed layer of the stage has been called."""
 
 
+@frozen(eq=False)
+class Sighting:
+    """What the layers were called with in one batch, padding removed.
+
+    Attributes:
+        index: of the batch in the sweep, from 0.
+        calls: layer name to keys of `tokens`, in the order of its calls; layers that no token reached are not in it.
+        tokens: distinct tensors by key, [T, I] each.
+    """
+
+    index: int
+    calls: Mapping[str, tuple[int, ...]]
+    tokens: Mapping[int, Tensor]
+
+    def batch(self, names: Iterable[str] | None = None) -> Batch:
+        """The sighting as hooks read it, of some layers or of all; calls of one layer are joined."""
+        inputs = {}
+        for name in self.calls if names is None else names:
+            parts = [self.tokens[key] for key in self.calls.get(name, ())]
+            if parts:
+                inputs[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return Batch(self.index, inputs)
+
+
+@define(eq=False)
+class _Call:
+    """A call of a layer: the tensor itself, so that no other one can take its place in memory, and its version."""
+
+    name: str
+    x: Tensor
+    version: int
+
+
 class Tap:
     """Context in which the inputs of layers are recorded, batch by batch.
+
+    From the second batch on the forward ends, by `Enough`, in front of the last of the layers, if all of them were
+    called exactly once in the first batch and, so far, in the same order in this one.
 
     Args:
         layers: whose inputs are wanted.
@@ -25,7 +63,8 @@ class Tap:
 
     def __init__(self, layers: Iterable[Layer]) -> None:
         self._layers = tuple(layers)
-        self._seen: dict[str, list[Tensor]] = {}
+        self._calls: list[_Call] = []
+        self._route: list[str] | None = None  # names in the order of the first batch
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "Tap":
@@ -39,9 +78,9 @@ class Tap:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._seen.clear()
+        self._calls.clear()
 
-    def collect(self, index: int, arguments: Mapping[str, Any]) -> Batch:
+    def collect(self, index: int, arguments: Mapping[str, Any]) -> Sighting:
         """What the layers saw since the last call.
 
         Args:
@@ -50,28 +89,79 @@ class Tap:
 
         Raises:
             NumericsError: an input has NaN or Inf; layer and batch are named.
+            CalibrationError: the model changed a tensor in place after it was an input.
         """
-        mask = arguments.get("attention_mask")
-        inputs = {name: torch.cat([_tokens(x, mask) for x in calls]) for name, calls in self._seen.items()}
-        self._seen.clear()
-        for name, x in inputs.items():
-            if not torch.isfinite(x).all():
-                raise NumericsError(f"the input of {name} has NaN or Inf in batch {index}; nothing was written")
-        return Batch(index, inputs)
+        recorded, self._calls = self._calls, []
+        if self._route is None:
+            self._route = [call.name for call in recorded]
+        padding = _padding(arguments.get("attention_mask"))
+        keys: dict[tuple[Any, ...], int] = {}
+        tokens: dict[int, Tensor] = {}
+        calls: dict[str, tuple[int, ...]] = {}
+        for call in recorded:
+            key = keys.setdefault(_identity(call.x, call.version), len(keys))
+            if key not in tokens:
+                tokens[key] = _checked(call, padding, index)
+            if len(tokens[key]):
+                calls[call.name] = (*calls.get(call.name, ()), key)
+        return Sighting(index, calls, tokens)
 
-    def _recorder(self, name: str) -> Any:
+    def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def record(module: nn.Module, args: tuple[Any, ...]) -> None:
             if not args or not isinstance(args[0], Tensor):
                 raise CalibrationError(f"{name} is not called with a tensor as its first argument")
-            self._seen.setdefault(name, []).append(args[0].detach())
+            x = args[0].detach()
+            self._calls.append(_Call(name, x, _version(x)))
+            if self._is_enough():
+                raise Enough
 
         return record
 
+    def _is_enough(self) -> bool:
+        """Whether every layer was called in this batch, and none will be again as far as the first batch tells."""
+        if self._route is None or len(self._calls) != len(self._layers) or len(self._route) != len(self._layers):
+            return False
+        names = [call.name for call in self._calls]
+        return names == self._route and len(set(names)) == len(names)
 
-def _tokens(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The tokens of a layer's input without padding, [B, S, I] -> [T, I]; other leading shapes are only flattened."""
+
+def _checked(call: _Call, padding: Tensor | None, index: int) -> Tensor:
+    """The tokens of a call, [T, I], if they are sound."""
+    if _version(call.x) != call.version:
+        raise CalibrationError(f"the model changes the input of {call.name} in place after it was used: not supported")
+    x = _tokens(call.x, padding)
+    if not is_finite(x):
+        raise NumericsError(f"the input of {call.name} has NaN or Inf in batch {index}; nothing was written")
+    return x
+
+
+def _identity(x: Tensor, version: int) -> tuple[Any, ...]:
+    """Equal for two tensors, both alive, that are the same numbers in the same memory."""
+    return x.data_ptr(), x.shape, x.stride(), x.dtype, x.device, version
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+def _padding(mask: Any) -> Tensor | None:
+    """Where tokens are, [B, S] bool; None where all of them count."""
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.all()):
+        return None
+    return mask.bool()
+
+
+def _tokens(x: Tensor, padding: Tensor | None) -> Tensor:
+    """The tokens of a layer's input without padding, [T, I].
+
+    Inputs [B, S, ..., I], and [B * S, I] as routers of experts flatten them, have padding; other shapes are flattened.
+    """
     if not x.is_floating_point():  # an embedding is called with token ids
         x = x.unsqueeze(-1)
-    if mask is not None and mask.ndim == 2 and x.shape[:2] == mask.shape and not bool(mask.all()):
-        return x[mask.bool().to(x.device)]
+    if x.ndim < 2:
+        return x.reshape(1, -1)
+    if padding is not None and x.ndim > 2 and x.shape[:2] == padding.shape:
+        return x[padding.to(x.device)].flatten(0, -2)
+    if padding is not None and x.ndim == 2 and len(x) == padding.numel():
+        return x[padding.flatten().to(x.device)]
     return x.flatten(0, -2)

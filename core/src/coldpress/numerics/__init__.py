@@ -4,7 +4,8 @@ The legend of every file: `O` out, `I` in, `T` tokens, `G` groups, `g` columns o
 Scales, zero points, codes and the numbers they stand for are those of the library compressed-tensors, bit for bit.
 """
 
-from coldpress.numerics.finite import check_finite
+from coldpress.numerics.finite import check_finite, is_finite
+from coldpress.numerics.gram import gram
 from coldpress.numerics.group import group, scale_shape
 from coldpress.numerics.pack import pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
 from coldpress.numerics.qparams import calculate_qparams, dynamic_qparams
@@ -17,7 +18,9 @@ __all__ = [
     "dynamic_qparams",
     "fake_quantize",
     "fake_quantize_groups",
+    "gram",
     "group",
+    "is_finite",
     "pack_int32",
     "pack_rows_int32",
     "quantize",

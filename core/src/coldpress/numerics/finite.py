@@ -1,4 +1,4 @@
-"""A weight that is not finite stops the run before anything is made of it."""
+"""What is not finite stops the run before anything is made of it."""
 
 import math
 
@@ -7,18 +7,24 @@ from torch import Tensor
 from coldpress.errors import NumericsError
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has neither NaN nor Inf; one pass over it, and no copy where the dtype allows."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no arithmetic
+    low, high = values.aminmax()
+    return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Look for NaN and Inf in one tensor, of any shape and dtype, without a copy of it where the dtype allows.
+    """Look for NaN and Inf in one tensor, of any shape and dtype.
 
     Raises:
         NumericsError: names the tensor and counts what is wrong with it.
     """
-    if not tensor.is_floating_point() or not tensor.numel():
+    if is_finite(tensor):
         return
-    values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no arithmetic
-    low, high = values.aminmax()
-    if math.isfinite(low.item()) and math.isfinite(high.item()):
-        return
+    values = tensor.float() if tensor.element_size() == 1 else tensor
     bad = {"NaN": int(values.isnan().sum()), "Inf": int(values.isinf().sum())}
     found = " and ".join(f"{count} {kind}" for kind, count in bad.items() if count)
     raise NumericsError(

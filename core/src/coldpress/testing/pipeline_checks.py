@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from coldpress.calibration.tap import Tap
+from coldpress.calibration.tap import Enough, Tap
 from coldpress.errors import CalibrationError
 from coldpress.lifecycle import Run
 from coldpress.pipeline import Pipeline
@@ -66,6 +66,14 @@ def sweeps_once_in_order(subject: Subject) -> None:
                 return
             assert pipeline.runs_batches, "it says that it runs no batches, and does"
             assert seen == list(range(len(state.batches))), f"stage {stage.name} saw the batches {seen}"
+
+
+def takes_enough(subject: Subject) -> None:
+    """A forward that is ended with `Enough`, because nobody looks at the rest of it, is no error."""
+    try:
+        _swept(_pipeline(subject), _state(tiny_llama()))
+    except Enough:
+        raise AssertionError("Enough went through the sweep: catch it around the forward") from None
 
 
 def inputs_are_the_models_own(subject: Subject) -> None:
@@ -152,7 +160,7 @@ def _swept(pipeline: Pipeline, state: State) -> dict[str, Tensor]:
         for stage in stages:
             with Tap(stage.every_layer) as tap, _closing(pipeline.sweep(state, stage)) as sweep:
                 for index in sweep:
-                    for name, x in tap.collect(index, state.batches[index]).inputs.items():
+                    for name, x in tap.collect(index, state.batches[index]).batch().inputs.items():
                         seen.setdefault(name, []).append(x)
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
@@ -220,7 +228,8 @@ CHECKS = (
     Check(stages_hold_the_models_modules),
     Check(every_tensor_in_one_stage, after=("stages_hold_the_models_modules",)),
     Check(sweeps_once_in_order),
-    Check(inputs_are_the_models_own, after=(*_WHOLE, "sweeps_once_in_order"), applies=_runs_batches),
+    Check(takes_enough, after=("sweeps_once_in_order",), applies=_runs_batches),
+    Check(inputs_are_the_models_own, after=(*_WHOLE, "takes_enough"), applies=_runs_batches),
     Check(leaves_no_trace),
     Check(undoes_after_an_error, after=("leaves_no_trace",)),
     Check(bad_batch_is_reported, after=("sweeps_once_in_order", "undoes_after_an_error"), applies=_runs_batches),

@@ -1,12 +1,13 @@
 """A trial: one modifier, one tiny model, a whole run, and what came of it."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import torch
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
-from coldpress.calibration.tap import Tap
+from coldpress.calibration.tap import Enough, Tap
 from coldpress.checkpoint.output import Output
 from coldpress.lifecycle import Run
 from coldpress.modifier import Modifier
@@ -34,7 +35,8 @@ class Parts(Pipeline):
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the whole model on every batch."""
         for index, batch in enumerate(state.batches):
-            state.model(**batch)
+            with suppress(Enough):
+                state.model(**batch)
             yield index
 
 
@@ -96,7 +98,8 @@ def inputs_of(model: nn.Module, data: Sequence[dict[str, Tensor]]) -> dict[str, 
     seen: dict[str, list[Tensor]] = {}
     with torch.no_grad(), Tap(find_layers(model.named_modules())) as tap:
         for index, batch in enumerate(data):
-            model(**batch)
-            for name, x in tap.collect(index, batch).inputs.items():
+            with suppress(Enough):
+                model(**batch)
+            for name, x in tap.collect(index, batch).batch().inputs.items():
                 seen.setdefault(name, []).append(x)
     return {name: torch.cat(parts) for name, parts in seen.items()}

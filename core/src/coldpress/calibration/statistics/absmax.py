@@ -1,0 +1,30 @@
+"""absmax: the largest magnitude of every channel."""
+
+from typing import ClassVar
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from coldpress.statistic import RESCALE, Statistic
+
+
+@frozen(kw_only=True)
+class Absmax(Statistic):
+    """The maximum of |x| over tokens; its value is a tensor, [I] float32."""
+
+    carries: ClassVar[frozenset[str]] = frozenset({RESCALE})
+
+    def update(self, value: Tensor | None, x: Tensor) -> Tensor:
+        """Compare with the tokens, [T, I]."""
+        low, high = x.aminmax(dim=0)
+        largest = torch.maximum(-low, high).float()  # [I]
+        return largest if value is None else torch.maximum(value, largest)
+
+    def merge(self, a: Tensor, b: Tensor) -> Tensor:
+        """The larger of both."""
+        return torch.maximum(a, b)
+
+    def rescale(self, value: Tensor, scale: Tensor) -> Tensor:
+        """Divide by the scale's magnitude."""
+        return value / scale.abs()

@@ -1,0 +1,137 @@
+"""Rounds: the hooks of one stage, modifier by modifier, with as few sweeps over the data as the recipe allows.
+
+initialize of every modifier         statistics are asked for
+a sweep                              all that was asked for is collected at once
+finalize of every modifier           in between, another sweep where somebody reads what no longer holds
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import pluggy
+from attrs import frozen
+
+from coldpress.calibration.tap import Tap
+from coldpress.errors import CalibrationError
+from coldpress.modifier import MOVES_SIGNAL, Modifier
+from coldpress.pipeline import Pipeline
+from coldpress.report import Progress
+from coldpress.stage import Stage
+from coldpress.state import State
+
+
+@frozen(kw_only=True, eq=False)
+class Rounds:
+    """The work on a stage, after its weights are there.
+
+    Attributes:
+        modifiers: in recipe order.
+        hooks: where they are registered.
+        state: what they are handed.
+        pipeline: runs the stage on the batches.
+        progress: what a person sees meanwhile.
+    """
+
+    modifiers: Sequence[Modifier]
+    hooks: pluggy.PluginManager
+    state: State
+    pipeline: Pipeline
+    progress: Progress
+
+    def run(self, stage: Stage) -> None:
+        """Fire `initialize`, `calibrate_batch` and `finalize`; afterwards the stage is compressed.
+
+        Raises:
+            CalibrationError: the stage must be swept again, and the pipeline cannot.
+        """
+        try:
+            for modifier in self.modifiers:
+                self._initialize(modifier, stage)
+            swept = self._sweep(stage, self.modifiers, self._readers(self.modifiers))
+            for position, modifier in enumerate(self.modifiers):
+                if self._is_stale(modifier, stage):
+                    self._sweep_again(stage, self.modifiers[position:], swept)
+                self._finalize(modifier, stage)
+        finally:
+            self.state.statistics.clear()
+
+    def _initialize(self, modifier: Modifier, stage: Stage) -> None:
+        with self.state.statistics.asking(modifier):
+            self._fire("initialize", [modifier], stage=stage)
+
+    def _finalize(self, modifier: Modifier, stage: Stage) -> None:
+        """Fire the hook; one that moves the signal and does not say how costs what was collected."""
+        statistics, before = self.state.statistics, _versions(stage)
+        statistics.carried = False
+        self._fire("finalize", [modifier], stage=stage)
+        if MOVES_SIGNAL in modifier.traits and not statistics.carried and _versions(stage) != before:
+            statistics.lose()
+
+    def _sweep(self, stage: Stage, modifiers: Sequence[Modifier], readers: Sequence[Modifier]) -> int:
+        """Run the stage on every batch, if somebody wants to know what its layers see.
+
+        Args:
+            stage: whose layers.
+            modifiers: whose statistics are collected.
+            readers: whose `calibrate_batch` is fired.
+
+        Returns:
+            How many batches ran.
+        """
+        statistics = self.state.statistics
+        read = {layer.name: layer for modifier in readers for layer in modifier.layers(stage)}
+        wanted = {layer.name: layer for layer in statistics.begin(modifiers)} | read
+        swept = 0
+        if not wanted:
+            return swept
+        total = len(self.state.batches)
+        with Tap(wanted.values()) as tap, closing(_generator(self.pipeline.sweep(self.state, stage))) as sweep:
+            for index in self.progress.track(sweep, description=f"calibrating {stage.name}", total=total):
+                sighting = tap.collect(index, self.state.batches[index])
+                statistics.see(sighting.calls, sighting.tokens)
+                if readers:
+                    self._fire("calibrate_batch", readers, stage=stage, batch=sighting.batch(read))
+                swept += 1
+        statistics.finish()
+        return swept
+
+    def _sweep_again(self, stage: Stage, modifiers: Sequence[Modifier], swept: int) -> None:
+        """Collect anew what these modifiers asked for; those who looked at batches that no longer hold begin anew."""
+        restarted = [modifier for modifier in self._readers(modifiers) if self._has_moved(modifier, stage)]
+        for modifier in restarted:
+            self._initialize(modifier, stage)
+        if self._sweep(stage, modifiers, restarted) != swept:
+            raise CalibrationError(
+                f"{type(modifiers[0]).__name__} needs statistics of {stage.name} that do not follow a signal which an "
+                f"earlier modifier moved, and the pipeline {type(self.pipeline).__name__} cannot run the stage twice"
+            )
+
+    def _is_stale(self, modifier: Modifier, stage: Stage) -> bool:
+        """Whether what a modifier is about to read no longer holds."""
+        reads = bool(self._readers([modifier]))
+        return self.state.statistics.lacks(modifier) or (reads and self._has_moved(modifier, stage))
+
+    def _has_moved(self, modifier: Modifier, stage: Stage) -> bool:
+        return self.state.statistics.has_moved(layer.name for layer in modifier.layers(stage))
+
+    def _readers(self, modifiers: Sequence[Modifier]) -> list[Modifier]:
+        """Those who look at batches themselves; inputs are kept for nobody else."""
+        looking = [one.plugin for one in self.hooks.hook.calibrate_batch.get_hookimpls()]
+        return [one for one in modifiers if one.needs_data() and any(one is plugin for plugin in looking)]
+
+    def _fire(self, hook: str, modifiers: Sequence[Modifier], **arguments: Any) -> None:
+        """Call a hook of some modifiers, in recipe order."""
+        others = [one for one in self.hooks.get_plugins() if not any(one is modifier for modifier in modifiers)]
+        self.hooks.subset_hook_caller(hook, others)(state=self.state, **arguments)
+
+
+def _versions(stage: Stage) -> list[tuple[int, int]]:
+    """What changes when any parameter of a stage does."""
+    parts = (part for module in stage.modules.values() for part in module.parameters(recurse=False))
+    return [(id(part), part._version) for part in parts]
+
+
+def _generator(sweep: Any) -> Any:
+    """A sweep that can be closed: the base asks for a generator, and the kit checks it."""
+    return sweep if hasattr(sweep, "close") else (index for index in sweep)

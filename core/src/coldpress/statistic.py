@@ -1,0 +1,75 @@
+"""Statistic: what is remembered of the inputs of a layer, without the inputs."""
+
+from typing import Any, ClassVar
+
+from attrs import frozen
+from torch import Tensor
+
+from coldpress.errors import BrokenPluginError
+from coldpress.registry import find
+
+RESCALE = "rescale"
+"""The statistic of inputs divided by a scale follows from that of the inputs."""
+
+ROTATE = "rotate"
+"""The statistic of inputs times a matrix follows from that of the inputs."""
+
+
+@frozen(kw_only=True)
+class Statistic:
+    """Base of statistics.  A statistic is settings; what was seen is a value that the caller keeps.
+
+        value = None
+        for x in batches:
+            value = statistic.update(value, x)
+        value = statistic.finish(value)
+
+    Values form a monoid under `merge`, with None, nothing seen, as its neutral element.
+    No method changes a value that it is given: a value may be continued in two ways.
+    Two equal statistics are one, and are collected once; settings are fields.
+    """
+
+    carries: ClassVar[frozenset[str]] = frozenset()
+    """What can be followed without seeing the inputs again: `RESCALE`, `ROTATE`."""
+
+    def update(self, value: Any | None, x: Tensor) -> Any:
+        """See some tokens.
+
+        Args:
+            value: of what was seen before; None at first.
+            x: inputs of a layer, [T, I], T at least 1, padding removed; floating point, in the model's dtype.
+
+        Returns:
+            The value of all that was seen.
+        """
+        raise NotImplementedError
+
+    def merge(self, a: Any, b: Any) -> Any:
+        """The value of two sets of tokens, seen apart; which is first does not matter."""
+        raise NotImplementedError
+
+    def finish(self, value: Any) -> Any:
+        """The value in the form that modifiers read, after the last batch; it can be updated further."""
+        return value
+
+    def rescale(self, value: Any, scale: Tensor) -> Any:
+        """The value that inputs x / scale would have given, scale [I], float32, finite, none zero."""
+        raise NotImplementedError
+
+    def rotate(self, value: Any, rotation: Tensor) -> Any:
+        """The value that inputs x @ rotation would have given, rotation [I, I] float32; any matrix."""
+        raise NotImplementedError
+
+
+def statistic_for(which: str | Statistic) -> Statistic:
+    """The statistic of a name, with default settings; a statistic is handed back.
+
+    Raises:
+        PluginError: nobody offers the name, or what is offered is no statistic.
+    """
+    if isinstance(which, Statistic):
+        return which
+    kind = find("statistics", which)
+    if not (isinstance(kind, type) and issubclass(kind, Statistic)):
+        raise BrokenPluginError(f"the statistic {which!r} is {kind!r}, not a subclass of coldpress.Statistic")
+    return kind()
