@@ -56,7 +56,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 def say_interrupted() -> None:
     """The line that Ctrl-C ends with."""
-    say("interrupted", "nothing was left half written", style="yellow")
+    say("interrupted", "stopped before the end", style="yellow")
 
 
 def _tell(error: Exception, *, debug: bool) -> int:

@@ -26,8 +26,8 @@ _MODEL = "smollm2"
 _SCHEMES = ("W4A16:64", "W8A8", "FP8_DYNAMIC")
 _PROMPT = "The capital of France is"
 _NEW_TOKENS = 24
-_FULL = {"max_tokens": 8192, "window": 512}  # of the held-out text
-_QUICK = {"max_tokens": 2048, "window": 256}
+_FULL = {"max_tokens": 4096, "window": 512}  # of the held-out text
+_QUICK = {"max_tokens": 1024, "window": 128}
 
 
 def demo(
