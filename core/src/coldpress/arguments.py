@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 # The only plugin names that core holds: a default must be a name that somebody may override, and these are the
 # ones that the distributions beside core offer.  Core looks them up like any other name and never imports them.
 DEFAULT_PIPELINE = "data_free"  # when no modifier of the recipe reads data
-DEFAULT_CALIBRATION_PIPELINE = "basic"  # when one does
+DEFAULT_CALIBRATION_PIPELINE = "sequential"  # when one does
 DEFAULT_FORMAT = "compressed-tensors"
 DENSE_FORMAT = "dense"  # what save_compressed=False asks for
 DEFAULT_WEIGHT_OBSERVER = "memoryless_minmax"
@@ -28,6 +28,9 @@ DEFAULT_QUANTIZER = "QuantizationModifier"  # what a scheme by name, without a r
 
 PRECISIONS = ("auto", "bfloat16", "float16", "half", "float32", "full")
 DATA_COLLATORS = ("truncation", "padding")
+
+# Arguments that are settings of a pipeline; one that has no such setting is said to ignore it.
+PIPELINE_SETTINGS = ("sequential_targets", "propagate_error")
 
 _PEER_PIPELINES = {"datafree": "data_free"}  # llm-compressor's spelling -> ours
 
@@ -40,12 +43,10 @@ WITHOUT_EFFECT: dict[str, str] = {
     "moe_calibrate_all_experts": "mixture-of-experts layers run as the router says",
     "overwrite_cache": "nothing that is derived from a data set is cached",
     "preprocessing_num_workers": "calibration samples are few and the tokenizer has its own threads",
-    "propagate_error": "no installed pipeline lets a user choose",
     "quantization_aware_calibration": "deprecated in llm-compressor, where it does nothing either",
     "remove_columns": "only token columns are ever kept",
     "sequential_offload_device": "no installed pipeline moves what waits to another device",
     "sequential_prefetch": "no installed pipeline reads ahead",
-    "sequential_targets": "no installed pipeline cuts the model into parts",
     "sequential_targets_per_subgraph": "no installed pipeline cuts the model into parts",
     "tracing_ignore": "nothing is traced: it is the model's own forward that runs",
     "use_loss_mask": "no installed modifier reads a loss mask",
@@ -103,6 +104,10 @@ def _path(value: Any) -> Any:
 
 def _device_name(device: Any) -> str | None:
     return None if device is None else str(device)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
 
 
 def _pipeline_name(name: Any) -> Any:
@@ -210,11 +215,11 @@ class DatasetArguments:
         moe_calibrate_all_experts: no effect yet.
         pipeline: name of the pipeline; None takes what the recipe needs.
         tracing_ignore: no effect.
-        sequential_targets: no effect yet.
+        sequential_targets: what a block is, for pipelines that go block by block: names, `re:` patterns, classes.
         sequential_offload_device: no effect yet.
         sequential_targets_per_subgraph: no effect yet.
         quantization_aware_calibration: no effect.
-        propagate_error: no effect yet.
+        propagate_error: False shows later blocks the outputs of the original ones.
         use_loss_mask: no effect yet.
         sequential_prefetch: no effect.
     """
@@ -243,11 +248,11 @@ class DatasetArguments:
     moe_calibrate_all_experts: bool = True
     pipeline: str | None = field(default=None, converter=_pipeline_name, validator=_is(str, optional=True))
     tracing_ignore: list[str] | None = None
-    sequential_targets: Any = None
+    sequential_targets: Any = field(default=None, converter=_as_list, validator=_is(list, optional=True))
     sequential_offload_device: str = "cpu"
     sequential_targets_per_subgraph: int = 1
     quantization_aware_calibration: bool = True
-    propagate_error: bool = True
+    propagate_error: bool = field(default=True, validator=_is(bool))
     use_loss_mask: bool = False
     sequential_prefetch: bool = False
 

@@ -1,18 +1,18 @@
 """What can go wrong, drawn as a tree; everything here is a mistake that a user can mend.
 
-    ColdpressError
-    ├── ArgumentError            a door (`oneshot`, the command line) was handed something it cannot use
-    ├── RecipeError              a recipe cannot be read; carries every problem found, with its place
-    ├── PluginError
-    │   ├── UnknownPluginError   no installed distribution offers this name
-    │   ├── PluginConflictError  two distributions offer one name
-    │   └── BrokenPluginError    the plugin is installed, importing or calling it fails
-    ├── SchemeError              a scheme contradicts itself or does not fit a layer
-    ├── TargetError              targets match nothing, or a layer that should be reached was not
-    ├── ModelError               a model or tokenizer cannot be loaded or compressed
-    ├── CheckpointError          a file of a checkpoint is missing, corrupt, or would be overwritten
-    ├── CalibrationError         calibration data are missing, empty or of the wrong form
-    └── NumericsError            NaN or Inf in a weight or an activation
+ColdpressError
+├── ArgumentError            a door (`oneshot`, the command line) was handed something it cannot use
+├── RecipeError              a recipe cannot be read; carries every problem found, with its place
+├── PluginError
+│   ├── UnknownPluginError   no installed distribution offers this name
+│   ├── PluginConflictError  two distributions offer one name
+│   └── BrokenPluginError    the plugin is installed, importing or calling it fails
+├── SchemeError              a scheme contradicts itself or does not fit a layer
+├── TargetError              targets match nothing, or a layer that should be reached was not
+├── ModelError               a model or tokenizer cannot be loaded or compressed
+├── CheckpointError          a file of a checkpoint is missing, corrupt, or would be overwritten
+├── CalibrationError         calibration data are missing, empty or of the wrong form
+└── NumericsError            NaN or Inf in a weight or an activation
 """
 
 from collections.abc import Iterable

@@ -35,7 +35,7 @@ modifiers:
 """)
 
     assert steps(recipe) == [("SolveModifier", 1, None), ("RoundModifier", None, None), ("SolveModifier", 2, "last")]
-    assert (recipe.pipeline, recipe.format.name, recipe.format.settings) == ("data_free", "compressed-tensors", {})
+    assert (recipe.pipeline.name, recipe.format.name, recipe.format.settings) == ("data_free", "compressed-tensors", {})
 
 
 def test_a_format_may_have_settings(read):

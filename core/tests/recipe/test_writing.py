@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coldpress.errors import RecipeError
 from coldpress.modifier import Modifier
-from coldpress.recipe import FormatChoice, Recipe, read_recipe, write_recipe
+from coldpress.recipe import Choice, Recipe, read_recipe, write_recipe
 from coldpress.schemes import QuantizationArgs, Scheme
 
 
@@ -116,7 +116,7 @@ names = st.text(alphabet="abcXYZ_-.", min_size=1, max_size=8)
 def recipes(draw):
     steps = draw(st.lists(modifiers, min_size=1, max_size=3))
     stages = draw(st.lists(st.none() | names, min_size=len(steps), max_size=len(steps)))
-    choice = st.builds(FormatChoice, names, st.dictionaries(words, plain, max_size=2))
+    choice = st.builds(Choice, names, st.dictionaries(words, plain, max_size=2))
     return Recipe(steps, draw(st.none() | names), draw(st.none() | choice), stages=stages)
 
 
@@ -147,7 +147,7 @@ modifiers:
 
 def test_pipeline_format_and_stages_are_kept():
     stages = ["one_stage", None]
-    recipe = Recipe([BareModifier(), BareModifier()], "basic", FormatChoice("packed", {"level": 3}), stages=stages)
+    recipe = Recipe([BareModifier(), BareModifier()], "basic", Choice("packed", {"level": 3}), stages=stages)
 
     again = replayed(recipe)
 

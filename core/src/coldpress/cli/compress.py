@@ -67,6 +67,9 @@ def compress(
         str | None, option(_OUTPUT, "--format", "NAME", "Format of the checkpoint.", shown=DEFAULT_FORMAT)
     ] = None,
     overwrite: Annotated[bool, option(_OUTPUT, "--overwrite", None, "Replace DIR if it exists.")] = False,
+    restart: Annotated[
+        bool, option(_OUTPUT, "--restart", None, "Discard what an interrupted run left; else go on with it.")
+    ] = False,
     log_dir: Annotated[Path | None, option(_OUTPUT, "--log-dir", "DIR", "Also log to a file in this folder.")] = None,
     dtype: Dtype = DTYPE,
     device: Device = None,
@@ -95,6 +98,8 @@ def compress(
         "log_dir": log_dir,
         "format": format,
         "overwrite": overwrite,
+        "restart": restart,
+        "return_model": False,
         "quiet": quiet,
     }
     _run({**settings, "recipe": recipe or _quantizer(scheme, group_size, ignore)}, quiet=quiet)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import evolve
+from attrs import evolve, fields_dict
 
 from coldpress import registry
 from coldpress.arguments import (
@@ -16,7 +16,9 @@ from coldpress.arguments import (
     DEFAULT_FORMAT,
     DEFAULT_PIPELINE,
     DENSE_FORMAT,
+    PIPELINE_SETTINGS,
     Arguments,
+    DatasetArguments,
     ModelArguments,
     OutputArguments,
     parse_arguments,
@@ -32,7 +34,7 @@ from coldpress.lifecycle import Run
 from coldpress.models import load_model, load_tokenizer, simulate_activations, simulated
 from coldpress.models.tie import untie_embeddings
 from coldpress.pipeline import Pipeline
-from coldpress.recipe import FormatChoice, Recipe, read_recipe, structure_settings
+from coldpress.recipe import Choice, Recipe, read_recipe, structure_settings
 from coldpress.report import Progress
 from coldpress.state import State
 
@@ -105,24 +107,38 @@ def _recipe(arguments: Arguments) -> Recipe:
     default = DEFAULT_CALIBRATION_PIPELINE if needy else DEFAULT_PIPELINE
     return evolve(
         recipe,
-        pipeline=arguments.dataset.pipeline or recipe.pipeline or default,
+        pipeline=_pipeline_choice(recipe, arguments.dataset, default),
         format=_format_choice(recipe, arguments),
     )
 
 
-def _format_choice(recipe: Recipe, arguments: Arguments) -> FormatChoice:
+def _pipeline_choice(recipe: Recipe, arguments: DatasetArguments, default: str) -> Choice:
+    """Which pipeline with which settings: an argument wins over the recipe."""
+    named = Choice(arguments.pipeline) if arguments.pipeline else None
+    choice = named or recipe.pipeline or Choice(default)
+    known = fields_dict(registry.find("pipelines", choice.name))
+    given = {name: getattr(arguments, name) for name in PIPELINE_SETTINGS}
+    defaults = fields_dict(DatasetArguments)
+    asked = {name: value for name, value in given.items() if value != defaults[name].default}
+    for name in asked.keys() - known.keys():
+        log.warning("%s has no effect: the pipeline %s has no such setting", name, choice.name)
+    return evolve(choice, settings={**choice.settings, **{k: v for k, v in asked.items() if k in known}})
+
+
+def _format_choice(recipe: Recipe, arguments: Arguments) -> Choice:
     """Which format with which settings: an argument wins over the recipe."""
     named = arguments.output.format or (None if arguments.model.save_compressed else DENSE_FORMAT)
-    choice = FormatChoice(named) if named else recipe.format or FormatChoice(DEFAULT_FORMAT)
+    choice = Choice(named) if named else recipe.format or Choice(DEFAULT_FORMAT)
     wanted = arguments.output.quantization_format
     return choice if wanted is None else evolve(choice, settings={**choice.settings, "quantization_format": wanted})
 
 
 def _pipeline(recipe: Recipe) -> Pipeline:
     assert recipe.pipeline is not None
-    pipeline = registry.find("pipelines", recipe.pipeline)()
+    name = recipe.pipeline.name
+    pipeline = structure_settings(registry.find("pipelines", name), recipe.pipeline.settings, where=f"pipeline {name}")
     if not isinstance(pipeline, Pipeline):
-        raise BrokenPluginError(f"the pipeline {recipe.pipeline!r} is not a coldpress.Pipeline")
+        raise BrokenPluginError(f"the pipeline {name!r} is not a coldpress.Pipeline")
     return pipeline
 
 

@@ -5,8 +5,8 @@ modifiers --writing--> text
 """
 
 from coldpress.recipe.reading import read_recipe
-from coldpress.recipe.recipe import FormatChoice, Recipe
+from coldpress.recipe.recipe import Choice, Recipe
 from coldpress.recipe.structure import structure_settings
 from coldpress.recipe.writing import write_recipe
 
-__all__ = ["FormatChoice", "Recipe", "read_recipe", "structure_settings", "write_recipe"]
+__all__ = ["Choice", "Recipe", "read_recipe", "structure_settings", "write_recipe"]

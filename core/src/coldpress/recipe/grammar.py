@@ -17,7 +17,7 @@ from attrs import define, field, frozen
 
 from coldpress.errors import suggest
 from coldpress.recipe.problem import UNKNOWN, Node, Path, Problems, kind, plain
-from coldpress.recipe.recipe import FormatChoice
+from coldpress.recipe.recipe import Choice
 
 KEYS = ("args", "pipeline", "format", "modifiers")
 STAGE = "stage"
@@ -52,14 +52,14 @@ class Grammar:
     Attributes:
         problems: takes what has no meaning.
         steps: the modifiers met so far.
-        pipeline: the name, if one was met.
+        pipeline: the choice, if one was met.
         format: the choice, if one was met.
     """
 
     problems: Problems
     steps: list[Step] = field(factory=list)
-    pipeline: str | None = None
-    format: FormatChoice | None = None
+    pipeline: Choice | None = None
+    format: Choice | None = None
 
     def document(self, root: Node) -> None:
         """Read a whole document: a mapping, or only the list of its modifiers."""
@@ -77,9 +77,9 @@ class Grammar:
     def _top(self, name: Any, key: Node, value: Node) -> None:
         path = (name,)
         if name == "pipeline":
-            self.pipeline = self._text(value, path)
+            self.pipeline = self._choice(value, path)
         elif name == "format":
-            self.format = self._format(value)
+            self.format = self._choice(value, path)
         elif name == "modifiers" or _ends(name, _GROUP_END):
             self._group(value, path, None)
         elif _ends(name, _STAGE_END) or (_is_stage(value) and not suggest(str(name), KEYS)):
@@ -92,13 +92,13 @@ class Grammar:
             message = f"unknown key{suggest(str(name), KEYS)}; a recipe has {', '.join(KEYS)}, or stages: <name>_stage"
             self.problems.add(message, node=key, path=path)
 
-    def _format(self, node: Node) -> FormatChoice | None:
-        path: Path = ("format",)
+    def _choice(self, node: Node, path: Path) -> Choice | None:
+        """A plugin by name, alone or with its settings."""
         if not isinstance(node.value, dict):
             name = self._text(node, path)
-            return FormatChoice(name) if name else None
+            return Choice(name) if name else None
         if len(node.value) != 1:
-            self.problems.add("name one format: `format: {name: {setting: value}}`", node=node, path=path)
+            self.problems.add(f"name one {path[0]}: `{path[0]}: {{name: {{setting: value}}}}`", node=node, path=path)
             return None
         ((name, settings),) = node.value.items()
         values = plain(settings)
@@ -107,7 +107,7 @@ class Grammar:
         if not isinstance(values or {}, dict) or not all(isinstance(key, str) for key in values or {}):
             self.problems.add("settings must be a mapping with names for keys", node=settings, path=(*path, name))
             return None
-        return FormatChoice(str(name), values or {})
+        return Choice(str(name), values or {})
 
     def _stage(self, node: Node, path: Path) -> None:
         stage = str(path[-1])

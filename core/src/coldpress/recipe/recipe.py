@@ -10,20 +10,20 @@ from coldpress.modifier import Modifier
 
 
 @frozen
-class FormatChoice:
-    """A checkpoint format and its settings, not yet looked up.
+class Choice:
+    """A pipeline or a checkpoint format and its settings, not yet looked up.
 
     Attributes:
         name: what the registry knows it by.
-        settings: fields of the format that differ from their defaults.
+        settings: fields of the plugin that differ from their defaults.
     """
 
     name: str
     settings: dict[str, Any] = field(factory=dict, converter=dict)
 
 
-def _choice(value: FormatChoice | str | None) -> FormatChoice | None:
-    return FormatChoice(value) if isinstance(value, str) else value
+def _choice(value: Choice | str | None) -> Choice | None:
+    return Choice(value) if isinstance(value, str) else value
 
 
 def _names(value: Iterable[str | None]) -> tuple[str | None, ...]:
@@ -42,14 +42,14 @@ class Recipe:
 
     Attributes:
         modifiers: the steps, in order; one modifier or nested lists are understood.
-        pipeline: name of the pipeline; None lets the run choose.
+        pipeline: who cuts the model into stages; a name is understood; None lets the run choose.
         format: the checkpoint format; a name is understood; None lets the run choose.
         stages: for each modifier the name of its stage in the recipe file; None where it has none.
     """
 
     modifiers: tuple[Modifier, ...] = field(converter=_flat)
-    pipeline: str | None = None
-    format: FormatChoice | None = field(default=None, converter=_choice)
+    pipeline: Choice | None = field(default=None, converter=_choice)
+    format: Choice | None = field(default=None, converter=_choice)
     stages: tuple[str | None, ...] = field(kw_only=True, converter=_names)
 
     @stages.default

@@ -71,11 +71,10 @@ def settings_of(instance: Any, path: Path = ()) -> dict[str, Any]:
 
 def _document(recipe: Recipe) -> dict[str, Any]:
     document: dict[str, Any] = {}
-    if recipe.pipeline is not None:
-        document["pipeline"] = recipe.pipeline
-    if recipe.format is not None:
-        name, settings = recipe.format.name, _plain(recipe.format.settings, ("format", recipe.format.name))
-        document["format"] = {name: settings} if settings else name
+    for kind, choice in (("pipeline", recipe.pipeline), ("format", recipe.format)):
+        if choice is not None:
+            settings = _plain(choice.settings, (kind, choice.name))
+            document[kind] = {choice.name: settings} if settings else choice.name
     steps = zip(recipe.modifiers, recipe.stages, strict=True)
     document["modifiers"] = [_step(modifier, stage, i) for i, (modifier, stage) in enumerate(steps)]
     return document

@@ -1,0 +1,64 @@
+"""oneshot as a whole: defaults, settings on their way to the pipeline, and recipes that replay."""
+
+import hashlib
+
+import pytest
+import yaml
+
+from coldpress import oneshot
+from coldpress.testing.models import batches, tiny_llama
+from coldpress_quantization import QuantizationModifier
+
+
+def static() -> QuantizationModifier:
+    return QuantizationModifier(scheme="FP8", ignore=["lm_head"])
+
+
+def digest(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
+
+
+def pipeline_of(folder):
+    return yaml.safe_load((folder / "recipe.yaml").read_text())["pipeline"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "pipeline"), [("FP8", "sequential"), ("FP8_DYNAMIC", "data_free")], ids=["reads data", "reads none"]
+)
+def test_the_pipeline_is_what_the_recipe_needs(scheme, pipeline, tmp_path):
+    modifier = QuantizationModifier(scheme=scheme, ignore=["lm_head"])
+    oneshot(tiny_llama(), modifier, dataset=batches(), output_dir=tmp_path / "out")
+
+    assert pipeline_of(tmp_path / "out") == pipeline
+
+
+def test_settings_of_the_pipeline_are_arguments_and_are_written_down(tmp_path):
+    oneshot(tiny_llama(), static(), dataset=batches(), sequential_targets="LlamaDecoderLayer", output_dir=tmp_path / "out")
+
+    assert pipeline_of(tmp_path / "out") == {"sequential": {"sequential_targets": ["LlamaDecoderLayer"]}}
+
+
+def test_a_setting_that_the_pipeline_does_not_have_is_said_to_do_nothing(caplog):
+    oneshot(tiny_llama(), static(), dataset=batches(), pipeline="basic", propagate_error=False)
+
+    assert "propagate_error has no effect: the pipeline basic" in caplog.text
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "W8A8", "FP8"])
+def test_the_saved_recipe_replays_to_the_same_bytes(scheme, tmp_path):
+    modifier = QuantizationModifier(scheme=scheme, ignore=["lm_head"])
+    oneshot(tiny_llama(), modifier, dataset=batches(), output_dir=tmp_path / "first")
+    oneshot(tiny_llama(), tmp_path / "first" / "recipe.yaml", dataset=batches(), output_dir=tmp_path / "second")
+
+    assert digest(tmp_path / "first") == digest(tmp_path / "second")
+    assert (tmp_path / "first/recipe.yaml").read_text() == (tmp_path / "second/recipe.yaml").read_text()
+
+
+def test_what_is_observed_is_what_was_there_before_compression_only_with_basic(tmp_path):
+    reports = {}
+    for pipeline in ("basic", "sequential", "layer_sequential"):
+        oneshot(tiny_llama(), static(), dataset=batches(), pipeline=pipeline, output_dir=tmp_path / pipeline)
+        reports[pipeline] = digest(tmp_path / pipeline)
+
+    assert reports["sequential"] == reports["layer_sequential"]
+    assert reports["basic"] != reports["sequential"]
