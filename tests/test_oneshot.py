@@ -33,7 +33,9 @@ def test_the_pipeline_is_what_the_recipe_needs(scheme, pipeline, tmp_path):
 
 
 def test_settings_of_the_pipeline_are_arguments_and_are_written_down(tmp_path):
-    oneshot(tiny_llama(), static(), dataset=batches(), sequential_targets="LlamaDecoderLayer", output_dir=tmp_path / "out")
+    oneshot(
+        tiny_llama(), static(), dataset=batches(), sequential_targets="LlamaDecoderLayer", output_dir=tmp_path / "out"
+    )
 
     assert pipeline_of(tmp_path / "out") == {"sequential": {"sequential_targets": ["LlamaDecoderLayer"]}}
 
