@@ -49,6 +49,23 @@ class _Call:
     name: str
     x: Tensor
     version: int
+    rows: Tensor | None
+
+
+def mark_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Say which tokens of the batch an input has, so that its padding can be told; returns the input.
+
+    Args:
+        x: what a layer is about to be called with, [T, I].
+        rows: for each of them its place among all tokens, [T], padding included.
+    """
+    x.coldpress_rows = rows  # type: ignore[attr-defined]
+    return x
+
+
+def rows_of(x: Tensor) -> Tensor | None:
+    """What `mark_rows` said of a tensor."""
+    return getattr(x, "coldpress_rows", None)
 
 
 class Tap:
@@ -111,7 +128,7 @@ class Tap:
             if not args or not isinstance(args[0], Tensor):
                 raise CalibrationError(f"{name} is not called with a tensor as its first argument")
             x = args[0].detach()
-            self._calls.append(_Call(name, x, _version(x)))
+            self._calls.append(_Call(name, x, _version(x), rows_of(args[0])))
             if self._is_enough():
                 raise Enough
 
@@ -129,7 +146,7 @@ def _checked(call: _Call, padding: Tensor | None, index: int) -> Tensor:
     """The tokens of a call, [T, I], if they are sound."""
     if _version(call.x) != call.version:
         raise CalibrationError(f"the model changes the input of {call.name} in place after it was used: not supported")
-    x = _tokens(call.x, padding)
+    x = _tokens(call.x, padding) if call.rows is None else _marked(call.x, call.rows, padding)
     if not is_finite(x):
         raise NumericsError(f"the input of {call.name} has NaN or Inf in batch {index}; nothing was written")
     return x
@@ -149,6 +166,11 @@ def _padding(mask: Any) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.all()):
         return None
     return mask.bool()
+
+
+def _marked(x: Tensor, rows: Tensor, padding: Tensor | None) -> Tensor:
+    """Some tokens of the batch, [T, I], whose places, [T], are known, without padding."""
+    return x if padding is None else x[padding.flatten().to(x.device)[rows]]
 
 
 def _tokens(x: Tensor, padding: Tensor | None) -> Tensor:

@@ -47,7 +47,7 @@ def tiny_llama(
         eos_token_id=2,
         pad_token_id=0,
     )
-    return _filled(LlamaForCausalLM(config), dtype, seed)
+    return filled(LlamaForCausalLM(config), dtype, seed)
 
 
 def tiny_conv1d(
@@ -64,7 +64,7 @@ def tiny_conv1d(
         eos_token_id=2,
         pad_token_id=0,
     )
-    return _filled(GPT2LMHeadModel(config), dtype, seed)
+    return filled(GPT2LMHeadModel(config), dtype, seed)
 
 
 def batches(*, rows: int = 8, length: int = 16, batch_size: int = 1, seed: int = 0) -> list[dict[str, Tensor]]:
@@ -96,7 +96,7 @@ def logits(model: nn.Module, data: list[dict[str, Tensor]]) -> Tensor:
         return torch.cat([model(**batch).logits.float() for batch in data])
 
 
-def _filled(model: Any, dtype: torch.dtype, seed: int) -> Any:
+def filled(model: Any, dtype: torch.dtype, seed: int) -> Any:
     """The model with weights that keep the size of a signal, whatever its own initialisation would be.
 
     Buffers keep their dtype, as they do in a model that is loaded: angles of positions stay in float32.

@@ -1,0 +1,117 @@
+"""Tiny mixtures of experts of several model types, with random weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+from coldpress.testing.models import POSITIONS, VOCABULARY, filled
+
+_SHARED: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def _mixtral(experts: int) -> Any:
+    return transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**_SHARED, num_local_experts=experts, num_experts_per_tok=2)
+    )
+
+
+def _qwen3_moe(experts: int) -> Any:
+    config = transformers.Qwen3MoeConfig(
+        **_SHARED, head_dim=16, moe_intermediate_size=32, num_experts=experts, num_experts_per_tok=2
+    )
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
+def _deepseek_v3(experts: int) -> Any:
+    """The first block is dense; the other has a shared expert."""
+    config = transformers.DeepseekV3Config(
+        **{**_SHARED, "num_key_value_heads": 4},
+        moe_intermediate_size=32,
+        n_routed_experts=experts,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        qk_rope_head_dim=16,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+    )
+    return transformers.DeepseekV3ForCausalLM(config)
+
+
+def _gpt_oss(experts: int) -> Any:
+    config = transformers.GptOssConfig(
+        **_SHARED,
+        head_dim=16,
+        num_local_experts=experts,
+        num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+    return transformers.GptOssForCausalLM(config)
+
+
+def _llama4(experts: int) -> Any:
+    config = transformers.Llama4TextConfig(
+        **_SHARED,
+        head_dim=16,
+        num_local_experts=experts,
+        num_experts_per_tok=1,
+        intermediate_size_mlp=96,
+        interleave_moe_layer_step=1,
+    )
+    return transformers.Llama4ForCausalLM(config)
+
+
+def _granitemoe(experts: int) -> Any:
+    return transformers.GraniteMoeForCausalLM(
+        transformers.GraniteMoeConfig(**_SHARED, num_local_experts=experts, num_experts_per_tok=2)
+    )
+
+
+def _olmoe(experts: int) -> Any:
+    return transformers.OlmoeForCausalLM(
+        transformers.OlmoeConfig(**_SHARED, num_experts=experts, num_experts_per_tok=2)
+    )
+
+
+_BUILDERS: dict[str, Callable[[int], Any]] = {
+    "mixtral": _mixtral,
+    "qwen3_moe": _qwen3_moe,
+    "deepseek_v3": _deepseek_v3,
+    "gpt_oss": _gpt_oss,
+    "llama4": _llama4,
+    "granitemoe": _granitemoe,
+    "olmoe": _olmoe,
+}
+
+MIXTURES = tuple(_BUILDERS)
+"""The model types that `tiny_mixture` builds."""
+
+
+def tiny_mixture(kind: str, *, experts: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """A mixture of experts of two blocks, width 64.
+
+    Args:
+        kind: one of `MIXTURES`.
+        experts: of each block, an even number.
+        dtype: of all weights.
+        seed: of the weights.
+    """
+    return filled(_BUILDERS[kind](experts), dtype, seed)
