@@ -28,7 +28,7 @@ from coldpress.pipeline import Pipeline
 from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import SILENT, Progress, Report, manifest_of, report_of
 from coldpress.rounds import Rounds
-from coldpress.stage import Layer, Stage, find_layers
+from coldpress.stage import Stage, find_layers
 from coldpress.state import LayerReport, State
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,9 @@ class Run:
             claims = self._survey()
             kept = resume.begin(self.output, binding, self.progress) if self.output is not None else []
             with closing(self._turns()) as stages:
-                for number, stage in enumerate(stages):
+                count = self.pipeline.count(self.state)
+                turns = self.progress.track(stages, description="compressing", total=count)
+                for number, stage in enumerate(turns):
                     if self.output is not None and number < len(kept):
                         resume.recall(stage, kept[number], self.state, self.output, self.weights)
                         continue
@@ -212,12 +214,8 @@ def hook_manager(modifiers: Sequence[Modifier]) -> pluggy.PluginManager:
 def _within(claims: Sequence[survey.Claim], stage: Stage) -> list[survey.Claim]:
     """The part of each claim that lies in a stage."""
     inside = {layer.name for layer in stage.every_layer}
-    parts = [survey.Claim(claim.modifier, _only(claim.layers, inside)) for claim in claims]
-    return [part for part in parts if part.layers]
-
-
-def _only(layers: Sequence[Layer], names: set[str]) -> tuple[Layer, ...]:
-    return tuple(layer for layer in layers if layer.name in names)
+    parts = [(claim.modifier, tuple(layer for layer in claim.layers if layer.name in inside)) for claim in claims]
+    return [survey.Claim(modifier, layers) for modifier, layers in parts if layers]
 
 
 @contextmanager

@@ -30,6 +30,10 @@ class Pipeline:
         """
         raise NotImplementedError
 
+    def count(self, state: State) -> int | None:
+        """How many stages there will be, for a progress bar; None when nobody knows."""
+        return None
+
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the stage once on every batch; yield the index of each batch just after the stage ran on it."""
         raise NotImplementedError

@@ -18,6 +18,10 @@ class Basic(Pipeline):
         """Yield the model."""
         yield Stage("model", 0, dict(state.model.named_modules()))
 
+    def count(self, state: State) -> int:
+        """One."""
+        return 1
+
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the model on every batch, as far as somebody looks."""
         for index, batch in enumerate(state.batches):

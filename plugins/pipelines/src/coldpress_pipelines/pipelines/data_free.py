@@ -18,6 +18,10 @@ class DataFree(Pipeline):
         """Yield prologue, blocks and epilogue."""
         yield from partition(state.model)
 
+    def count(self, state: State) -> int:
+        """As many as the model has parts."""
+        return len(partition(state.model))
+
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Refuse: there is nothing to run."""
         raise CalibrationError("the pipeline data_free runs no batches")

@@ -53,6 +53,10 @@ class LayerSequential(Pipeline):
         finally:
             state.walk = None
 
+    def count(self, state: State) -> int:
+        """As many as the model has parts."""
+        return len(partition(state.model, self.sequential_targets))
+
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the stage on every batch."""
         walk: _Walk = state.walk

@@ -42,6 +42,10 @@ class Sequential(Pipeline):
             finally:
                 state.walk = None
 
+    def count(self, state: State) -> int:
+        """As many as the model has parts."""
+        return len(partition(state.model, self.sequential_targets))
+
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the stage on every batch that waits at it; what nobody observes is not computed."""
         walk: _Walk = state.walk
