@@ -1,7 +1,10 @@
 """A run that is interrupted goes on where it was, and gives the bytes of a run that was not."""
 
 import json
+import random
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,14 +100,13 @@ def told(folder):
 @pytest.mark.parametrize("model", MODELS)
 def test_going_on_gives_the_bytes_of_an_undisturbed_run(tmp_path, monkeypatch, model, recipe, stages):
     source = save(model, tmp_path / "source")
-    whole = compress(source, tmp_path / "whole", recipe)
+    settings = {"recipe": recipe, "pipeline": "sequential" if recipe == "static inputs" else None}
+    whole = compress(source, tmp_path / "whole", **settings)
     count = len(json.loads((tmp_path / "whole" / "manifest.json").read_text())["stages"])
     stages = min(stages, count - 1)
-    if not stages:  # a pipeline that has one stage
-        return
 
-    interrupt(monkeypatch, source, tmp_path / "out", recipe=recipe, stages=stages)
-    model, done = resumed(monkeypatch, source, tmp_path / "out", recipe=recipe)
+    interrupt(monkeypatch, source, tmp_path / "out", stages=stages, **settings)
+    model, done = resumed(monkeypatch, source, tmp_path / "out", **settings)
 
     assert len(done) == count - stages
     assert files(tmp_path / "out") == files(tmp_path / "whole")
@@ -297,3 +299,14 @@ def test_a_model_with_code_of_its_own_is_streamed_and_loads_again(tmp_path):
     assert type(model).__name__ == "OwnForCausalLM"
     again = load_model(str(tmp_path / "out"), trust_remote_code=True)
     assert torch.equal(logits(again, batches(rows=2)), logits(model, batches(rows=2)))
+
+
+def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import kill_resume
+
+    case = kill_resume.cases(tmp_path, only="w8a8-static")[0]
+    trials = [kill_resume.trial(case, number, random.Random(number)) for number in range(3)]
+
+    assert [trial["same"] for trial in trials] == [True] * 3
+    sys.modules.pop("kill_resume")

@@ -1,0 +1,173 @@
+"""Peak memory of compressing a model that is streamed from disk, against what its two largest blocks need.
+
+    python benchmarks/memory.py --cache /tmp/cache --write
+
+The model is a Llama of about 1.5 billion random weights in bfloat16, written by this script, shard by shard.
+Each case runs in a process of its own, whose peak is VmHWM of /proc/self/status: the largest resident set ever, files
+that are mapped included.  `mapped` is RssFile at the end, which is code of libraries; weights are read, not mapped.
+The peak over the bare imports must stay below two blocks + embeddings (and head) + calibration activations + 300 MB.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from random_llama import build, shapes
+from transformers import LlamaConfig
+
+RESULTS = Path(__file__).parent / "results"
+MODEL = {
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 6912,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "max_position_embeddings": 2048,
+}
+SMALL = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 2048}
+SAMPLES, TOKENS = 16, 256
+HEADROOM = 300_000_000
+W4A16 = "QuantizationModifier: {scheme: W4A16, ignore: [lm_head]}"
+STATIC = (
+    "QuantizationModifier: {ignore: [lm_head], config_groups: {all: {targets: [Linear], "
+    "weights: {num_bits: 8, strategy: channel}, input_activations: {num_bits: 8, strategy: tensor}}}}"
+)
+CASES = {
+    "W4A16, data_free": {"recipe": W4A16, "pipeline": "data_free"},
+    "W8A8 static, sequential": {"recipe": STATIC, "pipeline": "sequential"},
+}
+_STATUS = re.compile(r"^(VmHWM|VmRSS|RssFile|RssAnon):\s+(\d+) kB", re.MULTILINE)
+
+
+def status() -> dict[str, int]:
+    """What the system says of this process's memory, in bytes."""
+    return {name: int(size) * 1024 for name, size in _STATUS.findall(Path("/proc/self/status").read_text())}
+
+
+def child(model: Path, output: Path, case: str) -> None:
+    """Import everything, note the memory, compress, and say what the peak was."""
+    import torch
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import coldpress
+    from coldpress import registry
+
+    for kind in registry.KINDS:
+        for plugin in registry.available(kind):
+            plugin.load()
+    settings = dict(CASES[case])
+    if settings["pipeline"] == "sequential":
+        ids = torch.randint(3, 259, (SAMPLES, 1, TOKENS), generator=torch.Generator().manual_seed(0))
+        settings["dataset"] = torch.utils.data.DataLoader(
+            [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids], batch_size=None
+        )
+    bare = status()
+    start = time.perf_counter()
+    coldpress.oneshot(str(model), output_dir=str(output), return_model=False, quiet=True, **settings)
+    after = status()
+    print(
+        json.dumps(
+            {
+                "bare": bare["VmRSS"],
+                "peak": after["VmHWM"] - bare["VmRSS"],
+                "mapped_before": bare["RssFile"],
+                "mapped": after["RssFile"],
+                "seconds": round(time.perf_counter() - start, 1),
+            }
+        )
+    )
+
+
+def budget(config: LlamaConfig, case: str) -> dict[str, int]:
+    """What the peak may be, in bytes."""
+    head, *blocks, tail = [sum(_count(shape) for shape in part.values()) for part in shapes(config)]
+    parts = {"two blocks": 2 * 2 * max(blocks), "embeddings": 2 * (head + tail), "activations": 0}
+    if "sequential" in case:
+        parts["activations"] = SAMPLES * TOKENS * config.hidden_size * 2 * 2  # inputs and outputs of a block
+    return {**parts, "headroom": HEADROOM}
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def measure(cache: Path, settings: dict[str, int], only: str) -> list[dict]:
+    """Every case in a process of its own."""
+    model = cache / "model"
+    if not (model / "model.safetensors.index.json").exists():
+        shutil.rmtree(model, ignore_errors=True)
+        build(model, **settings)
+    config = LlamaConfig(**settings)
+    results = []
+    for number, case in enumerate(CASES):
+        if only not in case:
+            continue
+        output = cache / f"out-{number}"
+        shutil.rmtree(output, ignore_errors=True)
+        shutil.rmtree(output.with_name(f"{output.name}.partial"), ignore_errors=True)
+        command = [sys.executable, __file__, "--child", case, "--cache", str(cache), "--output", str(output)]
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        shutil.rmtree(output)
+        limits = budget(config, case)
+        results.append({"case": case, **json.loads(run.stdout), "budget": limits, "limit": sum(limits.values())})
+        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    return results
+
+
+def table(results: list[dict], weights: int, command: str) -> str:
+    """The outcome for a person."""
+    lines = [
+        "# Memory of a streamed run",
+        "",
+        f"`{command}`",
+        "",
+        f"A Llama of {weights / 1e9:.2f} billion weights (bfloat16, {2 * weights / 1e9:.2f} GB): 24 blocks, untied.",
+        "Peak: VmHWM over the resident set after the bare imports (torch, transformers, every plugin), in MB.",
+        "Limit: two blocks + embedding and head + calibration activations + 300 MB.",
+        "Mapped: growth of RssFile (clean pages of files; part of the peak); weights are read, not mapped.",
+        "",
+        "| case | bare imports | peak over them | limit | mapped | seconds |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for r in results:
+        cells = [r["bare"], r["peak"], r["limit"], r["mapped"] - r["mapped_before"]]
+        numbers = " | ".join(f"{cell / 1e6:.0f}" for cell in cells)
+        lines.append(f"| {r['case']} | {numbers} | {r['seconds']} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True, help="a folder for the model (3 GB) and outputs")
+    parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--small", action="store_true", help="a model of a few megabytes, to try the script")
+    parser.add_argument("--write", action="store_true", help="write results/memory.{md,json}")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.cache / "model", options.output, options.child)
+        return
+    settings = {**MODEL, **(SMALL if options.small else {})}
+    results = measure(options.cache, settings, options.only)
+    weights = sum(_count(shape) for part in shapes(LlamaConfig(**settings)) for shape in part.values())
+    text = table(results, weights, "python benchmarks/memory.py --cache CACHE --write")
+    print(text)
+    if options.write:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "memory.md").write_text(text)
+        (RESULTS / "memory.json").write_text(json.dumps({"model": MODEL, "results": results}, indent=1) + "\n")
+    sys.exit(any(result["peak"] > result["limit"] for result in results))
+
+
+if __name__ == "__main__":
+    main()
