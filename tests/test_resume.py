@@ -115,6 +115,27 @@ def test_going_on_gives_the_bytes_of_an_undisturbed_run(tmp_path, monkeypatch, m
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.parametrize("pipeline", ["basic", "sequential", "layer_sequential"])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_pipeline_streams_to_the_bytes_of_a_model_in_memory(tmp_path, model, pipeline):
+    source = save(model, tmp_path / "source")
+    for name, stream in (("streamed", True), ("loaded", False)):
+        compress(source, tmp_path / name, "static inputs", pipeline=pipeline, stream_weights=stream)
+
+    assert files(tmp_path / "streamed") == files(tmp_path / "loaded")
+
+
+def test_a_pipeline_that_goes_on_may_run_what_is_finished(tmp_path, monkeypatch, source):
+    settings = {"recipe": RECIPES["static inputs"].replace("lm_head", "re:.*mlp.*"), "pipeline": "sequential"}
+    compress(source, tmp_path / "whole", **settings)
+
+    interrupt(monkeypatch, source, tmp_path / "out", stages=3, **settings)
+    _, done = resumed(monkeypatch, source, tmp_path / "out", **settings)
+
+    assert done == ["epilogue"]
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_model_in_memory_goes_on_too(tmp_path, monkeypatch, recipe):
     settings = {"pipeline": "sequential", "recipe": recipe, "tokenizer": tiny_tokenizer()}
