@@ -97,6 +97,30 @@ def test_a_run_goes_on_after_ctrl_c(tmp_path, undisturbed):
     assert files(tmp_path / "out") == undisturbed
 
 
+def test_what_a_run_leaves_that_is_killed_after_its_rename_is_no_unfinished_run(tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setattr(writer_module.shutil, "rmtree", lambda *path, **settings: None)
+    work(tmp_path / "out")
+    monkeypatch.undo()
+
+    assert (tmp_path / "out.partial").exists()
+    assert work(tmp_path / "out", binding={**BINDING, "seed": 5}, overwrite=True) == 0
+    assert files(tmp_path / "out") == undisturbed
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_run_that_is_killed_before_its_rename_goes_on(tmp_path, undisturbed, monkeypatch):
+    def fail(self):
+        raise StopError
+
+    monkeypatch.setattr(CheckpointWriter, "_publish", fail)
+    with pytest.raises(StopError):
+        work(tmp_path / "out")
+    monkeypatch.undo()
+
+    assert work(tmp_path / "out") == 4
+    assert files(tmp_path / "out") == undisturbed
+
+
 @pytest.mark.parametrize("cut", [1, 20])
 def test_a_line_that_was_cut_off_is_dropped(tmp_path, undisturbed, cut, caplog):
     journal = interrupted(tmp_path / "out", 3) / NAME

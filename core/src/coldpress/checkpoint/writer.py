@@ -28,6 +28,7 @@ from coldpress.errors import ArgumentError, CheckpointError
 log = logging.getLogger(__name__)
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_COMPLETE = "complete"  # a file that says: when the folder beside it is gone, it was renamed
 _DISCARD = "pass restart=True (--restart) to discard it and begin anew"
 
 
@@ -235,6 +236,8 @@ class CheckpointWriter:
             self.write_json("model.safetensors.index.json", index_of(written, total_size=total))
         with telling(self.folder):
             sync_tree(self.folder)
+            (self.partial / _COMPLETE).touch()
+            sync(self.partial)
         self._state = "complete"  # from here on nothing removes the work
         self._publish()
         self._state = "finished"
@@ -242,6 +245,8 @@ class CheckpointWriter:
         return self.output
 
     def _check_output(self) -> None:
+        if (self.partial / _COMPLETE).is_file() and not self.folder.exists():
+            shutil.rmtree(self.partial, ignore_errors=True)  # a run was killed just after its rename
         if self._aside.exists() and not self.output.exists():
             with telling(self._aside):
                 self._aside.rename(self.output)  # a run was killed between its two renames
