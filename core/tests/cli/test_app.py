@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from time import sleep
 
@@ -146,7 +147,9 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
     fifo = tmp_path / "text"
     os.mkfifo(fifo)
     command = [sys.executable, "-m", "coldpress", "evaluate", "smollm2", "--text", str(fifo)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it, as we may
+    with subprocess.Popen(command, preexec_fn=listening, **pipes) as process:
         end = open_for_writing(fifo, process)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)

@@ -70,6 +70,8 @@ class Told(logging.Handler):
     def __enter__(self) -> "Told":
         for name, value in {**_HUSH, **({} if self._bars else _HUSH_BARS)}.items():
             os.environ.setdefault(name, value)
+        if not self._bars and "transformers" in sys.modules:  # it has read its environment already
+            sys.modules["transformers"].logging.disable_progress_bar()
         self._warnings.__enter__()
         for package in _NOISY:
             warnings.filterwarnings("ignore", module=rf"{package}\b")
