@@ -4,7 +4,8 @@
 
 Each trial starts a run, sends it SIGKILL, and starts the same command again; every further attempt is killed too with
 a probability of one third.  The instant is random: after a number of finished stages that is drawn from none to all,
-plus a time that is drawn from none to what a stage takes; so a run that is slow today is not killed earlier.
+plus a time that is drawn from none to what a stage takes (after the last, to half a second: the finish); so a run that
+is slow today is not killed earlier.
 A run that is done before it can be killed does not count.  Files are compared by SHA-256, all of them but report.json
 and manifest.json, which say how long things took.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from random_llama import build
 
 RESULTS = Path(__file__).parent / "results"
+FINISHING = 0.5  # seconds after the last stage in which shards are joined, small files written, the folder renamed
 TIMED = ("report.json", "manifest.json")
 MODEL = {
     "vocab_size": 2048,
@@ -82,7 +84,9 @@ def trial(case: Case, number: int, chance: random.Random) -> dict:
         if kills and chance.random() > 1 / 3:
             assert run.wait(600) == 0, run.stderr.read().decode()
             break
-        kill = _kill(run, partial, stages=chance.randint(0, case.stages), delay=chance.uniform(0, case.seconds))
+        stages = chance.randint(0, case.stages)
+        longest = case.seconds if stages < case.stages else FINISHING
+        kill = _kill(run, partial, stages=stages, delay=chance.uniform(0, longest))
         if kill:
             kills.append(kill)
         elif not kills:  # it was faster

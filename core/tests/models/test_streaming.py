@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from coldpress.checkpoint import CheckpointReader
 from coldpress.errors import ArgumentError, CheckpointError, NumericsError
 from coldpress.models import load_model, simulated
 from coldpress.models.skeleton import NotStreamable, stream_model
-from coldpress.models.streaming import without_weights
+from coldpress.models.streaming import WeightStream, without_weights
 from coldpress.pipeline import partition
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress.testing.rounding import Rounding
@@ -89,6 +91,23 @@ def test_weights_come_with_their_stage_and_go_with_it(llama):
         }
         weights.drop(stage.modules)
     assert in_memory(weights.model) == set()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what is resident")
+def test_memory_is_given_back_although_the_heap_has_holes():
+    def resident():
+        return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+    model = nn.ModuleList(nn.Linear(1024, 256, bias=False, device="meta") for _ in range(64))
+    weights = WeightStream(model, None, {}, CPU)
+    before, holes = resident(), []
+
+    for name, module in model.named_children():
+        weights.fill({f"{name}.weight": torch.ones(256, 1024)})
+        holes.append(torch.ones(64, 1024))  # lives longer
+        weights.drop({name: module})
+
+    assert resident() - before < 64 * 2**18 + 2**24  # what lives, and 16 MB; all weights are 64 MB
 
 
 def test_a_tied_weight_stays_one_object_until_its_last_owner_is_done(tmp_path):

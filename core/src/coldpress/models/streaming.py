@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from coldpress.checkpoint import CheckpointReader
+from coldpress.models.heap import trim_heap
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class WeightStream:
                 owners = self._owners_of(parameter)
                 if not parameter.is_meta and all(owner in self._dropped for owner, _ in owners):
                     self._replace(parameter, parameter.detach().to("meta"))
+        trim_heap()
 
     def _put(self, parameter: nn.Parameter, tensor: Tensor) -> None:
         self._replace(parameter, tensor.to(self.device, parameter.dtype))
