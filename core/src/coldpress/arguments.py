@@ -40,7 +40,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     "dataloader_num_workers": "batches are made once, before the run, and stay in memory",
     "dvc_data_repository": "DVC is not read; fetch the file and pass its path as dataset",
     "min_tokens_per_module": "it counts nothing, neither here nor in llm-compressor",
-    "moe_calibrate_all_experts": "mixture-of-experts layers run as the router says",
     "overwrite_cache": "nothing that is derived from a data set is cached",
     "preprocessing_num_workers": "calibration samples are few and the tokenizer has its own threads",
     "quantization_aware_calibration": "deprecated in llm-compressor, where it does nothing either",
@@ -212,7 +211,8 @@ class DatasetArguments:
         preprocessing_num_workers: no effect.
         dataloader_num_workers: no effect.
         min_tokens_per_module: no effect.
-        moe_calibrate_all_experts: no effect yet.
+        moe_calibrate_all_experts: show every expert every token while it is calibrated; False shows it those that the
+            router sends it.  What the model says is the same.
         pipeline: name of the pipeline; None takes what the recipe needs.
         tracing_ignore: no effect.
         sequential_targets: what a block is, for pipelines that go block by block: names, `re:` patterns, classes.
@@ -245,7 +245,7 @@ class DatasetArguments:
     preprocessing_num_workers: int | None = None
     dataloader_num_workers: int = 0
     min_tokens_per_module: float | None = None
-    moe_calibrate_all_experts: bool = True
+    moe_calibrate_all_experts: bool = field(default=True, validator=_is(bool))
     pipeline: str | None = field(default=None, converter=_pipeline_name, validator=_is(str, optional=True))
     tracing_ignore: list[str] | None = None
     sequential_targets: Any = field(default=None, converter=_as_list, validator=_is(list, optional=True))

@@ -122,8 +122,8 @@ class Run:
         for layer in find_layers(state.model.named_modules()):
             rows, columns = layer.weight.shape
             state.report[layer.name] = LayerReport(layer.name, type(layer.module).__name__, (rows, columns))
-            if self.output is not None and layer.name in schemes:
-                self.output.format.check(schemes[layer.name], layer.name, (rows, columns))
+        if self.output is not None:
+            self.output.prepare(state.model, schemes)
         needy = [claim for claim in claims if claim.modifier.needs_data()]
         state.observed = frozenset(layer.name for claim in needy for layer in claim.layers)
         untie(state.model, {layer.name: None for claim in claims for layer in claim.layers})

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from attrs import evolve, field, frozen
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from coldpress.calibration.observer import observer_for
 from coldpress.calibration.statistics import Observed
 from coldpress.errors import CalibrationError, SchemeError, suggest
 from coldpress.hookspecs import hookimpl
+from coldpress.models.experts.tokens import siblings
 from coldpress.modifier import QUANTIZES, Modifier
 from coldpress.numerics import calculate_qparams, group
 from coldpress.schemes import QuantizationArgs, Scheme, preset
@@ -118,14 +120,28 @@ class Quantizer(Modifier):
         observed = self._observed_input(layer)
         if observed is None:
             return Quantized(scheme)
-        statistic = state.statistic(layer, observed)
-        if statistic is None:
+        ranges = self._input_ranges(state, layer, observed)
+        if not ranges:
             raise CalibrationError(
                 f"{layer.name} saw no token of the calibration data, so its static inputs have no scale; "
                 "calibrate with more data, ignore the layer, or choose a scheme with dynamic inputs"
             )
-        scale, zero_point = calculate_qparams(*observed.observer.range(statistic), observed.observer.args)
+        low, high = torch.stack([low for low, _ in ranges]), torch.stack([high for _, high in ranges])
+        scale, zero_point = calculate_qparams(low.amin(dim=0), high.amax(dim=0), observed.observer.args)
         return Quantized(scheme, input_scale=scale, input_zero_point=zero_point)
+
+    def _input_ranges(self, state: State, layer: Layer, observed: Observed) -> list[tuple[Tensor, Tensor]]:
+        """Smallest and largest input, of the layer itself, or of the other experts when no token reached this one."""
+        own = state.statistic(layer, observed)
+        if own is not None:
+            return [observed.observer.range(own)]
+        others = [
+            other
+            for other in siblings(state.model, layer)
+            if self.scheme_for(other) is not None and self._observed_input(other) == observed
+        ]
+        seen = [value for other in others if (value := state.statistic(other, observed)) is not None]
+        return [observed.observer.range(value) for value in seen]
 
     def _observed_input(self, layer: Layer) -> Observed | None:
         """What is watched of the layer's inputs; None when their scales are found while serving, or they have none."""

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from coldpress.calibration.tap import Tap
 from coldpress.errors import CalibrationError
+from coldpress.models.experts import TokenCount, report_unseen, watched_experts
 from coldpress.modifier import MOVES_SIGNAL, Modifier
 from coldpress.pipeline import Pipeline
 from coldpress.report import Progress
@@ -53,6 +54,7 @@ class Rounds:
                 if self._is_stale(modifier, stage):
                     self._sweep_again(stage, self.modifiers[position:], swept)
                 self._finalize(modifier, stage)
+            report_unseen(self.state, stage.every_layer)
         finally:
             self.state.statistics.clear()
 
@@ -86,14 +88,21 @@ class Rounds:
         if not wanted:
             return swept
         total = len(self.state.batches)
-        with Tap(wanted.values()) as tap, closing(_generator(self.pipeline.sweep(self.state, stage))) as sweep:
+        count = TokenCount.of(stage.modules, wanted.values())
+        with (
+            watched_experts(stage.modules.values()),
+            Tap(wanted.values()) as tap,
+            closing(_generator(self.pipeline.sweep(self.state, stage))) as sweep,
+        ):
             for index in self.progress.track(sweep, description=f"calibrating {stage.name}", total=total):
                 sighting = tap.collect(index, self.state.batches[index])
                 statistics.see(sighting.calls, sighting.tokens)
+                count.see(sighting)
                 if readers:
                     self._fire("calibrate_batch", readers, stage=stage, batch=sighting.batch(read))
                 swept += 1
         statistics.finish()
+        count.report(self.state)
         return swept
 
     def _sweep_again(self, stage: Stage, modifiers: Sequence[Modifier], swept: int) -> None:

@@ -7,13 +7,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from attrs import evolve
 from torch import Tensor, nn
 
 from coldpress.checkpoint.companion import Origin, copy_companions
 from coldpress.checkpoint.disk import telling
 from coldpress.checkpoint.format import Format
+from coldpress.checkpoint.named import (
+    NamedWriter,
+    joined_parts,
+    joint_tensors,
+    schemes_on_disk,
+    unquantized_on_disk,
+)
+from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
 from coldpress.checkpoint.restore import own_tensors, read_inputs, restored, write_inputs
 from coldpress.checkpoint.writer import CheckpointWriter
+from coldpress.errors import CheckpointError
 from coldpress.schemes import Scheme
 from coldpress.stage import Stage, class_names, find_layers
 from coldpress.state import LayerReport, Quantized, State
@@ -31,6 +41,8 @@ class Output:
         self.format = form
         self._writer = writer
         self._written: set[str] = set()
+        self._names = CheckpointNames()
+        self._named = NamedWriter(writer, self._names, {})
 
     @property
     def folder(self) -> Path:
@@ -51,6 +63,28 @@ class Output:
     ) -> None:
         self._writer.__exit__(kind, error, trace)
 
+    def prepare(self, model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
+        """See whether a model can be written, and learn what its tensors are called on disk.
+
+        Args:
+            model: whose experts, if it has any, are linear layers.
+            schemes: of all layers that are or will be quantized.
+
+        Raises:
+            SchemeError: a layer cannot be written in this format.
+            CheckpointError: transformers turns the joint tensors of experts round when it loads them.
+        """
+        for name, scheme in schemes.items():
+            layer = next(find_layers([(name, model.get_submodule(name))]))
+            self.format.check(scheme, name, (layer.weight.shape[0], layer.weight.shape[1]))
+        names = checkpoint_names(model)
+        plain = self.format.config(schemes, []) is None
+        turned = next((name for name in names.remade if name.rpartition(".")[0] in names.fused), None)
+        if plain and turned is not None:
+            raise CheckpointError(f"{turned}: a dense checkpoint of it cannot be written; choose compressed-tensors")
+        self._names = names if plain else evolve(names, fused=frozenset())
+        self._named = NamedWriter(self._writer, self._names, joined_parts(model, self._names))
+
     def begin(self, binding: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """Go on after the stages that an interrupted run has finished, or begin anew.
 
@@ -66,7 +100,10 @@ class Output:
         """Write every tensor of a finished stage; a tensor that several modules share is written once."""
         names = _names_by_tensor(state.model)
         for name, module in stage.modules.items():
-            self._writer.add(dict(self._tensors(name, module, state, names)))
+            joint = dict(joint_tensors(name, module, self._names))
+            if joint:
+                self._written.update(full for full in self._named.joined if full.startswith(f"{name}."))
+            self._named.add(joint or dict(self._tensors(name, module, state, names)))
 
     def keep(self, stage: Stage, state: State) -> None:
         """Make durable what was written of a stage, with all that a later run must know of it to go on after it."""
@@ -98,7 +135,7 @@ class Output:
 
     def weights(self, modules: Mapping[str, nn.Module], state: State) -> Iterator[tuple[str, Tensor]]:
         """The parameters and saved buffers of modules that are written, as a model in memory has them."""
-        return restored(self._writer, self.format, modules, state.schemes, _names_by_tensor(state.model))
+        return restored(self._named, self.format, modules, state.schemes, _names_by_tensor(state.model))
 
     def rest(self, state: State) -> Stage:
         """The modules of which something is not written yet."""
@@ -154,8 +191,8 @@ class Output:
         config.architectures = [type(model).__name__]
         config.dtype = model.dtype
         config.save_pretrained(self.folder)
-        ignored = [layer.name for layer in find_layers(model.named_modules()) if layer.name not in state.schemes]
-        quantization = self.format.config(state.schemes, ignored)
+        ignored = unquantized_on_disk(model, state.schemes, self._names)
+        quantization = self.format.config(schemes_on_disk(state.schemes, self._names), ignored)
         if quantization is not None:
             saved = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
             self._writer.write_json("config.json", {**saved, "quantization_config": quantization})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from coldpress.checkpoint.format import Format
-from coldpress.checkpoint.writer import CheckpointWriter
+from coldpress.checkpoint.named import NamedWriter
 from coldpress.errors import CheckpointError
 from coldpress.schemes import Scheme
 from coldpress.stage import class_names
@@ -17,7 +17,7 @@ _INPUTS = ("input_scale", "input_zero_point", "input_global_scale")
 
 
 def restored(
-    writer: CheckpointWriter,
+    writer: NamedWriter,
     form: Format,
     modules: Mapping[str, nn.Module],
     schemes: Mapping[str, Scheme],
@@ -35,7 +35,7 @@ def restored(
     Raises:
         CheckpointError: a tensor is in no file.
     """
-    there = set(writer.names())
+    there = writer.there()
     plain = not schemes or form.config(schemes, []) is None
     for name, module in modules.items():
         for part, tensor in own_tensors(module):
@@ -78,11 +78,10 @@ def _tensor(data: Mapping[str, Any]) -> Tensor:
 
 
 def _decoded(
-    writer: CheckpointWriter, form: Format, module: nn.Module, name: str, scheme: Scheme, dtype: torch.dtype
+    writer: NamedWriter, form: Format, module: nn.Module, name: str, scheme: Scheme, dtype: torch.dtype
 ) -> Tensor:
-    prefix, turned = f"{name}.", "Conv1D" in class_names(module)  # it stores [I, O], codes are always [O, I]
-    suffixes = [n.removeprefix(prefix) for n in writer.names() if n.startswith(prefix)]
-    found = {suffix: writer.read(prefix + suffix) for suffix in suffixes if "." not in suffix}
+    turned = "Conv1D" in class_names(module)  # it stores [I, O], codes are always [O, I]
+    found = writer.of_layer(name)
     if turned and "weight" in found:
         found["weight"] = found["weight"].t()
     weight = form.restore(found, scheme).weight(dtype)

@@ -27,11 +27,13 @@ from coldpress.calibration.dataset import load_batches
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.output import Output
+from coldpress.entrypoints.experts import open_experts, report_refused
 from coldpress.entrypoints.opening import Opened, open_model
 from coldpress.entrypoints.saving import offer_saving
 from coldpress.errors import ArgumentError, BrokenPluginError
 from coldpress.lifecycle import Run
 from coldpress.models import load_model, load_tokenizer, simulate_activations, simulated
+from coldpress.models.experts import linear_experts, linearize_experts
 from coldpress.models.tie import untie_embeddings
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Choice, Recipe, read_recipe, structure_settings
@@ -79,7 +81,11 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
         output = _output(form, arguments.output)
         with output or nullcontext():
             opened = open_model(arguments)
+            refused = open_experts(
+                opened.model, recipe.modifiers, all_experts=arguments.dataset.moe_calibrate_all_experts
+            )
             state = _state(arguments, recipe, opened.model)
+            report_refused(state, refused)
             job = Run(
                 recipe=recipe,
                 state=state,
@@ -188,6 +194,8 @@ def _finished(arguments: Arguments, state: State) -> Any:
         device=settings.device,
         trust_remote_code=settings.trust_remote_code_model,
     )
+    if linear_experts(before):
+        linearize_experts(model)
     for name, quantized in simulated(before):
         simulate_activations(model.get_submodule(name), quantized)
     return model

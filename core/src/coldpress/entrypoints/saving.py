@@ -6,6 +6,7 @@ from typing import Any
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.output import Output
 from coldpress.lifecycle import Run
+from coldpress.models.experts import fused_state_dict
 from coldpress.report import Report
 
 
@@ -28,9 +29,10 @@ def offer_saving(run: Run, form: Format, report: Report) -> None:
             **settings: `overwrite` and `max_shard_size`, or those of transformers when dense.
         """
         if not save_compressed:
-            dense(save_directory, **settings)
+            dense(save_directory, **{"state_dict": fused_state_dict(model), **settings})
             return
         with Output(CheckpointWriter(save_directory, **settings), form) as output:
+            output.prepare(run.state.model, run.state.schemes)
             run.save(output, report)
 
     model.save_pretrained = save_pretrained

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from coldpress import registry
 from coldpress.checkpoint import CheckpointReader, Format, SchemeLookup
+from coldpress.checkpoint.names import checkpoint_names
 from coldpress.errors import BrokenPluginError, CheckpointError, ModelError, UnknownPluginError
+from coldpress.models.experts import linear_experts, linearize_experts
 from coldpress.models.quiet import no_bar
 from coldpress.models.simulation import simulate_activations
+from coldpress.models.streaming import without_weights
 from coldpress.stage import class_names, find_layers
 from coldpress.state import Quantized
 
@@ -50,23 +53,45 @@ def load_compressed(
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     kind = (getattr(config, "dtype", None) or torch.bfloat16) if dtype == "auto" else dtype
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    with without_weights():
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=trust_remote_code)
+    linearize_experts(skeleton)
+    names = checkpoint_names(skeleton)
     reader = CheckpointReader(folder)
     reader.check()
     weights, quantized = _decode(reader, skeleton, form, form.read(quantization), kind)
-    with no_bar():
-        model, loading = type(skeleton).from_pretrained(
-            None, config=config, state_dict=weights, dtype=kind, output_loading_info=True
-        )
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
+    if linear_experts(skeleton):
+        weights = {names.in_memory(name): tensor for name, tensor in weights.items()}
+        model, missing, extra = _filled(skeleton, weights, dtype)
+    else:
+        with no_bar():
+            model, loading = type(skeleton).from_pretrained(
+                None, config=config, state_dict=weights, dtype=kind, output_loading_info=True
+            )
+        missing, extra = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
+    if missing:
         raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} tensors of the model, the first is {missing[0]!r}")
-    if loading["unexpected_keys"]:
-        log.warning("not read from %s: %s", folder, ", ".join(sorted(loading["unexpected_keys"])))
+    if extra:
+        log.warning("not read from %s: %s", folder, ", ".join(extra))
     for name, layer in quantized.items():
         simulate_activations(model.get_submodule(name), layer)
     return model
+
+
+def _filled(model: Any, weights: Mapping[str, Tensor], dtype: Any) -> tuple[Any, list[str], list[str]]:
+    """The model with these weights, which of its own are missing, and which are not its own."""
+    if dtype != "auto":
+        weights = {name: x.to(dtype) if x.is_floating_point() else x for name, x in weights.items()}
+    loading = model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    missing = [name for name in loading.missing_keys if _tensor(model, name).is_meta]
+    return model.eval(), sorted(missing), sorted(loading.unexpected_keys)
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    owner, _, part = name.rpartition(".")
+    found: Tensor = getattr(model.get_submodule(owner), part)
+    return found
 
 
 def _format(folder: Path, quantization: Mapping[str, Any]) -> Format:
@@ -90,25 +115,29 @@ def _decode(
     """All weights of the dense model by name, and what is quantized by the name of its layer."""
     tensors: dict[str, dict[str, Tensor]] = {}  # layer -> suffix -> tensor
     layers = {layer.name: layer.module for layer in find_layers(skeleton.named_modules())}
+    names, homes = checkpoint_names(skeleton), {}
     weights: dict[str, Tensor] = {}
     for name in reader.names():
+        home = names.in_memory(name).rpartition(".")[0]
         owner, _, suffix = name.rpartition(".")
-        if owner in layers:
+        if home in layers:
+            homes[owner] = home
             tensors.setdefault(owner, {})[suffix] = reader.get(name)
         else:
             weights[name] = reader.get(name)
     quantized: dict[str, Quantized] = {}
     for name, found in tensors.items():
-        classes = class_names(layers[name])
+        home = homes[name]
+        classes = class_names(layers[home])
         scheme = schemes(name, classes)
         turned = "Conv1D" in classes  # it stores [I, O], codes are always [O, I]
         if scheme is not None:
             if turned and "weight" in found:
                 found["weight"] = found["weight"].t()
-            quantized[name] = form.restore(found, scheme)
+            quantized[home] = form.restore(found, scheme)
             found = {suffix: tensor for suffix, tensor in found.items() if suffix in ("weight", "bias")}
-            if quantized[name].codes is not None:
-                found["weight"] = quantized[name].weight(dtype)
+            if quantized[home].codes is not None:
+                found["weight"] = quantized[home].weight(dtype)
             if turned:
                 found["weight"] = found["weight"].t().contiguous()
         weights.update({f"{name}.{suffix}": tensor for suffix, tensor in found.items()})

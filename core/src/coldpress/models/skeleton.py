@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from coldpress.checkpoint import CheckpointReader
+from coldpress.checkpoint.names import checkpoint_names
 from coldpress.errors import CheckpointError, ModelError
+from coldpress.models.experts import linearize_experts
 from coldpress.models.streaming import WeightStream, without_weights
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ def stream_model(
     model = _build(folder, dtype, reader, trust_remote_code)
     if dtype != torch.float32 and any(getattr(model, f"_keep_in_fp32_modules{end}", None) for end in ("", "_strict")):
         raise NotStreamable(f"{type(model).__name__} keeps some of its weights in float32")
+    linearize_experts(model)
     places = _places(model, reader)
     for path, module in model.named_modules():
         for part, buffer in module.named_buffers(recurse=False):
@@ -77,11 +80,12 @@ def _first_floating(reader: CheckpointReader) -> torch.dtype:
 
 def _places(model: nn.Module, reader: CheckpointReader) -> dict[str, str]:
     """Name of every parameter and saved buffer to the tensor in the files; names that share one share its place."""
-    known = set(reader.names())
+    known, names = set(reader.names()), checkpoint_names(model)
     groups: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        groups.setdefault(id(tensor), []).append(name)
-    missing = [names[0] for names in groups.values() if not known.intersection(names)]
+        disk = names.on_disk(name)
+        groups.setdefault(id(tensor), []).append(disk if disk in known else name)
+    missing = [group[0] for group in groups.values() if not known.intersection(group)]
     extra = sorted(known.difference(*groups.values()))
     if missing and extra:
         raise NotStreamable(
@@ -97,7 +101,8 @@ def _places(model: nn.Module, reader: CheckpointReader) -> dict[str, str]:
         )
     if extra:
         log.warning("%s: not read, because the model has no such weights: %s", reader.folder, ", ".join(extra))
-    places = {name: _one_place(names, known, reader) for names in groups.values() for name in names}
+    found = {tensor: _one_place(group, known, reader) for tensor, group in groups.items()}
+    places = {name: found[id(tensor)] for name, tensor in model.state_dict(keep_vars=True).items()}
     _check_shapes(model, places, reader)
     return places
 

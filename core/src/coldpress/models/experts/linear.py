@@ -7,7 +7,7 @@ experts.0.up_proj  nn.Linear
 
 import inspect
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from attrs import frozen
@@ -15,9 +15,6 @@ from torch import Tensor, nn
 
 from coldpress.calibration.tap import mark_rows, rows_of
 from coldpress.models.experts.layout import DOWN, GATE, UP, Layout, Slot
-
-Watch = Literal["no", "routed", "all"]
-"""What experts are shown while somebody observes their inputs: what the router sends them, or every token."""
 
 
 @frozen(eq=False)
@@ -69,8 +66,8 @@ class Expert(nn.Module):
 class LinearExperts(nn.Module):
     """The experts of one block; its children are `0`, `1`, ... and those of the module that it replaces.
 
-    Its `watch` says what experts are shown.
-    What it returns is the same for every value, because outputs of tokens that the router did not send are not used.
+    While it is `watched`, and is told to show `all_experts` every token, it does so.
+    What it returns is the same, because outputs of tokens that the router did not send are not used.
 
     Args:
         fused: the module that it replaces, whose weights are taken out of it when they are copied.
@@ -80,7 +77,8 @@ class LinearExperts(nn.Module):
 
     def __init__(self, fused: nn.Module, layout: Layout, *, copy: bool = True) -> None:
         super().__init__()
-        self.watch: Watch = "no"
+        self.watched = False
+        self.all_experts = True
         self.layout = layout
         self._names = tuple(inspect.signature(fused.forward).parameters)
         parameters = dict(fused.named_parameters(recurse=False))
@@ -139,11 +137,11 @@ class LinearExperts(nn.Module):
         parts = x.new_zeros((*index.shape, x.shape[-1]), dtype=kind)  # [T, K, H]
         for number, expert in enumerate(self.experts()):
             token, place = torch.where(index == number)
-            if self.watch == "all":
+            if self.watched and self.all_experts:
                 said = expert(x)[token]
             elif len(token):
                 chosen = x[token]
-                if self.watch == "routed":
+                if self.watched:
                     mark_rows(chosen, token)
                 said = expert(chosen)
             else:
@@ -161,7 +159,7 @@ class LinearExperts(nn.Module):
         for number, expert in enumerate(self.experts()):
             own = x[number]
             rows = own.abs().amax(dim=-1).nonzero().flatten()
-            if self.watch == "no" or self._has_bias():
+            if not self.watched or self._has_bias():
                 said.append(expert(own))
                 continue
             result = torch.zeros_like(own)

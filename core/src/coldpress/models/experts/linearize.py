@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import torch
 from attrs import field, frozen
-from torch import nn
+from torch import Tensor, nn
 
-from coldpress.models.experts.layout import Layout, fused_weights, slot_choices
+from coldpress.models.experts.layout import Layout, slot_choices
 from coldpress.models.experts.linear import LinearExperts
 from coldpress.models.experts.probe import find_layout
 
@@ -27,7 +27,7 @@ class Linearized:
     refused: Mapping[str, str] = field(factory=dict)
 
 
-def linearize_experts(model: nn.Module) -> Linearized:
+def linearize_experts(model: nn.Module, *, all_experts: bool = True) -> Linearized:
     """Replace fused experts by linear layers, `experts.0.gate_proj`, `.up_proj`, `.down_proj`, ..., in place.
 
     A module is taken for fused experts if it holds two or three tensors with three dimensions whose shapes are those
@@ -36,6 +36,8 @@ def linearize_experts(model: nn.Module) -> Linearized:
 
     Args:
         model: any model; its weights may be on the meta device.
+        all_experts: while they are watched, experts are shown every token, not only those that the router sends them;
+            also for experts that are linear layers already.
     """
     known: dict[object, Layout | str] = {}
     replaced, refused = [], {}
@@ -55,11 +57,24 @@ def linearize_experts(model: nn.Module) -> Linearized:
         with torch.no_grad():
             model.get_submodule(parent)._modules[last] = LinearExperts(module, layout)
         replaced.append(name)
+    for experts in linear_experts(model).values():
+        experts.all_experts = all_experts
     if replaced:
         log.info("%d modules of fused experts are linear layers now", len(replaced))
     return Linearized(tuple(replaced), refused)
 
 
-def weight_count(model: nn.Module, name: str) -> int:
-    """How many weights a fused module holds."""
-    return sum(tensor.numel() for tensor in fused_weights(model.get_submodule(name)).values())
+def linear_experts(model: nn.Module) -> dict[str, LinearExperts]:
+    """The modules of a model whose experts are linear layers, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LinearExperts)}
+
+
+def fused_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model as if its experts had never been split."""
+    tensors: dict[str, Tensor] = dict(model.state_dict())
+    for name, experts in linear_experts(model).items():
+        for number in range(experts.count):
+            for part in [part for part in tensors if part.startswith(f"{name}.{number}.")]:
+                del tensors[part]
+        tensors |= {f"{name}.{part}": tensor for part, tensor in experts.fused_tensors().items()}
+    return tensors

@@ -9,19 +9,19 @@ from coldpress.models.experts.linear import LinearExperts
 
 
 @contextmanager
-def watched_experts(modules: Iterable[nn.Module], *, every_token: bool) -> Iterator[None]:
+def watched_experts(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Experts among the modules are run for those who observe them, until the block is left.
+
+    Outputs are those of the router's choice, whatever experts are shown.
 
     Args:
         modules: all modules of what is about to run.
-        every_token: every expert is shown every token; otherwise those that the router sends it.
-            Outputs are those of the router's choice in either case.
     """
     found = [module for module in modules if isinstance(module, LinearExperts)]
     for experts in found:
-        experts.watch = "all" if every_token else "routed"
+        experts.watched = True
     try:
         yield
     finally:
         for experts in found:
-            experts.watch = "no"
+            experts.watched = False

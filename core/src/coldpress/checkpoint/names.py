@@ -1,0 +1,177 @@
+"""What tensors are called on disk, where that differs from what modules are called in memory.
+
+    memory    model.layers.0.mlp.experts.3.gate_proj.weight
+    disk      model.layers.0.block_sparse_moe.experts.3.w1.weight        a Mixtral, as vLLM reads it
+
+The rules are transformers' own, by which it renames what it loads and names it back when it saves.  Those for fused
+experts are asked what they make of small numbered tensors, so that they also say which matrix of which expert is what.
+"""
+
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor, nn
+
+from coldpress.models.experts.layout import DOWN
+from coldpress.models.experts.linear import LinearExperts
+
+_TROUBLE = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError)
+_HIDDEN, _WIDTH = 3, 2  # of the numbered tensors
+_APART = 1_000_000  # more numbers than those of one module have
+
+
+@frozen(eq=False)
+class CheckpointNames:
+    """The names of one model.
+
+    Attributes:
+        renamed: name of a tensor in memory to its name on disk, where they differ.
+        fused: name of every experts module whose plain checkpoint has its experts in one tensor.
+        remade: name of every tensor that transformers makes out of others in another way, or turns round.
+    """
+
+    renamed: Mapping[str, str] = field(factory=dict)
+    fused: frozenset[str] = frozenset()
+    remade: frozenset[str] = frozenset()
+    _back: Mapping[str, str] = field(init=False)
+
+    @_back.default
+    def _turn(self) -> Mapping[str, str]:
+        return {disk.removesuffix(".weight"): name.removesuffix(".weight") for name, disk in self.renamed.items()}
+
+    def on_disk(self, name: str) -> str:
+        """What a tensor is called on disk; also one that stands for a weight, such as `weight_scale`."""
+        if name in self.renamed:
+            return self.renamed[name]
+        owner, _, suffix = name.rpartition(".")
+        return f"{self.layer(owner)}.{suffix}" if f"{owner}.weight" in self.renamed else name
+
+    def in_memory(self, name: str) -> str:
+        """What a tensor on disk, or what it stands for, is called in memory; the inverse of `on_disk`."""
+        if name in self._back:
+            return self._back[name]
+        owner, _, suffix = name.rpartition(".")
+        return f"{self._back[owner]}.{suffix}" if owner in self._back else name
+
+    def layer(self, name: str) -> str:
+        """What a layer is called on disk."""
+        weight = self.renamed.get(f"{name}.weight")
+        return name if weight is None else weight.removesuffix(".weight")
+
+
+def checkpoint_names(model: nn.Module) -> CheckpointNames:
+    """The names of a model's tensors on disk, whether its experts are fused or linear layers."""
+    rules = _rules(model)
+    experts = {name: module for name, module in model.named_modules() if isinstance(module, LinearExperts)}
+    found, fused = _expert_names(experts, rules)
+    tensors = [*model.state_dict(), *(f"{name}.{part}" for name in fused for part in experts[name].shapes)]
+    names = {name: found.get(name) or _renamed(name, rules) for name in tensors}
+    renamed = {name: other for name, other in names.items() if name != other}
+    if len(set(names.values())) < len(names):  # two tensors would share a name
+        renamed = {}
+    remade = frozenset(name for name in tensors if name not in found and _is_remade(name, rules))
+    return CheckpointNames(renamed, fused, remade)
+
+
+@frozen(eq=False)
+class _Rules:
+    """Transformers' rules from memory to disk.
+
+    Attributes:
+        model: what transformers' functions take for a model.
+        converters: those that make other tensors.
+        renamings: those that only rename.
+    """
+
+    model: Any
+    converters: tuple[Any, ...] = ()
+    renamings: tuple[Any, ...] = ()
+
+
+def _rules(model: Any) -> _Rules:
+    if getattr(model, "config", None) is None or not hasattr(model, "base_model_prefix"):
+        return _Rules(None)
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming
+
+    # A prefix that some checkpoints have and others lack is left as the model has it.
+    rules = [
+        rule for rule in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(rule, PrefixChange)
+    ]
+    turned = [rule.reverse_transform() for rule in rules[::-1]]
+    return _Rules(
+        SimpleNamespace(_weight_conversions=rules, config=model.config),
+        tuple(rule for rule in turned if isinstance(rule, WeightConverter)),
+        tuple(rule for rule in turned if isinstance(rule, WeightRenaming)),
+    )
+
+
+def _renamed(name: str, rules: _Rules) -> str:
+    """The name on disk of a tensor that is the same there; its own where other tensors are made of it."""
+    if not rules.renamings or _is_remade(name, rules):
+        return name
+    from transformers.core_model_loading import apply_renamings
+
+    renamed: str = apply_renamings(name, list(rules.renamings))
+    return renamed
+
+
+def _is_remade(name: str, rules: _Rules) -> bool:
+    if not rules.converters:
+        return False
+    from transformers.core_model_loading import apply_converters
+
+    return apply_converters(name, list(rules.converters))[1] is not None
+
+
+def _expert_names(experts: Mapping[str, LinearExperts], rules: _Rules) -> tuple[dict[str, str], frozenset[str]]:
+    """Name of each expert's weights to what they are called on disk; and the modules that stay fused there."""
+    numbered = {name: _numbered(module, 1 + i * _APART) for i, (name, module) in enumerate(experts.items())}
+    tensors = {f"{name}.{part}": tensor for name, parts in numbered.items() for part, tensor in parts.items()}
+    if not tensors or rules.model is None:
+        return {}, frozenset(experts)
+    from transformers.core_model_loading import revert_weight_conversion
+
+    try:
+        said = revert_weight_conversion(rules.model, dict(tensors))
+    except _TROUBLE:
+        return {}, frozenset(experts)
+    places = {_key(tensor): name for name, tensor in said.items() if tensor.ndim == 2 and name.endswith(".weight")}
+    names: dict[str, str] = {}
+    fused = []
+    for name, module in experts.items():
+        wanted = dict(_matrices(name, module, numbered[name]))
+        if all(_key(matrix) in places for matrix in wanted.values()):
+            names |= {full: places[_key(matrix)] for full, matrix in wanted.items()}
+        else:
+            fused.append(name)
+    return names, frozenset(fused)
+
+
+def _numbered(module: LinearExperts, first: int) -> dict[str, Tensor]:
+    """Small tensors of the form of the fused ones, that count on from `first`, so that no number occurs twice."""
+    tensors = {}
+    for role, slot in module.layout.slots.items():
+        if slot.parameter in tensors:
+            continue
+        joint = _WIDTH if slot.rows == "all" else 2 * _WIDTH
+        out, inner = (_HIDDEN, _WIDTH) if role == DOWN else (joint, _HIDDEN)
+        shape = (module.count, inner, out) if slot.transposed else (module.count, out, inner)
+        numbers = torch.arange(first, first + module.count * out * inner, dtype=torch.float64)
+        tensors[slot.parameter] = numbers.reshape(shape)
+        first += len(numbers)
+    return tensors
+
+
+def _matrices(name: str, module: LinearExperts, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Name and numbered matrix, [O, I], of every projection of every expert."""
+    for role, slot in module.layout.slots.items():
+        for number, matrix in enumerate(slot.weights(tensors)):
+            yield f"{name}.{number}.{role}.weight", matrix
+
+
+def _key(matrix: Tensor) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    return tuple(matrix.shape), tuple(matrix.flatten().tolist())

@@ -1,0 +1,67 @@
+"""Experts of a model that is about to be compressed: linear layers where that is possible, an error or a line else."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from coldpress.errors import ModelError
+from coldpress.models.experts import linearize_experts
+from coldpress.models.experts.layout import fused_weights
+from coldpress.modifier import Modifier
+from coldpress.stage import Layer, class_names
+from coldpress.state import LayerReport, State
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.25
+"""Of a model's weights: if more of them are in fused tensors that cannot be split but are meant, that is an error."""
+
+
+def open_experts(model: Any, modifiers: Sequence[Modifier], *, all_experts: bool) -> Mapping[str, str]:
+    """Make linear layers of a model's fused experts.
+
+    Args:
+        model: changed in place.
+        modifiers: of the recipe.
+        all_experts: experts are shown every token while they are calibrated.
+
+    Returns:
+        Names of modules whose fused tensors stay as they are, and why.
+
+    Raises:
+        ModelError: they hold a large part of the weights, and the recipe does not ignore them.
+    """
+    refused = linearize_experts(model, all_experts=all_experts).refused
+    sizes = {name: sum(t.numel() for t in fused_weights(model.get_submodule(name)).values()) for name in refused}
+    meant = [name for name in refused if any(_means(modifier, name, model) for modifier in modifiers)]
+    if sum(sizes[name] for name in meant) > SHARE * sum(parameter.numel() for parameter in model.parameters()):
+        first = meant[0]
+        raise ModelError(
+            f"{len(meant)} modules hold experts in fused tensors that cannot be split into linear layers, so that they "
+            f"would stay uncompressed; the first is {first}: {refused[first]}. To compress the rest of the model, "
+            f"ignore them, for example with ignore=[{type(model.get_submodule(first)).__name__!r}]"
+        )
+    for name, reason in refused.items():
+        log.warning("%s stays as it is: %s", name, reason)
+    return refused
+
+
+def report_refused(state: State, refused: Mapping[str, str]) -> None:
+    """Give fused tensors that stay as they are a line in the report."""
+    for name, reason in refused.items():
+        module = state.model.get_submodule(name)
+        rows = sum(tensor.numel() // tensor.shape[-1] for tensor in fused_weights(module).values())
+        width = next(iter(fused_weights(module).values())).shape[-1]
+        state.report[name] = LayerReport(
+            name, type(module).__name__, (rows, width), reason=f"fused tensors that cannot be split: {reason}"
+        )
+
+
+def _means(modifier: Modifier, name: str, model: nn.Module) -> bool:
+    """Whether a modifier would compress the experts of a module if they were linear layers."""
+    own = class_names(model.get_submodule(name))
+    experts = [Layer(f"{name}.0.{last}", nn.Identity(), ("Linear", "Module")) for last in ("up_proj", "down_proj")]
+    ignored = Layer(name, nn.Identity(), own).matches(modifier.ignore)
+    return not ignored and any(e.matches(modifier.patterns()) and not e.matches(modifier.ignore) for e in experts)
