@@ -63,7 +63,7 @@ format: venv ## write the format that `make check` asks for
 
 .PHONY: test
 test: venv ## the test suite
-	$(BIN)/pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto $(PYTEST_FLAGS)
 
 .PHONY: test-slow
 test-slow: venv ## the tests on the embedded model

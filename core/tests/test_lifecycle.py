@@ -388,3 +388,11 @@ def test_gradients_are_recorded_again_after_a_run():
     run(rounding())
 
     assert torch.is_grad_enabled()
+
+
+def test_the_callers_random_numbers_go_on_as_if_nothing_had_run():
+    model = tiny_llama()
+    before = torch.get_rng_state()
+    run(Diary(), model=model)
+
+    assert torch.equal(torch.get_rng_state(), before)

@@ -76,7 +76,8 @@ class Run:
         if self.output is not None:
             job = {"recipe": recipe, "pipeline": repr(self.pipeline), "format": repr(self.output.format)}
             binding = resume.bind(self.state, self.output, job, self.weights)
-        with torch.no_grad(), _evaluating(self.state.model), self.weights or nullcontext():
+        unseeded = torch.random.fork_rng(devices=[])  # stages are seeded; the caller's own random numbers go on
+        with torch.no_grad(), unseeded, _evaluating(self.state.model), self.weights or nullcontext():
             claims = self._survey()
             kept = resume.begin(self.output, binding, self.progress) if self.output is not None else []
             with closing(self._turns()) as stages:

@@ -7,7 +7,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from attrs import evolve, fields_dict
 
 from coldpress import registry
@@ -168,7 +167,6 @@ def _output(form: Format, arguments: OutputArguments) -> Output | None:
 def _state(arguments: Arguments, recipe: Recipe, model: Any) -> State:
     """The model, its tokenizer, and the data if somebody reads them."""
     seed, settings = arguments.recipe.seed, arguments.model
-    torch.manual_seed(seed)
     if not settings.tie_word_embeddings:
         untie_embeddings(model)
     tokenizer = _tokenizer(settings, model)
