@@ -279,3 +279,82 @@ def test_linear_experts_stay_as_they_are_in_the_model_that_is_returned():
 
     assert len(linear_experts(model)) == 2
     assert not linearize_experts(model).replaced
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_transformers_loads_what_is_compressed_under_names_that_it_knows(kind, tmp_path):
+    model = run(tiny_mixture(kind, dtype=torch.bfloat16), "W4A16", tmp_path)
+
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+    torch.testing.assert_close(logits(theirs, DATA), logits(model, DATA), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(kind, dense, tmp_path, monkeypatch):
+    import coldpress_quantization.modifier as rounding
+
+    run(tiny_mixture(kind), "W4A16", tmp_path / "whole", save_compressed=not dense, pipeline="sequential")
+    count, before = [0], rounding.round_to_nearest
+
+    def failing(*args):
+        count[0] += 1
+        if count[0] > 20:  # in the second block
+            raise KeyboardInterrupt
+        return before(*args)
+
+    monkeypatch.setattr(rounding, "round_to_nearest", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_mixture(kind), "W4A16", tmp_path / "halved", save_compressed=not dense, pipeline="sequential")
+    monkeypatch.setattr(rounding, "round_to_nearest", before)
+
+    run(tiny_mixture(kind), "W4A16", tmp_path / "halved", save_compressed=not dense, pipeline="sequential")
+
+    whole, halved = tensors(tmp_path / "whole/out"), tensors(tmp_path / "halved/out")
+    assert whole.keys() == halved.keys()
+    assert all(torch.equal(whole[name], halved[name]) for name in whole)
+
+
+class Unknown(torch.nn.Module):
+    """Experts whose arguments nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_proj = torch.nn.Parameter(torch.randn(4, 512, 64) / 8)
+        self.down_proj = torch.nn.Parameter(torch.randn(4, 64, 512) / 8)
+
+    def forward(self, x, scale):
+        return x
+
+
+def with_unknown_experts(*, heavy: bool):
+    model = tiny_mixture("olmoe")
+    for block in model.model.layers if heavy else ():
+        block.unknown = Unknown()
+    if not heavy:
+        model.model.unknown = Unknown()
+        model.model.unknown.up_proj = torch.nn.Parameter(torch.randn(2, 8, 64))
+        model.model.unknown.down_proj = torch.nn.Parameter(torch.randn(2, 64, 8))
+    return model
+
+
+def test_many_weights_that_cannot_be_split_are_refused_by_name():
+    with pytest.raises(coldpress.ModelError, match=r"model\.layers\.0\.unknown.*2 arguments.*ignore=\['Unknown'\]"):
+        coldpress.oneshot(with_unknown_experts(heavy=True), modifier("W4A16"), quiet=True)
+
+
+def test_weights_that_cannot_be_split_and_are_ignored_have_a_line_in_the_report(tmp_path):
+    recipe = RECIPE.format(scheme="W4A16", group=32).replace("[lm_head", "[lm_head, Unknown")
+    coldpress.oneshot(with_unknown_experts(heavy=True), recipe, output_dir=tmp_path / "out", quiet=True)
+
+    line = report(tmp_path / "out")["model.layers.1.unknown"]
+    assert (line["kind"], line["status"]) == ("Unknown", "untouched")
+    assert "cannot be split" in line["reason"]
+
+
+def test_few_weights_that_cannot_be_split_have_a_line_in_the_report(tmp_path, caplog):
+    coldpress.oneshot(with_unknown_experts(heavy=False), modifier("W4A16"), output_dir=tmp_path / "out", quiet=True)
+
+    assert report(tmp_path / "out")["model.unknown"]["status"] == "untouched"
+    assert "model.unknown stays as it is" in caplog.text

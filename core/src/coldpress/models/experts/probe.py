@@ -18,6 +18,7 @@ TOLERANCE = 1e-10
 
 _TOKENS = 12
 _FEW = 3  # experts that a stand-in has: enough to tell them apart
+_ALL = 2**24  # weights of a module, of which a stand-in with every expert is tried too
 _TROUBLE = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError)
 
 
@@ -37,7 +38,8 @@ def find_layout(module: nn.Module) -> Layout | str:
     count = next(iter(counts.values()))
     reason = f"its forward takes {_arguments(module)} arguments"
     known = False  # in which order the forward takes its arguments
-    for few in dict.fromkeys((min(_FEW, count), count)):
+    small = sum(tensor.numel() for tensor in weights.values()) <= _ALL
+    for few in dict.fromkeys((min(_FEW, count), count if small else min(_FEW, count))):
         stand_in = _stand_in(module, few)
         for order in argument_orders(_arguments(module)):
             try:
