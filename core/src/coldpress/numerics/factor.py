@@ -1,0 +1,62 @@
+"""A Gram matrix as a triangular factor: what solvers that carry errors from column to column need.
+
+    G + dampening = (F + 1) diag(d) (F + 1)^T        F strictly upper triangular, d > 0
+
+So the error of a layer, tr(E G E^T) with E = W - Q, is the sum over columns j of d_j |e_j + sum_{k<j} e_k F_kj|^2: a
+solver that goes from left to right sees, for every column, a target w_j + sum_{k<j} e_k F_kj and a weight d_j.
+This is GPTQ's rule, written without an inverse: 1 / d_j is the j-th pivot of the Cholesky factor of G^-1
+(QuIP, arXiv 2307.13304, theorem 6, shows that both are the same).
+"""
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+_STEPS = (1.0, 10.0, 100.0)  # times the dampening that was asked for
+_LEAST = 1e-4  # what is tried where no dampening was asked for, and it did not do
+
+
+@frozen(eq=False)
+class Factor:
+    """A factorized Gram matrix, in the order of columns that it was given.
+
+    Attributes:
+        feedback: F, what the error of a column (row index) adds to the target of a later one, [I, I] float32.
+        pivots: d, what the squared error of each column weighs after the later ones did their best, [I] float32.
+        dampening: share of the mean diagonal that was added to the diagonal.
+    """
+
+    feedback: Tensor
+    pivots: Tensor
+    dampening: float
+
+
+def factorize(gram: Tensor, *, dampening_frac: float) -> Factor | None:
+    """Factorize a Gram matrix; if it is not positive definite, with 10 and 100 times the dampening.
+
+    Channels that were never active, whose weights may be anything, neither give nor take.
+
+    Args:
+        gram: symmetric, [I, I] float32, finite.
+        dampening_frac: share of the mean diagonal that is added to the diagonal, at least 0.
+
+    Returns:
+        The factor; None when no dampening makes the matrix positive definite.
+    """
+    diagonal = gram.diagonal()
+    dead = diagonal <= 0
+    mean = diagonal.clamp(min=0).mean()
+    if not bool(mean > 0):
+        mean = torch.ones_like(mean)
+    turned = gram.flip(0, 1)  # [I, I]; its lower factor, turned back, is an upper one of G
+    rest = dead.flip(0)
+    for step in _STEPS:
+        frac = max(dampening_frac, _LEAST if step > 1 else 0.0) * step
+        damped = turned.clone()
+        damped.diagonal().add_(frac * mean).masked_fill_(rest, mean)
+        lower, info = torch.linalg.cholesky_ex(damped)
+        if not bool(info) and bool(torch.isfinite(lower.diagonal()).all()):
+            upper = lower.flip(0, 1)
+            roots = upper.diagonal().clone()
+            return Factor(feedback=upper.div_(roots).triu_(1), pivots=roots.square(), dampening=frac)
+    return None
