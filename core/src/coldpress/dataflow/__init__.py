@@ -6,17 +6,17 @@ flow = find_pairs(blocks[0].module, calls[blocks[0].name])
 fold(blocks[0].module, flow.pairs[0], scale)        # the model computes what it computed
 """
 
-from .blocks import Block, block_lists, find_blocks
-from .call import Call, capture
-from .describe import BlockKind, Description, describe, first_of_each_kind, token_batch
-from .fold import fold, unfold
-from .inputs import distinct_inputs
-from .mapping import UserMapping, parse_mappings, resolve, unmatched
-from .orientation import input_dim, is_linear, output_dim
-from .pair import Consumer, Pair, Site
-from .probe import Dataflow, find_pairs
-from .sharing import shared_parameters
-from .tap import Tap
+from coldpress.dataflow.blocks import Block, block_lists, find_blocks
+from coldpress.dataflow.call import Call, capture
+from coldpress.dataflow.describe import BlockKind, Description, describe, first_of_each_kind, token_batch
+from coldpress.dataflow.fold import fold, unfold
+from coldpress.dataflow.inputs import distinct_inputs
+from coldpress.dataflow.mapping import UserMapping, parse_mappings, resolve, unmatched
+from coldpress.dataflow.orientation import input_dim, is_linear, output_dim
+from coldpress.dataflow.pair import Consumer, Pair, Site
+from coldpress.dataflow.probe import Dataflow, find_pairs
+from coldpress.dataflow.sharing import shared_parameters
+from coldpress.dataflow.tap import Tap
 
 __all__ = [
     "Block",

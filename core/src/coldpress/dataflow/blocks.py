@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from attrs import frozen
 from torch import nn
 
-from ..errors import ModelError, TargetError, suggest
+from coldpress.errors import ModelError, TargetError, suggest
 
 REPEATED = (nn.ModuleList, nn.Sequential)
 

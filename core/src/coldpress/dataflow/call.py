@@ -9,7 +9,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from coldpress.errors import ModelError
 
 
 @frozen(eq=False)

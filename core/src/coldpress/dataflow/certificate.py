@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .pair import Pair
+from coldpress.dataflow.pair import Pair
 
 TOLERANCE = 1e-8  # relative, float64; honest pairs reach 1e-12
 

@@ -10,13 +10,13 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from ..errors import ModelError
-from .blocks import Block, block_lists, find_blocks
-from .call import Call, capture
-from .orientation import is_linear
-from .probe import Dataflow, find_pairs
-from .sharing import shared_parameters
-from .skeleton import is_meta, skeleton
+from coldpress.dataflow.blocks import Block, block_lists, find_blocks
+from coldpress.dataflow.call import Call, capture
+from coldpress.dataflow.orientation import is_linear
+from coldpress.dataflow.probe import Dataflow, find_pairs
+from coldpress.dataflow.sharing import shared_parameters
+from coldpress.dataflow.skeleton import is_meta, skeleton
+from coldpress.errors import ModelError
 
 TOKENS = (2, 12)  # sequences and tokens of the probing batch
 

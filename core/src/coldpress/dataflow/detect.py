@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .inputs import uses_by_site
-from .pair import Consumer, Site
-from .tap import Use
-from .workbench import Workbench
+from coldpress.dataflow.inputs import uses_by_site
+from coldpress.dataflow.pair import Consumer, Site
+from coldpress.dataflow.tap import Use
+from coldpress.dataflow.workbench import Workbench
 
 EPSILON = 1e-4  # factors lie in 1 + [1, 1.9] epsilon: too close to 1 to change any expert's choice
 RTOL = 1e-9

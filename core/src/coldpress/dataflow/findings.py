@@ -2,9 +2,9 @@
 
 from attrs import define, field, frozen
 
-from .certificate import TOLERANCE
-from .pair import Pair
-from .sharing import Shared, unsound
+from coldpress.dataflow.certificate import TOLERANCE
+from coldpress.dataflow.pair import Pair
+from coldpress.dataflow.sharing import Shared, unsound
 
 
 @frozen

@@ -8,8 +8,8 @@ The block computes what it computed; only the signal between the two is x / s.
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, NumericsError
-from .pair import Pair, Site, spread
+from coldpress.dataflow.pair import Pair, Site, spread
+from coldpress.errors import ModelError, NumericsError
 
 
 @torch.no_grad()

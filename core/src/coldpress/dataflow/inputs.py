@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from .call import Call
-from .tap import Use
-from .workbench import Workbench
+from coldpress.dataflow.call import Call
+from coldpress.dataflow.tap import Use
+from coldpress.dataflow.workbench import Workbench
 
 
 def distinct_inputs(block: nn.Module, call: Call) -> tuple[tuple[str, ...], ...]:

@@ -13,13 +13,13 @@ from typing import Any
 from attrs import frozen
 from torch import nn
 
-from ..errors import TargetError, suggest
-from .call import Call
-from .orientation import input_dim, is_linear
-from .pair import Pair
-from .probe import Dataflow, probe
-from .sharing import Shared
-from .workbench import Workbench
+from coldpress.dataflow.call import Call
+from coldpress.dataflow.orientation import input_dim, is_linear
+from coldpress.dataflow.pair import Pair
+from coldpress.dataflow.probe import Dataflow, probe
+from coldpress.dataflow.sharing import Shared
+from coldpress.dataflow.workbench import Workbench
+from coldpress.errors import TargetError, suggest
 
 
 @frozen

@@ -14,17 +14,17 @@ from typing import Any
 from attrs import evolve, field, frozen
 from torch import nn
 
-from .call import Call
-from .certificate import TOLERANCE
-from .detect import distinct_factors, find_consumers
-from .findings import Findings
-from .inputs import group_inputs, silent_layers
-from .pair import Consumer, Pair
-from .producer import candidates
-from .rows import feeding_rows
-from .sharing import Shared
-from .twins import follow_twins
-from .workbench import Workbench
+from coldpress.dataflow.call import Call
+from coldpress.dataflow.certificate import TOLERANCE
+from coldpress.dataflow.detect import distinct_factors, find_consumers
+from coldpress.dataflow.findings import Findings
+from coldpress.dataflow.inputs import group_inputs, silent_layers
+from coldpress.dataflow.pair import Consumer, Pair
+from coldpress.dataflow.producer import candidates
+from coldpress.dataflow.rows import feeding_rows
+from coldpress.dataflow.sharing import Shared
+from coldpress.dataflow.twins import follow_twins
+from coldpress.dataflow.workbench import Workbench
 
 ATTEMPTS = 3
 

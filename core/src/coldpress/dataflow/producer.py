@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .orientation import is_linear, output_dim
-from .pair import Pair, Site
-from .tap import Use
-from .workbench import Workbench
+from coldpress.dataflow.orientation import is_linear, output_dim
+from coldpress.dataflow.pair import Pair, Site
+from coldpress.dataflow.tap import Use
+from coldpress.dataflow.workbench import Workbench
 
 
 def candidates(bench: Workbench) -> Iterator[tuple[Pair, ...]]:

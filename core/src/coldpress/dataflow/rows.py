@@ -14,10 +14,10 @@ import torch
 from attrs import evolve
 from torch import Tensor
 
-from .detect import DEGREES
-from .pair import Pair
-from .tap import Use
-from .workbench import Workbench
+from coldpress.dataflow.detect import DEGREES
+from coldpress.dataflow.pair import Pair
+from coldpress.dataflow.tap import Use
+from coldpress.dataflow.workbench import Workbench
 
 DENSE = 160  # inputs up to this width are asked channel by channel
 RTOL = 1e-7

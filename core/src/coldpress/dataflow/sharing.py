@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from .pair import Pair
+from coldpress.dataflow.pair import Pair
 
 Shared = Mapping[str, frozenset[str]]
 

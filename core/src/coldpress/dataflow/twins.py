@@ -7,10 +7,10 @@ experts.0: up_proj -> down_proj   ->  experts.7: the same pair
 from attrs import evolve
 from torch import nn
 
-from .findings import Findings
-from .orientation import input_dim
-from .pair import Pair
-from .workbench import Workbench
+from coldpress.dataflow.findings import Findings
+from coldpress.dataflow.orientation import input_dim
+from coldpress.dataflow.pair import Pair
+from coldpress.dataflow.workbench import Workbench
 
 
 def follow_twins(bench: Workbench, findings: Findings, silent: tuple[str, ...]) -> None:

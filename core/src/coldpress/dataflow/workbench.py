@@ -11,14 +11,14 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from ..errors import ModelError
-from .call import Call
-from .certificate import deviation, random_scales, restore, snapshot, tensors
-from .fold import fold
-from .orientation import is_linear
-from .pair import Pair
-from .skeleton import fill
-from .tap import Tap, Use
+from coldpress.dataflow.call import Call
+from coldpress.dataflow.certificate import deviation, random_scales, restore, snapshot, tensors
+from coldpress.dataflow.fold import fold
+from coldpress.dataflow.orientation import is_linear
+from coldpress.dataflow.pair import Pair
+from coldpress.dataflow.skeleton import fill
+from coldpress.dataflow.tap import Tap, Use
+from coldpress.errors import ModelError
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
