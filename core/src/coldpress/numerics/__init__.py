@@ -4,20 +4,25 @@ The legend of every file: `O` out, `I` in, `T` tokens, `G` groups, `g` columns o
 Scales, zero points, codes and the numbers they stand for are those of the library compressed-tensors, bit for bit.
 """
 
+from coldpress.numerics.factor import Factor, factorize
 from coldpress.numerics.finite import check_finite, is_finite
-from coldpress.numerics.gram import gram
+from coldpress.numerics.gram import folded_gram, gram, unfolded
 from coldpress.numerics.group import group, scale_shape
 from coldpress.numerics.pack import pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
 from coldpress.numerics.qparams import calculate_qparams, dynamic_qparams
 from coldpress.numerics.quantize import dequantize, fake_quantize, fake_quantize_groups, quantize
+from coldpress.numerics.search import search_qparams
 
 __all__ = [
+    "Factor",
     "calculate_qparams",
     "check_finite",
     "dequantize",
     "dynamic_qparams",
+    "factorize",
     "fake_quantize",
     "fake_quantize_groups",
+    "folded_gram",
     "gram",
     "group",
     "is_finite",
@@ -25,6 +30,8 @@ __all__ = [
     "pack_rows_int32",
     "quantize",
     "scale_shape",
+    "search_qparams",
+    "unfolded",
     "unpack_int32",
     "unpack_rows_int32",
 ]

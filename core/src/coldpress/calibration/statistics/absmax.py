@@ -17,8 +17,7 @@ class Absmax(Statistic):
 
     def update(self, value: Tensor | None, x: Tensor) -> Tensor:
         """Compare with the tokens, [T, I]."""
-        low, high = x.aminmax(dim=0)
-        largest = torch.maximum(-low, high).float()  # [I]
+        largest = x.abs().amax(0).float()  # [I]; several times as fast as aminmax over this dimension
         return largest if value is None else torch.maximum(value, largest)
 
     def merge(self, a: Tensor, b: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 from typing import ClassVar
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs.validators import ge
 from torch import Tensor
 
-from coldpress.numerics import gram
+from coldpress.numerics import folded_gram, unfolded
 from coldpress.statistic import RESCALE, ROTATE, Statistic
 
 
@@ -16,14 +16,18 @@ class GramValue:
     """What `gram` says.
 
     Attributes:
-        total: the sum of x^T x over tokens, [I, I] float32, symmetric.
+        total: the sum of x^T x over tokens, [I, I] float32, symmetric; before `finish` folded, see `folded_gram`.
         count: of tokens.
-        pending: tokens that are not in the total yet, [t, I] each; none after the last batch.
+        pending: tokens that are not in the total yet, [t, I] each; none after `finish`.
+        folded: whether the total is.
+        multiplied: tokens that are in the total.
     """
 
     total: Tensor | None = field()
     count: int = field()
     pending: tuple[Tensor, ...] = ()
+    folded: bool = False
+    multiplied: int = 0
 
 
 @frozen(kw_only=True)
@@ -44,47 +48,46 @@ class Gram(Statistic):
     def update(self, value: GramValue | None, x: Tensor) -> GramValue:
         """Add the tokens, [T, I]."""
         value = GramValue(None, 0) if value is None else value
-        pending = (*value.pending, x)
-        if sum(map(len, pending)) >= self.chunk:
-            return self._multiplied(value.total, value.count + len(x), pending)
-        return GramValue(value.total, value.count + len(x), pending)
+        pending, count = (*value.pending, x), value.count + len(x)
+        if sum(map(len, pending)) < self.chunk:
+            return evolve(value, count=count, pending=pending)
+        tokens = torch.cat(pending) if len(pending) > 1 else x  # [t, I]
+        whole = len(tokens) - len(tokens) % self.chunk
+        for part in torch.split(tokens[:whole], self.chunk):
+            value = _with(value, part)
+        rest = (tokens[whole:].clone(),) if whole < len(tokens) else ()  # a view would keep all of them in memory
+        return evolve(value, count=count, pending=rest)
 
     def merge(self, a: GramValue, b: GramValue) -> GramValue:
         """Add both."""
         a, b = self.finish(a), self.finish(b)
-        return GramValue(_whole(a) + _whole(b), a.count + b.count)
+        return GramValue(_whole(a) + _whole(b), a.count + b.count, multiplied=a.count + b.count)
 
     def finish(self, value: GramValue) -> GramValue:
-        """Multiply what is pending."""
-        if not value.pending:
-            return value
-        return GramValue(_sum(value.total, gram(torch.cat(value.pending))), value.count)
+        """Multiply what is pending, and unfold."""
+        if value.pending:
+            value = evolve(_with(value, torch.cat(value.pending)), pending=())
+        return evolve(value, total=unfolded(_whole(value).clone()), folded=False) if value.folded else value
 
     def rescale(self, value: GramValue, scale: Tensor) -> GramValue:
         """D^-1 G D^-1, where D has the scale on its diagonal."""
         value = self.finish(value)
-        return GramValue(_whole(value) / scale[:, None] / scale, value.count)
+        return GramValue(_whole(value) / scale[:, None] / scale, value.count, multiplied=value.count)
 
     def rotate(self, value: GramValue, rotation: Tensor) -> GramValue:
         """R^T G R, in float64."""
         value = self.finish(value)
         wide = rotation.double()
         total = wide.t() @ (_whole(value).double() @ wide)  # [I, I]
-        return GramValue(total.add_(total.t().clone()).mul_(0.5).float(), value.count)
-
-    def _multiplied(self, total: Tensor | None, count: int, pending: tuple[Tensor, ...]) -> GramValue:
-        """The value after all whole chunks of what was pending."""
-        tokens = torch.cat(pending) if len(pending) > 1 else pending[0]  # [t, I]
-        whole = len(tokens) - len(tokens) % self.chunk
-        for part in torch.split(tokens[:whole], self.chunk):
-            total = _sum(total, gram(part))
-        rest = (tokens[whole:].clone(),) if whole < len(tokens) else ()  # a view would keep all of them in memory
-        return GramValue(total, count, rest)
+        return GramValue(total.add_(total.t().clone()).mul_(0.5).float(), value.count, multiplied=value.count)
 
 
-def _sum(a: Tensor | None, fresh: Tensor) -> Tensor:
-    """Both, in the memory of the second, which nobody else holds yet."""
-    return fresh if a is None else fresh.add_(a)
+def _with(value: GramValue, tokens: Tensor) -> GramValue:
+    """The value, folded, with some of the tokens that it counts, [t, I]."""
+    fresh = folded_gram(tokens, seen=value.multiplied)
+    if value.total is not None:
+        fresh.add_(value.total if value.folded else value.total.triu())
+    return evolve(value, total=fresh, folded=True, multiplied=value.multiplied + len(tokens))
 
 
 def _whole(value: GramValue) -> Tensor:

@@ -30,8 +30,7 @@ class Minmax(Statistic):
 
     def update(self, value: Range | None, x: Tensor) -> Range:
         """Compare with the tokens, [T, I]."""
-        low, high = x.aminmax(dim=0)
-        seen = Range(low.float(), high.float())
+        seen = Range(x.amin(0).float(), x.amax(0).float())  # several times as fast as aminmax over this dimension
         return seen if value is None else self.merge(value, seen)
 
     def merge(self, a: Range, b: Range) -> Range:
