@@ -5,6 +5,9 @@ from copy import deepcopy
 
 import pytest
 import torch
+
+pytest.importorskip("compressed_tensors", reason="our checkpoints are unpacked with this library")
+
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig

@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+pytest.importorskip("compressed_tensors", reason="every number here is held against this library")
+
 from compressed_tensors.quantization import QuantizationArgs as LibraryArgs
 from compressed_tensors.quantization.lifecycle import forward as library
 from compressed_tensors.quantization.utils import calculate_qparams as library_qparams
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp as library_dynamic_qparams
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
 from coldpress.numerics import (
     calculate_qparams,

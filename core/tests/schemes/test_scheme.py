@@ -1,10 +1,8 @@
-"""`Scheme`, the presets and what is supported, held against the library compressed-tensors."""
+"""`Scheme`, the presets and what is supported."""
 
 import warnings
 
 import pytest
-from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
-from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
 
 from coldpress.errors import SchemeError
 from coldpress.schemes import QuantizationArgs, Scheme, check_supported, preset, preset_names
@@ -12,22 +10,15 @@ from coldpress.schemes import QuantizationArgs, Scheme, check_supported, preset,
 NOT_YET = {"NVFP4A16", "NVFP4", "MXFP4A16", "MXFP4", "MXFP4XFP8", "MXFP6A16", "MXFP6A8", "MXFP8A16", "MXFP8"}
 
 
-def test_the_presets_are_the_librarys():
+def test_all_names_of_the_field_are_known():
     assert len(preset_names()) == 33
-    assert set(preset_names()) >= set(PRESET_SCHEMES)
-
-
-@pytest.mark.parametrize("name", sorted(PRESET_SCHEMES))
-def test_a_preset_is_written_as_the_library_writes_it(name):
-    assert preset(name).to_dict() == preset_name_to_scheme(name, ["Linear"]).model_dump()
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_a_preset_reads_back_and_validates_in_the_library(name):
+def test_a_preset_reads_back(name):
     scheme = preset(name.lower())
 
     assert Scheme.from_dict(scheme.to_dict()).to_dict() == scheme.to_dict()
-    assert QuantizationScheme.model_validate(scheme.to_dict()).model_dump() == scheme.to_dict()
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -1,9 +1,13 @@
 """`quantization_config`: the library and transformers accept what we write, and find the scheme that we meant."""
 
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
+
+pytest.importorskip("compressed_tensors", reason="what we write is held against this library")
+
 from compressed_tensors.compressors import ModelCompressor
 from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -220,37 +224,61 @@ def test_our_reader_takes_our_checkpoint(tmp_path, choose):
     assert lookup("lm_head", LINEAR) is None
 
 
-@pytest.mark.parametrize("preset_name", ["W4A16", "W4A16_ASYM", "W8A8", "FP8_DYNAMIC", "W8A16"])
-def test_what_the_library_compresses_we_read_bit_for_bit(tmp_path, preset_name):
+class LibraryCheckpoint(NamedTuple):
+    """What the library makes of a tiny Llama."""
+
+    config: dict
+    tensors: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]  # of each linear layer, before it is packed
+
+
+def by_the_library(folder, scheme):
     model = tiny()
-    weights = preset(preset_name, group_size=32) if "A16" in preset_name else preset(preset_name)
-    config = QuantizationConfig(config_groups={"g": weights.to_dict()}, ignore=["lm_head"])
+    config = QuantizationConfig(config_groups={"g": scheme.to_dict()}, ignore=["lm_head"])
     apply_quantization_config(model, config)
     for seed, (name, module) in enumerate(linears(model)):
         if name != "lm_head":
-            quantized = quantized_layer(weights, module.weight.shape, dtype=torch.float32, seed=seed)
+            quantized = quantized_layer(scheme, module.weight.shape, dtype=torch.float32, seed=seed)
             module.weight.data = quantized.weight(torch.float32)
             module.weight_scale.data, module.weight_zero_point.data = quantized.scale, quantized.zero_point
-    expected = {name: module.weight.data.clone() for name, module in linears(model)}
+    weights = {name: module.weight.data.clone() for name, module in linears(model)}
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
-    (tmp_path / "config.json").write_text("{}")
-    compressor.update_config(tmp_path)
-    table = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    (folder / "config.json").write_text("{}")
+    compressor.update_config(folder)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    return LibraryCheckpoint(config, model.state_dict(), weights)
 
-    lookup = FORMAT.read(table)
 
-    state = model.state_dict()
-    for name, weight in expected.items():
-        found = lookup(name, LINEAR)
-        if name == "lm_head":
-            assert found is None
-            continue
-        tensors = {key[len(name) + 1 :]: tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
-        assert same(FORMAT.restore(tensors, found).weight(torch.float32), weight)
-    ours = written({name: weights for name in expected if name != "lm_head"}, ["lm_head"])
-    assert {**ours, "moe_sparsity_config": None, "config_groups": None} == {**table, "config_groups": None}
-    assert QuantizationConfig.model_validate(ours) == QuantizationConfig.model_validate(table)
+PRESETS = ["W4A16", "W4A16_ASYM", "W8A8", "FP8_DYNAMIC", "W8A16"]
+
+
+@pytest.mark.parametrize("preset_name", PRESETS)
+def test_what_the_library_compresses_we_read_bit_for_bit(tmp_path, preset_name):
+    theirs = by_the_library(tmp_path, grouped_preset(preset_name))
+
+    lookup = FORMAT.read(theirs.config)
+
+    assert lookup("lm_head", LINEAR) is None
+    for name in theirs.weights.keys() - {"lm_head"}:
+        tensors = {key[len(name) + 1 :]: tensor for key, tensor in theirs.tensors.items() if key.startswith(f"{name}.")}
+        assert same(FORMAT.restore(tensors, lookup(name, LINEAR)).weight(torch.float32), theirs.weights[name])
+
+
+@pytest.mark.parametrize("preset_name", PRESETS)
+def test_the_table_is_the_librarys(tmp_path, preset_name):
+    pytest.importorskip("compressed_tensors", minversion="0.20", reason="0.20, whose keys are ours, needs Python 3.11")
+    scheme = grouped_preset(preset_name)
+
+    theirs = by_the_library(tmp_path, scheme)
+
+    ours = written({name: scheme for name in theirs.weights if name != "lm_head"}, ["lm_head"])
+    assert {**ours, "moe_sparsity_config": None, "config_groups": None} == {**theirs.config, "config_groups": None}
+    assert QuantizationConfig.model_validate(ours) == QuantizationConfig.model_validate(theirs.config)
+
+
+def grouped_preset(name):
+    return preset(name, group_size=32) if "A16" in name else preset(name)
 
 
 def test_the_lookup_agrees_with_our_own_matching_where_one_target_fits():

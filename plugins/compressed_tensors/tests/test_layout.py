@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("compressed_tensors", reason="what we write is held against this library")
+
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.compressors.format import infer_module_format
 from compressed_tensors.quantization import QuantizationScheme
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from coldpress import CheckpointError, QuantizationArgs, Quantized, Scheme, SchemeError, preset
 from coldpress.numerics import calculate_qparams, group, quantize
