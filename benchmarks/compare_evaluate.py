@@ -1,0 +1,116 @@
+"""What compare.py asks of coldpress before and after the measured runs: one evaluator for the weights of both sides.
+
+python benchmarks/compare_evaluate.py {prepare,evaluate} REQUEST.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from coldpress import QuantizationArgs, Quantized, Scheme, divergence, load_model, load_tokenizer, perplexity
+from coldpress.arguments import DatasetArguments
+from coldpress.calibration.dataset import load_batches
+from coldpress.models import simulate_activations
+
+PASSAGE = 512  # tokens that every passage of coldpress/short has
+
+
+def prepare(request: dict) -> dict:
+    """Write the model as a bfloat16 folder, if it is not one already, and the samples as token ids."""
+    folder, count, length = Path(request["model"]), request["samples"], request["length"]
+    if not (folder / "config.json").exists():
+        folder = Path(request["source"])
+        if not (folder / "config.json").exists():
+            model = load_model(request["model"], dtype=torch.bfloat16, device="cpu")
+            load_tokenizer(request["model"], model).save_pretrained(folder)
+            model.save_pretrained(folder)
+    arguments = DatasetArguments(
+        dataset="coldpress/short",
+        num_calibration_samples=count,
+        max_seq_length=length,
+        concatenate_data=length > PASSAGE,
+    )
+    batches = load_batches(arguments, load_tokenizer(str(folder)), request["seed"])
+    rows = [row for batch in batches for row in batch["input_ids"].tolist()]
+    if len(rows) < count or any(len(row) != length for row in rows):
+        longest = max(map(len, rows))
+        raise SystemExit(
+            f"coldpress/short gives {len(rows)} samples of up to {longest} tokens: ask for fewer or shorter"
+        )
+    Path(request["rows"]).write_text(json.dumps(rows), encoding="utf-8")
+    return {"folder": str(folder), "tokens": sum(map(len, rows))}
+
+
+def evaluate(request: dict) -> dict:
+    """Perplexity of the original, and of each file of weights that with mean KL and agreement; held-out text."""
+    torch.set_num_threads(request["threads"])
+    original = load_model(request["folder"], dtype=torch.bfloat16, device="cpu")
+    tokenizer = load_tokenizer(request["folder"], original)
+    found = {"original": {"perplexity": perplexity(original, tokenizer).value}}
+    for path in request["weights"]:
+        model = load_model(request["folder"], dtype=torch.bfloat16, device="cpu")
+        overwrite(model, load_file(path))
+        check_head(model, original)
+        if request["inputs"] is not None:
+            simulate(model, request["inputs"])
+        cost, distance = perplexity(model, tokenizer), divergence(model, original, tokenizer)
+        found[path] = {
+            "perplexity": cost.value,
+            "perplexity_standard_error": cost.standard_error,
+            "kl": distance.kl,
+            "kl_standard_error": distance.kl_standard_error,
+            "top1_agreement": distance.top1_agreement,
+            "zeros": zeros(model),
+            "two_of_four": two_of_four(model),
+            "tokens": cost.tokens,
+        }
+    return found
+
+
+def overwrite(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put weights into the model; every parameter must be among them, once if it is tied."""
+    wanted = {name for name, _ in model.named_parameters()}
+    if missing := wanted - weights.keys():
+        raise SystemExit(f"these weights were not stored: {sorted(missing)}")
+    model.load_state_dict(weights, strict=False)
+
+
+def linears(model: nn.Module) -> list[nn.Linear]:
+    """The layers that every job compresses: all but the head."""
+    return [m for m in model.modules() if isinstance(m, nn.Linear) and m is not model.get_output_embeddings()]
+
+
+def check_head(model: nn.Module, original: nn.Module) -> None:
+    """Neither side may touch the head or the embeddings, which no job targets."""
+    for part in ("get_input_embeddings", "get_output_embeddings"):
+        if not torch.equal(getattr(model, part)().weight, getattr(original, part)().weight):
+            raise SystemExit(f"a compression has changed what {part} returns, which no job targets")
+
+
+def simulate(model: nn.Module, inputs: dict) -> None:
+    """Round the inputs of every compressed layer, in the same way for both sides."""
+    for layer in linears(model):
+        scheme = Scheme(targets=["Linear"], input_activations=QuantizationArgs(**inputs))
+        simulate_activations(layer, Quantized(scheme))
+
+
+def zeros(model: nn.Module) -> float:
+    """Share of the compressed layers' weights that are zero."""
+    return sum(int((m.weight == 0).sum()) for m in linears(model)) / sum(m.weight.numel() for m in linears(model))
+
+
+def two_of_four(model: nn.Module) -> float:
+    """Share of fours of neighbours in a row with at least two zeros."""
+    fours = [(m.weight == 0).unflatten(1, (-1, 4)).sum(-1) for m in linears(model)]  # [O, I / 4] each
+    return sum(int((part >= 2).sum()) for part in fours) / sum(part.numel() for part in fours)
+
+
+if __name__ == "__main__":
+    _, verb, path = sys.argv
+    asked = json.loads(Path(path).read_text(encoding="utf-8"))
+    answer = {"prepare": prepare, "evaluate": evaluate}[verb](asked)
+    Path(asked["answer"]).write_text(json.dumps(answer), encoding="utf-8")
