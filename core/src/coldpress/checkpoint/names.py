@@ -111,20 +111,15 @@ def _rules(model: Any) -> _Rules:
 
 def _renamed(name: str, rules: _Rules) -> str:
     """The name on disk of a tensor that is the same there; its own where other tensors are made of it."""
-    if not rules.renamings or _is_remade(name, rules):
+    if _is_remade(name, rules):
         return name
-    from transformers.core_model_loading import apply_renamings
-
-    renamed: str = apply_renamings(name, list(rules.renamings))
-    return renamed
+    for rule in rules.renamings:
+        name, _ = rule.rename_source_key(name)
+    return name
 
 
 def _is_remade(name: str, rules: _Rules) -> bool:
-    if not rules.converters:
-        return False
-    from transformers.core_model_loading import apply_converters
-
-    return apply_converters(name, list(rules.converters))[1] is not None
+    return any(rule.rename_source_key(name)[1] is not None for rule in rules.converters)
 
 
 def _expert_names(experts: Mapping[str, LinearExperts], rules: _Rules) -> tuple[dict[str, str], frozenset[str]]:

@@ -197,7 +197,9 @@ class Output:
             saved = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
             self._writer.write_json("config.json", {**saved, "quantization_config": quantization})
         if model.can_generate():
-            model.generation_config.save_pretrained(self.folder)
+            # Not save_pretrained, which refuses a temperature beside do_sample=False, as many models have it.
+            text = model.generation_config.to_json_string(use_diff=True, keys_to_pop=["compile_config"])
+            self._writer.write_text("generation_config.json", text)
 
 
 def _names_by_tensor(model: nn.Module) -> dict[int, set[str]]:
