@@ -26,3 +26,11 @@ def test_a_checkpoint_reloads_to_the_model_that_was_returned(tmp_path, make, sch
     assert [name for name, _ in simulated(reloaded)] == [name for name, _ in simulated(returned)]
     assert torch.equal(logits(reloaded, data), logits(returned, data))
     assert len(load_tokenizer(tmp_path / "out")) == len(tiny_tokenizer())
+
+
+def test_settings_of_generation_that_transformers_would_not_save_come_through(tmp_path):
+    model = tiny_llama()
+    model.generation_config.temperature = 0.5  # and do_sample is not set
+    oneshot(model, "modifiers: [QuantizationModifier: {scheme: W8A8}]", output_dir=tmp_path / "out", quiet=True)
+
+    assert load_model(tmp_path / "out", device="cpu").generation_config.temperature == 0.5

@@ -6,10 +6,10 @@ Every default that differs from llm-compressor's says so, with the reason, in it
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from attrs import Attribute, field, fields, frozen
+from attrs import Attribute, field, fields, fields_dict, frozen
 
 from coldpress.errors import ArgumentError, suggest
 
@@ -29,9 +29,24 @@ DEFAULT_QUANTIZER = "QuantizationModifier"  # what a scheme by name, without a r
 PRECISIONS = ("auto", "bfloat16", "float16", "half", "float32", "full")
 DATA_COLLATORS = ("truncation", "padding")
 
+# Arguments that say which data are read and how they become batches; `warn_idle` where no data are read.
+DATA_SOURCE = ("dataset_config_name", "dataset_path", "splits", "raw_kwargs", "streaming")
+DATA_PREPARATION = (
+    "batch_size",
+    "data_collator",
+    "num_calibration_samples",
+    "shuffle_calibration_samples",
+    "max_seq_length",
+    "pad_to_max_length",
+    "text_column",
+    "preprocessing_func",
+    "concatenate_data",
+)
+
 # Arguments that are settings of a pipeline; one that has no such setting is said to ignore it.
 PIPELINE_SETTINGS = ("sequential_targets", "propagate_error")
 
+_READERS = ("csv", "custom", "json", "jsonl", "parquet", "text", "txt")  # llm-compressor's data sets of files
 _PEER_PIPELINES = {"datafree": "data_free"}  # llm-compressor's spelling -> ours
 
 # Accepted so that a script written for llm-compressor runs; each is said to do nothing when it is set.
@@ -66,14 +81,17 @@ def _is(*kinds: type, optional: bool = False) -> Callable[[Any, "Attribute[Any]"
 
 
 def _at_least(least: int, *, optional: bool = False) -> Callable[[Any, "Attribute[Any]", Any], None]:
-    """A validator: a whole number that is not less than `least`."""
+    """A validator: a whole number that is not less than `least`, and that 63 bits hold."""
 
     def check(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
         if value is None and optional:
             return
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
             none = " or None" if optional else ""
-            raise ArgumentError(f"{attribute.name} must be a whole number of at least {least}{none}, got {value!r}")
+            most = " and below 2**63" if isinstance(value, int) and value > least else ""
+            raise ArgumentError(
+                f"{attribute.name} must be a whole number of at least {least}{most}{none}, got {value!r}"
+            )
 
     return check
 
@@ -115,18 +133,18 @@ def _pipeline_name(name: Any) -> Any:
 
 @frozen(kw_only=True, eq=False)
 class ModelArguments:
-    """Which model, and how it is read.
+    """Which model, and how it is read; what cannot act on a model of its kind is refused.
 
     Attributes:
         model: a folder, a `.gguf` file, a hub id, `smollm2`, or a model that is already in memory.
-        config_name: take the model's configuration from here instead.
+        config_name: folder, JSON file or hub id of the configuration to build the model with, instead of its own.
         tokenizer: a tokenizer, or where to find one; by default beside the model.  Not together with `processor`.
         processor: llm-compressor's other name of `tokenizer`.
-        precision: dtype of the weights in memory: auto (as stored), bfloat16, float16 (half), float32 (full).
+        precision: dtype to read the weights in: auto (as stored), bfloat16, float16 (half), float32 (full).
         tie_word_embeddings: False gives the head weights of its own, where it shares the embedding's.
-        trust_remote_code_model: run Python code that comes with the model.
+        trust_remote_code_model: run Python code that comes with the model or its tokenizer.
         save_compressed: False writes the compressed model's weights in their dense form.
-        model_revision: branch, tag or commit on the hub.
+        model_revision: branch, tag or commit of a model on the hub, and of the tokenizer beside it.
         device: where the model is put; None takes an accelerator if there is one, and leaves a model in memory alone.
         stream_weights: read the weights of a stage when its turn comes and free them when it is written, so that the
             model need not fit into memory; None does so whenever the model is a folder of safetensors files and
@@ -150,9 +168,12 @@ class ModelArguments:
         if model is None or model == "":
             raise ArgumentError("model is missing: pass a folder, a .gguf file, a hub id, 'smollm2' or a loaded model")
 
+    @tokenizer.validator
     @processor.validator
-    def _check_processor(self, _: "Attribute[Any]", processor: Any) -> None:
-        if processor is not None and self.tokenizer is not None:
+    def _check_tokenizer(self, attribute: "Attribute[Any]", value: Any) -> None:
+        if value is not None and not isinstance(value, str) and not callable(getattr(value, "save_pretrained", None)):
+            raise ArgumentError(f"{attribute.name} must be a path, a name on the hub or a tokenizer, got {value!r}")
+        if self.tokenizer is not None and self.processor is not None:
             raise ArgumentError("tokenizer and processor are two names of one argument: pass one of them")
 
 
@@ -191,7 +212,8 @@ class DatasetArguments:
         dataset: a name, a file or folder (json, jsonl, csv, txt, parquet), a hub id, a `Dataset` or `DatasetDict`,
             a list of texts or of rows, or a `DataLoader`, whose batches are taken as they are.
         dataset_config_name: configuration of a data set on the hub.
-        dataset_path: file or folder to read; the same as giving it as `dataset`.
+        dataset_path: file or folder to read; the same as giving it as `dataset`, which may then name the kind of file
+            ("json", "csv", "custom", ...), as in llm-compressor.
         dvc_data_repository: no effect.
         splits: the split to use, such as "train" or "train[:10%]"; a list (its first) or {"calibration": ...}.
         batch_size: samples per batch.
@@ -265,6 +287,10 @@ class DatasetArguments:
     def _check_path(self, _: "Attribute[Any]", path: str | None) -> None:
         if path is not None and self.dataset is not None and not isinstance(self.dataset, str):
             raise ArgumentError("dataset_path names a file, but dataset is data already: pass one of them")
+        if path is not None and self.dataset not in (None, *_READERS):
+            raise ArgumentError(
+                f"dataset={self.dataset!r} and dataset_path={path!r} name two data sets: pass one of them"
+            )
 
 
 @frozen(kw_only=True, eq=False)
@@ -293,6 +319,12 @@ class OutputArguments:
     return_model: bool = field(default=True, validator=_is(bool))
     quiet: bool = field(default=False, validator=_is(bool))
 
+    @overwrite.validator
+    @restart.validator
+    def _check_output(self, attribute: "Attribute[Any]", asked: bool) -> None:
+        if asked and self.output_dir is None:
+            raise ArgumentError(f"{attribute.name}=True goes with output_dir, which is missing")
+
 
 class Arguments(NamedTuple):
     """All arguments of one run, by subject."""
@@ -301,6 +333,21 @@ class Arguments(NamedTuple):
     recipe: RecipeArguments
     dataset: DatasetArguments
     output: OutputArguments
+
+
+def warn_idle(arguments: Any, names: Iterable[str], reason: str) -> None:
+    """Log which of these arguments were set and cannot act on what they were given together with.
+
+    Args:
+        arguments: of one of the classes above.
+        names: of some of its attributes.
+        reason: why they cannot act.
+    """
+    known = fields_dict(type(arguments))
+    for name in names:
+        default: Any = known[name].default
+        if getattr(arguments, name) != (default.factory() if hasattr(default, "factory") else default):
+            log.warning("%s has no effect: %s", name, reason)
 
 
 _CLASSES = (ModelArguments, RecipeArguments, DatasetArguments, OutputArguments)
@@ -327,8 +374,8 @@ def parse_arguments(arguments: Mapping[str, Any]) -> Arguments:
     parsed = Arguments(
         *(cls(**{a.name: given[a.name] for a in fields(cls) if a.name in given}) for cls in _CLASSES)  # type: ignore[arg-type]
     )
-    for cls, values in zip(_CLASSES, parsed, strict=True):
-        for attribute in fields(cls):
-            if attribute.name in WITHOUT_EFFECT and getattr(values, attribute.name) != attribute.default:
-                log.warning("%s has no effect: %s", attribute.name, WITHOUT_EFFECT[attribute.name])
+    for values in parsed:
+        for name in fields_dict(type(values)):
+            if name in WITHOUT_EFFECT:
+                warn_idle(values, [name], WITHOUT_EFFECT[name])
     return parsed

@@ -18,7 +18,7 @@ from coldpress import __version__
 from coldpress.cli import border
 from coldpress.errors import RecipeError
 
-COMMANDS = ["compress", "evaluate", "inspect", "plugins", "demo"]
+COMMANDS = ["compress", "evaluate", "inspect", "trace", "plugins", "demo"]
 
 
 def coldpress_process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

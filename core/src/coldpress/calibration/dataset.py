@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from coldpress.arguments import DEFAULT_DATASET, DatasetArguments
+from coldpress.arguments import DATA_PREPARATION, DATA_SOURCE, DEFAULT_DATASET, DatasetArguments, warn_idle
 from coldpress.calibration.collate import Sample, as_batch, collate
 from coldpress.calibration.rows import Rows, find_rows
 from coldpress.errors import CalibrationError, ModelError, suggest
@@ -41,6 +41,8 @@ def load_batches(arguments: DatasetArguments, tokenizer: Any, seed: int = 0) -> 
         ModelError: there is text and no tokenizer.
     """
     if isinstance(arguments.dataset, DataLoader) or _is_batches(arguments.dataset):
+        kind = type(arguments.dataset).__name__
+        warn_idle(arguments, (*DATA_SOURCE, *DATA_PREPARATION), f"the batches of the {kind} are taken as they are")
         return _ready_batches(arguments.dataset)
     if arguments.dataset is None and arguments.dataset_path is None:
         raise CalibrationError(

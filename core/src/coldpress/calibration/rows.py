@@ -1,5 +1,6 @@
 """The rows of a data set, wherever it is: a plugin's name, a file, a folder, a hub, or an object in memory."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -9,9 +10,12 @@ import torch
 from attrs import frozen
 
 from coldpress import registry
-from coldpress.arguments import DatasetArguments
+from coldpress.arguments import DatasetArguments, warn_idle
 from coldpress.errors import CalibrationError, near, suggest
 
+log = logging.getLogger(__name__)
+
+_LOADING = ("dataset_config_name", "raw_kwargs", "streaming")  # arguments of `datasets.load_dataset`
 _READERS = {"json": "json", "jsonl": "json", "csv": "csv", "txt": "text", "parquet": "parquet"}
 
 
@@ -47,7 +51,11 @@ def find_rows(arguments: DatasetArguments, seed: int) -> Rows:
     source = arguments.dataset_path or arguments.dataset
     split = _wanted_split(arguments.splits)
     origin = repr(source) if isinstance(source, str) else f"the data set ({type(source).__name__})"
-    found = _load(source, split, arguments) if isinstance(source, str) else _pick(source, split, origin)
+    if isinstance(source, str):
+        found = _load(source, split, arguments)
+    else:
+        warn_idle(arguments, _LOADING, f"{origin} is in memory already")
+        found = _pick(source, split, origin)
     if isinstance(found, Mapping):
         found = _pick(found, split, origin)
     if not hasattr(found, "__len__"):
@@ -80,6 +88,8 @@ def _pick(found: Any, split: str | None, origin: str) -> Any:
             raise CalibrationError(
                 f"dataset must be a name, a path, a Dataset, a DataLoader or a list, got {type(found).__name__}"
             )
+        if split is not None:
+            log.warning("splits has no effect: %s has no splits", origin)
         return found
     if not found:
         raise CalibrationError(f"{origin} is empty: it has no splits")
@@ -101,6 +111,7 @@ def _load(name: str, split: str | None, arguments: DatasetArguments) -> Any:
     """A data set by name: plugins first, then files, then the hub."""
     known = [plugin.name for plugin in registry.available("datasets")]
     if name in known:
+        warn_idle(arguments, _LOADING, f"{name!r} is the data set of a plugin")
         return registry.find("datasets", name)(split)
     path = Path(name).expanduser()
     if path.exists():
@@ -115,7 +126,9 @@ def _load_path(path: Path, split: str | None, arguments: DatasetArguments) -> An
     import datasets
 
     if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        return datasets.load_from_disk(str(path))
+        warn_idle(arguments, _LOADING, f"{str(path)!r} is a saved Dataset")
+        return _pick(datasets.load_from_disk(str(path)), split, f"{str(path)!r}")
+    warn_idle(arguments, ["dataset_config_name"], f"{str(path)!r} is not on the hub")
     files = [path] if path.is_file() else [file for file in sorted(path.iterdir()) if file.suffix[1:] in _READERS]
     readers = {_READERS.get(file.suffix.lstrip(".").lower()) for file in files}
     if None in readers or not readers:

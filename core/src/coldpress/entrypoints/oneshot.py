@@ -11,7 +11,10 @@ from attrs import evolve, fields_dict
 
 from coldpress import registry
 from coldpress.arguments import (
+    DATA_PREPARATION,
+    DATA_SOURCE,
     DEFAULT_CALIBRATION_PIPELINE,
+    DEFAULT_DATASET,
     DEFAULT_FORMAT,
     DEFAULT_PIPELINE,
     DENSE_FORMAT,
@@ -21,6 +24,7 @@ from coldpress.arguments import (
     ModelArguments,
     OutputArguments,
     parse_arguments,
+    warn_idle,
 )
 from coldpress.calibration.dataset import load_batches
 from coldpress.checkpoint import CheckpointWriter, Format
@@ -132,7 +136,11 @@ def _pipeline_choice(recipe: Recipe, arguments: DatasetArguments, default: str) 
 
 def _format_choice(recipe: Recipe, arguments: Arguments) -> Choice:
     """Which format with which settings: an argument wins over the recipe."""
-    named = arguments.output.format or (None if arguments.model.save_compressed else DENSE_FORMAT)
+    named = arguments.output.format
+    if not arguments.model.save_compressed:
+        if named not in (None, DENSE_FORMAT):
+            raise ArgumentError(f"save_compressed=False asks for dense weights, and format={named!r} for others")
+        named = DENSE_FORMAT
     choice = Choice(named) if named else recipe.format or Choice(DEFAULT_FORMAT)
     wanted = arguments.output.quantization_format
     return choice if wanted is None else evolve(choice, settings={**choice.settings, "quantization_format": wanted})
@@ -171,8 +179,13 @@ def _state(arguments: Arguments, recipe: Recipe, model: Any) -> State:
         untie_embeddings(model)
     tokenizer = _tokenizer(settings, model)
     needy = any(modifier.needs_data() for modifier in recipe.modifiers)
-    # A copy: how calibration cuts and pads texts must not be saved with the tokenizer.
-    batches = load_batches(arguments.dataset, deepcopy(tokenizer), seed) if needy else []
+    if needy:  # from a copy: how calibration cuts and pads texts must not be saved with the tokenizer
+        batches = load_batches(arguments.dataset, deepcopy(tokenizer), seed)
+    else:
+        asked = arguments.dataset.dataset != DEFAULT_DATASET  # which the command line passes unasked
+        names = (*(["dataset"] if asked else []), *DATA_SOURCE, *DATA_PREPARATION)
+        warn_idle(arguments.dataset, names, "no modifier of the recipe reads data")
+        batches = []
     return State(model=model, tokenizer=tokenizer, batches=batches, seed=seed)
 
 
@@ -204,7 +217,10 @@ def _tokenizer(settings: ModelArguments, model: Any) -> Any:
     asked = settings.tokenizer if settings.tokenizer is not None else settings.processor
     if asked is not None and not isinstance(asked, str):
         return asked
-    return load_tokenizer(asked if asked is not None else settings.model, model)
+    trust = settings.trust_remote_code_model
+    if asked is not None:
+        return load_tokenizer(asked, model, trust_remote_code=trust)
+    return load_tokenizer(settings.model, model, trust_remote_code=trust, revision=settings.model_revision)
 
 
 @contextmanager
@@ -213,9 +229,12 @@ def _logged(folder: str | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path / "oneshot.log", encoding="utf-8")
+    path = Path(folder) / "oneshot.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ArgumentError(f"log_dir: cannot write {path}: {error.strerror}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("coldpress")
     level = logger.level

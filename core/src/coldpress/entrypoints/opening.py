@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import fields_dict, frozen
 
 from coldpress.arguments import Arguments, ModelArguments
 from coldpress.checkpoint.reader import read_json
@@ -37,9 +37,11 @@ def open_model(arguments: Arguments) -> Opened:
     """The model that the arguments name.
 
     Raises:
-        ColdpressError: there is no such model, it is damaged, or it shall be streamed and cannot be.
+        ColdpressError: there is no such model, it is damaged, it shall be streamed and cannot be, or an argument says
+            how to read a model of another kind.
     """
     settings = arguments.model
+    _check_kind(settings)
     folder = _folder(settings.model)
     wanted = settings.stream_weights
     reason = _obstacle(arguments, folder)
@@ -61,6 +63,7 @@ def open_model(arguments: Arguments) -> Opened:
         device=settings.device,
         trust_remote_code=settings.trust_remote_code_model,
         revision=settings.model_revision,
+        config=settings.config_name,
     )
     return Opened(model, None, folder)
 
@@ -68,8 +71,40 @@ def open_model(arguments: Arguments) -> Opened:
 def _stream(settings: ModelArguments, folder: Path) -> WeightStream:
     dtype, device = placement(settings.precision, settings.device)
     return stream_model(
-        folder, name=settings.model, dtype=dtype, device=device, trust_remote_code=settings.trust_remote_code_model
+        folder,
+        name=settings.model,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=settings.trust_remote_code_model,
+        config=settings.config_name,
     )
+
+
+def _check_kind(settings: ModelArguments) -> None:
+    """Refuse arguments that cannot act on a model of this kind.
+
+    Raises:
+        ArgumentError: names the argument, and says what to do instead.
+    """
+    model = settings.model
+    if isinstance(model, str):
+        kind = find_source(model).kind
+        if kind != "hub" and settings.model_revision != fields_dict(ModelArguments)["model_revision"].default:
+            raise ArgumentError(
+                f"model_revision={settings.model_revision!r} names a version on the hub, and {model!r} is not there"
+            )
+        return
+    if settings.config_name is not None:
+        raise ArgumentError(
+            f"config_name={settings.config_name!r} says how to build a model, and this one is in memory already: "
+            "change model.config, or pass the folder that the model is in"
+        )
+    dtype, _ = placement(settings.precision, None)
+    if dtype not in ("auto", getattr(model, "dtype", dtype)):
+        raise ArgumentError(
+            f"precision={settings.precision!r} says how to read a model, and this one is in memory already, in "
+            f"{model.dtype}: load it in {dtype}, or call model.to({dtype})"
+        )
 
 
 def _folder(model: Any) -> Path | None:

@@ -43,19 +43,22 @@ def load_model(
         device: where the model is put; None takes an accelerator if there is one, and leaves a loaded model alone.
         trust_remote_code: run Python code that comes with the model.
         revision: branch, tag or commit on a hub.
-        config: folder or hub id of a configuration to use instead of the model's own.
+        config: folder, JSON file or hub id of a configuration to use instead of the model's own; not for GGUF.
 
     Raises:
         ModelError: there is no such model, or transformers cannot build it.
         CheckpointError: a file of it is missing, truncated or corrupt; the file is named.
+        ArgumentError: there is no such dtype or device.
     """
     if not isinstance(source, (str, Path)):
-        return _check_loaded(source) if device is None else _check_loaded(source).to(device)
+        return _check_loaded(source) if device is None else _check_loaded(source).to(_device(device))
     kind, target = placement(dtype, device)
     found = find_source(str(source))
     more = {"trust_remote_code": trust_remote_code}
+    if config is not None and found.kind == "gguf":
+        raise ArgumentError(f"{found.name} is a GGUF file, whose configuration cannot be replaced by {config!r}")
     if config is not None:
-        more["config"] = _load_config(config, **more)
+        more["config"] = load_config(config, **more)
     if found.kind == "gguf":
         from coldpress.models.gguf import load_gguf_model
 
@@ -70,13 +73,47 @@ def load_model(
     return model.to(target).eval()
 
 
+def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration in a folder, in a JSON file or on the hub.
+
+    What it says of compression is left out: how weights are stored is a matter of the folder that holds them.
+
+    Raises:
+        ModelError: there is none, or transformers cannot read it.
+    """
+    from transformers import AutoConfig
+
+    there = Path(source).expanduser().exists()
+    if not there:
+        find_source(source)  # says what is near
+    try:
+        config = AutoConfig.from_pretrained(
+            Path(source).expanduser() if there else source,
+            trust_remote_code=trust_remote_code,
+            local_files_only=not there and not hub_is_reachable(),
+        )
+    except _TROUBLE as error:
+        raise ModelError(f"cannot read a configuration at {source!r}: {_first_line(error)}") from error
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def read_generation_settings(model: Any, folder: Path) -> None:
+    """Give a model the settings of generation that lie in its folder, if any do."""
+    from transformers import GenerationConfig
+
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+
+
 def placement(dtype: str | torch.dtype, device: str | torch.device | None) -> tuple[Any, torch.device]:
     """What a name of a dtype means ("auto" stays), and where a model is put.
 
     Raises:
-        ArgumentError: there is no such dtype.
+        ArgumentError: there is no such dtype or device.
     """
-    return _dtype(dtype), torch.device(device) if device is not None else _best_device()
+    return _dtype(dtype), _device(device) if device is not None else _best_device()
 
 
 def load_tokenizer(
@@ -142,18 +179,16 @@ def _dtype(name: str | torch.dtype) -> Any:
     return _DTYPES[name]
 
 
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such name; torch was not built for it
+        raise ArgumentError(f"device {str(name)!r} cannot be used here: {_first_line(error)}") from error
+
+
 def _best_device() -> torch.device:
     device = torch.accelerator.current_accelerator(check_available=True)
     return device if device is not None else torch.device("cpu")
-
-
-def _load_config(source: str, **more: Any) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(source, **more)
-    except _TROUBLE as error:
-        raise ModelError(f"cannot read a configuration at {source!r}: {_first_line(error)}") from error
 
 
 def _load_folder(source: Source, dtype: Any, more: dict[str, Any]) -> Any:
@@ -163,7 +198,9 @@ def _load_folder(source: Source, dtype: Any, more: dict[str, Any]) -> Any:
     if quantization:
         from coldpress.models.compressed import load_compressed
 
-        return load_compressed(source.path, quantization, dtype=dtype, **more)
+        model = load_compressed(source.path, quantization, dtype=dtype, **more)
+        read_generation_settings(model, source.path)
+        return model
     if any(source.path.glob("*.safetensors*")):
         from coldpress.checkpoint import CheckpointReader
 

@@ -12,6 +12,7 @@ from coldpress.checkpoint import CheckpointReader
 from coldpress.checkpoint.names import checkpoint_names
 from coldpress.errors import CheckpointError, ModelError
 from coldpress.models.experts import linearize_experts
+from coldpress.models.loading import load_config, read_generation_settings
 from coldpress.models.streaming import WeightStream, without_weights
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,13 @@ class NotStreamable(Exception):  # noqa: N818 - not an error: the model is loade
 
 
 def stream_model(
-    folder: Path, *, name: str, dtype: Any, device: torch.device, trust_remote_code: bool = False
+    folder: Path,
+    *,
+    name: str,
+    dtype: Any,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    config: str | None = None,
 ) -> WeightStream:
     """Build a model whose parameters are on the meta device, and know where each of them is in the files.
 
@@ -32,6 +39,7 @@ def stream_model(
         dtype: of the weights when they are read; "auto" is what the configuration says, or else the files.
         device: where weights and buffers are put.
         trust_remote_code: run Python code that comes with the model.
+        config: folder, JSON file or hub id of a configuration to use instead of the folder's.
 
     Raises:
         NotStreamable: it must be loaded into memory as a whole; says why.
@@ -42,7 +50,8 @@ def stream_model(
         raise NotStreamable("its weights are not in safetensors files")
     reader = CheckpointReader(folder)
     reader.check()
-    model = _build(folder, dtype, reader, trust_remote_code)
+    settings = load_config(config or str(folder), trust_remote_code=trust_remote_code)
+    model = _build(folder, settings, dtype=dtype, reader=reader, trust_remote_code=trust_remote_code)
     if dtype != torch.float32 and any(getattr(model, f"_keep_in_fp32_modules{end}", None) for end in ("", "_strict")):
         raise NotStreamable(f"{type(model).__name__} keeps some of its weights in float32")
     linearize_experts(model)
@@ -57,17 +66,15 @@ def stream_model(
     return WeightStream(model.eval(), reader, places, device)
 
 
-def _build(folder: Path, dtype: Any, reader: CheckpointReader, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+def _build(folder: Path, config: Any, *, dtype: Any, reader: CheckpointReader, trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         if dtype == "auto":
             dtype = getattr(config, "dtype", None) or _first_floating(reader)
         with without_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-        if model.can_generate() and (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+        read_generation_settings(model, folder)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"transformers cannot build the model of {str(folder)!r}: {first}") from error

@@ -1,0 +1,47 @@
+"""docs/cli.md has every command and option, and docs/llm-compressor.md every argument that does nothing."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from coldpress.arguments import WITHOUT_EFFECT
+from coldpress.cli.app import app
+
+DOCS = Path(__file__).parents[1] / "docs"
+PROGRAM = typer.main.get_command(app)
+EVERYWHERE = {"--help", "-h", "--debug", "--version"}
+
+
+def sections(page):
+    """Heading to text of the second level; what stands before the first heading has the empty one."""
+    parts = re.split(r"^## (.+)\n", (DOCS / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def options(command):
+    return {flag for parameter in command.params for flag in parameter.opts if flag.startswith("-")} - EVERYWHERE
+
+
+def test_every_command_has_a_section_and_no_other():
+    assert [name for name in sections("cli.md") if name] == list(PROGRAM.commands)
+
+
+@pytest.mark.parametrize("name", PROGRAM.commands)
+def test_every_option_is_documented_and_no_other(name):
+    words = re.sub(r"^```text\n.*?^```", "", sections("cli.md")[name], flags=re.MULTILINE | re.DOTALL)  # no outputs
+
+    told = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", words))
+
+    assert told == options(PROGRAM.commands[name])
+
+
+def test_what_holds_everywhere_stands_at_the_beginning():
+    assert [flag for flag in EVERYWHERE if f"`{flag}`" not in sections("cli.md")[""]] == []
+
+
+def test_every_argument_without_effect_has_a_line():
+    text = sections("llm-compressor.md")["What is accepted and does nothing"]
+
+    assert re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE) == sorted(WITHOUT_EFFECT)
