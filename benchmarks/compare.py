@@ -63,7 +63,7 @@ def run_job(name: str, options: argparse.Namespace) -> dict[str, Any]:
             found = ask(f"compare_{side}.py", request, folder / f"{side}-{number}", python_of(side), options.threads)
             digest = keep_distinct(Path(request["weights"]), runs)
             runs.append({"side": side, "number": number, **found, "sha256": digest, "weights": request["weights"]})
-            shown = ("compress_seconds", "compress_cpu_seconds", "peak_megabytes", "load_average_before")
+            shown = ("compress_seconds", "compress_cpu_seconds", "others_cpu_seconds", "peak_megabytes")
             print(name, NAMES[side], {key: found[key] for key in shown}, file=sys.stderr, flush=True)
     costs = evaluate(job, runs, folder, prepared, options)
     return {
@@ -195,9 +195,10 @@ def versions(side: str) -> dict[str, str]:
     return json.loads(subprocess.run([python_of(side), "-c", program], check=True, stdout=subprocess.PIPE).stdout)
 
 
-ROWS = {  # what the table says: key -> (words, form, of the runs or of their weights)
+ROWS = {  # what the table says: key -> (words, form, whether of the runs or of their weights)
     "compress_seconds": ("seconds of `oneshot`", "{:.1f}", "run"),
     "compress_cpu_seconds": ("its CPU seconds, all threads", "{:.1f}", "run"),
+    "others_cpu_seconds": ("CPU seconds of other processes meanwhile", "{:.1f}", "run"),
     "dense_seconds": ("seconds to read the weights afterwards", "{:.1f}", "run"),
     "peak_megabytes": ("peak memory, MB", "{:.0f}", "run"),
     "loaded_megabytes": ("of it before `oneshot`, MB", "{:.0f}", "run"),
@@ -218,13 +219,16 @@ def table(found: dict[str, Any]) -> str:
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads)]
     for key, (words, form, of) in ROWS.items():
         columns = [values(found, side, key, of) for side in sides]
+        if any(None in column for column in columns):  # the system does not say
+            continue
         middle = [median(column) for column in columns]
-        ratio = f"{middle[1] / middle[0]:.2f}" if len(middle) == 2 and middle[0] else ""
+        rated = len(middle) == 2 and middle[0] and key != "others_cpu_seconds"
+        ratio = f"{middle[1] / middle[0]:.2f}" if rated else ""
         lines.append(f"| {words} | " + " | ".join([*(spread(column, form) for column in columns), ratio]) + " |")
     return "\n".join(lines)
 
 
-def values(found: dict[str, Any], side: str, key: str, of: str) -> list[float]:
+def values(found: dict[str, Any], side: str, key: str, of: str) -> list[Any]:
     """A number of every run of a side."""
     runs = [run for run in found["runs"] if run["side"] == side]
     return [run[key] if of == "run" else found["costs"][run["sha256"]][key] for run in runs]

@@ -21,6 +21,15 @@ def peak_megabytes() -> float:
     return round(peak / (1e6 if sys.platform == "darwin" else 1e6 / 1024), 1)
 
 
+def machine_seconds() -> float | None:
+    """CPU seconds that all processes of this machine have used; None where the system does not say."""
+    try:
+        user, nice, system, _, _, irq, softirq, *_ = Path("/proc/stat").read_text(encoding="ascii").split()[1:]
+    except OSError:
+        return None
+    return sum(map(int, (user, nice, system, irq, softirq))) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(
     started: float,
     load: Callable[[dict[str, Any]], Any],
@@ -44,16 +53,18 @@ def measure(
     set_seed(request["seed"])
     loaded = load(request)
     names = [name for name, _ in loaded[0].named_parameters()]  # a tied head is named once
-    ready, before, busy = time.perf_counter(), peak_megabytes(), time.process_time()
-    average = os.getloadavg()[0]
+    before, average, machine = peak_megabytes(), os.getloadavg()[0], machine_seconds()
+    ready, busy = time.perf_counter(), time.process_time()
     model = compress(request, loaded)
     seconds, peak = time.perf_counter() - ready, peak_megabytes()
     cpu_seconds, done = time.process_time() - busy, time.perf_counter()
+    others = None if machine is None else machine_seconds() - machine - cpu_seconds
     with torch.no_grad():
         weights = {name: dense(model, name) for name in names}
     answer = {
         "compress_seconds": round(seconds, 3),
         "compress_cpu_seconds": round(cpu_seconds, 3),
+        "others_cpu_seconds": None if others is None else round(max(0.0, others), 2),
         "dense_seconds": round(time.perf_counter() - done, 3),
         "import_seconds": round(imported - started, 3),
         "load_seconds": round(ready - imported, 3),
