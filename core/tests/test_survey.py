@@ -1,13 +1,15 @@
 """The survey: what it says, shortened where there is much of it."""
 
 import pytest
+import torch
 
-from coldpress.errors import SchemeError
-from coldpress.modifier import Modifier
-from coldpress.survey import claims_of, reason_untouched, schemes_of, shortened
-from coldpress.testing.models import tiny_llama
+from coldpress.errors import CalibrationError, ModelError, SchemeError
+from coldpress.modifier import READS_DATA, Modifier
+from coldpress.state import State
+from coldpress.survey import check_data, check_devices, claims_of, reason_untouched, schemes_of, shortened
+from coldpress.testing.models import batches, tiny_llama
 from coldpress.testing.rounding import Rounding
-from coldpress.testing.trial import claimed
+from coldpress.testing.trial import Parts, claimed
 
 
 def test_claims_are_in_recipe_order_and_model_order():
@@ -56,3 +58,47 @@ def test_the_reason_names_who_ignores():
 
     assert reason_untouched(head, [one, two]) == "ignored by Rounding"
     assert reason_untouched(query, [two]) == "no target of the recipe matches it"
+
+
+def test_a_model_whose_weights_are_not_there_is_refused_unless_they_are_streamed():
+    model = tiny_llama().to("meta")
+
+    with pytest.raises(ModelError, match="no weights in memory"):
+        check_devices(model, streamed=False)
+    check_devices(model, streamed=True)
+
+
+def test_a_model_on_several_devices_is_refused_by_name():
+    model = tiny_llama()
+    model.lm_head.to("meta")
+
+    with pytest.raises(ModelError, match=r"embed_tokens.weight is on cpu and lm_head.weight is on meta.*device_map"):
+        check_devices(model, streamed=False)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"input_ids": torch.ones(0, 4)},
+        {"input_ids": torch.ones(2, 0)},
+        {"input_ids": torch.ones(2, 4), "attention_mask": torch.zeros(2, 4)},
+        {"inputs_embeds": torch.ones(2, 0, 8)},
+    ],
+    ids=["no rows", "no columns", "padding only", "no vectors"],
+)
+def test_batches_without_a_token_are_named_if_somebody_reads_them(batch):
+    state = State(model=tiny_llama(), batches=[*batches(rows=2), batch])
+
+    with pytest.raises(CalibrationError, match="1 of 3 batches hold no token: 2; leave them out"):
+        check_data([Reader()], Parts(), state)
+    check_data([Modifier()], Parts(), state)
+
+
+def test_batches_of_which_nobody_can_say_what_they_hold_are_taken():
+    check_data([Reader()], Parts(), State(model=tiny_llama(), batches=[{"x": torch.ones(0, 4)}]))
+
+
+class Reader(Modifier):
+    """Reads data."""
+
+    traits = frozenset({READS_DATA})

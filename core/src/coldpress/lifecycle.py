@@ -1,13 +1,14 @@
 """The run, from the first look at the recipe to the finished folder.
 
 survey     every layer gets a line in the report; what cannot end well stops here
-stages     the hooks of `coldpress.rounds`, then write; one stage after the other, or recalled from an interrupted run
+a pass     the stages of the pipeline one after the other: the hooks of `coldpress.rounds`; one pass for all modifiers,
+           or one for each; in the last one stages are written, or recalled from an interrupted run
 save       config, tokenizer, recipe, report, manifest; the folder gets its name
 """
 
 import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -20,6 +21,7 @@ from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.fingerprint import of_batches
 from coldpress.checkpoint.output import Output
 from coldpress.errors import BrokenPluginError, TargetError
+from coldpress.models.evaluating import evaluating
 from coldpress.models.simulation import simulate_activations
 from coldpress.models.streaming import WeightStream
 from coldpress.models.tie import untie
@@ -27,7 +29,7 @@ from coldpress.modifier import PRUNES, QUANTIZES, Modifier
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import SILENT, Progress, Report, manifest_of, report_of
-from coldpress.rounds import Rounds
+from coldpress.rounds import Rounds, generator
 from coldpress.stage import Stage, find_layers
 from coldpress.state import LayerReport, State
 
@@ -72,23 +74,19 @@ class Run:
         """
         start = perf_counter()
         recipe = write_recipe(self.recipe)  # first of all, because what cannot be written down should not begin
+        survey.check_devices(self.state.model, streamed=self.weights is not None)
         binding: Mapping[str, Any] = {}
         if self.output is not None:
             job = {"recipe": recipe, "pipeline": repr(self.pipeline), "format": repr(self.output.format)}
             binding = resume.bind(self.state, self.output, job, self.weights)
         unseeded = torch.random.fork_rng(devices=[])  # stages are seeded; the caller's own random numbers go on
-        with torch.no_grad(), unseeded, _evaluating(self.state.model), self.weights or nullcontext():
+        with torch.no_grad(), unseeded, evaluating(self.state.model), self.weights or nullcontext():
             claims = self._survey()
             kept = resume.begin(self.output, binding, self.progress) if self.output is not None else []
-            with closing(self._turns()) as stages:
-                count = self.pipeline.count(self.state)
-                turns = self.progress.track(stages, description="compressing", total=count)
-                for number, stage in enumerate(turns):
-                    if self.output is not None and number < len(kept):
-                        resume.recall(stage, kept[number], self.state, self.output, self.weights)
-                        continue
-                    torch.manual_seed(self.state.seed + number)  # what is drawn does not depend on earlier stages
-                    self._compress(stage, _within(claims, stage))
+            *earlier, last = self._passes()
+            for modifiers in earlier:
+                self._pass(modifiers, claims)
+            self._pass(last, claims, kept)
         self._check_complete(claims)
         report = report_of(self.state, recipe=recipe, seconds=perf_counter() - start)
         if self.output is not None:
@@ -125,32 +123,54 @@ class Run:
             state.report[layer.name] = LayerReport(layer.name, type(layer.module).__name__, (rows, columns))
         if self.output is not None:
             self.output.prepare(state.model, schemes)
-        needy = [claim for claim in claims if claim.modifier.needs_data()]
-        state.observed = frozenset(layer.name for claim in needy for layer in claim.layers)
         untie(state.model, {layer.name: None for claim in claims for layer in claim.layers})
         return claims
 
-    def _turns(self) -> Generator[Stage, None, None]:
-        """The pipeline's stages; the weights of each stay in memory until the pipeline has gone on to the next one."""
-        stages = self.pipeline.stages(self.state)
-        before: Stage | None = None
-        try:
-            for stage in stages:
-                if self.weights is not None and before is not None:
-                    self.weights.drop(before.modules)
-                yield stage
-                before = stage
-        finally:
-            _close(stages)
+    def _passes(self) -> list[Sequence[Modifier]]:
+        """The modifiers that go over the model together, pass by pass; at least one pass."""
+        modifiers = self.recipe.modifiers
+        return [modifiers] if self.pipeline.shares_sweeps or not modifiers else [[modifier] for modifier in modifiers]
 
-    def _compress(self, stage: Stage, claims: Sequence[survey.Claim]) -> None:
+    def _pass(
+        self,
+        modifiers: Sequence[Modifier],
+        claims: Sequence[survey.Claim],
+        kept: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Go over the model once.
+
+        Args:
+            modifiers: who takes part.
+            claims: of all modifiers.
+            kept: records of the stages that an interrupted run has finished; None when this is not the last pass, so
+                that nothing is written and no weight is dropped.
+        """
+        claims = [claim for claim in claims if any(claim.modifier is modifier for modifier in modifiers)]
+        self.state.observed = survey.observed(claims)
+        description = "compressing" if self.pipeline.shares_sweeps else f"compressing: {type(modifiers[0]).__name__}"
+        before: Stage | None = None
+        with closing(generator(self.pipeline.stages(self.state))) as stages:
+            turns = self.progress.track(stages, description=description, total=self.pipeline.count(self.state))
+            for number, stage in enumerate(turns):
+                if self.weights is not None and kept is not None and before is not None:
+                    self.weights.drop(before.modules)  # not earlier: the pipeline has now gone on to the next stage
+                before = stage
+                if self.output is not None and kept is not None and number < len(kept):
+                    resume.recall(stage, kept[number], self.state, self.output, self.weights)
+                    continue
+                torch.manual_seed(self.state.seed + number)  # what is drawn does not depend on earlier stages
+                self._compress(stage, modifiers, survey.within(claims, stage))
+                if kept is not None:
+                    self._complete(stage)
+
+    def _compress(self, stage: Stage, modifiers: Sequence[Modifier], claims: Sequence[survey.Claim]) -> None:
         start = perf_counter()
         if self.weights is not None:
             self.weights.read(stage.modules)
         survey.check_weights(stage)
         versions = {layer.name: layer.module.weight._version for layer in stage.every_layer}
         Rounds(
-            modifiers=self.recipe.modifiers,
+            modifiers=modifiers,
             hooks=self.hooks,
             state=self.state,
             pipeline=self.pipeline,
@@ -160,16 +180,13 @@ class Run:
         for layer in stage.every_layer:
             if layer.name in self.state.quantized:
                 simulate_activations(layer.module, self.state.quantized[layer.name])
+        who = {} if self.pipeline.shares_sweeps else {"modifier": type(modifiers[0]).__name__}
         seconds = perf_counter() - start
-        self.state.log.append({"stage": stage.name, "seconds": round(seconds, 3)})
-        if self.output is not None:
-            self.output.write(stage, self.state)
-            self.output.keep(stage, self.state)
-            self.state.quantized.clear()
+        self.state.log.append({"stage": stage.name, **who, "seconds": round(seconds, 3)})
         log.info("compressed %s in %.2f s", stage.name, seconds)
 
     def _report(self, stage: Stage, claims: Sequence[survey.Claim], versions: dict[str, int]) -> None:
-        """Complete the report's lines of a stage: every claimed layer was changed, or skipped with a reason."""
+        """See that every claimed layer of a stage was changed, or skipped with a reason."""
         missed = survey.unreached([c for c in claims if c.modifier.traits & {QUANTIZES, PRUNES}], versions, self.state)
         if missed:
             raise TargetError(
@@ -181,8 +198,18 @@ class Run:
             if line.status == "untouched" and layer.module.weight._version != versions[layer.name]:
                 line.status = "changed"
                 line.sparsity = 1 - layer.weight.count_nonzero().item() / layer.weight.numel()
-            elif line.status == "untouched" and line.reason is None:
+
+    def _complete(self, stage: Stage) -> None:
+        """Give a reason for every layer that was left alone, and write the stage."""
+        for layer in stage.every_layer:
+            line = self.state.report[layer.name]
+            if line.status == "untouched" and line.reason is None:
                 line.reason = survey.reason_untouched(layer, self.recipe.modifiers)
+        if self.output is not None:
+            self.output.write(stage, self.state)
+            self.output.keep(stage, self.state)
+            for layer in stage.every_layer:
+                self.state.quantized.pop(layer.name, None)
 
     def _check_complete(self, claims: Sequence[survey.Claim]) -> None:
         """No layer of the model fell between the stages of the pipeline."""
@@ -210,36 +237,3 @@ def hook_manager(modifiers: Sequence[Modifier]) -> pluggy.PluginManager:
     except pluggy.PluginValidationError as error:
         raise BrokenPluginError(f"a hook does not fit coldpress.hookspecs: {error}") from error
     return manager
-
-
-def _within(claims: Sequence[survey.Claim], stage: Stage) -> list[survey.Claim]:
-    """The part of each claim that lies in a stage."""
-    inside = {layer.name for layer in stage.every_layer}
-    parts = [(claim.modifier, tuple(layer for layer in claim.layers if layer.name in inside)) for claim in claims]
-    return [survey.Claim(modifier, layers) for modifier, layers in parts if layers]
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model without dropout and without a key-value cache, which a block that runs twice would fill twice."""
-    training = model.training
-    config: Any = getattr(model, "config", None)
-    caching: list[Any] = [
-        part for part in (config, getattr(config, "text_config", None)) if getattr(part, "use_cache", False)
-    ]
-    model.eval()
-    for part in caching:
-        part.use_cache = False
-    try:
-        yield
-    finally:
-        model.train(training)
-        for part in caching:
-            part.use_cache = True
-
-
-def _close(generator: Iterator[object]) -> None:
-    """Let a generator undo what it did to the model, whatever happened."""
-    close = getattr(generator, "close", None)
-    if close is not None:
-        close()

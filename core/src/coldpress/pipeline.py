@@ -18,9 +18,12 @@ class Pipeline:
 
     Attributes:
         runs_batches: whether `sweep` runs anything; a recipe that needs data cannot use a pipeline that does not.
+        shares_sweeps: whether all modifiers go over the stages together; if not, core asks for the stages once for each
+            modifier, one after the other, and writes what the last of them leaves.
     """
 
     runs_batches: ClassVar[bool] = True
+    shares_sweeps: ClassVar[bool] = True
 
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield the stages in the order in which the model runs them.

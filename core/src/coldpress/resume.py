@@ -64,6 +64,8 @@ def recall(stage: Stage, record: Mapping[str, Any], state: State, output: Output
             "pass restart=True (--restart) to discard its stages and begin anew"
         )
     inputs = output.recall(stage, record, state)
+    for layer in stage.every_layer:
+        state.quantized.pop(layer.name, None)  # of an earlier pass; it is written
     compressed = dict(output.weights(stage.modules, state))
     if weights is None:
         fill(state.model, compressed)

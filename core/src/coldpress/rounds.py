@@ -12,6 +12,7 @@ from typing import Any
 import pluggy
 from attrs import frozen
 
+from coldpress.calibration.collate import count_tokens
 from coldpress.calibration.tap import Tap
 from coldpress.errors import CalibrationError
 from coldpress.models.experts import TokenCount, report_unseen, watched_experts
@@ -92,9 +93,10 @@ class Rounds:
         with (
             watched_experts(stage.modules.values()),
             Tap(wanted.values()) as tap,
-            closing(_generator(self.pipeline.sweep(self.state, stage))) as sweep,
+            closing(generator(self.pipeline.sweep(self.state, stage))) as sweep,
         ):
-            for index in self.progress.track(sweep, description=f"calibrating {stage.name}", total=total):
+            bar = f"calibrating {stage.name}"
+            for index in self.progress.track(sweep, description=bar, total=total, tokens=self._tokens):
                 sighting = tap.collect(index, self.state.batches[index])
                 statistics.see(sighting.calls, sighting.tokens)
                 count.see(sighting)
@@ -104,6 +106,9 @@ class Rounds:
         statistics.finish()
         count.report(self.state)
         return swept
+
+    def _tokens(self, index: int) -> int:
+        return count_tokens(self.state.batches[index]) or 0
 
     def _sweep_again(self, stage: Stage, modifiers: Sequence[Modifier], swept: int) -> None:
         """Collect anew what these modifiers asked for; those who looked at batches that no longer hold begin anew."""
@@ -141,6 +146,6 @@ def _versions(stage: Stage) -> list[tuple[int, int]]:
     return [(id(part), part._version) for part in parts]
 
 
-def _generator(sweep: Any) -> Any:
-    """A sweep that can be closed: the base asks for a generator, and the kit checks it."""
-    return sweep if hasattr(sweep, "close") else (index for index in sweep)
+def generator(found: Any) -> Any:
+    """Stages or a sweep that can be closed: the base asks for generators, and the kit checks it."""
+    return found if hasattr(found, "close") else (item for item in found)

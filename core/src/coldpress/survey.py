@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from attrs import frozen
 from torch import nn
 
-from coldpress.errors import CalibrationError, SchemeError, TargetError, near
+from coldpress.calibration.collate import count_tokens
+from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError, near
 from coldpress.modifier import Modifier
 from coldpress.numerics import check_finite
 from coldpress.pipeline import Pipeline
@@ -50,6 +52,18 @@ def claims_of(modifiers: Sequence[Modifier], model: nn.Module) -> list[Claim]:
     return claims
 
 
+def within(claims: Sequence[Claim], stage: Stage) -> list[Claim]:
+    """The part of each claim that lies in a stage."""
+    inside = {layer.name for layer in stage.every_layer}
+    parts = [(claim.modifier, tuple(layer for layer in claim.layers if layer.name in inside)) for claim in claims]
+    return [Claim(modifier, layers) for modifier, layers in parts if layers]
+
+
+def observed(claims: Sequence[Claim]) -> frozenset[str]:
+    """Names of the layers whose inputs somebody reads."""
+    return frozenset(layer.name for claim in claims if claim.modifier.needs_data() for layer in claim.layers)
+
+
 def schemes_of(claims: Sequence[Claim]) -> dict[str, Scheme]:
     """Layer name to the scheme that it will be quantized with, of every layer that will be.
 
@@ -81,10 +95,10 @@ def schemes_of(claims: Sequence[Claim]) -> dict[str, Scheme]:
 
 
 def check_data(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State) -> None:
-    """Refuse a recipe that reads data when there are none, or when its pipeline runs none.
+    """Refuse a recipe that reads data when there are none, when a batch is empty, or when its pipeline runs none.
 
     Raises:
-        CalibrationError: says which modifier needs them and how to pass some.
+        CalibrationError: says which modifier needs them and how to pass some, or which batch is empty.
     """
     needy = ", ".join(type(modifier).__name__ for modifier in modifiers if modifier.needs_data())
     if needy and not state.batches:
@@ -92,6 +106,34 @@ def check_data(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State) 
     if needy and not pipeline.runs_batches:
         raise CalibrationError(
             f"{needy} needs calibration data, and the pipeline {type(pipeline).__name__} runs none; choose another"
+        )
+    empty = [str(index) for index, batch in enumerate(state.batches) if count_tokens(batch) == 0]
+    if needy and empty:
+        raise CalibrationError(
+            f"{len(empty)} of {len(state.batches)} batches hold no token: {', '.join(empty[:8])}"
+            f"{', ...' if len(empty) > 8 else ''}; leave them out"
+        )
+
+
+def check_devices(model: nn.Module, *, streamed: bool) -> None:
+    """Refuse a model whose weights are on several devices, or on none.
+
+    Raises:
+        ModelError: names two weights and where they are, and says what to do.
+    """
+    places: dict[torch.device, str] = {}
+    for name, parameter in model.named_parameters():
+        if not (streamed and parameter.is_meta):
+            places.setdefault(parameter.device, name)
+    if len(places) > 1:
+        found = " and ".join(f"{name} is on {device}" for device, name in list(places.items())[:2])
+        raise ModelError(
+            f"{found}: a model on several devices is not compressed; load it onto one of them, without device_map, or "
+            "pass its folder and an output_dir, and its weights are read stage by stage"
+        )
+    if torch.device("meta") in places:
+        raise ModelError(
+            "the model has no weights in memory (meta device); load them, or pass its folder and an output_dir"
         )
 
 

@@ -84,3 +84,13 @@ def as_batch(found: Any) -> dict[str, Tensor]:
     if "input_ids" in batch and "attention_mask" not in batch:
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     return batch
+
+
+def count_tokens(batch: Mapping[str, Any]) -> int | None:
+    """Tokens of a batch, without padding; None where nothing tells how many there are."""
+    mask, ids, vectors = (batch.get(name) for name in ("attention_mask", "input_ids", "inputs_embeds"))
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return int(mask.count_nonzero())
+    if isinstance(ids, Tensor):
+        return ids.numel()
+    return vectors.shape[:-1].numel() if isinstance(vectors, Tensor) else None

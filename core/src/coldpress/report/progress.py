@@ -1,6 +1,6 @@
 """Progress: what a person sees while a long job runs; silent where nobody watches."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -8,18 +8,25 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Column
+from rich.text import Text
+
+from coldpress.report.memory import peak_memory
+from coldpress.report.words import in_bytes, in_count
 
 T = TypeVar("T")
 
 
 class Progress:
-    """Bars with time left on standard error, as soon as it is a terminal.
+    """Bars with time left, tokens a second and peak memory on standard error, as soon as it is a terminal.
 
     Args:
         quiet: show nothing.
@@ -32,22 +39,34 @@ class Progress:
         self._quiet = quiet or not self._console.is_terminal
         self._bars: Bars | None = None
 
-    def track(self, iterable: Iterable[T], *, description: str, total: int | None = None) -> Iterator[T]:
+    def track(
+        self,
+        iterable: Iterable[T],
+        *,
+        description: str,
+        total: int | None = None,
+        tokens: Callable[[T], int] | None = None,
+    ) -> Iterator[T]:
         """Hand the items on, with a bar that counts them.
 
         Args:
             iterable: what is worked on.
             description: a few words, shown before the bar.
             total: how many items there are, when `iterable` cannot say.
+            tokens: how many an item stands for, for tokens a second; None shows no such number.
         """
         if self._quiet:
             yield from iterable
             return
         with self._shown() as bars:
             length = total if total is not None else getattr(iterable, "__len__", lambda: None)()
-            task = bars.add_task(description, total=length)
+            seen = 0
+            task = bars.add_task(description, total=length, tokens=None if tokens is None else seen)
             try:
                 for item in iterable:
+                    if tokens is not None:
+                        seen += tokens(item)
+                        bars.update(task, tokens=seen)
                     yield item
                     bars.advance(task)
             finally:
@@ -64,14 +83,25 @@ class Progress:
         if self._bars is not None:
             yield self._bars
             return
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=10), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        with Bars(*columns, *times, console=self._console, transient=True) as bars:
+        with Bars(*columns, *times, _Notes(Column(no_wrap=True)), console=self._console, transient=True) as bars:
             self._bars = bars
             try:
                 yield bars
             finally:
                 self._bars = None
+
+
+class _Notes(ProgressColumn):
+    """Tokens a second since the bar began, where tokens are counted; elsewhere the most memory that was held."""
+
+    def render(self, task: Task) -> Text:
+        """A few words."""
+        tokens = task.fields.get("tokens")
+        if tokens is None:
+            return Text(f"peak {in_bytes(peak_memory())}", style="dim")
+        return Text(f"{in_count(round(tokens / task.elapsed))} tok/s" if tokens and task.elapsed else "", style="dim")
 
 
 SILENT = Progress(quiet=True)
