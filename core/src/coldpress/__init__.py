@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from coldpress.models import load_model, load_tokenizer
     from coldpress.modifier import MOVES_SIGNAL, PRUNES, QUANTIZES, READS_DATA, Modifier
     from coldpress.pipeline import Pipeline, block_names, partition
+    from coldpress.pruner import Pruner
     from coldpress.quantizer import Quantizer, weight_qparams
     from coldpress.recipe import Recipe, read_recipe, write_recipe
     from coldpress.schemes import QuantizationArgs, Scheme, preset, preset_names
@@ -61,6 +62,7 @@ _HOMES = {
     "models": ("load_model", "load_tokenizer"),
     "modifier": ("MOVES_SIGNAL", "PRUNES", "QUANTIZES", "READS_DATA", "Modifier"),
     "pipeline": ("Pipeline", "block_names", "partition"),
+    "pruner": ("Pruner",),
     "quantizer": ("Quantizer", "weight_qparams"),
     "recipe": ("Recipe", "read_recipe", "write_recipe"),
     "schemes": ("QuantizationArgs", "Scheme", "preset", "preset_names"),
@@ -93,6 +95,7 @@ __all__ = [
     "Observer",
     "Pipeline",
     "PluginError",
+    "Pruner",
     "QuantizationArgs",
     "Quantized",
     "Quantizer",

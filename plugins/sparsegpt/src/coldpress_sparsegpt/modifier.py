@@ -1,0 +1,107 @@
+"""SparseGPTModifier: settings and wiring of SparseGPT."""
+
+import logging
+from collections.abc import Sequence
+
+from attrs import field, frozen
+from attrs.validators import ge
+from torch import Tensor
+
+from coldpress import Layer, Pruner, Stage, State, hookimpl
+from coldpress_sparsegpt.algorithm import prepare, prune_by_norm, sparsegpt
+
+log = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True, eq=False)
+class SparseGPTModifier(Pruner):
+    """Prune weights so that the outputs of each layer, for the calibration data, change least.
+
+    Further settings are those of `Pruner`: `sparsity`, `mask_structure`, `sparsity_profile`, `targets`, `ignore`.
+
+    Attributes:
+        block_size: columns whose mask is chosen at once; with `n:m` it changes speed only.
+        dampening_frac: share of the mean diagonal of the Gram matrix that is added to its diagonal.
+        preserve_sparsity_mask: weights that are zero stay zero, and count towards the sparsity.
+        offload_hessians: understood and without effect: Gram matrices live no longer than their stage.
+    """
+
+    block_size: int = field(default=128, validator=ge(1))
+    dampening_frac: float = field(default=0.01, validator=ge(0))
+    preserve_sparsity_mask: bool = False
+    offload_hessians: bool = False
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        """Ask for the Gram matrices of inputs."""
+        super().initialize(state, stage)
+        for layer in self.layers(stage):
+            state.ask(layer, "gram")
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        """Prune the weights of the stage, layers that read the same input together."""
+
+        def norms(layer: Layer) -> Tensor | None:
+            gram = state.statistic(layer, "gram")
+            return None if gram is None else gram.total.diagonal().clamp(min=0).sqrt()
+
+        sparsities = self.sparsities(state, stage, norms)
+        for layers in state.sharing(self.layers(stage)):
+            with state.timed(*layers):
+                self._prune(state, layers, [sparsities[layer.name] for layer in layers])
+
+    def _prune(self, state: State, layers: Sequence[Layer], sparsities: Sequence[float]) -> None:
+        """SparseGPT for layers that read the same input, or by magnitude where it cannot be."""
+        gram = state.statistic(layers[0], "gram")
+        if gram is None:
+            self._fall_back(state, layers, sparsities, reason="no token of the calibration data reached it")
+            return
+        norm = gram.total.diagonal().clamp(min=0).sqrt()
+        factor = prepare(gram.total, dampening_frac=self.dampening_frac)
+        if not bool(norm.any()):
+            self._fall_back(state, layers, sparsities, reason="its inputs are zero for all of the calibration data")
+            return
+        if factor is None:
+            reason = "the Gram matrix of its inputs is not positive definite"
+            self._fall_back(state, layers, sparsities, reason=reason, norm=norm)
+            return
+        if gram.count < len(norm):
+            log.warning(
+                "%s: %d tokens for %d columns; more calibration data would make it better",
+                layers[0].name,
+                gram.count,
+                len(norm),
+            )
+        solutions = sparsegpt(
+            [layer.weight for layer in layers],
+            factor,
+            sparsities=sparsities,
+            structure=self.structure(),
+            block_size=self.block_size,
+            keep_zeros=self.preserve_sparsity_mask,
+        )
+        for layer, solution in zip(layers, solutions, strict=True):
+            state.set_weight(layer, solution.weight.to(layer.weight.dtype))
+            state.report[layer.name].notes |= {
+                "tokens": gram.count,
+                "dampening": factor.dampening,
+                "output_error": float(solution.loss.sum()) / gram.count,
+            }
+
+    def _fall_back(
+        self,
+        state: State,
+        layers: Sequence[Layer],
+        sparsities: Sequence[float],
+        *,
+        reason: str,
+        norm: Tensor | None = None,
+    ) -> None:
+        """Prune by magnitude, times the norm of the input where it is known."""
+        how = "magnitude" if norm is None else "magnitude times input norm"
+        for layer, sparsity in zip(layers, sparsities, strict=True):
+            weight = layer.weight
+            scale = weight.new_ones(weight.shape[1]) if norm is None else norm
+            state.set_weight(layer, prune_by_norm(weight, scale, sparsity=sparsity, structure=self.structure()))
+            state.fall_back(layer, f"pruned by {how}: {reason}")
