@@ -40,6 +40,22 @@ def test_settings_of_the_pipeline_are_arguments_and_are_written_down(tmp_path):
     assert pipeline_of(tmp_path / "out") == {"sequential": {"sequential_targets": ["LlamaDecoderLayer"]}}
 
 
+@pytest.mark.parametrize("pipeline", ["sequential", "layer_sequential", "independent"])
+def test_where_activations_wait_is_an_argument_and_changes_no_byte(pipeline, tmp_path):
+    for name, settings in {"memory": {}, "disk": {"offload_activations": "disk", "offload_limit": 5000}}.items():
+        oneshot(tiny_llama(), static(), dataset=batches(), pipeline=pipeline, output_dir=tmp_path / name, **settings)
+
+    assert digest(tmp_path / "memory") == digest(tmp_path / "disk")
+    assert pipeline_of(tmp_path / "memory") == pipeline
+    assert pipeline_of(tmp_path / "disk") == {pipeline: {"offload_activations": "disk", "offload_limit": 5000}}
+
+
+def test_the_peers_name_of_the_place_is_accepted_and_says_which_is_ours(caplog):
+    oneshot(tiny_llama(), static(), dataset=batches(), sequential_offload_device="cuda:1")
+
+    assert "sequential_offload_device has no effect: what waits is in CPU memory, or on disk" in caplog.text
+
+
 def test_a_setting_that_the_pipeline_does_not_have_is_said_to_do_nothing(caplog):
     oneshot(tiny_llama(), static(), dataset=batches(), pipeline="basic", propagate_error=False)
 
@@ -58,9 +74,9 @@ def test_the_saved_recipe_replays_to_the_same_bytes(scheme, tmp_path):
 
 def test_what_is_observed_is_what_was_there_before_compression_only_with_basic(tmp_path):
     reports = {}
-    for pipeline in ("basic", "sequential", "layer_sequential"):
+    for pipeline in ("basic", "sequential", "layer_sequential", "independent"):
         oneshot(tiny_llama(), static(), dataset=batches(), pipeline=pipeline, output_dir=tmp_path / pipeline)
         reports[pipeline] = digest(tmp_path / pipeline)
 
-    assert reports["sequential"] == reports["layer_sequential"]
+    assert reports["sequential"] == reports["layer_sequential"] == reports["independent"]  # of one modifier
     assert reports["basic"] != reports["sequential"]

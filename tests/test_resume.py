@@ -13,6 +13,7 @@ from coldpress import load_model, oneshot
 from coldpress.checkpoint import CheckpointReader
 from coldpress.checkpoint.output import Output
 from coldpress.errors import CheckpointError
+from coldpress.lifecycle import Run
 from coldpress.models import simulated
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 
@@ -115,7 +116,7 @@ def test_going_on_gives_the_bytes_of_an_undisturbed_run(tmp_path, monkeypatch, m
     assert not (tmp_path / "out.partial").exists()
 
 
-@pytest.mark.parametrize("pipeline", ["basic", "sequential", "layer_sequential"])
+@pytest.mark.parametrize("pipeline", ["basic", "sequential", "layer_sequential", "independent"])
 @pytest.mark.parametrize("model", MODELS)
 def test_every_pipeline_streams_to_the_bytes_of_a_model_in_memory(tmp_path, model, pipeline):
     source = save(model, tmp_path / "source")
@@ -148,6 +149,47 @@ def test_a_model_in_memory_goes_on_too(tmp_path, monkeypatch, recipe):
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert torch.equal(logits(model, batches(rows=2)), logits(whole, batches(rows=2)))
     assert [name for name, _ in simulated(model)] == [name for name, _ in simulated(whole)]
+
+
+TWO = (
+    "modifiers: [QuantizationModifier: {ignore: [lm_head, 're:.*mlp.*'], config_groups: {all: {targets: [Linear], "
+    "weights: {num_bits: 8, strategy: channel}, input_activations: {num_bits: 8, strategy: tensor}}}}, "
+    "QuantizationModifier: {targets: ['re:.*mlp.*_proj'], scheme: FP8}]"
+)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stages", [1, 3])
+def test_independent_sweeps_go_on_in_the_last_of_them(tmp_path, monkeypatch, source, stages, stream):
+    settings = {"recipe": TWO, "pipeline": "independent", "stream_weights": stream}
+    whole = compress(source, tmp_path / "whole", **settings)
+
+    interrupt(monkeypatch, source, tmp_path / "out", stages=stages, **settings)
+    model, done = resumed(monkeypatch, source, tmp_path / "out", **settings)
+
+    assert len(done) == 4 - stages
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert told(tmp_path / "out") == told(tmp_path / "whole")
+    assert torch.equal(logits(model, batches(rows=2)), logits(whole, batches(rows=2)))
+
+
+def test_an_independent_sweep_that_is_not_the_last_leaves_nothing_when_it_is_interrupted(tmp_path, monkeypatch, source):
+    compress(source, tmp_path / "whole", TWO, pipeline="independent")
+    before = Run._compress
+
+    def stop_at_once(self, stage, *rest):
+        if stage.name == "model.layers.1":
+            raise StopError
+        before(self, stage, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_compress", stop_at_once)
+        with pytest.raises(StopError):
+            compress(source, tmp_path / "out", TWO, pipeline="independent")
+    assert not (tmp_path / "out.partial").exists()
+    compress(source, tmp_path / "out", TWO, pipeline="independent")
+
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def test_a_dense_output_goes_on_with_its_inputs_quantized(tmp_path, monkeypatch, source):

@@ -44,7 +44,8 @@ DATA_PREPARATION = (
 )
 
 # Arguments that are settings of a pipeline; one that has no such setting is said to ignore it.
-PIPELINE_SETTINGS = ("sequential_targets", "propagate_error")
+PIPELINE_SETTINGS = ("sequential_targets", "propagate_error", "offload_activations", "offload_limit")
+OFFLOAD_PLACES = ("cpu", "disk")
 
 _READERS = ("csv", "custom", "json", "jsonl", "parquet", "text", "txt")  # llm-compressor's data sets of files
 _PEER_PIPELINES = {"datafree": "data_free"}  # llm-compressor's spelling -> ours
@@ -59,7 +60,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "preprocessing_num_workers": "calibration samples are few and the tokenizer has its own threads",
     "quantization_aware_calibration": "deprecated in llm-compressor, where it does nothing either",
     "remove_columns": "only token columns are ever kept",
-    "sequential_offload_device": "no installed pipeline moves what waits to another device",
+    "sequential_offload_device": "what waits is in CPU memory, or on disk: see offload_activations",
     "sequential_prefetch": "no installed pipeline reads ahead",
     "sequential_targets_per_subgraph": "no installed pipeline cuts the model into parts",
     "tracing_ignore": "nothing is traced: it is the model's own forward that runs",
@@ -238,7 +239,10 @@ class DatasetArguments:
         pipeline: name of the pipeline; None takes what the recipe needs.
         tracing_ignore: no effect.
         sequential_targets: what a block is, for pipelines that go block by block: names, `re:` patterns, classes.
-        sequential_offload_device: no effect yet.
+        offload_activations: where activations wait between two stages: "cpu", in memory, or "disk", in files beyond
+            the limit.  No byte of the result depends on it.
+        offload_limit: bytes of activations that "disk" leaves in memory.
+        sequential_offload_device: no effect; see `offload_activations`.
         sequential_targets_per_subgraph: no effect yet.
         quantization_aware_calibration: no effect.
         propagate_error: False shows later blocks the outputs of the original ones.
@@ -271,6 +275,8 @@ class DatasetArguments:
     pipeline: str | None = field(default=None, converter=_pipeline_name, validator=_is(str, optional=True))
     tracing_ignore: list[str] | None = None
     sequential_targets: Any = field(default=None, converter=_as_list, validator=_is(list, optional=True))
+    offload_activations: str = field(default="cpu", validator=_one_of(OFFLOAD_PLACES))
+    offload_limit: int = field(default=1 << 30, validator=_at_least(0))
     sequential_offload_device: str = "cpu"
     sequential_targets_per_subgraph: int = 1
     quantization_aware_calibration: bool = True

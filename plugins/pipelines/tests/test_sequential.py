@@ -1,105 +1,15 @@
 """The pipelines that go block by block: layers see what a plain forward brings them, and nothing is left behind."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar
-
 import greenlet
 import pytest
 import torch
-from attrs import frozen
+from loose import Block, Loose, some, stages, straight, twice, untouched, vectors, watch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from coldpress import READS_DATA, Batch, CalibrationError, Modifier, Stage, State, hookimpl
-from coldpress.lifecycle import Run
-from coldpress.recipe import Recipe
+from coldpress import CalibrationError
 from coldpress.testing.models import batches, tiny_llama
 from coldpress_pipelines import Basic, LayerSequential, Sequential
-
-SEEN = "seen"
-
-
-@frozen(kw_only=True, eq=False)
-class Watcher(Modifier):
-    """Remembers every input of its layers, and halves their weights if told to."""
-
-    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA})
-
-    halves: bool = False
-
-    @hookimpl
-    def calibrate_batch(self, state: State, stage: Stage, batch: Batch) -> None:
-        for layer in self.layers(stage):
-            if layer.name in batch.inputs:
-                state.log.append({SEEN: (layer.name, batch.index), "input": batch.inputs[layer.name].clone()})
-
-    @hookimpl
-    def finalize(self, state: State, stage: Stage) -> None:
-        for layer in self.layers(stage):
-            if self.halves:
-                layer.weight.copy_(layer.weight / 2)
-
-
-class Block(nn.Module):
-    """Two linear layers and a counter of forwards."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(8, 8)
-        self.second = nn.Linear(8, 8)
-        self.runs = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.runs += 1
-        return x + self.second(torch.relu(self.first(x)))
-
-
-class Loose(nn.Module):
-    """A model with three blocks and a path through them of its own."""
-
-    def __init__(self, path: Callable[[list[nn.Module], Tensor], Tensor]) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
-        self.head = nn.Linear(8, 4)
-        self._path = path
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self._path(list(self.blocks), x))
-        return out
-
-
-def straight(blocks: list[nn.Module], x: Tensor) -> Tensor:
-    for block in blocks:
-        x = block(x)
-    return x
-
-
-def twice(blocks: list[nn.Module], x: Tensor) -> Tensor:
-    return straight(blocks, straight(blocks, x))
-
-
-def some(blocks: list[nn.Module], x: Tensor) -> Tensor:
-    return straight(blocks if x.sum() > 0 else blocks[::2], x)
-
-
-def vectors(count: int = 4) -> list[dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    return [{"x": torch.randn(1, 5, 8, generator=generator)} for _ in range(count)]
-
-
-def watch(model: nn.Module, data: Any, pipeline: Any, **settings: Any) -> tuple[dict[Any, Tensor], State]:
-    state = State(model=model, batches=data)
-    Run(recipe=Recipe(Watcher(**settings)), state=state, pipeline=pipeline).execute()
-    return {entry[SEEN]: entry["input"] for entry in state.log if SEEN in entry}, state
-
-
-def stages(state: State) -> list[str]:
-    return [entry["stage"] for entry in state.log if "stage" in entry]
-
-
-def untouched(model: nn.Module) -> bool:
-    return not any("forward" in vars(module) or module._forward_pre_hooks for module in model.modules())
-
 
 BLOCKWISE = pytest.mark.parametrize("pipeline", [Sequential, LayerSequential])
 

@@ -2,19 +2,29 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+import torch
 
 from coldpress import CalibrationError, Enough, Stage, State
 
+HOW = "sequential_targets=[...]: a class such as 'LlamaDecoderLayer', names, or 're:' and a pattern"
+
 
 @contextmanager
-def batch_named(index: int) -> Iterator[None]:
+def batch_named(index: int, batch: Mapping[str, Any]) -> Iterator[None]:
     """Let `Enough` pass for an end, and say which batch the model refuses."""
     try:
         yield
     except Enough:
         pass
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise CalibrationError(f"the model refuses batch {index}: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        shapes = {name: tuple(getattr(value, "shape", ())) for name, value in batch.items()}
+        raise CalibrationError(
+            f"the model refuses batch {index} ({shapes}): {type(error).__name__}: {error}"
+        ) from error
 
 
 def matters(parts: Mapping[str, Stage], state: State) -> bool:

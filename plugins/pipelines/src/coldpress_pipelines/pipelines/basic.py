@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from coldpress import CalibrationError, Enough, Pipeline, Stage, State
+from coldpress import Pipeline, Stage, State
+from coldpress_pipelines.walking import batch_named
 
 
 @frozen(kw_only=True, eq=False)
@@ -25,11 +26,6 @@ class Basic(Pipeline):
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the model on every batch, as far as somebody looks."""
         for index, batch in enumerate(state.batches):
-            try:
+            with batch_named(index, batch):
                 state.model(**batch)
-            except Enough:
-                pass
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                shapes = {name: tuple(getattr(value, "shape", ())) for name, value in batch.items()}
-                raise CalibrationError(f"the model refuses batch {index} ({shapes}): {error}") from error
             yield index

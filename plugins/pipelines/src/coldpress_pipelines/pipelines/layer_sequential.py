@@ -5,11 +5,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from attrs import define, evolve, field, frozen
+from attrs.validators import ge, in_
 from torch import Tensor, nn
 
 from coldpress import CalibrationError, ModelError, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Call
-from coldpress_pipelines.walking import batch_named, matters, refuse_gaps
+from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
+from coldpress_pipelines.walking import HOW, batch_named, matters, refuse_gaps
 
 
 @frozen(kw_only=True, eq=False)
@@ -23,35 +25,35 @@ class LayerSequential(Pipeline):
     Attributes:
         sequential_targets: the blocks, by name, `re:` pattern or class; None finds the model's lists of blocks.
         propagate_error: later blocks see what compressed ones put out; False feeds them the original's outputs.
+        offload_activations: where activations wait between two stages: "cpu", in memory, or "disk", in files beyond
+            the limit.
+        offload_limit: bytes of activations that "disk" leaves in memory.
     """
 
     sequential_targets: list[str] | None = None
     propagate_error: bool = True
+    offload_activations: Place = field(default="cpu", validator=in_(PLACES))
+    offload_limit: int = field(default=DEFAULT_LIMIT, validator=ge(0))
 
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield the prologue, the blocks in the order in which they run, and the rest."""
         parts = {part.name: part for part in partition(state.model, self.sequential_targets)}
         names = block_names(state.model, self.sequential_targets)
         if not names:
-            raise ModelError("the model has no list of blocks; use the pipeline basic, or name the blocks")
+            raise ModelError(
+                f"{type(state.model).__name__} has no list of blocks: use the pipeline basic, or name them with {HOW}"
+            )
         blocks = {name: state.model.get_submodule(name) for name in names}
         refuse_gaps(parts, blocks, state)
-        state.walk = walk = _Walk(state, blocks)
-        try:
-            if "prologue" in parts:
-                yield parts.pop("prologue")
-            if matters(parts, state):
-                walk.rehearse()
-            for name in walk.order:
-                stage = parts.pop(name)
-                outputs = None if self.propagate_error else walk.outputs(name)
-                yield stage
-                if not matters(parts, state):
-                    break
-                walk.advance(outputs or walk.outputs(name))
-            yield from parts.values()
-        finally:
-            state.walk = None
+        with Offload.of(state, place=self.offload_activations, limit=self.offload_limit) as room:
+            state.walk = walk = _Walk(state, blocks, room)
+            try:
+                if "prologue" in parts:
+                    yield parts.pop("prologue")
+                yield from self._blocks_in_order(state, walk, parts)
+                yield from parts.values()
+            finally:
+                state.walk = None
 
     def count(self, state: State) -> int:
         """As many as the model has parts."""
@@ -60,8 +62,8 @@ class LayerSequential(Pipeline):
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the stage on every batch."""
         walk: _Walk = state.walk
-        for index in range(len(state.batches)):
-            with batch_named(index):
+        for index, batch in enumerate(state.batches):
+            with batch_named(index, batch):
                 if stage.name in walk.blocks:
                     walk.run(index, stage.name)
                 elif stage.name == "prologue":
@@ -69,6 +71,21 @@ class LayerSequential(Pipeline):
                 else:
                     walk.run_epilogue(index)
             yield index
+
+    def _blocks_in_order(self, state: State, walk: "_Walk", parts: dict[str, Stage]) -> Iterator[Stage]:
+        """Yield the blocks; what is left in `parts` afterwards nobody is fed any more."""
+        if matters(parts, state):
+            walk.rehearse()
+        for name in walk.order:
+            stage = parts.pop(name)
+            outputs = None if self.propagate_error else walk.outputs(name)
+            yield stage
+            if not matters(parts, state):
+                return
+            walk.advance(name, outputs)
+
+
+_HOLE = object()
 
 
 class _Stop(Exception):  # noqa: N818 - not an error
@@ -81,9 +98,10 @@ class _Walk:
 
     state: State
     blocks: Mapping[str, nn.Module]
+    room: Offload
     order: list[str] = field(factory=list)
-    _calls: list[dict[str, Call]] = field(factory=list)
-    _fed: list[Any] = field(factory=list)
+    _calls: list[dict[str, Call]] = field(factory=list)  # with a hole where the tensor goes that is fed
+    _fed: list[Tensor] = field(factory=list)
     _tuples: bool = False
 
     def rehearse(self) -> None:
@@ -92,29 +110,40 @@ class _Walk:
         Raises:
             CalibrationError: batches run the blocks in different orders, or a block twice.
         """
-        for index in range(len(self.state.batches)):
-            with batch_named(index):
-                self._calls.append(self._empty_forward(index))
-            if index == 0:
-                self.order = list(self._calls[0])
-            elif list(self._calls[index]) != self.order:
-                raise CalibrationError(
-                    f"batch {index} runs other blocks than batch 0, or in another order; use the pipeline sequential"
-                )
-        self._fed = [_slot(calls[self.order[0]]) for calls in self._calls]
+        for index, batch in enumerate(self.state.batches):
+            with batch_named(index, batch):
+                calls = self._empty_forward(index)
+                self.order = self.order or list(calls)
+                if list(calls) != self.order:
+                    raise CalibrationError(
+                        f"batch {index} runs other blocks than batch 0, or in another order; use the pipeline "
+                        "sequential"
+                    )
+                self._fed.append(_slot(calls[self.order[0]]))
+                self._calls.append({name: _with_hole(call) for name, call in calls.items()})
+                self.room.put(self._fed[index], [(call.args, call.kwargs) for call in self._calls[index].values()])
 
     def run(self, index: int, name: str) -> Any:
         """The output of a block, as it is now, for what it is fed."""
-        call = _fill(self._calls[index][name], self._fed[index])
-        return self.blocks[name](*call.args, **call.kwargs)
+        call = _filled(self._calls[index][name], self._fed[index])
+        with self.room.taken(call.args, call.kwargs):
+            return self.blocks[name](*call.args, **call.kwargs)
 
-    def outputs(self, name: str) -> list[Any]:
-        """The outputs of a block for every batch."""
-        return [self.run(index, name) for index in range(len(self._calls))]
+    def outputs(self, name: str) -> list[Tensor]:
+        """What a block puts out now for every batch."""
+        return [self._output(index, name) for index in range(len(self._fed))]
 
-    def advance(self, outputs: list[Any]) -> None:
-        """Feed outputs to the next block."""
-        self._fed = [output if isinstance(output, Tensor) else output[0] for output in outputs]
+    def advance(self, name: str, outputs: list[Tensor] | None) -> None:
+        """Feed the next block with outputs of this one; None computes them now."""
+        for index in range(len(self._fed)):
+            self._fed[index] = self._output(index, name) if outputs is None else outputs[index]
+
+    def _output(self, index: int, name: str) -> Tensor:
+        with batch_named(index, self.state.batches[index]):
+            output = self.run(index, name)
+        x: Tensor = output if isinstance(output, Tensor) else output[0]
+        self.room.put(x)
+        return x
 
     def run_prologue(self, index: int) -> None:
         """Run the model as far as its first block."""
@@ -126,13 +155,14 @@ class _Walk:
 
     def run_epilogue(self, index: int) -> None:
         """Run what follows the blocks on what the last one put out."""
-        last, tuples = self.order[-1], self._tuples
+        last, tuples, fed = self.order[-1], self._tuples, self._fed[index]
 
         def answer(name: str, call: Call) -> Any:
-            x = self._fed[index] if name == last else _slot(call)
+            x = fed if name == last else _slot(call)
             return (x,) if tuples else x
 
-        self._forward(index, answer)
+        with self.room.taken(fed):
+            self._forward(index, answer)
 
     def _empty_forward(self, index: int) -> dict[str, Call]:
         """The call of every block, when blocks only hand on what they get.
@@ -154,6 +184,8 @@ class _Walk:
             try:
                 self._forward(index, note)
             except (TypeError, IndexError, ValueError, RuntimeError, AttributeError):
+                if not calls:
+                    raise  # it did not even come to the first block: the batch is to blame
                 if len(calls) < len(self.blocks):  # what follows the last block may need weights that are not there
                     continue
             if len({_slot(call).shape for call in calls.values()}) == 1:
@@ -190,9 +222,16 @@ def _slot(call: Call) -> Any:
     raise CalibrationError(f"{call.block} is called without a tensor of numbers; use the pipeline sequential")
 
 
-def _fill(call: Call, x: Any) -> Call:
-    """The call with another tensor in that place."""
-    old = _slot(call)
-    if any(value is old for value in call.args):
-        return evolve(call, args=tuple(x if value is old else value for value in call.args))
-    return evolve(call, kwargs={name: x if value is old else value for name, value in call.kwargs.items()})
+def _with_hole(call: Call) -> Call:
+    """The call with nothing where that tensor was."""
+    return _replaced(call, _slot(call), _HOLE)
+
+
+def _filled(call: Call, x: Tensor) -> Call:
+    """The call with a tensor where there was nothing."""
+    return _replaced(call, _HOLE, x)
+
+
+def _replaced(call: Call, old: Any, new: Any) -> Call:
+    args = tuple(new if value is old else value for value in call.args)
+    return evolve(call, args=args, kwargs={name: new if value is old else value for name, value in call.kwargs.items()})

@@ -1,13 +1,19 @@
 """sequential: block by block through the model's own forward, every batch waiting at the same door."""
 
+import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
-from attrs import frozen
+from attrs import define, field, frozen
+from attrs.validators import ge, in_
 
 from coldpress import CalibrationError, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Frames
-from coldpress_pipelines.walking import batch_named, matters, refuse_gaps
+from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
+from coldpress_pipelines.walking import HOW, batch_named, matters, refuse_gaps
+
+log = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True, eq=False)
@@ -21,10 +27,15 @@ class Sequential(Pipeline):
     Attributes:
         sequential_targets: blocks to stop at, by name, `re:` pattern or class; None finds the model's lists of blocks.
         propagate_error: later blocks see what compressed ones put out; False shows them the original's outputs.
+        offload_activations: where activations wait between two stages: "cpu", in memory, or "disk", in files beyond
+            the limit.
+        offload_limit: bytes of activations that "disk" leaves in memory.
     """
 
     sequential_targets: list[str] | None = None
     propagate_error: bool = True
+    offload_activations: Place = field(default="cpu", validator=in_(PLACES))
+    offload_limit: int = field(default=DEFAULT_LIMIT, validator=ge(0))
 
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield the prologue, the blocks in the order in which batches reach them, and the rest."""
@@ -32,8 +43,13 @@ class Sequential(Pipeline):
         names = block_names(state.model, self.sequential_targets)
         blocks = {name: state.model.get_submodule(name) for name in names}
         refuse_gaps(parts, blocks, state)
-        with Frames(state.model, blocks) as frames:
-            state.walk = walk = _Walk(frames)
+        if not blocks:
+            log.warning(
+                "%s has no list of blocks, so it is one stage; name them with %s", type(state.model).__name__, HOW
+            )
+        room = Offload.of(state, place=self.offload_activations, limit=self.offload_limit)
+        with room, Frames(state.model, blocks) as frames:
+            state.walk = walk = _Walk(state, frames, room)
             try:
                 if "prologue" in parts:
                     yield parts.pop("prologue")
@@ -50,7 +66,7 @@ class Sequential(Pipeline):
         """Run the stage on every batch that waits at it; what nobody observes is not computed."""
         walk: _Walk = state.walk
         if stage.name in ("prologue", "model"):
-            yield from walk.rehearse(state)
+            yield from walk.rehearse()
         elif stage.name in walk.frames.blocks:
             yield from walk.visit(stage.name)
         else:
@@ -59,7 +75,7 @@ class Sequential(Pipeline):
     def _blocks_in_order(self, state: State, walk: "_Walk", parts: dict[str, Stage]) -> Iterator[Stage]:
         """Yield every block that is reached; what is left in `parts` afterwards nobody waits at any more."""
         if walk.frames.blocks and matters(parts, state):
-            walk.start(state)
+            walk.start()
         while walk.frames.waiting:
             name = next(name for name in walk.frames.blocks if name in walk.doors())
             stage = parts.pop(name, None)
@@ -72,7 +88,7 @@ class Sequential(Pipeline):
             elif any(block in parts for block in walk.frames.blocks):
                 walk.advance(name)
             else:  # what follows is the epilogue: it is run while it is observed
-                walk.hold(name)
+                walk.remember(name)
                 return
         unseen = [name for name in walk.frames.blocks if name in parts]
         if unseen and matters(parts, state):
@@ -82,23 +98,32 @@ class Sequential(Pipeline):
             )
 
 
+@define(eq=False)
 class _Walk:
-    """The batches on their way: their suspended forwards, and outputs that are not handed back yet."""
+    """The batches on their way.
 
-    def __init__(self, frames: Frames) -> None:
-        self.frames = frames
-        self._outputs: dict[int, Any] = {}
+    Attributes:
+        state: whose batches they are.
+        frames: their suspended forwards.
+        room: where their activations wait.
+    """
 
-    def start(self, state: State) -> None:
+    state: State
+    frames: Frames
+    room: Offload
+    _outputs: dict[int, Any] = field(factory=dict)  # that are not handed back yet
+
+    def start(self) -> None:
         """Run every batch to its first block."""
-        for index, batch in enumerate(state.batches):
-            with batch_named(index):
+        for index, batch in enumerate(self.state.batches):
+            with self._named(index):
                 self.frames.start(index, batch)
+            self._rest(index)
 
-    def rehearse(self, state: State) -> Iterator[int]:
+    def rehearse(self) -> Iterator[int]:
         """Run the beginning of every batch, and drop it."""
-        for index, batch in enumerate(state.batches):
-            with batch_named(index):
+        for index, batch in enumerate(self.state.batches):
+            with self._named(index):
                 self.frames.start(index, batch)
             self.frames.drop()
             yield index
@@ -114,34 +139,51 @@ class _Walk:
     def visit(self, name: str) -> Iterator[int]:
         """Run the block on every batch that waits at it; the output is dropped."""
         for index in self.at(name):
-            with batch_named(index):
-                self.frames.run(self.frames.waiting[index])
+            self._run(index)
             yield index
 
     def remember(self, name: str) -> None:
-        """Keep what the block puts out now, to hand it back after the block is compressed."""
-        self._outputs.update((index, self._run(index)) for index in self.at(name))
+        """Keep what the block puts out now, to hand it back after the block is compressed, or when it is finished."""
+        for index in self.at(name):
+            if index not in self._outputs:
+                self._outputs[index] = self._run(index)
+                self.room.put(self._outputs[index])
 
     def advance(self, name: str) -> None:
         """Hand every batch that waits at the block its output, from the block as it is now."""
         for index in self.at(name):
-            with batch_named(index):
-                self.frames.resume(index, self._take(index))
-
-    def hold(self, name: str) -> None:
-        """Compute outputs without handing them back."""
-        self._outputs.update((index, self._take(index)) for index in self.at(name))
+            with self._named(index):
+                self._go_on(index)
+            self._rest(index)
 
     def finish(self) -> Iterator[int]:
         """Run every batch to the end of its forward."""
         for index in sorted(self.frames.waiting):
-            with batch_named(index):
+            with self._named(index):
                 while index in self.frames.waiting:
-                    self.frames.resume(index, self._take(index))
+                    self._go_on(index)
             yield index
 
-    def _take(self, index: int) -> Any:
-        return self._outputs.pop(index) if index in self._outputs else self._run(index)
-
     def _run(self, index: int) -> Any:
-        return self.frames.run(self.frames.waiting[index])
+        """The output of the block that a batch waits at; None if nobody looks at the end of it."""
+        call = self.frames.waiting[index]
+        with self.room.taken(call.args, call.kwargs), self._named(index):
+            return self.frames.run(call)
+        return None
+
+    def _go_on(self, index: int) -> None:
+        """Hand a batch the output of its block; what its forward may use now is where it belongs."""
+        call = self.frames.waiting[index]
+        self.room.take(call.args, call.kwargs)
+        output = self._outputs.pop(index) if index in self._outputs else self.frames.run(call)
+        self.room.take(output)
+        self.frames.resume(index, output)
+
+    def _rest(self, index: int) -> None:
+        """Put aside what a batch is going to call a block with."""
+        call = self.frames.waiting.get(index)
+        if call is not None:
+            self.room.put(call.args, call.kwargs)
+
+    def _named(self, index: int) -> AbstractContextManager[None]:
+        return batch_named(index, self.state.batches[index])

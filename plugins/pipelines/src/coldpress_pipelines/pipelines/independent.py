@@ -1,0 +1,58 @@
+"""independent: each modifier goes over the whole model by itself, as in llm-compressor; for comparison."""
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from attrs import field, fields, frozen
+from attrs.validators import ge, in_
+
+from coldpress import Pipeline, Stage, State
+from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Place
+from coldpress_pipelines.pipelines.layer_sequential import LayerSequential
+from coldpress_pipelines.pipelines.sequential import Sequential
+
+_INNER: Mapping[str, type[Sequential | LayerSequential]] = {
+    "sequential": Sequential,
+    "layer_sequential": LayerSequential,
+}
+
+
+@frozen(kw_only=True, eq=False)
+class Independent(Pipeline):
+    """As many sweeps over the model as the recipe has modifiers, one after the other.
+
+    A modifier sees the model that the one before left as a whole, where a shared sweep shows it what the one before
+    left of the stages so far.  A modifier that reads no data runs nothing.
+
+    Attributes:
+        pipeline: which pipeline goes over the model: "sequential" or "layer_sequential".
+        sequential_targets: blocks to stop at, by name, `re:` pattern or class; None finds the model's lists of blocks.
+        propagate_error: later blocks see what compressed ones put out; False shows them the original's outputs.
+        offload_activations: where activations wait between two stages: "cpu", in memory, or "disk", in files beyond
+            the limit.
+        offload_limit: bytes of activations that "disk" leaves in memory.
+    """
+
+    shares_sweeps: ClassVar[bool] = False
+
+    pipeline: str = field(default="sequential", validator=in_(tuple(_INNER)))
+    sequential_targets: list[str] | None = None
+    propagate_error: bool = True
+    offload_activations: Place = field(default="cpu", validator=in_(PLACES))
+    offload_limit: int = field(default=DEFAULT_LIMIT, validator=ge(0))
+
+    def stages(self, state: State) -> Iterator[Stage]:
+        """Yield what the inner pipeline yields; core asks once for each modifier."""
+        yield from self._inner().stages(state)
+
+    def count(self, state: State) -> int:
+        """As many as the model has parts."""
+        return self._inner().count(state)
+
+    def sweep(self, state: State, stage: Stage) -> Iterator[int]:
+        """Run the stage as the inner pipeline does."""
+        yield from self._inner().sweep(state, stage)
+
+    def _inner(self) -> Sequential | LayerSequential:
+        inner = _INNER[self.pipeline]
+        return inner(**{setting.name: getattr(self, setting.name) for setting in fields(inner)})
