@@ -49,12 +49,21 @@ def test_a_plugin_that_cannot_be_imported_says_why(coldpress, installed):
     assert "ModuleNotFoundError: No module named 'no_such_module'" in line["problem"]
 
 
-def test_a_plugin_of_the_wrong_kind_is_broken(coldpress, installed):
-    installed(plugin("Odd", "json:JSONDecoder"))
+@pytest.mark.parametrize(
+    ("kind", "value", "problem"),
+    [
+        ("modifiers", "json:JSONDecoder", "is not a subclass of coldpress.Modifier"),
+        ("statistics", "json:JSONDecoder", "is not a subclass of coldpress.Statistic"),
+        ("number_formats", "json:JSONDecoder", "is not a coldpress.schemes.NumberFormat called Odd"),
+        ("datasets", "json:__all__", "is not a function from the name of a split to rows"),
+    ],
+)
+def test_a_plugin_of_the_wrong_kind_is_broken(coldpress, installed, kind, value, problem):
+    installed(plugin("Odd", value, kind=kind))
 
     (line,) = findings(coldpress)
 
-    assert line["problem"] == "json:JSONDecoder is not a subclass of coldpress.Modifier"
+    assert line["problem"] == f"{value} {problem}"
 
 
 def test_one_name_of_two_distributions_is_a_conflict_that_names_both(coldpress, installed):

@@ -24,9 +24,9 @@ def _module(name):
     return sys.modules[name]
 
 
-MODIFIERS, OTHERS = _module("modifier_zoo"), _module("plugin_zoo")
-GOOD = [*MODIFIERS.GOOD, *OTHERS.GOOD]
-BAD = {**MODIFIERS.BAD, **OTHERS.BAD}
+MODIFIERS, OTHERS, STATISTICS = _module("modifier_zoo"), _module("plugin_zoo"), _module("statistic_zoo")
+GOOD = [*MODIFIERS.GOOD, *OTHERS.GOOD, *STATISTICS.GOOD]
+BAD = {**MODIFIERS.BAD, **OTHERS.BAD, **STATISTICS.BAD}
 
 
 def failing(plugin, **settings):
@@ -114,6 +114,11 @@ def test_checks_that_say_nothing_are_skipped_and_say_why():
         test(check)
 
 
+def test_one_name_of_two_kinds_asks_for_the_kind():
+    with pytest.raises(ValueError, match="'minmax' is the name of observers and statistics: say which with kind="):
+        conformance("minmax")
+
+
 def test_a_check_that_there_is_not_is_an_error():
     with pytest.raises(ValueError, match="did you mean 'dead_input'"):
         conformance(MODIFIERS.GoodPruner, expected_failures={"dead_inputs": "a typo"})
@@ -157,7 +162,7 @@ def test_without_pytest_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytest", None)
 
     with pytest.raises(ImportError, match=r"coldpress\[testing\]"):
-        conformance("minmax")
+        conformance("static_minmax")
 
 
 def test_naming_the_kit_imports_neither_torch_nor_pytest():

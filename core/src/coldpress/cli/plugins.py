@@ -11,7 +11,13 @@ from coldpress.cli.option import Json
 if TYPE_CHECKING:
     from coldpress.registry import Plugin
 
-_BASES = {"modifiers": "Modifier", "observers": "Observer", "pipelines": "Pipeline", "formats": "Format"}
+_BASES = {
+    "modifiers": "Modifier",
+    "observers": "Observer",
+    "pipelines": "Pipeline",
+    "formats": "Format",
+    "statistics": "Statistic",
+}
 
 
 @frozen
@@ -82,4 +88,8 @@ def _defect(plugin: "Plugin") -> str | None:
     base = _BASES.get(plugin.kind)
     if base is not None and not (isinstance(value, type) and issubclass(value, getattr(coldpress, base))):
         return f"{plugin.entry.value} is not a subclass of coldpress.{base}"
+    if plugin.kind == "datasets" and not callable(value):
+        return f"{plugin.entry.value} is not a function from the name of a split to rows"
+    if plugin.kind == "number_formats" and getattr(value, "name", None) != plugin.name:
+        return f"{plugin.entry.value} is not a coldpress.schemes.NumberFormat called {plugin.name}"
     return None

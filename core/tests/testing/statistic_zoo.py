@@ -1,0 +1,125 @@
+"""Statistics to try the kit on: a good one, and several that break one promise."""
+
+from typing import ClassVar
+
+import torch
+from attrs import field, frozen
+
+from coldpress import RESCALE, Statistic
+
+
+@frozen(kw_only=True)
+class GoodStatistic(Statistic):
+    """The largest magnitude of each channel.
+
+    Attributes:
+        factor: to multiply it with.
+    """
+
+    carries: ClassVar[frozenset[str]] = frozenset({RESCALE})
+
+    factor: float = field(default=1.0)
+
+    def update(self, value, x):
+        seen = x.abs().amax(0).float()
+        return seen if value is None else GoodStatistic.merge(self, value, seen)
+
+    def merge(self, a, b):
+        return torch.maximum(a, b)
+
+    def rescale(self, value, scale):
+        return value / scale.abs()
+
+
+@frozen(kw_only=True, eq=False)
+class NeverEqual(GoodStatistic):
+    """Is collected once for everybody who asks."""
+
+
+@frozen(kw_only=True)
+class DividesByTheRest(GoodStatistic):
+    """A variance, of one token too."""
+
+    def update(self, value, x):
+        return super().update(value, x) * ((len(x) - 1) / torch.tensor(len(x) - 1.0))
+
+
+@frozen(kw_only=True)
+class RollsDice(GoodStatistic):
+    """Samples."""
+
+    def finish(self, value):
+        return value * (1 - 0.004 * torch.rand(()))
+
+
+@frozen(kw_only=True)
+class WritesIntoValue(GoodStatistic):
+    """Saves memory in the wrong place."""
+
+    def update(self, value, x):
+        seen = x.abs().amax(0).float()
+        return seen if value is None else value.copy_(torch.maximum(value, seen))
+
+
+@frozen(kw_only=True)
+class WritesIntoTokens(GoodStatistic):
+    """Takes the tokens for its own."""
+
+    def update(self, value, x):
+        return super().update(value, x.abs_())
+
+
+@frozen(kw_only=True)
+class LastBatchOnly(GoodStatistic):
+    """Forgets what came before."""
+
+    def update(self, value, x):
+        return super().update(None, x)
+
+
+@frozen(kw_only=True)
+class FinishesAgain(GoodStatistic):
+    """Halves whenever it is asked."""
+
+    def finish(self, value):
+        return value / 2
+
+
+@frozen(kw_only=True)
+class FirstWins(GoodStatistic):
+    """Merges as if the second had not been."""
+
+    def merge(self, a, b):
+        return a
+
+
+@frozen(kw_only=True)
+class CarriesTheWrongWay(GoodStatistic):
+    """Multiplies where it should divide."""
+
+    def rescale(self, value, scale):
+        return value * scale.abs()
+
+
+@frozen(kw_only=True)
+class CarriesAnything(GoodStatistic):
+    """Says that it follows what nobody does."""
+
+    carries: ClassVar[frozenset[str]] = frozenset({"shift"})
+
+
+GOOD: tuple[type, ...] = (GoodStatistic,)
+
+# class -> the one check that it fails
+BAD: dict[type, str] = {
+    NeverEqual: "equal_settings_are_one",
+    DividesByTheRest: "dtypes",
+    RollsDice: "deterministic",
+    WritesIntoValue: "changes_nothing",
+    WritesIntoTokens: "changes_nothing",
+    LastBatchOnly: "parts_give_the_whole",
+    FinishesAgain: "finish_goes_on",
+    FirstWins: "merge_is_seeing_all",
+    CarriesTheWrongWay: "carries",
+    CarriesAnything: "carries",
+}
