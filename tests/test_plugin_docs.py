@@ -1,17 +1,29 @@
 """docs/hooks.md is what the docstrings say, and the blocks of docs/plugins.md run and keep their promises."""
 
+import functools
 import importlib.util
+import json
 import re
 import sys
 import types
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
-from coldpress import SchemeError
+from coldpress import SchemeError, load_model, oneshot
+from coldpress.cli.app import app
+from coldpress.cli.plugins import look
 from coldpress.schemes import NumberFormat
 from coldpress.testing.kit import Verdicts, checks_for
+from coldpress.testing.models import tiny_llama, tiny_tokenizer
 from coldpress.testing.subject import subject_of
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -43,7 +55,9 @@ def plugins(tmp_path_factory):
     ("name", "settings"),
     [
         ("ColumnPruner", {}),
+        ("PeakPruner", {}),
         ("MyRounding", {"scheme": "W4A16", "ignore": ["lm_head"]}),
+        ("Largest", {"count": 3}),
         ("FullRange", {}),
         ("WholeForward", {}),
         ("PlainCodes", {}),
@@ -58,8 +72,8 @@ def test_the_plugins_that_are_shown_keep_every_promise(plugins, name, settings):
 
 
 def test_the_number_format_that_is_shown_is_one(plugins):
-    assert isinstance(plugins.FLOAT6, NumberFormat)
-    assert plugins.FLOAT6.name == "float6"
+    assert isinstance(plugins.FLOAT5, NumberFormat)
+    assert plugins.FLOAT5.name == "float5"
 
 
 def test_the_data_set_that_is_shown_has_rows(plugins):
@@ -74,6 +88,61 @@ def test_the_tests_that_are_shown_are_tests(plugins):
 def test_the_format_that_is_shown_says_what_it_holds(plugins):
     with pytest.raises(SchemeError, match="plain-codes holds"):
         plugins.PlainCodes().check(_scheme("W4A16"), "layer", (8, 128))
+
+
+@pytest.fixture
+def installed(plugins, tmp_path, monkeypatch):
+    """The package that plugins.md describes, as pip leaves it: a module and its metadata."""
+    (toml,) = re.findall(r"^```toml\n(.*?)^```", (DOCS / "plugins.md").read_text(encoding="utf-8"), re.M | re.S)
+    groups = tomllib.loads(toml)["project"]["entry-points"]
+    lines = [f"[{group}]\n" + "\n".join(f"{k} = {v}" for k, v in points.items()) for group, points in groups.items()]
+    (tmp_path / "my_package.py").write_text(Path(plugins.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    metadata = tmp_path / "my_package-0.1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 0.1.0\n")
+    (metadata / "entry_points.txt").write_text("\n\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield groups
+    sys.modules.pop("my_package", None)
+
+
+def test_everything_that_is_shown_is_in_the_metadata_and_can_be_used(installed):
+    found = {(one.kind, one.name): one for one in look() if one.distribution == "my-package"}
+
+    assert {(f"coldpress.{kind}", name) for kind, name in found} == {
+        (g, name) for g in installed for name in installed[g]
+    }
+    assert [one.problem for one in found.values() if not one.ok] == []
+
+
+def test_the_recipe_that_is_shown_runs_with_all_of_them(installed, tmp_path):
+    tiny_llama(dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (recipe,) = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "plugins.md").read_text(encoding="utf-8"), re.M | re.S)
+    command = re.search(r"^coldpress (compress .*)$", (DOCS / "plugins.md").read_text(encoding="utf-8"), re.M)[1]
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    places = {"path/to/": f"{tmp_path}/", "recipe.yaml": f"{tmp_path}/recipe.yaml"}
+
+    words = [functools.reduce(lambda word, place: word.replace(*place), places.items(), one) for one in command.split()]
+    answer = CliRunner().invoke(app, words)
+
+    assert answer.exit_code == 0, answer.stderr
+    assert (
+        json.loads((tmp_path / "output/config.json").read_text())["quantization_config"]["quant_method"]
+        == "plain-codes"
+    )
+    weight = load_model(tmp_path / "output", device="cpu").model.layers[0].self_attn.q_proj.weight
+    assert (weight == 0).all(dim=0).sum() == int(0.1 * weight.shape[1])
+
+
+def test_the_number_format_that_is_shown_is_one_of_schemes(installed):
+    weights = {"num_bits": 5, "type": "float", "strategy": "channel"}
+    recipe = {"QuantizationModifier": {"config_groups": {"all": {"targets": ["Linear"], "weights": weights}}}}
+
+    model = oneshot(tiny_llama(), json.dumps({"modifiers": [recipe], "format": "dense"}), quiet=True)
+
+    row = model.model.layers[0].mlp.up_proj.weight[0]
+    assert 4 < len(row.unique()) <= 31
 
 
 def test_every_kind_is_in_the_table():
