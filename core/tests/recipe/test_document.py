@@ -73,12 +73,12 @@ def test_every_tag_is_named_and_not_only_the_first():
 
 def test_an_alias_bomb_is_refused_at_once():
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 200))
-    start = time.perf_counter()
+    start = time.process_time()
 
     (problem,) = refused(bomb)
 
     assert "once aliases are expanded" in problem
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_value_inside_itself_is_refused():
@@ -92,10 +92,10 @@ def test_what_is_too_long_is_refused():
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 100_000, "- " * 10_000])
 def test_what_is_too_deep_is_refused_at_once(text):
-    start = time.perf_counter()
+    start = time.process_time()
 
     assert "nested deeper than" in refused(text)[0]
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_too_many_values_are_refused():
