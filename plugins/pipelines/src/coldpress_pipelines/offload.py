@@ -1,12 +1,13 @@
 """Where activations wait between two stages: in CPU memory, and above a limit in files that are mapped into it."""
 
+import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Literal
-from weakref import finalize
+from weakref import WeakValueDictionary, finalize
 
 import torch
 from attrs import define, field, frozen
@@ -29,10 +30,17 @@ class _Kept:
     Attributes:
         raw: all bytes of their storage, on the CPU.
         device: where they are computed with.
+        file: that `raw` is mapped from; None if it is in memory.
     """
 
     raw: Tensor
     device: torch.device
+    file: mmap.mmap | None = None
+
+    def forget(self) -> None:
+        """Take the pages that were read out of the memory of the process; the system reads them again when needed."""
+        if self.file is not None and hasattr(self.file, "madvise"):
+            self.file.madvise(mmap.MADV_DONTNEED)
 
 
 @define(eq=False)
@@ -62,6 +70,7 @@ class Offload:
     most: int = 0
     _staying: frozenset[int] = frozenset()
     _kept: Any = field(factory=WeakTensorKeyDictionary)  # tensor -> _Kept, while anybody holds the tensor
+    _waiting: Any = field(factory=WeakValueDictionary)  # address of `raw` -> _Kept
     _folder: TemporaryDirectory[str] | None = None
 
     @classmethod
@@ -95,15 +104,11 @@ class Offload:
         """
         fresh: dict[int, _Kept] = {}
         for x in _tensors(values):
-            kept = self._kept.get(x)
-            if kept is None:
-                address = _address(x)
-                if address in self._staying or (x.device == _CPU and not self.spills):
-                    continue
-                if address not in fresh:
-                    fresh[address] = _Kept(self._put_aside(_raw(x)), x.device)
-                kept = self._kept[x] = fresh[address]
-            x.data = _through(x, kept.raw)
+            kept = self._kept.get(x) or self._new(x, fresh)
+            if kept is not None:
+                self._kept[x] = kept
+                x.data = _through(x, kept.raw)
+                kept.forget()
 
     def take(self, *values: Any) -> None:
         """Bring back, to the device where it belongs, every tensor inside of these values that was put aside."""
@@ -124,28 +129,39 @@ class Offload:
         finally:
             self.put(*values)
 
-    def _put_aside(self, raw: Tensor) -> Tensor:
-        """The same bytes on the CPU, in memory or in a file."""
-        if not self.spills or raw.untyped_storage().filename is not None:
-            return raw.to(_CPU)
-        if self.held + raw.nbytes > self.limit:
-            return self._in_file(raw.to(_CPU))
+    def _new(self, x: Tensor, fresh: dict[int, _Kept]) -> _Kept | None:
+        """Where a tensor that was not seen before will wait; None if it stays."""
+        address = _address(x)
+        if address in self._staying or (x.device == _CPU and not self.spills):
+            return None
+        kept: _Kept | None = self._waiting.get(address) or fresh.get(address)  # somebody who shares its numbers waits
+        if kept is None:
+            kept = fresh[address] = self._put_aside(_raw(x), x.device)
+            self._waiting[kept.raw.data_ptr()] = kept
+        return kept
+
+    def _put_aside(self, raw: Tensor, device: torch.device) -> _Kept:
         waiting = raw.to(_CPU)
-        self.held += waiting.nbytes
-        self.most = max(self.most, self.held)
-        finalize(waiting, self._free, waiting.nbytes).atexit = False
-        return waiting
+        if self.spills and self.held + raw.nbytes > self.limit:
+            return self._in_file(waiting, device)
+        if self.spills:
+            self.held += raw.nbytes
+            self.most = max(self.most, self.held)
+            finalize(waiting, self._free, raw.nbytes).atexit = False
+        return _Kept(waiting, device)
 
     def _free(self, nbytes: int) -> None:
         self.held -= nbytes
 
-    def _in_file(self, raw: Tensor) -> Tensor:
+    def _in_file(self, raw: Tensor, device: torch.device) -> _Kept:
         try:
             if self._folder is None:
                 self._folder = TemporaryDirectory(prefix="coldpress-", ignore_cleanup_errors=True)
             path = Path(self._folder.name, f"{len(list(Path(self._folder.name).iterdir()))}.bin")
-            path.write_bytes(raw.numpy().data)  # written, and not through the mapping: a full disk is an error
-            storage: Any = torch.UntypedStorage.from_file(str(path), True, raw.nbytes)
+            with path.open("w+b") as file:
+                file.write(raw.numpy().data)  # and not through the mapping, where a full disk would be a signal
+                file.flush()
+                mapped = mmap.mmap(file.fileno(), raw.nbytes)
         except OSError as error:
             raise CalibrationError(
                 f"activations do not fit onto the disk ({error.strerror or error}): free some space, or set TMPDIR to "
@@ -153,7 +169,7 @@ class Offload:
             ) from error
         with suppress(PermissionError):  # Windows keeps a name as long as the file is mapped
             path.unlink()
-        return torch.empty(0, dtype=torch.uint8).set_(storage)
+        return _Kept(torch.frombuffer(mapped, dtype=torch.uint8), device, mapped)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
