@@ -182,10 +182,10 @@ def test_a_method_card_says_what_the_method_cannot_do(card):
 def test_every_setting_is_on_its_card():
     import attrs
 
-    from coldpress_pipelines import Sequential
+    from coldpress_pipelines import Independent
     from coldpress_quantization import QuantizationModifier
 
-    for cls, name in ((QuantizationModifier, "quantization"), (Sequential, "pipelines")):
+    for cls, name in ((QuantizationModifier, "quantization"), (Independent, "pipelines")):
         card = (ROOT / f"plugins/{name}/README.md").read_text(encoding="utf-8")
         assert [field.name for field in attrs.fields(cls) if f"`{field.name}`" not in card] == []
 
@@ -205,3 +205,13 @@ def test_decisions_are_numbered_and_have_their_four_parts():
         text = page.read_text(encoding="utf-8")
         assert text.startswith(f"# {int(page.name[:4])}. ")
         assert all(f"**{part}.**" in text for part in ("Context", "Options", "Decision", "Consequences")), page.name
+
+
+def test_every_decision_is_listed_under_its_title():
+    listed = (DOCS / "decisions/README.md").read_text(encoding="utf-8")
+    lines = []
+    for page in sorted((DOCS / "decisions").glob("0*.md")):
+        number, _, title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").partition(". ")
+        lines.append(f"{number}. [{title}]({page.name})")
+
+    assert [line for line in lines if line not in listed.splitlines()] == []
