@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from coldpress.errors import CalibrationError, ModelError, SchemeError
-from coldpress.modifier import READS_DATA, Modifier
+from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError
+from coldpress.modifier import COMES_LAST, READS_DATA, Modifier
 from coldpress.state import State
 from coldpress.survey import check_data, check_devices, claims_of, reason_untouched, schemes_of, shortened
 from coldpress.testing.models import batches, tiny_llama
@@ -19,6 +19,21 @@ def test_claims_are_in_recipe_order_and_model_order():
     assert [claim.modifier for claim in claims] == [first, second]
     assert [layer.name for layer in claims[0].layers] == ["lm_head"]
     assert [layer.name.split(".")[-1] for layer in claims[1].layers] == ["q_proj", "k_proj", "v_proj", "o_proj"] * 2
+
+
+class Keeper(Modifier):
+    """Must come last."""
+
+    traits = frozenset({COMES_LAST})
+
+
+def test_who_must_come_last_does():
+    layer = ["model.layers.0.mlp.up_proj"]
+
+    assert claims_of([Modifier(), Keeper(), Keeper()], tiny_llama())
+    assert claims_of([Keeper(targets=layer), Modifier(ignore=layer)], tiny_llama())
+    with pytest.raises(TargetError, match="Keeper: Modifier comes after it and changes layers .*; name Keeper last"):
+        claims_of([Keeper(targets=layer), Modifier()], tiny_llama())
 
 
 def test_modifiers_that_quantize_nothing_have_no_schemes():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from coldpress.evaluation import divergence, perplexity
     from coldpress.hookspecs import hookimpl
     from coldpress.models import load_model, load_tokenizer
-    from coldpress.modifier import MOVES_SIGNAL, PRUNES, QUANTIZES, READS_DATA, Modifier
+    from coldpress.modifier import COMES_LAST, MOVES_SIGNAL, PRUNES, QUANTIZES, READS_DATA, Modifier
     from coldpress.pipeline import Pipeline, block_names, partition
     from coldpress.pruner import Pruner
     from coldpress.quantizer import Quantizer, weight_qparams
@@ -60,7 +60,7 @@ _HOMES = {
     "evaluation": ("divergence", "perplexity"),
     "hookspecs": ("hookimpl",),
     "models": ("load_model", "load_tokenizer"),
-    "modifier": ("MOVES_SIGNAL", "PRUNES", "QUANTIZES", "READS_DATA", "Modifier"),
+    "modifier": ("COMES_LAST", "MOVES_SIGNAL", "PRUNES", "QUANTIZES", "READS_DATA", "Modifier"),
     "pipeline": ("Pipeline", "block_names", "partition"),
     "pruner": ("Pruner",),
     "quantizer": ("Quantizer", "weight_qparams"),
@@ -73,6 +73,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "COMES_LAST",
     "MOVES_SIGNAL",
     "PRUNES",
     "QUANTIZES",

@@ -58,7 +58,6 @@ def finalize(state: "State", stage: "Stage") -> None:
     """Compress the stage: all batches have been seen, earlier modifiers have changed it.
 
     Read with `state.statistic`; who moves the signal says how with `state.carry`.
-
     Write with `state.set_quantized` or `state.set_weight`, which measure and report, or with `layer.weight.copy_`.
 
     Args:

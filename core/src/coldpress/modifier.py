@@ -20,7 +20,10 @@ PRUNES = "prunes"
 MOVES_SIGNAL = "moves_signal"
 """It changes what flows between layers and keeps the model's function: it belongs before anything that quantizes."""
 
-TRAITS = frozenset({READS_DATA, QUANTIZES, PRUNES, MOVES_SIGNAL})
+COMES_LAST = "comes_last"
+"""It looks after what all others made of its layers: no modifier that comes after it may claim one of them."""
+
+TRAITS = frozenset({READS_DATA, QUANTIZES, PRUNES, MOVES_SIGNAL, COMES_LAST})
 
 
 def names(value: str | Iterable[str]) -> list[str]:

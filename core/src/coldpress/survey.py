@@ -8,7 +8,7 @@ from torch import nn
 
 from coldpress.calibration.collate import count_tokens
 from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError, near
-from coldpress.modifier import Modifier
+from coldpress.modifier import COMES_LAST, Modifier
 from coldpress.numerics import check_finite
 from coldpress.pipeline import Pipeline
 from coldpress.schemes import Scheme, check_fit, check_supported
@@ -33,7 +33,8 @@ def claims_of(modifiers: Sequence[Modifier], model: nn.Module) -> list[Claim]:
     """Who claims which layers.
 
     Raises:
-        TargetError: a target matches nothing, or all that a modifier targets is ignored; every such case is listed.
+        TargetError: a target matches nothing, all that a modifier targets is ignored, or a modifier that must come
+            last does not; every such case is listed.
     """
     layers = list(find_layers(model.named_modules()))
     whole = Stage("model", 0, dict(model.named_modules()))
@@ -47,6 +48,7 @@ def claims_of(modifiers: Sequence[Modifier], model: nn.Module) -> list[Claim]:
         if not claimed and not missed:
             problems.append(f"{name}: every layer that its targets match is ignored, so it would do nothing")
         claims.append(Claim(modifier, tuple(claimed)))
+    problems += _too_early(claims)
     if problems:
         raise TargetError("\n".join(problems))
     return claims
@@ -170,6 +172,19 @@ def unreached(claims: Sequence[Claim], versions: Mapping[str, int], state: State
         and state.report[layer.name].reason is None
         and layer.module.weight._version == versions[layer.name]
     ]
+
+
+def _too_early(claims: Sequence[Claim]) -> list[str]:
+    """Modifiers that must come last, and one that comes after each."""
+    problems = []
+    for position, claim in enumerate(claims):
+        names = {layer.name for layer in claim.layers} if COMES_LAST in claim.modifier.traits else set()
+        after = [one.modifier for one in claims[position + 1 :] if any(layer.name in names for layer in one.layers)]
+        other = next((type(one).__name__ for one in after if COMES_LAST not in one.traits), None)
+        if other is not None:
+            own = type(claim.modifier).__name__
+            problems.append(f"{own}: {other} comes after it and changes layers that it looks after; name {own} last")
+    return problems
 
 
 def _examples(pattern: str, known: Sequence[str]) -> str:

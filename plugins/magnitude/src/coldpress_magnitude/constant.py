@@ -1,0 +1,55 @@
+"""ConstantPruningModifier: what is zero stays zero, whatever the other modifiers of a recipe do."""
+
+from typing import ClassVar
+
+from attrs import evolve, frozen
+from torch import Tensor
+
+from coldpress import COMES_LAST, Layer, Modifier, SchemeError, Stage, State, hookimpl
+from coldpress_magnitude.algorithm import codes_with_zeros
+
+
+@frozen(kw_only=True, eq=False)
+class ConstantPruningModifier(Modifier):
+    """Make weights zero again that were zero before the first modifier of the recipe; name it last.
+
+    It keeps the zeros that a model comes with, not those that a modifier of the same recipe makes.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset({COMES_LAST})
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        """Remember where the weights are zero."""
+        for layer in self.layers(stage):
+            state.scratch[self, layer] = layer.weight == 0  # [O, I]
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        """Put back the zeros that were lost, in codes too."""
+        for layer in self.layers(stage):
+            zeros = state.scratch.pop(self, layer)
+            lost = int((layer.weight[zeros] != 0).sum())
+            line = state.report[layer.name]
+            if lost:
+                with state.timed(layer):
+                    self._restore(state, layer, zeros)
+            elif line.status == "untouched" and line.reason is None:
+                state.skip(layer, "its zeros are still zero" if bool(zeros.any()) else "no weight of it is zero")
+            line.notes["zeros_put_back"] = lost
+
+    def _restore(self, state: State, layer: Layer, zeros: Tensor) -> None:
+        quantized = state.quantized.get(layer.name)
+        if quantized is None or quantized.codes is None:
+            state.set_weight(layer, layer.weight.masked_fill(zeros, 0))
+            return
+        args = quantized.scheme.weights
+        assert args is not None
+        assert quantized.scale is not None
+        codes = codes_with_zeros(quantized.codes, zeros, quantized.scale, quantized.zero_point, args)
+        if codes is None:
+            raise SchemeError(
+                f"{layer.name} is quantized on a grid without an exact zero, so its zeros cannot be kept; use a "
+                "symmetric scheme, or let ConstantPruningModifier ignore the layer"
+            )
+        state.set_quantized(layer, evolve(quantized, codes=codes))

@@ -1,0 +1,42 @@
+"""WandaModifier: settings and wiring of Wanda."""
+
+from attrs import frozen
+from torch import Tensor
+
+from coldpress import Layer, Pruner, Stage, State, hookimpl
+from coldpress_wanda.algorithm import wanda
+
+
+@frozen(kw_only=True, eq=False)
+class WandaModifier(Pruner):
+    """Drop the weights of each row whose size times the norm of their input is smallest.
+
+    All settings are those of `Pruner`: `sparsity`, `mask_structure`, `sparsity_profile`, `targets`, `ignore`.
+    """
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        """Ask for the mean squares of inputs."""
+        super().initialize(state, stage)
+        for layer in self.layers(stage):
+            state.ask(layer, "second_moment")
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        """Prune the weights of the stage; without data, by magnitude."""
+
+        def norms(layer: Layer) -> Tensor | None:
+            seen = state.statistic(layer, "second_moment")
+            return None if seen is None else seen.total.sqrt().float()
+
+        sparsities = self.sparsities(state, stage, norms)
+        for layer in self.layers(stage):
+            with state.timed(layer):
+                weight, norm = layer.weight, norms(layer)
+                known = weight.new_ones(weight.shape[1]) if norm is None else norm
+                pruned = wanda(weight, known, sparsity=sparsities[layer.name], structure=self.structure())
+                state.set_weight(layer, pruned)
+                if norm is None:
+                    state.fall_back(layer, "pruned by magnitude: no token of the calibration data reached it")
+                elif not bool(norm.any()):
+                    state.fall_back(layer, "pruned by magnitude: its inputs are zero for all of the calibration data")
