@@ -10,6 +10,7 @@ from coldpress import CalibrationError, ModelError, NumericsError, Stage, Target
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.trial import inputs_of
 from coldpress_pipelines import Basic, Independent, LayerSequential, Sequential
+from coldpress_pipelines.walking import placed
 
 EVERY = pytest.mark.parametrize("pipeline", [Basic, Sequential, LayerSequential, Independent])
 BLOCKWISE = pytest.mark.parametrize("pipeline", [Sequential, LayerSequential])
@@ -145,3 +146,32 @@ def test_a_model_on_several_devices_is_refused_by_name(pipeline):
         match=r"model\.embed_tokens\.weight is on cpu and model\.layers\.1\.\S+ is on meta: .* several devices",
     ):
         watch(model, batches(), pipeline())
+
+
+@EVERY
+def test_batches_are_brought_to_the_device_of_the_model(pipeline, accelerator):
+    model = tiny_llama()
+    plain, _ = watch(model, batches(), Basic())
+    seen, _ = watch(model.to(accelerator), batches(), pipeline())
+
+    assert seen.keys() == plain.keys()
+    assert all(x.device.type == accelerator.type for x in seen.values())
+    for key in plain:
+        torch.testing.assert_close(seen[key].cpu(), plain[key], rtol=1e-3, atol=1e-4)
+
+
+def test_tensors_that_are_there_are_not_copied():
+    (batch,) = batches(rows=1)
+
+    assert all(
+        x is batch[name] for name, x in placed({**batch, "use_cache": False}, tiny_llama()).items() if name in batch
+    )
+    assert placed({"use_cache": False}, tiny_llama()) == {"use_cache": False}
+    assert placed(batch, tiny_llama().to("meta"))["input_ids"] is batch["input_ids"]
+
+
+@pytest.fixture
+def accelerator():
+    if not torch.accelerator.is_available():
+        pytest.skip("needs an accelerator")
+    return torch.accelerator.current_accelerator()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from coldpress import CalibrationError, Enough, Stage, State
 
@@ -25,6 +26,13 @@ def batch_named(index: int, batch: Mapping[str, Any]) -> Iterator[None]:
         raise CalibrationError(
             f"the model refuses batch {index} ({shapes}): {type(error).__name__}: {error}"
         ) from error
+
+
+def placed(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The batch with its tensors on the device of the model; those that are there are not copied."""
+    weights = (*model.parameters(), *model.buffers())
+    device = next((tensor.device for tensor in weights if not tensor.is_meta), torch.device("cpu"))
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def matters(parts: Mapping[str, Stage], state: State) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from attrs import frozen
 
 from coldpress import Pipeline, Stage, State
-from coldpress_pipelines.walking import batch_named
+from coldpress_pipelines.walking import batch_named, placed
 
 
 @frozen(kw_only=True, eq=False)
@@ -27,5 +27,5 @@ class Basic(Pipeline):
         """Run the model on every batch, as far as somebody looks."""
         for index, batch in enumerate(state.batches):
             with batch_named(index, batch):
-                state.model(**batch)
+                state.model(**placed(batch, state.model))
             yield index

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from coldpress import CalibrationError, ModelError, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Call
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
-from coldpress_pipelines.walking import HOW, batch_named, matters, refuse_gaps
+from coldpress_pipelines.walking import HOW, batch_named, matters, placed, refuse_gaps
 
 
 @frozen(kw_only=True, eq=False)
@@ -195,7 +195,7 @@ class _Walk:
 
     def _forward(self, index: int, answer: Callable[[str, Call], Any]) -> None:
         with _stand_ins(self.blocks, answer), suppress(_Stop):
-            self.state.model(**self.state.batches[index])
+            self.state.model(**placed(self.state.batches[index], self.state.model))
 
 
 @contextmanager

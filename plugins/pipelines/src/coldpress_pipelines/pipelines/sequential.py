@@ -11,7 +11,7 @@ from attrs.validators import ge, in_
 from coldpress import CalibrationError, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Frames
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
-from coldpress_pipelines.walking import HOW, batch_named, matters, refuse_gaps
+from coldpress_pipelines.walking import HOW, batch_named, matters, placed, refuse_gaps
 
 log = logging.getLogger(__name__)
 
@@ -117,14 +117,14 @@ class _Walk:
         """Run every batch to its first block."""
         for index, batch in enumerate(self.state.batches):
             with self._named(index):
-                self.frames.start(index, batch)
+                self.frames.start(index, placed(batch, self.frames.model))
             self._rest(index)
 
     def rehearse(self) -> Iterator[int]:
         """Run the beginning of every batch, and drop it."""
         for index, batch in enumerate(self.state.batches):
             with self._named(index):
-                self.frames.start(index, batch)
+                self.frames.start(index, placed(batch, self.frames.model))
             self.frames.drop()
             yield index
 
