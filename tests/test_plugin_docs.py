@@ -174,6 +174,26 @@ def test_every_recipe_on_a_method_card_is_read(card):
         ).modifiers
 
 
+def test_the_guide_to_pruning_shows_recipes_that_are_read_and_a_pruner_that_keeps_every_promise(tmp_path):
+    from coldpress import read_recipe
+
+    text = (DOCS / "pruning.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S):
+        assert read_recipe(block).modifiers
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    path = tmp_path / "pruning_md.py"
+    path.write_text(block, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    for settings in ({"mask_structure": "2:4"}, {"sparsity": 0.5}):
+        subject = subject_of(module.LargestInput, kind=None, settings=settings)
+        checks = checks_for(subject)
+        verdicts = Verdicts(subject, checks)
+        assert [check.name for check in checks if not verdicts.holds(check.name)] == []
+
+
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
 def test_a_method_card_says_what_the_method_cannot_do(card):
     assert re.search(r"^## What .*cannot", card.read_text(encoding="utf-8"), re.M)
@@ -182,10 +202,21 @@ def test_a_method_card_says_what_the_method_cannot_do(card):
 def test_every_setting_is_on_its_card():
     import attrs
 
+    from coldpress_magnitude import ConstantPruningModifier, MagnitudePruningModifier
     from coldpress_pipelines import Independent
     from coldpress_quantization import QuantizationModifier
+    from coldpress_sparsegpt import SparseGPTModifier
+    from coldpress_wanda import WandaModifier
 
-    for cls, name in ((QuantizationModifier, "quantization"), (Independent, "pipelines")):
+    classes = (
+        (QuantizationModifier, "quantization"),
+        (Independent, "pipelines"),
+        (SparseGPTModifier, "sparsegpt"),
+        (WandaModifier, "wanda"),
+        (MagnitudePruningModifier, "magnitude"),
+        (ConstantPruningModifier, "magnitude"),
+    )
+    for cls, name in classes:
         card = (ROOT / f"plugins/{name}/README.md").read_text(encoding="utf-8")
         assert [field.name for field in attrs.fields(cls) if f"`{field.name}`" not in card] == []
 
