@@ -5,12 +5,13 @@ import logging
 import pytest
 import torch
 
-from coldpress import CalibrationError, SchemeError, State, block_names, read_recipe
+from coldpress import CalibrationError, SchemeError, State, block_names, oneshot, read_recipe
 from coldpress.errors import RecipeError
 from coldpress.lifecycle import Run
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
+from coldpress.testing.mixtures import tiny_mixture
+from coldpress.testing.models import batches, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress.testing.trial import inputs_of
 from coldpress_sparsegpt import SparseGPTModifier
 from coldpress_sparsegpt.algorithm import prepare, sparsegpt
@@ -215,8 +216,20 @@ def test_fewer_tokens_than_columns_are_said_with_numbers(caplog):
     with caplog.at_level(logging.WARNING):
         state = run(SparseGPTModifier(sparsity=0.5, **LINEAR), data=batches(rows=2, length=16))
 
-    assert f"{QKV[0]}: 32 tokens for 128 columns" in caplog.text
+    assert f"{QKV[0]}: 32 tokens for 128 columns, and 3 more inputs" in caplog.text
+    assert len([line for line in caplog.messages if "fewer tokens" in line]) == 2  # one for each block
     assert zeros(state, UP) == pytest.approx(0.5, abs=0.001)
+
+
+def test_experts_are_pruned_on_their_own_tokens_and_without_any_by_magnitude():
+    arguments = {"recipe": SparseGPTModifier(mask_structure="2:4", **LINEAR), "tokenizer": tiny_tokenizer()}
+    model = oneshot(
+        tiny_mixture("qwen3_moe"), dataset=[{"text": "ab"}], moe_calibrate_all_experts=False, quiet=True, **arguments
+    )
+
+    experts = [module for name, module in model.named_modules() if ".experts." in name and hasattr(module, "weight")]
+    assert len(experts) == 24
+    assert all(((one.weight.unflatten(1, (-1, 4)) == 0).sum(-1) == 2).all() for one in experts)
 
 
 def test_a_single_token_will_do():

@@ -47,9 +47,11 @@ class SparseGPTModifier(Pruner):
             return None if gram is None else gram.total.diagonal().clamp(min=0).sqrt()
 
         sparsities = self.sparsities(state, stage, norms)
-        for layers in state.sharing(self.layers(stage)):
+        groups = state.sharing(self.layers(stage))
+        for layers in groups:
             with state.timed(*layers):
                 self._prune(state, layers, [sparsities[layer.name] for layer in layers])
+        _warn_of_few_tokens(state, [layers[0] for layers in groups])
 
     def _prune(self, state: State, layers: Sequence[Layer], sparsities: Sequence[float]) -> None:
         """SparseGPT for layers that read the same input, or by magnitude where it cannot be."""
@@ -66,13 +68,6 @@ class SparseGPTModifier(Pruner):
             reason = "the Gram matrix of its inputs is not positive definite"
             self._fall_back(state, layers, sparsities, reason=reason, norm=norm)
             return
-        if gram.count < len(norm):
-            log.warning(
-                "%s: %d tokens for %d columns; more calibration data would make it better",
-                layers[0].name,
-                gram.count,
-                len(norm),
-            )
         solutions = sparsegpt(
             [layer.weight for layer in layers],
             factor,
@@ -105,3 +100,19 @@ class SparseGPTModifier(Pruner):
             scale = weight.new_ones(weight.shape[1]) if norm is None else norm
             state.set_weight(layer, prune_by_norm(weight, scale, sparsity=sparsity, structure=self.structure()))
             state.fall_back(layer, f"pruned by {how}: {reason}")
+
+
+def _warn_of_few_tokens(state: State, layers: Sequence[Layer]) -> None:
+    """One line for the stage, where inputs have more columns than tokens that were seen."""
+    tokens = {layer: state.report[layer.name].notes.get("tokens") for layer in layers}
+    few = [(layer, seen) for layer, seen in tokens.items() if seen is not None and seen < layer.weight.shape[1]]
+    if few:
+        layer, seen = few[0]
+        log.warning(
+            "%s: %d tokens for %d columns, and %d more inputs with fewer tokens than columns; more calibration data "
+            "would make it better",
+            layer.name,
+            seen,
+            layer.weight.shape[1],
+            len(few) - 1,
+        )
