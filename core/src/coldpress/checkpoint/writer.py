@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -83,10 +84,12 @@ class CheckpointWriter:
         self._overwrite = overwrite
         self._restart = restart
         self._journal: Journal | None = None
+        self._made: list[Path] = []  # folders on the way to the output, the innermost first
         self._check_output()
         self._check_partial()
 
     def __enter__(self) -> "CheckpointWriter":
+        self._made = [parent for parent in self.partial.parents if not parent.exists()]
         with telling(self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(self.partial)
@@ -102,6 +105,9 @@ class CheckpointWriter:
         self._buffer.clear()
         if state in ("entered", "open") and not kept:
             shutil.rmtree(self.partial, ignore_errors=True)
+            with suppress(OSError):  # somebody else uses it by now
+                for parent in self._made:
+                    parent.rmdir()
         elif state == "open":
             shutil.rmtree(self.folder, ignore_errors=True)  # made of the finished stages in no time
             log.warning(
