@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from coldpress.pruner import Pruner
     from coldpress.quantizer import Quantizer, weight_qparams
     from coldpress.recipe import Recipe, read_recipe, write_recipe
-    from coldpress.schemes import QuantizationArgs, Scheme, preset, preset_names
+    from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset, preset_names
     from coldpress.stage import Batch, Layer, Stage
     from coldpress.state import LayerReport, Quantized, State
     from coldpress.statistic import RESCALE, ROTATE, Statistic
@@ -65,7 +65,7 @@ _HOMES = {
     "pruner": ("Pruner",),
     "quantizer": ("Quantizer", "weight_qparams"),
     "recipe": ("Recipe", "read_recipe", "write_recipe"),
-    "schemes": ("QuantizationArgs", "Scheme", "preset", "preset_names"),
+    "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset", "preset_names"),
     "stage": ("Batch", "Layer", "Stage"),
     "state": ("LayerReport", "Quantized", "State"),
     "statistic": ("RESCALE", "ROTATE", "Statistic"),
@@ -92,6 +92,7 @@ __all__ = [
     "LayerReport",
     "ModelError",
     "Modifier",
+    "NumberFormat",
     "NumericsError",
     "Observer",
     "Pipeline",
@@ -117,6 +118,7 @@ __all__ = [
     "hookimpl",
     "load_model",
     "load_tokenizer",
+    "number_format",
     "observer_for",
     "oneshot",
     "partition",

@@ -4,9 +4,10 @@
     16-bit inputs on a CUDA GPU              16-bit products, summed and put out in float32
     float32 inputs, and everything else      float32 products, the upper triangle only
 
-The int8 way.  A step of channel j is s_j = min(max |x_j|, 6.5 rms_j) / 127.  Numbers are counted in steps, a fixed random
-number from -1/2 to 1/2 is added, and they are rounded and clipped to 127: A.  What is clipped off, S, is kept (few
-numbers, by Chebyshev at most 1 in 42).  Sums of int8 products are exact, so A^T A is, and the sums with S are float32:
+The int8 way.  A step of channel j is s_j = min(max |x_j|, 6.5 rms_j) / 127.  Numbers are counted in steps, a fixed
+random number from -1/2 to 1/2 is added, and they are rounded and clipped to 127: A.  What is clipped off, S, is kept
+(few numbers, by Chebyshev at most 1 in 42).  Sums of int8 products are exact, so A^T A is, and the sums with S are
+float32:
 
     G = A^T A + C + C^T,    C = S^T (A + S / 2),    then rows and columns are scaled so that the diagonal is that of x
 

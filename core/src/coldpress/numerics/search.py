@@ -36,9 +36,7 @@ def search_qparams(
     return tuple(part.gather(0, best.reshape(1, *part.shape[1:])).squeeze(0) for part in (scales, points))  # type: ignore[return-value]
 
 
-def _losses(
-    grouped: Tensor, costs: Tensor, candidates: list[tuple[Tensor, Tensor]], args: QuantizationArgs
-) -> Tensor:
+def _losses(grouped: Tensor, costs: Tensor, candidates: list[tuple[Tensor, Tensor]], args: QuantizationArgs) -> Tensor:
     """The loss of each group with each of the candidates, [P, q] float32."""
     size = grouped.shape[-1]
     rows = grouped.shape[0]

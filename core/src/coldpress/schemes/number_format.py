@@ -37,6 +37,10 @@ class NumberFormat:
         """The nearest number of the grid, ties to even; beyond the ends, the end.  Same shape and dtype as `x`."""
         raise NotImplementedError
 
+    def round_(self, x: Tensor) -> Tensor:
+        """`round(x)`, in the memory of `x`."""
+        return x.copy_(self.round(x))
+
     def encode(self, x: Tensor) -> Tensor:
         """`round(x)` in the code dtype."""
         return self.round(x).to(self.code_dtype)
@@ -49,6 +53,10 @@ class IntegerFormat(NumberFormat):
     def round(self, x: Tensor) -> Tensor:
         """The nearest integer of the grid, ties to even."""
         return x.clamp(self.minimum, self.maximum).round_()
+
+    def round_(self, x: Tensor) -> Tensor:
+        """`round(x)`, in the memory of `x`."""
+        return x.clamp_(self.minimum, self.maximum).round_()
 
 
 @frozen(kw_only=True)
