@@ -168,7 +168,8 @@ def test_what_a_plugin_author_reads_knows_no_transformers():
 
 
 def test_algorithms_import_torch_and_numerics_only():
-    allowed = ("torch", "coldpress.numerics", "coldpress.QuantizationArgs")  # the word that numerics are called with
+    words = ("coldpress.QuantizationArgs", "coldpress.number_format")  # that numerics are called with
+    allowed = ("torch", "coldpress.numerics", *words)
     algorithms = [path for path in SOURCES if path.name == "algorithm.py"]
 
     assert algorithms

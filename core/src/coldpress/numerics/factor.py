@@ -8,16 +8,16 @@ This is GPTQ's rule, written without an inverse: 1 / d_j is the j-th pivot of th
 (QuIP, arXiv 2307.13304, theorem 6, shows that both are the same).
 """
 
+from typing import NamedTuple
+
 import torch
-from attrs import frozen
 from torch import Tensor
 
 _STEPS = (1.0, 10.0, 100.0)  # times the dampening that was asked for
 _LEAST = 1e-4  # what is tried where no dampening was asked for, and it did not do
 
 
-@frozen(eq=False)
-class Factor:
+class Factor(NamedTuple):
     """A factorized Gram matrix, in the order of columns that it was given.
 
     Attributes:

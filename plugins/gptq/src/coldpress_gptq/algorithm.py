@@ -1,0 +1,256 @@
+"""GPTQ (arXiv 2210.17323): round column after column, and let later columns make up for the error of earlier ones.
+
+Letters: O out, I in, G scales in a row, B columns of a block.
+
+The error of a layer's outputs is tr(E G E^T), with E = W - Q and G the Gram matrix of its inputs.  With the factor
+G = (F + 1) diag(d) (F + 1)^T (see `coldpress.numerics.factorize`) it is
+
+    sum_j  d_j |t_j - q_j|^2,      t_j = w_j + sum_{k<j} (w_k - q_k) F_kj                                      (1)
+
+so each column is rounded to the point of its grid that is nearest to t_j.  This is GPTQ's result without an inverse
+(QuIP, arXiv 2307.13304, theorem 6), and it looks back instead of forward: a column is touched when its turn comes,
+and the errors of all blocks before come in one product.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from coldpress import QuantizationArgs, number_format
+from coldpress.numerics import Factor, dequantize, factorize, quantize, search_qparams
+
+SHRINKS = tuple(1 - step / 40 for step in range(20))
+"""Factors of the range that a search for scales tries."""
+
+_MICRO = 32  # columns whose errors come one by one; those of earlier columns of the block come in one product
+
+
+class Prepared(NamedTuple):
+    """A Gram matrix, ready for the matrices that read its inputs.
+
+    Attributes:
+        order: of columns, in which they are rounded, [I] int64.
+        factor: of the matrix in this order; None where no dampening made it positive definite.
+        importance: the diagonal of the matrix, [I] float32, in the usual order: what errors of a column cost a search
+            for scales.  The pivots, by (1) the better measure of one layer, make a worse model (README).
+    """
+
+    order: Tensor
+    factor: Factor | None
+    importance: Tensor
+
+
+class Grid(NamedTuple):
+    """The numbers that the weights of some rows may become.
+
+    Attributes:
+        args: number format, and who shares a scale.
+        scales: as `scale_rows` gives them, [G, O].
+        zero_points: the same, [G, O].
+    """
+
+    args: QuantizationArgs
+    scales: Tensor
+    zero_points: Tensor
+
+
+class Solution(NamedTuple):
+    """What GPTQ made of a matrix.
+
+    Attributes:
+        codes: [O, I], in the grid's code dtype.
+        loss: the error (1) of each row, [O] float32; of outputs, summed over tokens, dampening included.
+    """
+
+    codes: Tensor
+    loss: Tensor
+
+
+def prepare(gram: Tensor, *, dampening_frac: float, by_activity: bool) -> Prepared:
+    """Order and factorize a Gram matrix.
+
+    Args:
+        gram: [I, I] float32.
+        dampening_frac: share of the mean diagonal that is added to the diagonal.
+        by_activity: columns are rounded from the most to the least active one, and not from left to right.
+    """
+    diagonal = gram.diagonal().clamp(min=0)
+    order = torch.arange(len(gram), device=gram.device)
+    if by_activity:
+        order = diagonal.argsort(descending=True, stable=True)
+        gram = gram[order][:, order]
+    return Prepared(order, factorize(gram, dampening_frac=dampening_frac), diagonal)
+
+
+def searched_qparams(weight: Tensor, args: QuantizationArgs, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of each group, those of the factors `SHRINKS` that lose least under `importance`, [I]."""
+    return search_qparams(weight, args, importance, shrinks=SHRINKS)
+
+
+def gptq(
+    weights: Sequence[Tensor],
+    qparams: Sequence[tuple[Tensor, Tensor]],
+    prepared: Prepared,
+    args: QuantizationArgs,
+    *,
+    block_size: int,
+    keep_zeros: bool,
+) -> list[Solution]:
+    """Round matrices that read the same input, in one go; the same as one by one.
+
+    A row that rounding to nearest serves better, which happens where weights are clipped, is rounded to nearest.
+
+    Args:
+        weights: [O, I] each.
+        qparams: scale and zero point of each.
+        prepared: the Gram matrix of their input; it has a factor.
+        args: the grid and who shares a scale.
+        block_size: as in `solve`.
+        keep_zeros: as in `solve`.
+    """
+    assert prepared.factor is not None
+    shapes = [(weight.shape[0], weight.shape[1]) for weight in weights]
+    scales, points = (
+        torch.cat([scale_rows(part, args, shape) for part, shape in zip(parts, shapes, strict=True)], dim=1)
+        for parts in zip(*qparams, strict=True)
+    )  # [G, O]
+    whole = solve(
+        torch.cat(list(weights)) if len(weights) > 1 else weights[0],
+        prepared,
+        Grid(args, scales, points),
+        block_size=block_size,
+        keep_zeros=keep_zeros,
+    )
+    sizes = [shape[0] for shape in shapes]
+    parts = zip(torch.split(whole.codes, sizes), torch.split(whole.loss, sizes), strict=True)
+    return [
+        _or_rounded(Solution(*part), weight, params, prepared, args)
+        for part, weight, params in zip(parts, weights, qparams, strict=True)
+    ]
+
+
+def loss_of(weight: Tensor, rounded: Tensor, prepared: Prepared) -> Tensor:
+    """The error (1) of each row, [O], of any other weights in place of these, [O, I] each."""
+    assert prepared.factor is not None
+    errors = (weight.float() - rounded.float())[:, prepared.order]  # [O, I]
+    return torch.addmm(errors, errors, prepared.factor.feedback).square_() @ prepared.factor.pivots
+
+
+def _or_rounded(
+    solution: Solution, weight: Tensor, qparams: tuple[Tensor, Tensor], prepared: Prepared, args: QuantizationArgs
+) -> Solution:
+    """The solution, with the codes of rounding to nearest in rows where they lose less."""
+    scale, point = (part.float() if part.is_floating_point() else part for part in qparams)
+    codes = quantize(weight.float(), scale, point, args)  # [O, I]
+    loss = loss_of(weight, dequantize(codes, scale, point, args), prepared)  # [O]
+    better = loss < solution.loss
+    if not bool(better.any()):
+        return solution
+    chosen = torch.where(better[:, None], codes.float(), solution.codes.float()).to(codes.dtype)
+    return Solution(chosen, torch.where(better, loss, solution.loss))
+
+
+def scale_rows(scale: Tensor, args: QuantizationArgs, shape: tuple[int, int]) -> Tensor:
+    """The scales of each row for each of the groups that lie side by side, transposed.
+
+    Args:
+        scale: or zero point, in the shape that `args.strategy` gives it.
+        args: who shares a scale.
+        shape: of the weight, (O, I).
+
+    Returns:
+        [G, O]; `scale_index` says which of them a column uses.
+    """
+    rows = shape[0]
+    if args.strategy == "tensor":
+        return scale.reshape(1, 1).expand(1, rows)
+    if args.strategy == "block":
+        assert args.block_structure is not None
+        return scale.repeat_interleave(args.block_structure[0], 0)[:rows].t().contiguous()
+    return scale.t().contiguous()  # channel [O, 1], group [O, G]
+
+
+def scale_index(args: QuantizationArgs, width: int) -> Tensor:
+    """For each column the row of `scale_rows` that has its scales, [I] int64."""
+    size = width
+    if args.strategy in ("group", "tensor_group"):
+        assert args.group_size is not None
+        size = args.group_size
+    elif args.strategy == "block":
+        assert args.block_structure is not None
+        size = args.block_structure[1]
+    return torch.arange(width) // size
+
+
+def solve(weight: Tensor, prepared: Prepared, grid: Grid, *, block_size: int, keep_zeros: bool) -> Solution:
+    """Round a matrix so that the error (1) is small; rows do not know each other.
+
+    Args:
+        weight: [O, I].
+        prepared: the Gram matrix; it has a factor.
+        grid: what they may become.
+        block_size: columns of a block; speed, not the result, depends on it.
+        keep_zeros: weights that are zero stay zero.
+
+    Returns:
+        Codes in the usual order of columns, and the error.
+    """
+    (order, factor, _), (args, scales, zero_points), width = prepared, grid, weight.shape[1]
+    assert factor is not None
+    targets = weight.t()[order].float().contiguous()  # [I, O]; rows become t_j, and then t_j - q_j
+    errors = targets.clone()  # [I, O]; rows become w_j - q_j
+    codes = torch.empty_like(targets)  # [I, O]
+    keep = (targets != 0).float() if keep_zeros else None
+    scales, zero_points = scales.float(), zero_points.float()
+    groups = scale_index(args, width)[order.cpu()].tolist()
+    rounding = _rounding(args, points=zero_points if not args.symmetric else None)
+    for start in range(0, width, block_size):
+        stop = min(start + block_size, width)
+        if start:
+            targets[start:stop].addmm_(factor.feedback[:start, start:stop].t(), errors[:start])
+        for first in range(start, stop, _MICRO):
+            last = min(first + _MICRO, stop)
+            if first > start:
+                targets[first:last].addmm_(factor.feedback[start:first, first:last].t(), errors[start:first])
+            columns = factor.feedback[first:last, first:last].t().contiguous()  # [B, B], row j: what j is owed
+            for j in range(first, last):
+                target, code = targets[j], codes[j]
+                if j > first:
+                    target.addmv_(errors[first:j].t(), columns[j - first, : j - first])
+                rounded = rounding(target, scales[groups[j]], groups[j], code, None if keep is None else keep[j])
+                errors[j].sub_(rounded)
+                target.sub_(rounded)
+    loss = factor.pivots @ targets.square_()  # [O]
+    back = torch.empty_like(codes)
+    back[order] = codes
+    return Solution(back.t().to(number_format(args).code_dtype).contiguous(), loss)
+
+
+def _rounding(args: QuantizationArgs, points: Tensor | None) -> Callable[..., Tensor]:
+    """A function that writes the codes of a column and returns what they stand for, in memory that it uses again.
+
+    Args:
+        args: the grid.
+        points: zero points, [G, O]; None where all of them are zero.
+    """
+    grid = number_format(args)
+    rounded: list[Tensor] = []  # [O], made at the first call
+
+    def round_column(target: Tensor, scale: Tensor, group: int, code: Tensor, keep: Tensor | None) -> Tensor:
+        if not rounded:
+            rounded.append(torch.empty_like(target))
+        torch.div(target, scale, out=code)
+        if points is not None:
+            code.add_(points[group])
+        grid.round_(code)
+        if keep is not None:
+            code.mul_(keep)
+            if points is not None:
+                code.addcmul_(points[group], 1 - keep)
+        if points is None:
+            return torch.mul(code, scale, out=rounded[0])
+        return torch.sub(code, points[group], out=rounded[0]).mul_(scale)
+
+    return round_column

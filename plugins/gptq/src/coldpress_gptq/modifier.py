@@ -1,0 +1,141 @@
+"""GPTQModifier: settings and wiring of GPTQ."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from attrs import evolve, field, frozen
+from attrs.validators import ge, in_
+from torch import Tensor
+
+from coldpress import READS_DATA, Layer, QuantizationArgs, Quantizer, Stage, State, hookimpl, weight_qparams
+from coldpress.numerics import quantize
+from coldpress_gptq.algorithm import Prepared, gptq, prepare, searched_qparams
+
+log = logging.getLogger(__name__)
+
+PRUNED = 0.2
+"""From this share of zeros on a layer counts as pruned."""
+
+
+def _to_order(value: Any) -> Any:
+    """`static` and `weight` are two words for one order."""
+    return "static" if value == "weight" else value
+
+
+@frozen(kw_only=True, eq=False)
+class GPTQModifier(Quantizer):
+    """Quantize weights so that the outputs of each layer, for the calibration data, change least.
+
+    Further settings are those of `Quantizer`: `scheme` or `config_groups`, `targets`, `ignore`, observers.
+    Where no observer of weights is named, scales are searched under the activity of the columns.
+
+    Attributes:
+        block_size: columns whose errors are carried on together; speed, not the result, depends on it.
+        dampening_frac: share of the mean diagonal of the Gram matrix that is added to its diagonal.
+        actorder: `static` (also called `weight`) rounds columns from the most to the least active one, with scales
+            and order on disk as ever; None rounds from left to right.
+        preserve_sparsity_mask: zeros stay zeros; None keeps them where a fifth of the weights or more are zero.
+        offload_hessians: understood and without effect: Gram matrices live no longer than their stage.
+    """
+
+    traits: ClassVar[frozenset[str]] = Quantizer.traits | {READS_DATA}
+
+    block_size: int = field(default=128, validator=ge(1))
+    dampening_frac: float = field(default=0.01, validator=ge(0))
+    actorder: Literal["static", "weight"] | None = field(
+        default="static", converter=_to_order, validator=in_(("static", None))
+    )
+    preserve_sparsity_mask: bool | None = None
+    offload_hessians: bool = False
+
+    def needs_data(self) -> bool:
+        """Always."""
+        return True
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        """Ask for the Gram matrices of inputs."""
+        super().initialize(state, stage)
+        for layer in self.layers(stage):
+            if self._weights(layer) is not None:
+                state.ask(layer, "gram")
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        """Round the weights of the stage, layers that read the same input together."""
+        rounded = []
+        for layer in self.layers(stage):
+            if self._weights(layer) is None:
+                state.set_quantized(layer, self.quantized(state, layer))
+            else:
+                rounded.append(layer)
+        for layers in state.sharing(rounded):
+            gram = state.statistic(layers[0], "gram")
+            with state.timed(*layers):
+                if gram is None:
+                    self._round(state, layers, reason="no token of the calibration data reached it")
+                else:
+                    self._solve(state, layers, gram.total, gram.count)
+
+    def _solve(self, state: State, layers: Sequence[Layer], gram: Tensor, tokens: int) -> None:
+        """GPTQ for layers that read the same input, those with the same scheme in one go."""
+        prepared = prepare(gram, dampening_frac=self.dampening_frac, by_activity=self.actorder is not None)
+        if prepared.factor is None:
+            self._round(state, layers, reason="the Gram matrix of its inputs is not positive definite", by=prepared)
+            return
+        if tokens < len(gram):
+            log.warning(
+                "%s: %d tokens for %d columns; more calibration data would make it better",
+                layers[0].name,
+                tokens,
+                len(gram),
+            )
+        for together in self._alike(layers):
+            args = self._weights(together[0])
+            assert args is not None
+            weights = [layer.weight for layer in together]
+            qparams = [self._qparams(weight, args, prepared.importance) for weight in weights]
+            solutions = gptq(
+                weights, qparams, prepared, args, block_size=self.block_size, keep_zeros=self._keeps_zeros(weights)
+            )
+            for layer, (scale, point), solution in zip(together, qparams, solutions, strict=True):
+                quantized = evolve(self.quantized(state, layer), codes=solution.codes, scale=scale, zero_point=point)
+                state.set_quantized(layer, quantized)
+                state.report[layer.name].notes |= {
+                    "tokens": tokens,
+                    "dampening": prepared.factor.dampening,
+                    "output_error": float(solution.loss.sum()) / tokens,
+                }
+
+    def _round(self, state: State, layers: Sequence[Layer], *, reason: str, by: Prepared | None = None) -> None:
+        """Round to nearest, where GPTQ cannot."""
+        for layer in layers:
+            args = self._weights(layer)
+            assert args is not None
+            weight = layer.weight
+            scale, point = weight_qparams(weight, args) if by is None else self._qparams(weight, args, by.importance)
+            codes = quantize(weight, scale, point, args)
+            state.set_quantized(layer, evolve(self.quantized(state, layer), codes=codes, scale=scale, zero_point=point))
+            state.fall_back(layer, f"rounded to nearest: {reason}")
+
+    def _qparams(self, weight: Tensor, args: QuantizationArgs, importance: Tensor) -> tuple[Tensor, Tensor]:
+        if args.observer is not None:
+            return weight_qparams(weight, args)
+        return searched_qparams(weight, args, importance)
+
+    def _alike(self, layers: Sequence[Layer]) -> list[list[Layer]]:
+        """Layers with the same scheme, dtype and care for zeros, side by side."""
+        groups: dict[object, list[Layer]] = {}
+        for layer in layers:
+            key = (self._weights(layer), layer.weight.dtype, self._keeps_zeros([layer.weight]))
+            groups.setdefault(key, []).append(layer)
+        return list(groups.values())
+
+    def _keeps_zeros(self, weights: Sequence[Tensor]) -> bool:
+        if self.preserve_sparsity_mask is not None:
+            return self.preserve_sparsity_mask
+        return all(weight.count_nonzero() < (1 - PRUNED) * weight.numel() for weight in weights)
+
+    def _weights(self, layer: Layer) -> QuantizationArgs | None:
+        return self._scheme(layer).weights

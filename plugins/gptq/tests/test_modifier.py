@@ -1,0 +1,175 @@
+"""GPTQModifier: what shares a Gram matrix, what falls back and says so, and what is refused."""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import coldpress
+from coldpress import CalibrationError, State
+from coldpress.calibration.statistics import Gram
+from coldpress.lifecycle import Run
+from coldpress.recipe import Recipe
+from coldpress.registry import find
+from coldpress.testing.mixtures import tiny_mixture
+from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
+from coldpress_gptq import GPTQModifier, modifier
+
+DOWN = "model.layers.0.mlp.down_proj"
+
+
+def run(*modifiers, model=None, pipeline="sequential", data=None, **settings):
+    model = tiny_llama() if model is None else model
+    state = State(model=model, batches=batches() if data is None else data)
+    Run(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)(**settings)).execute()
+    return state
+
+
+def gptq(**settings):
+    return GPTQModifier(**({"scheme": "W4A16", "group_size": 32, "ignore": ["lm_head"]} | settings))
+
+
+def test_every_layer_is_quantized_and_has_its_error_in_the_report():
+    state = run(gptq())
+
+    lines = [line for line in state.report.values() if line.status == "quantized"]
+    assert len(lines) == 14
+    assert all(line.notes["output_error"] > 0 and line.notes["tokens"] > 0 for line in lines)
+
+
+def test_layers_that_share_an_input_share_a_gram_matrix_and_a_factor(monkeypatch):
+    tokens, factors = [], []
+    update, prepare = Gram.update, modifier.prepare
+
+    def counting(self, value, x):
+        tokens.append(len(x))
+        return update(self, value, x)
+
+    monkeypatch.setattr(Gram, "update", counting)
+    monkeypatch.setattr(modifier, "prepare", lambda *args, **kw: factors.append(1) or prepare(*args, **kw))
+    run(gptq())
+
+    assert len(tokens) == 2 * 4 * len(batches())  # two blocks; q/k/v, o, gate/up, down
+    assert len(factors) == 2 * 4
+
+
+def test_the_output_of_a_layer_is_closer_than_with_rounding():
+    target = {"scheme": "W4A16", "group_size": 32, "targets": [DOWN], "ignore": []}
+    ours = run(gptq(**target))
+    plain = run(find("modifiers", "QuantizationModifier")(**target))
+    inputs = seen_by(DOWN)
+    before = tiny_llama().get_submodule(DOWN).weight
+
+    changes = [(state.model.get_submodule(DOWN).weight - before) @ inputs.t() for state in (ours, plain)]
+    assert changes[0].norm() < 0.9 * changes[1].norm()
+
+
+def seen_by(name):
+    model, seen = tiny_llama(), []
+    model.get_submodule(name).register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(0, -2)))
+    with torch.no_grad():
+        for batch in batches():
+            model(**batch)
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize("order", ["static", "weight", None])
+def test_orders_have_the_fields_words(order):
+    assert gptq(actorder=order).actorder == ("static" if order else None)
+
+
+@pytest.mark.parametrize("order", ["group", "dynamic", "activation"])
+def test_other_orders_are_refused(order):
+    with pytest.raises(ValueError, match="actorder"):
+        gptq(actorder=order)
+
+
+@pytest.mark.parametrize("settings", [{"dampening_frac": -0.1}, {"block_size": 0}])
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        gptq(**settings)
+
+
+def test_a_named_observer_is_used_instead_of_the_search():
+    searched, ranged = run(gptq()), run(gptq(weight_observer="memoryless_minmax"))
+    plain = run(find("modifiers", "QuantizationModifier")(scheme="W4A16", group_size=32, ignore=["lm_head"]))
+
+    assert torch.equal(ranged.quantized[DOWN].scale, plain.quantized[DOWN].scale)
+    assert not torch.equal(searched.quantized[DOWN].scale, plain.quantized[DOWN].scale)
+
+
+def test_zeros_of_a_pruned_layer_stay():
+    model = tiny_llama()
+    weight = model.get_submodule(DOWN).weight.data
+    weight[:, ::2] = 0
+    state = run(gptq(scheme="W4A16_ASYM"), model=model)
+
+    assert not state.model.get_submodule(DOWN).weight[:, ::2].any()
+
+
+def test_few_tokens_are_said_and_used(caplog):
+    with caplog.at_level(logging.WARNING):
+        state = run(gptq(), data=[{"input_ids": torch.arange(5)[None]}])
+
+    assert "5 tokens for 128 columns" in caplog.text
+    assert all(torch.isfinite(p).all() for p in state.model.parameters())
+
+
+def test_what_cannot_be_factorized_is_rounded_and_said(monkeypatch):
+    prepare = modifier.prepare
+
+    def broken(*args, **settings):
+        return prepare(*args, **settings)._replace(factor=None)
+
+    monkeypatch.setattr(modifier, "prepare", broken)
+    state = run(gptq())
+
+    line = state.report[DOWN]
+    assert line.status == "fallback"
+    assert "not positive definite" in line.reason
+    assert state.quantized[DOWN].codes is not None
+
+
+def test_no_data_is_an_error():
+    with pytest.raises(CalibrationError, match="GPTQModifier needs calibration data"):
+        run(gptq(), data=[])
+
+
+def test_conv1d_is_a_linear_layer():
+    state = run(gptq(ignore=["lm_head"]), model=tiny_conv1d())
+
+    assert any(line.status == "quantized" and line.kind == "Conv1D" for line in state.report.values())
+
+
+def test_experts_without_tokens_are_rounded_and_said():
+    model = tiny_mixture("qwen3_moe")
+    state = report_of_moe(model)
+
+    lines = [line for name, line in state.items() if ".experts." in name]
+    assert lines
+    assert all(line["status"] in ("quantized", "fallback") for line in lines)
+    assert all("no token" in line["reason"] for line in lines if line["status"] == "fallback")
+
+
+def report_of_moe(model):
+    with tempfile.TemporaryDirectory() as folder:
+        coldpress.oneshot(
+            model,
+            gptq(),
+            dataset=[{"input_ids": [1, 2, 3, 4]}],
+            moe_calibrate_all_experts=False,
+            output_dir=Path(folder) / "out",
+            quiet=True,
+        )
+        report = json.loads((Path(folder) / "out/report.json").read_text())
+    return {line["name"]: line for line in report["layers"]}
+
+
+def test_w8a8_has_dynamic_inputs_too():
+    state = run(gptq(scheme="W8A8", group_size=None))
+
+    assert state.schemes[DOWN].input_activations.dynamic
+    assert state.quantized[DOWN].scale.shape == (128, 1)
