@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from coldpress.quantizer import Quantizer, weight_qparams
     from coldpress.recipe import Recipe, read_recipe, write_recipe
     from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset, preset_names
+    from coldpress.smoother import Smoother, Smoothing
     from coldpress.stage import Batch, Layer, Stage
     from coldpress.state import LayerReport, Quantized, State
     from coldpress.statistic import RESCALE, ROTATE, Statistic
@@ -66,6 +67,7 @@ _HOMES = {
     "quantizer": ("Quantizer", "weight_qparams"),
     "recipe": ("Recipe", "read_recipe", "write_recipe"),
     "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset", "preset_names"),
+    "smoother": ("Smoother", "Smoothing"),
     "stage": ("Batch", "Layer", "Stage"),
     "state": ("LayerReport", "Quantized", "State"),
     "statistic": ("RESCALE", "ROTATE", "Statistic"),
@@ -107,6 +109,8 @@ __all__ = [
     "SchemeError",
     "SchemeLookup",
     "Session",
+    "Smoother",
+    "Smoothing",
     "Stage",
     "State",
     "Statistic",

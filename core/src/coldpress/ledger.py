@@ -67,10 +67,12 @@ class Ledger:
     Attributes:
         asker: the modifier whose hook is running.
         carried: somebody said, since it was last set to False, how the signal moves.
+        flows: what probing has found of the blocks, for all of the run; the business of `coldpress.smoother`.
     """
 
     asker: Modifier | None = None
     carried: bool = False
+    flows: dict[Any, Any] = field(factory=dict)
     _asks: list[Ask] = field(factory=list)
     _wanted: list[Ask] = field(factory=list)
     _sources: list[Source] = field(factory=list)

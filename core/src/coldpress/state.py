@@ -124,6 +124,7 @@ class State:
         statistics: of the stage's inputs; behind the doors `ask`, `statistic`, `require`, `sharing` and `carry`.
         quantized: layer name to its codes and scales, until they are written.
         schemes: layer name to scheme, of every layer quantized so far.
+        planned: layer name to scheme, of every layer that some modifier of the recipe quantizes.
         report: layer name to what became of it, every layer of the model.
         log: what was done, one entry a stage.
     """
@@ -138,6 +139,7 @@ class State:
     statistics: Ledger = field(factory=Ledger)
     quantized: dict[str, Quantized] = field(factory=dict)
     schemes: dict[str, Scheme] = field(factory=dict)
+    planned: Mapping[str, Scheme] = field(factory=dict)
     report: dict[str, LayerReport] = field(factory=dict)
     log: list[dict[str, Any]] = field(factory=list)
 
@@ -197,13 +199,11 @@ class State:
 
     def skip(self, layer: Layer, reason: str) -> None:
         """Say that a claimed layer is left alone on purpose, and why."""
-        line = self.report[layer.name]
-        line.status, line.reason = "untouched", reason
+        self.report[layer.name].status, self.report[layer.name].reason = "untouched", reason
 
     def fall_back(self, layer: Layer, reason: str) -> None:
         """Say that a layer was compressed in another way than asked, and why; call it after the weight is set."""
-        line = self.report[layer.name]
-        line.status, line.reason = "fallback", reason
+        self.report[layer.name].status, self.report[layer.name].reason = "fallback", reason
 
     @contextmanager
     def timed(self, *layers: Layer) -> Iterator[None]:

@@ -6,12 +6,12 @@ flow = find_pairs(blocks[0].module, calls[blocks[0].name])
 fold(blocks[0].module, flow.pairs[0], scale)        # the model computes what it computed
 """
 
-from coldpress.dataflow.blocks import Block, block_lists, find_blocks
+from coldpress.dataflow.blocks import Block, block_lists, find_blocks, signature
 from coldpress.dataflow.call import Call, capture
 from coldpress.dataflow.describe import BlockKind, Description, describe, first_of_each_kind, token_batch
 from coldpress.dataflow.fold import fold, unfold
 from coldpress.dataflow.inputs import distinct_inputs
-from coldpress.dataflow.mapping import UserMapping, parse_mappings, resolve, unmatched
+from coldpress.dataflow.mapping import UserMapping, parse_mappings, resolve, resolve_in, unmatched
 from coldpress.dataflow.orientation import input_dim, is_linear, output_dim
 from coldpress.dataflow.pair import Consumer, Pair, Site
 from coldpress.dataflow.probe import Dataflow, find_pairs
@@ -42,7 +42,9 @@ __all__ = [
     "output_dim",
     "parse_mappings",
     "resolve",
+    "resolve_in",
     "shared_parameters",
+    "signature",
     "token_batch",
     "unfold",
     "unmatched",

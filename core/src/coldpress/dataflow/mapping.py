@@ -75,10 +75,15 @@ def resolve(
             or a producer whose scale cannot be taken back.
         ModelError: the block cannot be probed.
     """
-    bench = Workbench(block, call)
-    flow = probe(bench, shared or {})
-    claims = [c for m in parse_mappings(list(mappings)) for c in _claims(bench.block, m, prefix)]
-    return tuple(_checked(bench.block, flow, *claim) for claim in claims)
+    return resolve_in(block, probe(Workbench(block, call), shared or {}), mappings, prefix=prefix)
+
+
+def resolve_in(
+    block: nn.Module, flow: Dataflow, mappings: Sequence[UserMapping | object], *, prefix: str = ""
+) -> tuple[Pair, ...]:
+    """`resolve` for a block that was probed already, or one that is of its kind."""
+    claims = [c for m in parse_mappings(list(mappings)) for c in _claims(block, m, prefix)]
+    return tuple(_checked(block, flow, *claim) for claim in claims)
 
 
 def unmatched(model: nn.Module, mappings: Sequence[UserMapping | object]) -> None:

@@ -23,6 +23,7 @@ DENSE = 160  # inputs up to this width are asked channel by channel
 RTOL = 1e-7
 
 
+@torch.enable_grad()
 def feeding_rows(bench: Workbench, producers: list[Pair], consumers: list[str]) -> list[Pair]:
     """Producers cut to the rows that one of the consumers is a multiple of, without members yet.
 

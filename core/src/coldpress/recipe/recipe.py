@@ -6,7 +6,7 @@ from typing import Any
 from attrs import Attribute, evolve, field, frozen
 
 from coldpress.errors import RecipeError, suggest
-from coldpress.modifier import Modifier
+from coldpress.modifier import MOVES_SIGNAL, QUANTIZES, Modifier
 
 
 @frozen
@@ -65,6 +65,7 @@ class Recipe:
             for i, item in enumerate(value)
             if not isinstance(item, Modifier)
         ]
+        wrong = wrong or _moved_too_late(value)
         if wrong:
             raise RecipeError(wrong)
 
@@ -96,6 +97,21 @@ def select(stages: Iterable[str | None], prefix: str) -> list[int]:
         there = f"{suggest(prefix, known)} (stages: {', '.join(known)})" if known else ": the recipe has no stages"
         raise RecipeError([f"no stage begins with {prefix!r}{there}"])
     return kept
+
+
+def _moved_too_late(modifiers: tuple[Modifier, ...]) -> list[str]:
+    """Modifiers that change what flows between layers after somebody has fixed the codes of weights for it."""
+    quantizer, problems = None, []
+    for position, modifier in enumerate(modifiers):
+        name = type(modifier).__name__
+        if quantizer is not None and MOVES_SIGNAL in modifier.traits:
+            problems.append(
+                f"modifiers[{position}]: {name} moves scales between layers, and {quantizer} has quantized weights "
+                f"before it, which would no longer fit; put {name} before {quantizer}"
+            )
+        if quantizer is None and QUANTIZES in modifier.traits:
+            quantizer = name
+    return problems
 
 
 def _name(item: object) -> str:

@@ -1,0 +1,187 @@
+"""AWQModifier: settings and wiring of AWQ."""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from attrs import field, frozen
+from attrs.validators import ge
+from torch import Tensor
+
+from coldpress import (
+    Layer,
+    QuantizationArgs,
+    Scheme,
+    SchemeError,
+    Smoother,
+    Smoothing,
+    Stage,
+    State,
+    Statistic,
+    hookimpl,
+)
+from coldpress_awq.algorithm import Reader, best, candidate_scales, relative_size
+from coldpress_awq.rounding import Rounding
+
+
+@frozen(kw_only=True, eq=False)
+class AWQModifier(Smoother):
+    """Scale channels so that rounding weights changes the outputs of their layers least.
+
+    By itself it moves scales and keeps the model's function; a later modifier rounds, by its own scheme, which is the
+    one that is searched for.  With a scheme of its own, as in older recipes, it also rounds to nearest.
+    Further settings are those of `Smoother`: `mappings`, `targets`, `ignore`.
+
+    Attributes:
+        duo_scaling: scales follow activations and weights; False follows activations only, "both" tries both.
+        n_grid: how many ratios are tried for each pair.
+        scheme: of its own rounding, as in `QuantizationModifier`.
+        config_groups: schemes in full, instead of `scheme`.
+        group_size: columns that share a scale, in place of the preset's.
+        weight_observer: of its own rounding.
+        input_observer: of its own rounding.
+        observer: both of them at once.
+        offload_device: understood and without effect: no activations are kept.
+    """
+
+    duo_scaling: bool | Literal["both"] = True
+    n_grid: int = field(default=20, validator=ge(1))
+    scheme: str | dict[str, str | list[str]] | None = None
+    config_groups: dict[str, Scheme] | None = field(default=None)
+    group_size: int | None = None
+    weight_observer: str | None = None
+    input_observer: str | None = None
+    observer: dict[str, str] | None = None
+    offload_device: str | None = None
+    rounding: Rounding | None = field(init=False, repr=False)
+
+    @rounding.default
+    def _own_rounding(self) -> Rounding | None:
+        given = {
+            name: getattr(self, name)
+            for name in ("scheme", "config_groups", "group_size", "weight_observer", "input_observer", "observer")
+            if getattr(self, name) is not None
+        }
+        if not given.keys() & {"scheme", "config_groups"}:
+            if given:
+                raise SchemeError(f"{', '.join(given)} is for rounding, which needs a scheme")
+            return None
+        return Rounding(**given, targets=self.targets, ignore=self.ignore)
+
+    def scheme_for(self, layer: Layer) -> Scheme | None:
+        """That of its own rounding."""
+        return None if self.rounding is None else self.rounding.scheme_for(layer)
+
+    def patterns(self) -> list[str]:
+        """Its targets, and those of its own rounding."""
+        return list(dict.fromkeys([*super().patterns(), *([] if self.rounding is None else self.rounding.patterns())]))
+
+    def layers(self, stage: Stage) -> list[Layer]:
+        """Those that count, and those that it rounds."""
+        known = {layer.name for layer in super().layers(stage)}
+        known |= {layer.name for layer in self.rounding.layers(stage)} if self.rounding is not None else set()
+        return [layer for layer in stage.every_layer if layer.name in known]
+
+    def statistics(self, smoothing: Smoothing) -> Iterable[str | Statistic]:
+        """The Gram matrix."""
+        return ("gram",)
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        """Look for pairs, and ask for Gram matrices.
+
+        Raises:
+            SchemeError: nothing in the recipe quantizes weights.
+            TargetError: a mapping matches nothing, or is not true.
+        """
+        if not any(scheme.weights is not None for scheme in state.planned.values()):
+            raise SchemeError(
+                "AWQModifier prepares weights for rounding, and nothing in the recipe rounds them: put a "
+                "QuantizationModifier or a GPTQModifier after it, or give it a scheme"
+            )
+        super().initialize(state, stage)
+        if self.rounding is not None:
+            self.rounding.initialize(state, stage)
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        """Scale, and round if there is a scheme."""
+        super().finalize(state, stage)
+        if self.rounding is not None:
+            self.rounding.finalize(state, stage)
+
+    def scale(self, state: State, smoothing: Smoothing) -> Tensor | str:
+        """The scale of a pair, [C]."""
+        rounded = [layer for layer in smoothing.layers if _weights(state, layer) is not None]
+        if not rounded:
+            return "no later modifier quantizes the weights of its readers"
+        seen = [layer for layer in rounded if state.statistic(layer, "gram") is not None]
+        if not seen:
+            return "no token of the calibration data reached its readers"
+        readers = [
+            Reader(
+                weight=torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else layers[0].weight,
+                gram=state.require(layers[0], "gram").total,
+                channels=smoothing.pair.channels(layers[0].name),
+                args=args,
+            )
+            for layers, args in _alike(state, seen)
+        ]
+        tokens = {id(gram): gram.count for layer in seen for gram in [state.require(layer, "gram")]}
+        activity = _activity(readers, len(smoothing.pair.rows), sum(tokens.values()))
+        if not bool(activity.any()):
+            return "its channels are zero for all of the calibration data"
+        scales, names = candidate_scales(
+            activity, _weight_size(readers, len(activity)), n_grid=self.n_grid, duo_scaling=self.duo_scaling
+        )
+        chosen, errors = best(readers, scales)
+        for layer in seen:
+            gain = float(1 - errors[chosen] / errors[0].clamp(min=1e-30))
+            state.report[layer.name].notes |= {**names[chosen], "predicted_gain": round(gain, 4)}
+        return scales[chosen]
+
+
+def _weights(state: State, layer: Layer) -> QuantizationArgs | None:
+    """How the weights of a layer will be quantized."""
+    scheme = state.planned.get(layer.name)
+    return None if scheme is None else scheme.weights
+
+
+def _alike(state: State, layers: Sequence[Layer]) -> list[tuple[list[Layer], QuantizationArgs]]:
+    """Layers that read the same input and are quantized alike, together."""
+    found: list[tuple[list[Layer], QuantizationArgs]] = []
+    for group in state.sharing(layers):
+        for layer in group:
+            args = _weights(state, layer)
+            assert args is not None
+            home = next((names for names, known in found if known == args and names[0] in group), None)
+            if home is None or args.strategy in ("tensor", "block"):
+                found.append(([layer], args))
+            else:
+                home.append(layer)
+    return found
+
+
+def _activity(readers: Sequence[Reader], count: int, tokens: int) -> Tensor:
+    """The root mean square of each channel over all readers, [C]."""
+    squares = readers[0].gram.new_zeros(count)
+    seen: dict[int, Reader] = {id(reader.gram): reader for reader in readers}
+    for reader in seen.values():
+        squares += _gathered(reader.gram.diagonal().clamp(min=0), reader.channels, count)
+    return (squares / tokens).sqrt()
+
+
+def _weight_size(readers: Sequence[Reader], count: int) -> Tensor:
+    """How large the weights of each channel are in their groups, over all readers, [C]."""
+    sizes = readers[0].gram.new_zeros(count)
+    for reader in readers:
+        sizes += _gathered(relative_size(reader.weight, reader.args), reader.channels, count) * len(reader.weight)
+    return sizes / sum(len(reader.weight) for reader in readers)
+
+
+def _gathered(values: Tensor, channels: Tensor, count: int) -> Tensor:
+    """The mean over the inputs that see each element of the scale, [I] -> [C]."""
+    channels = channels.to(values.device)
+    seen = channels >= 0
+    out = values.new_zeros(count)
+    return out.scatter_reduce(0, channels[seen], values[seen], "mean", include_self=False)
