@@ -10,11 +10,12 @@ from torch import Tensor
 from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
 from coldpress.calibration.observer import observer_for
 from coldpress.calibration.statistics import Observed
+from coldpress.dataflow.fused import fused_with
 from coldpress.errors import CalibrationError, SchemeError, suggest
 from coldpress.hookspecs import hookimpl
 from coldpress.models.experts.tokens import siblings
 from coldpress.modifier import QUANTIZES, Modifier
-from coldpress.numerics import calculate_qparams, group
+from coldpress.numerics import calculate_global_scale, calculate_qparams, group
 from coldpress.schemes import QuantizationArgs, Scheme, preset
 from coldpress.stage import Layer, Stage
 from coldpress.state import Quantized, State
@@ -99,13 +100,15 @@ class Quantizer(Modifier):
         return stage.layers(self.patterns(), self.ignore)
 
     def needs_data(self) -> bool:
-        """Whether inputs are quantized with scales that do not change while serving."""
-        return any(_is_static(scheme.input_activations) for scheme in self.schemes())
+        """Whether inputs have scales that do not change while serving, or an observer of weights looks at inputs."""
+        return any(_is_static(scheme.input_activations) or _weighs(scheme.weights) for scheme in self.schemes())
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
-        """Ask for what the scales of static inputs are made of."""
+        """Ask for what the scales of static inputs are made of, and for what observers of weights look at."""
         for layer in self.layers(stage):
+            if _weighs(self._scheme(layer).weights):
+                state.ask(layer, "second_moment")
             observed = self._observed_input(layer)
             if observed is not None:
                 state.ask(layer, observed)
@@ -116,10 +119,12 @@ class Quantizer(Modifier):
         Raises:
             CalibrationError: inputs are static and no token ever reached the layer.
         """
-        scheme = self._scheme(layer)
+        scheme, global_scale = self._scheme(layer), self.global_scale(state, layer)
+        if global_scale is not None:
+            state.scratch.pop(self, layer)
         observed = self._observed_input(layer)
         if observed is None:
-            return Quantized(scheme)
+            return Quantized(scheme, global_scale=global_scale)
         ranges = self._input_ranges(state, layer, observed)
         if not ranges:
             raise CalibrationError(
@@ -127,8 +132,43 @@ class Quantizer(Modifier):
                 "calibrate with more data, ignore the layer, or choose a scheme with dynamic inputs"
             )
         low, high = torch.stack([low for low, _ in ranges]), torch.stack([high for _, high in ranges])
-        scale, zero_point = calculate_qparams(low.amin(dim=0), high.amax(dim=0), observed.observer.args)
-        return Quantized(scheme, input_scale=scale, input_zero_point=zero_point)
+        low, high = low.amin(dim=0), high.amax(dim=0)
+        assert scheme.input_activations is not None
+        if scheme.input_activations.dynamic == "local":
+            inputs = calculate_global_scale(torch.maximum(-low, high), scheme.input_activations)
+            return Quantized(scheme, global_scale=global_scale, input_global_scale=inputs)
+        scale, zero_point = calculate_qparams(low, high, observed.observer.args)
+        return Quantized(scheme, global_scale=global_scale, input_scale=scale, input_zero_point=zero_point)
+
+    def global_scale(self, state: State, layer: Layer) -> Tensor | None:
+        """In `finalize`, before `quantized`: what the weight's scales are multiplied by, [1]; None for most schemes.
+
+        Layers that engines fuse have one in common: it is computed for all of them when the first is asked for.
+        """
+        args = self._scheme(layer).weights
+        if args is None or args.strategy != "tensor_group":
+            return None
+        if (self, layer) not in state.scratch:
+            together = [layer]
+            for other in fused_with(state.model, layer):
+                scheme = self.scheme_for(other)
+                if scheme is not None and scheme.weights == args and (self, other) not in state.scratch:
+                    together.append(other)
+            largest = torch.stack([one.weight.abs().amax() for one in together]).amax()
+            for one in together:
+                state.scratch[self, one] = calculate_global_scale(largest, args)
+        found: Tensor = state.scratch[self, layer]
+        return found
+
+    def importance(self, state: State, layer: Layer) -> Tensor | None:
+        """In `finalize`: the mean squares of the layer's inputs, [I] float32, for an observer that weighs columns.
+
+        None where the scheme names no such observer, and where no token reached the layer.
+        """
+        if not _weighs(self._scheme(layer).weights):
+            return None
+        seen = state.statistic(layer, "second_moment")
+        return None if seen is None else seen.mean
 
     def _input_ranges(self, state: State, layer: Layer, observed: Observed) -> list[tuple[Tensor, Tensor]]:
         """Smallest and largest input, of the layer itself, or of the other experts when no token reached this one."""
@@ -148,6 +188,8 @@ class Quantizer(Modifier):
         args = self._scheme(layer).input_activations
         if args is None or not _is_static(args):
             return None
+        if args.dynamic == "local":  # the global scale is that of the tensor; those of groups are found while serving
+            args = evolve(args, strategy="tensor", group_size=None, dynamic=False, scale_dtype=None)
         return Observed(observer=observer_for(args, DEFAULT_ACTIVATION_OBSERVER))
 
     def _scheme(self, layer: Layer) -> Scheme:
@@ -167,11 +209,26 @@ class Quantizer(Modifier):
         )
 
 
-def weight_qparams(weight: Tensor, args: QuantizationArgs) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of a weight, [O, I], as its scheme's observer finds them."""
+def weight_qparams(
+    weight: Tensor, args: QuantizationArgs, *, global_scale: Tensor | None = None, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a weight as its scheme's observer finds them.
+
+    Args:
+        weight: [O, I].
+        args: of the weight.
+        global_scale: [1], of schemes with the strategy tensor_group, see `Quantizer.global_scale`.
+        importance: of the columns, [I] float32, for observers that weigh errors; None where nothing is known.
+
+    Returns:
+        Both of the shape that the strategy gives; the scale in the dtype of the weight.
+    """
     observer = observer_for(args, DEFAULT_WEIGHT_OBSERVER)
     grouped = group(weight, args)  # [*scale shape, n]
-    return calculate_qparams(*observer.range(observer.update(None, grouped)), args)
+    costs = None if importance is None else group(importance.expand_as(weight), args)  # [*scale shape, n]
+    found = observer.weight_range(grouped, global_scale=global_scale, importance=costs)
+    scale, zero_point = calculate_qparams(*found, args, global_scale=global_scale)
+    return scale.to(weight.dtype), zero_point
 
 
 def _rank(pattern: str, layer: Layer) -> int:
@@ -180,8 +237,12 @@ def _rank(pattern: str, layer: Layer) -> int:
     return 1 if pattern.startswith("re:") else 2
 
 
+def _weighs(args: QuantizationArgs | None) -> bool:
+    return args is not None and args.observer is not None and observer_for(args, args.observer).weighs_columns
+
+
 def _is_static(args: QuantizationArgs | None) -> bool:
-    return args is not None and args.dynamic is False
+    return args is not None and args.dynamic is not True
 
 
 def _with_observer(args: QuantizationArgs | None, observer: str | None) -> QuantizationArgs | None:

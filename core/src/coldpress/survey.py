@@ -7,6 +7,7 @@ from attrs import frozen
 from torch import nn
 
 from coldpress.calibration.collate import count_tokens
+from coldpress.dataflow.fused import fused_layers
 from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError, near
 from coldpress.modifier import COMES_LAST, Modifier
 from coldpress.numerics import check_finite
@@ -32,6 +33,8 @@ class Claim:
 def claims_of(modifiers: Sequence[Modifier], model: nn.Module) -> list[Claim]:
     """Who claims which layers.
 
+    Where a scheme has global scales, it is also found out which layers have one in common, while the model may be run.
+
     Raises:
         TargetError: a target matches nothing, all that a modifier targets is ignored, or a modifier that must come
             last does not; every such case is listed.
@@ -51,6 +54,9 @@ def claims_of(modifiers: Sequence[Modifier], model: nn.Module) -> list[Claim]:
     problems += _too_early(claims)
     if problems:
         raise TargetError("\n".join(problems))
+    found = [claim.modifier.scheme_for(layer) for claim in claims for layer in claim.layers]
+    if any(scheme and scheme.weights and scheme.weights.strategy == "tensor_group" for scheme in found):
+        fused_layers(model)
     return claims
 
 

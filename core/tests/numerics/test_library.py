@@ -11,28 +11,43 @@ from torch import Tensor
 
 pytest.importorskip("compressed_tensors", reason="every number here is held against this library")
 
+from compressed_tensors.compressors.mx_utils import compress_mx_scale
+from compressed_tensors.compressors.mxfp6.helpers import pack_fp6_to_uint8
+from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
 from compressed_tensors.quantization import QuantizationArgs as LibraryArgs
 from compressed_tensors.quantization.lifecycle import forward as library
 from compressed_tensors.quantization.utils import calculate_qparams as library_qparams
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp as library_dynamic_qparams
+from compressed_tensors.quantization.utils import generate_gparam
 
+from coldpress.errors import SchemeError
 from coldpress.numerics import (
+    calculate_global_scale,
     calculate_qparams,
+    decode_exponents,
     dequantize,
     dynamic_qparams,
+    encode_exponents,
     fake_quantize,
     fake_quantize_groups,
     group,
+    pack_floats,
     quantize,
     scale_shape,
+    unpack_floats,
 )
-from coldpress.schemes import QuantizationArgs
+from coldpress.schemes import QuantizationArgs, number_format
 
+FP8 = torch.float8_e4m3fn
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 GRIDS: tuple[dict[str, Any], ...] = (
     *({"num_bits": bits, "symmetric": symmetric} for bits in range(2, 9) for symmetric in (True, False)),
     {"num_bits": 8, "type": "float"},
+    {"num_bits": 6, "type": "float"},
     {"num_bits": 4, "type": "float"},
+)
+MICROSCALED = tuple(
+    {"num_bits": bits, "type": "float", "group_size": 32, "scale_dtype": torch.uint8} for bits in (4, 6, 8)
 )
 WEIGHTS: tuple[tuple[dict[str, Any], tuple[int, int]], ...] = (
     ({"strategy": "tensor"}, (7, 13)),
@@ -152,6 +167,84 @@ def test_two_level_scales_become_the_librarys(dtype, global_dtype):
 
         assert same(scale, expected)
         check(x, args, (scale, zero_point), global_scale=global_scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("grid", MICROSCALED, ids=lambda grid: f"MXFP{grid['num_bits']}")
+def test_powers_of_two_become_the_librarys(grid, dtype):
+    args = QuantizationArgs(**grid)
+    for seed in range(20):
+        x = numbers((40, 64), dtype, seed)
+        grouped = group(x, args)
+        minimum, maximum = grouped.amin(-1), grouped.amax(-1)
+        expected, _ = library_qparams(minimum, maximum, LibraryArgs(**args.to_dict()))
+
+        scale, zero_point = calculate_qparams(minimum, maximum, args)
+
+        assert same(scale, expected)
+        check(x, args, (scale, zero_point))
+        assert same(decode_exponents(encode_exponents(scale)).to(dtype), scale)
+        assert torch.equal(encode_exponents(scale), compress_mx_scale(scale, torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("grid", MICROSCALED, ids=lambda grid: f"MXFP{grid['num_bits']}")
+def test_a_power_of_two_is_the_librarys_at_every_edge(grid, dtype):
+    args = QuantizationArgs(**grid)
+    edges = torch.tensor([1.0, 1.5, 1.75, 1.875, 1.9375, 1.96875], dtype=torch.float64)
+    exponents = torch.arange(-14, 15, dtype=torch.float64)
+    largest = (edges[:, None] * 2**exponents).to(dtype).flatten()
+    largest = torch.cat([largest, torch.nextafter(largest, torch.zeros_like(largest))])
+    expected, _ = library_qparams(-largest, largest / 2, LibraryArgs(**args.to_dict()))
+
+    scale, _ = calculate_qparams(-largest, largest / 2, args)
+
+    assert same(scale, expected)
+
+
+def test_the_global_scale_is_the_librarys():
+    args = QuantizationArgs(num_bits=4, type="float", strategy="tensor_group", group_size=16, scale_dtype=FP8)
+    for largest in (1.0, 0.3, 1e-30, 1e-45, 0.0, 6e4):
+        end = torch.tensor(largest)
+
+        assert same(calculate_global_scale(end, args), generate_gparam(-end, end))
+
+
+@pytest.mark.parametrize(("bits", "pack"), [(4, pack_fp4_to_uint8), (6, pack_fp6_to_uint8)])
+def test_narrow_floats_are_packed_as_the_library_packs_them(bits, pack):
+    grid = number_format(QuantizationArgs(num_bits=bits, type="float"))
+    for seed, dtype in itertools.product(range(5), DTYPES[:3]):
+        codes = grid.round(numbers((7, 24), dtype, seed))
+        codes.view(-1)[:2] = torch.tensor([0.0, -0.0])
+
+        packed = pack_floats(grid.encode(codes), grid)
+
+        assert torch.equal(packed, pack(codes))
+        assert same_bits(unpack_floats(packed, grid), grid.encode(codes))
+
+
+def test_every_number_of_a_narrow_grid_has_its_own_bits():
+    for bits in (4, 6):
+        grid = number_format(QuantizationArgs(num_bits=bits, type="float"))
+        packed = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(1, -1)
+
+        assert torch.equal(pack_floats(unpack_floats(packed, grid), grid), packed)
+
+
+def test_columns_that_do_not_fill_bytes_are_refused():
+    grid = number_format(QuantizationArgs(num_bits=6, type="float"))
+
+    with pytest.raises(ValueError, match="6 columns of float6 do not fill whole bytes; 4 do"):
+        pack_floats(torch.zeros(2, 6), grid)
+    with pytest.raises(ValueError, match="rows of 3 bytes or a multiple"):
+        unpack_floats(torch.zeros(2, 4, dtype=torch.uint8), grid)
+
+
+def test_groups_of_two_levels_need_their_global_scale():
+    args = QuantizationArgs(num_bits=4, type="float", strategy="tensor_group", group_size=16, scale_dtype=FP8)
+
+    with pytest.raises(SchemeError, match="this method sets no global scale"):
+        calculate_qparams(torch.zeros(1), torch.ones(1), args)
 
 
 @given(

@@ -12,16 +12,16 @@ from coldpress.errors import BrokenPluginError, SchemeError
 from coldpress.schemes import FloatFormat, NumberFormat, QuantizationArgs, number_format
 from coldpress.schemes.number_format import BUILT_IN, _from_plugin
 
-FLOAT6 = FloatFormat(
-    name="float6",
-    num_bits=6,
-    minimum=-7.5,
-    maximum=7.5,
+FLOAT5 = FloatFormat(
+    name="float5",
+    num_bits=5,
+    minimum=-7.0,
+    maximum=7.0,
     code_dtype=torch.float8_e4m3fn,
     exponent_bits=2,
-    mantissa_bits=3,
+    mantissa_bits=2,
 )
-FORMATS = [*BUILT_IN.values(), FLOAT6]
+FORMATS = [*BUILT_IN.values(), FLOAT5]
 
 
 def grid_of(fmt: NumberFormat) -> Tensor:
@@ -87,7 +87,7 @@ def test_rounding_leaves_its_input_alone(fmt):
 def entry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _from_plugin.cache_clear()
     points = [
-        EntryPoint("float6", f"{__name__}:FLOAT6", "coldpress.number_formats"),
+        EntryPoint("float5", f"{__name__}:FLOAT5", "coldpress.number_formats"),
         EntryPoint("int1", f"{__name__}:nearest", "coldpress.number_formats"),
     ]
     monkeypatch.setattr(
@@ -98,7 +98,7 @@ def entry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_plugin_offers_another_format(entry):
-    assert number_format(QuantizationArgs(num_bits=6, type="float")).maximum == 7.5
+    assert number_format(QuantizationArgs(num_bits=5, type="float")).maximum == 7.0
 
 
 def test_a_plugin_that_offers_something_else_is_named(entry):
@@ -107,5 +107,5 @@ def test_a_plugin_that_offers_something_else_is_named(entry):
 
 
 def test_an_unknown_format_is_answered_with_the_known_ones(entry):
-    with pytest.raises(SchemeError, match="no number format is called 'float5'; did you mean .* int2, .*float6"):
-        number_format(QuantizationArgs(num_bits=5, type="float"))
+    with pytest.raises(SchemeError, match="no number format is called 'float3'; did you mean .* int2, .*float5"):
+        number_format(QuantizationArgs(num_bits=3, type="float"))

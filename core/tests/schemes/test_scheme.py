@@ -7,7 +7,8 @@ import pytest
 from coldpress.errors import SchemeError
 from coldpress.schemes import QuantizationArgs, Scheme, check_supported, preset, preset_names
 
-NOT_YET = {"NVFP4A16", "NVFP4", "MXFP4A16", "MXFP4", "MXFP4XFP8", "MXFP6A16", "MXFP6A8", "MXFP8A16", "MXFP8"}
+E8M0 = {"scale_dtype": "torch.uint8"}
+E4M3 = {"scale_dtype": "torch.float8_e4m3fn"}
 
 
 def test_all_names_of_the_field_are_known():
@@ -22,12 +23,8 @@ def test_a_preset_reads_back(name):
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_a_preset_is_quantized_or_refused_with_what_is_supported(name):
-    if name not in NOT_YET:
-        check_supported(preset(name))
-        return
-    with pytest.raises(SchemeError, match="is not quantized yet; supported now: (weights|input_activations): int"):
-        check_supported(preset(name))
+def test_every_preset_is_quantized(name):
+    check_supported(preset(name))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +45,21 @@ def test_a_preset_is_quantized_or_refused_with_what_is_supported(name):
             "input_activations: static strategy 'group' is not",
         ),
         (Scheme(targets="Linear", output_activations=QuantizationArgs()), "output_activations: the output"),
+        (
+            Scheme(targets="Linear", weights=QuantizationArgs(num_bits=4, type="float", group_size=64, **E8M0)),
+            "weights: float4 with powers of two as scales of group 64 is not",
+        ),
+        (
+            Scheme(
+                targets="Linear",
+                weights=QuantizationArgs(num_bits=8, type="float", strategy="tensor_group", group_size=16, **E4M3),
+            ),
+            "weights: float8 with strategy 'tensor_group' and scales in torch.float8_e4m3fn is not",
+        ),
+        (
+            Scheme(targets="Linear", weights=QuantizationArgs(type="float", strategy="channel", **E4M3)),
+            "weights: float8 with scales in torch.float8_e4m3fn is not",
+        ),
     ],
 )
 def test_what_is_not_quantized_yet_is_named(scheme, message):

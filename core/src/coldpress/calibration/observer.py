@@ -34,6 +34,9 @@ class Observer:
     order_matters: ClassVar[bool] = False
     """The range depends on the order of the batches and on where one ends; so a moving average."""
 
+    weighs_columns: ClassVar[bool] = False
+    """`weight_range` looks at `importance`: what the mean squares of the inputs of a layer are."""
+
     args: QuantizationArgs = field(validator=_check_args)
 
     def update(self, statistic: Any | None, x: Tensor) -> Any:
@@ -55,6 +58,21 @@ class Observer:
     def range(self, statistic: Any) -> tuple[Tensor, Tensor]:
         """The smallest and the largest number that the scale shall cover, [*scale_shape] each, in the dtype of `x`."""
         raise NotImplementedError
+
+    def weight_range(
+        self, x: Tensor, *, global_scale: Tensor | None = None, importance: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The range of a weight, which is seen once and whole; observers that search look at more than the weight.
+
+        Args:
+            x: the weight as `numerics.group` gives it, [*scale_shape, n].
+            global_scale: [1], by which scales are multiplied before they are rounded; None for most schemes.
+            importance: what an error costs, [*scale_shape, n] float32, not negative; None where all cost the same.
+
+        Returns:
+            As `range`.
+        """
+        return self.range(self.update(None, x))
 
 
 def observer_for(args: QuantizationArgs, default: str) -> Observer:

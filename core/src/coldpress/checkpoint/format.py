@@ -12,7 +12,7 @@ The name of the entry point is the `quant_method` of its configuration, so that 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from attrs import frozen
 from torch import Tensor
@@ -41,6 +41,9 @@ class Format(ABC):
     Its attrs fields are its settings.
     Weights and codes are [O, I], whatever way round the module keeps them.
     """
+
+    fuses_layers: ClassVar[bool] = False
+    """Its readers make one matrix of layers side by side that read the same input, so these must have one scheme."""
 
     @abstractmethod
     def check(self, scheme: Scheme, name: str, shape: tuple[int, int]) -> None:

@@ -23,7 +23,8 @@ from coldpress.checkpoint.named import (
 from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
 from coldpress.checkpoint.restore import own_tensors, read_inputs, restored, write_inputs
 from coldpress.checkpoint.writer import CheckpointWriter
-from coldpress.errors import CheckpointError
+from coldpress.dataflow.fused import split_groups
+from coldpress.errors import CheckpointError, SchemeError
 from coldpress.schemes import Scheme
 from coldpress.stage import Stage, class_names, find_layers
 from coldpress.state import LayerReport, Quantized, State
@@ -71,12 +72,18 @@ class Output:
             schemes: of all layers that are or will be quantized.
 
         Raises:
-            SchemeError: a layer cannot be written in this format.
+            SchemeError: a layer cannot be written in this format, or layers that its readers fuse differ.
             CheckpointError: transformers turns the joint tensors of experts round when it loads them.
         """
         for name, scheme in schemes.items():
             layer = next(find_layers([(name, model.get_submodule(name))]))
             self.format.check(scheme, name, (layer.weight.shape[0], layer.weight.shape[1]))
+        split = split_groups(model, schemes) if self.format.fuses_layers else []
+        if split:
+            raise SchemeError(
+                "\n".join(split[:4]) + f"\n{len(split)} groups of layers read one input, and engines make one layer of "
+                "each group: give all layers of a group one scheme, or ignore all of them"
+            )
         names = checkpoint_names(model)
         plain = self.format.config(schemes, []) is None
         turned = next((name for name in names.remade if name.rpartition(".")[0] in names.fused), None)

@@ -86,7 +86,7 @@ def describe(
     """
     batch = batch if batch is not None else token_batch(model, seed=seed)
     before: list[str] = []
-    blocks, calls = _called_blocks(model, batch, targets, before)
+    blocks, calls = capture_blocks(model, batch, targets=targets, before=before)
     kinds = {b.kind: [x for x in blocks if x.kind == b.kind] for b in blocks}
     described = tuple(_describe_kind(model, same, calls, seed) for same in kinds.values())
     outside = _outside(model, blocks)
@@ -112,10 +112,26 @@ def first_of_each_kind(blocks: Sequence[Block]) -> list[Block]:
     return list({b.kind: b for b in reversed(blocks)}.values())[::-1]
 
 
-def _called_blocks(
-    model: nn.Module, batch: Mapping[str, Any], targets: Sequence[str] | None, before: list[str]
+def capture_blocks(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    targets: Sequence[str] | None = None,
+    before: list[str] | None = None,
 ) -> tuple[list[Block], dict[str, Call]]:
-    """The first list of blocks that the batch reaches, and the calls of one block per kind."""
+    """The first list of blocks that the batch reaches, and the calls of one block per kind.
+
+    Args:
+        model: in memory or on the meta device.
+        batch: keyword arguments of its forward.
+        targets: what a block is, see `find_blocks`.
+        before: takes the names of the modules with weights that run before the first block.
+
+    Raises:
+        ModelError: no blocks, or the model refuses the batch.
+        TargetError: `targets` match nothing.
+    """
+    before = [] if before is None else before
     lists = [find_blocks(model, targets)] if targets else block_lists(model)
     for blocks in lists:
         wanted = [b.name for b in first_of_each_kind(blocks)]

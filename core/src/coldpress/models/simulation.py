@@ -28,13 +28,14 @@ class InputSimulation:
         """The input, [..., I], on its grid."""
         kept, inputs = self.quantized, self.quantized.scheme.input_activations
         assert inputs is not None
-        if inputs.dynamic is True:
-            scale, zero_point = dynamic_qparams(x, inputs)
+        factor = None if kept.input_global_scale is None else kept.input_global_scale.to(x.device)
+        if inputs.dynamic:
+            scale, zero_point = dynamic_qparams(x, inputs, global_scale=factor)
         else:
             assert kept.input_scale is not None
             assert kept.input_zero_point is not None
             scale, zero_point = kept.input_scale.to(x.device), kept.input_zero_point.to(x.device)
-        return fake_quantize(x, scale, zero_point, inputs)
+        return fake_quantize(x, scale, zero_point, inputs, global_scale=factor)
 
 
 def simulate_activations(module: nn.Module, quantized: Quantized) -> None:

@@ -9,16 +9,20 @@ from coldpress.numerics.finite import check_finite, is_finite
 from coldpress.numerics.gram import folded_gram, gram, unfolded
 from coldpress.numerics.group import group, scale_shape
 from coldpress.numerics.pack import pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
-from coldpress.numerics.qparams import calculate_qparams, dynamic_qparams
+from coldpress.numerics.pack_float import decode_exponents, encode_exponents, pack_floats, unpack_floats
+from coldpress.numerics.qparams import calculate_global_scale, calculate_qparams, dynamic_qparams
 from coldpress.numerics.quantize import dequantize, fake_quantize, fake_quantize_groups, quantize
 from coldpress.numerics.search import search_qparams
 
 __all__ = [
     "Factor",
+    "calculate_global_scale",
     "calculate_qparams",
     "check_finite",
+    "decode_exponents",
     "dequantize",
     "dynamic_qparams",
+    "encode_exponents",
     "factorize",
     "fake_quantize",
     "fake_quantize_groups",
@@ -26,12 +30,14 @@ __all__ = [
     "gram",
     "group",
     "is_finite",
+    "pack_floats",
     "pack_int32",
     "pack_rows_int32",
     "quantize",
     "scale_shape",
     "search_qparams",
     "unfolded",
+    "unpack_floats",
     "unpack_int32",
     "unpack_rows_int32",
 ]

@@ -5,7 +5,11 @@ from torch import Tensor
 
 from coldpress.errors import SchemeError
 from coldpress.numerics.group import group
-from coldpress.schemes import NumberFormat, QuantizationArgs, number_format
+from coldpress.schemes import NumberFormat, QuantizationArgs, is_microscaled, number_format
+
+_CARRY = {"float8": 1.75}
+"""From which fraction on the next power of two is the scale, see `_power_of_two`; else half way to the next."""
+_SMALLEST, _LARGEST = -127, 127  # exponents of E8M0
 
 
 def calculate_qparams(
@@ -15,6 +19,7 @@ def calculate_qparams(
 
     Symmetric: scale = max |x| / ((q_max - q_min) / 2), so 127.5 for int8 and 7.5 for int4, not 127 and 7.
     Asymmetric: scale = (max - min) / (q_max - q_min) and zero_point = q_min - min / scale, rounded.
+    Scales in uint8 (MX): the power of two that brings max |x| below the next power of two after q_max.
     A scale of zero becomes the eps of its dtype.  All of it is computed in the dtype of the range.
 
     Args:
@@ -29,15 +34,16 @@ def calculate_qparams(
         or the grid's code dtype.  A range without dimensions gives [1].
 
     Raises:
-        SchemeError: the grid is unknown, or the scales are of a kind that is not computed yet.
+        SchemeError: the grid is unknown, or groups have scales of two levels and the global one is missing.
     """
     grid = number_format(args)
-    if args.scale_dtype and not args.scale_dtype.is_floating_point:
-        raise SchemeError(f"scales in {args.scale_dtype} (powers of two, the MX formats) are not computed yet")
+    if args.strategy == "tensor_group" and global_scale is None:
+        raise SchemeError("strategy 'tensor_group' has scales of two levels, and this method sets no global scale")
     minimum, maximum = minimum.clamp(max=0), maximum.clamp(min=0)
     if args.symmetric:
         largest = torch.maximum(-minimum, maximum)
-        scale = largest / _scalar((grid.maximum - grid.minimum) / 2, largest)
+        half = _scalar((grid.maximum - grid.minimum) / 2, largest)
+        scale = _power_of_two(largest, grid) if is_microscaled(args) else largest / half
         zero_point = torch.zeros_like(scale, dtype=torch.int8)
     else:
         scale = (maximum - minimum) / _scalar(grid.maximum - grid.minimum, maximum)
@@ -47,6 +53,21 @@ def calculate_qparams(
     scale = _round_scale(scale, args.scale_dtype)
     shape = scale.shape or (1,)
     return scale.reshape(shape), zero_point.reshape(shape)
+
+
+def calculate_global_scale(largest: Tensor, args: QuantizationArgs) -> Tensor:
+    """The factor that brings the scales of groups into the range of their own dtype, [1] float32.
+
+    global_scale = max of the scale's dtype * q_max / max |x|, 448 * 6 / max |x| for NVFP4; 1 where that is infinite.
+
+    Args:
+        largest: max |x| of all that shares the factor, one number.
+        args: the grid, and the dtype of scales.
+    """
+    assert args.scale_dtype is not None
+    largest = largest.detach().float().clamp(min=torch.finfo(torch.float32).tiny)
+    factor = torch.finfo(args.scale_dtype).max * number_format(args).maximum / largest
+    return factor.nan_to_num(nan=1.0, posinf=1.0, neginf=1.0).reshape(1)
 
 
 def dynamic_qparams(x: Tensor, args: QuantizationArgs, *, global_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -85,10 +106,25 @@ def _round_zero_point(shift: Tensor, grid: NumberFormat, args: QuantizationArgs)
     return zero_point.to(dtype) if dtype.is_floating_point else zero_point.round().to(dtype)
 
 
+def _power_of_two(largest: Tensor, grid: NumberFormat) -> Tensor:
+    """2^(e - e_max) for numbers up to `largest` = f 2^e, 1 <= f < 2, and a grid up to f_max 2^e_max.
+
+    One more where f is closer to 2 than to f_max.  For E4M3 the library takes 1.75, which is f_max itself.
+    """
+    top, e_max = torch.frexp(torch.tensor(grid.maximum))  # 2 * top is f_max, e_max is one too large
+    carry = _CARRY.get(grid.name, float(top) + 1) / 2
+    fraction, exponent = torch.frexp(largest)  # [*scale_shape], halves again
+    exponent = exponent - int(e_max) + (fraction >= carry)
+    exponent = torch.where(largest == 0, _SMALLEST, exponent).clamp_(_SMALLEST, _LARGEST)
+    return torch.ldexp(torch.ones_like(largest, dtype=torch.float32), exponent).to(largest.dtype)
+
+
 def _round_scale(scale: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The scale as `dtype` can hold it, in its own dtype, and never zero."""
     eps = torch.finfo(scale.dtype).eps
-    if dtype is not None:
+    if dtype is not None and not dtype.is_floating_point:
+        eps = 1.0  # powers of two are rounded already, and only in float16 one can be zero
+    elif dtype is not None:
         limits = torch.finfo(dtype)
         scale = scale.clamp(limits.min, limits.max).to(dtype).to(scale.dtype)
         eps = limits.eps

@@ -4,7 +4,7 @@ from coldpress.schemes.describe import describe
 from coldpress.schemes.fit import check_fit
 from coldpress.schemes.number_format import FloatFormat, IntegerFormat, NumberFormat, number_format
 from coldpress.schemes.presets import preset, preset_names
-from coldpress.schemes.quantization_args import QuantizationArgs
+from coldpress.schemes.quantization_args import QuantizationArgs, is_microscaled
 from coldpress.schemes.scheme import Scheme
 from coldpress.schemes.support import check_supported
 
@@ -17,6 +17,7 @@ __all__ = [
     "check_fit",
     "check_supported",
     "describe",
+    "is_microscaled",
     "number_format",
     "preset",
     "preset_names",

@@ -1,7 +1,7 @@
-"""The numbers a weight or an activation may become: the grids int2 to int8, float8 (E4M3) and float4 (E2M1).
+"""The numbers a weight or an activation may become: int2 to int8, float8 (E4M3), float6 (E2M3) and float4 (E2M1).
 
 The registry is open: a plugin offers more under `coldpress.number_formats`, one `NumberFormat` an entry point,
-named `<type><num_bits>`, for example `int1` or `float6`.
+named `<type><num_bits>`, for example `int1` or `float5`.
 """
 
 from functools import lru_cache
@@ -105,6 +105,15 @@ BUILT_IN["float8"] = FloatFormat(
     exponent_bits=4,
     mantissa_bits=3,
     native=True,
+)
+BUILT_IN["float6"] = FloatFormat(
+    name="float6",
+    num_bits=6,
+    minimum=-7.5,
+    maximum=7.5,
+    code_dtype=torch.float8_e4m3fn,  # holds 0, 1/8, ... 2, 9/4, ... 4, 9/2, ... 15/2 exactly
+    exponent_bits=2,
+    mantissa_bits=3,
 )
 BUILT_IN["float4"] = FloatFormat(
     name="float4",

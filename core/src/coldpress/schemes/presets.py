@@ -11,8 +11,8 @@ from coldpress.schemes.scheme import Scheme
 
 _Tensors = tuple[QuantizationArgs | None, QuantizationArgs | None]  # weights, input_activations
 
-_E8M0 = {"scale_dtype": torch.uint8, "zp_dtype": torch.uint8}  # scales are powers of two
-_E4M3 = {"scale_dtype": torch.float8_e4m3fn, "zp_dtype": torch.float8_e4m3fn}
+_E8M0 = {"scale_dtype": torch.uint8}  # scales are powers of two
+_E4M3 = {"scale_dtype": torch.float8_e4m3fn}
 
 
 def _int(num_bits: int, **settings: Any) -> QuantizationArgs:

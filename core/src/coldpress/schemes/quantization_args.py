@@ -217,6 +217,11 @@ class QuantizationArgs:
         return {name: value for name, value in data.items() if value is not None or name == "group_size"}
 
 
+def is_microscaled(args: QuantizationArgs) -> bool:
+    """Whether scales are powers of two that are stored as bare exponents (E8M0), as in MXFP4, MXFP6 and MXFP8."""
+    return args.type == "float" and args.scale_dtype == torch.uint8
+
+
 def check_fields(cls: type, data: Any) -> None:
     """Refuse what is not a mapping, and keys that `cls` has no field for.
 

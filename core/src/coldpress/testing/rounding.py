@@ -4,9 +4,9 @@ from attrs import evolve, frozen
 from torch import Tensor
 
 from coldpress.hookspecs import hookimpl
-from coldpress.numerics import calculate_qparams, group, quantize
+from coldpress.numerics import calculate_global_scale, calculate_qparams, group, quantize
 from coldpress.quantizer import Quantizer
-from coldpress.schemes import QuantizationArgs, Scheme
+from coldpress.schemes import Scheme
 from coldpress.stage import Stage
 from coldpress.state import Quantized, State
 
@@ -20,30 +20,30 @@ class Rounding(Quantizer):
         """Round the weights of the stage."""
         for layer in self.layers(stage):
             rest = self.quantized(state, layer)
-            rounded = rounded_weight(layer.weight, rest.scheme)
+            rounded = rounded_weight(layer.weight, rest.scheme, global_scale=rest.global_scale)
             state.set_quantized(
                 layer, evolve(rest, codes=rounded.codes, scale=rounded.scale, zero_point=rounded.zero_point)
             )
 
 
-def rounded_weight(weight: Tensor, scheme: Scheme) -> Quantized:
-    """A weight, [O, I], on its scheme's grid; static inputs get the scale of a range from -1 to 3."""
-    codes = scale = zero_point = input_scale = input_zero_point = None
-    if scheme.weights is not None:
-        scale, zero_point = _qparams(group(weight, scheme.weights), scheme.weights)
-        codes = quantize(weight, scale, zero_point, scheme.weights)
-    inputs = scheme.input_activations
-    if inputs is not None and inputs.dynamic is False:
-        input_scale, input_zero_point = _qparams(weight.new_tensor([[-1.0, 3.0]]), inputs)
-    return Quantized(
-        scheme,
-        codes=codes,
-        scale=scale,
-        zero_point=zero_point,
-        input_scale=input_scale,
-        input_zero_point=input_zero_point,
-    )
+def rounded_weight(weight: Tensor, scheme: Scheme, *, global_scale: Tensor | None = None) -> Quantized:
+    """A weight, [O, I], on its scheme's grid; static inputs get the scale of a range from -1 to 3.
 
-
-def _qparams(grouped: Tensor, args: QuantizationArgs) -> tuple[Tensor, Tensor]:
-    return calculate_qparams(grouped.amin(-1), grouped.amax(-1), args)
+    A scheme that needs a global scale gets that of this weight alone if there is none.
+    """
+    found, args, inputs = Quantized(scheme), scheme.weights, scheme.input_activations
+    if args is not None:
+        if args.strategy == "tensor_group" and global_scale is None:
+            global_scale = calculate_global_scale(weight.abs().amax(), args)
+        grouped = group(weight, args)  # [*scale shape, n]
+        scale, zero_point = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args, global_scale=global_scale)
+        scale = scale.to(weight.dtype)
+        codes = quantize(weight, scale, zero_point, args, global_scale=global_scale)
+        found = evolve(found, codes=codes, scale=scale, zero_point=zero_point, global_scale=global_scale)
+    ends = weight.new_tensor([-1.0]), weight.new_tensor([3.0])
+    if inputs is not None and inputs.dynamic == "local":
+        found = evolve(found, input_global_scale=calculate_global_scale(ends[1], inputs))
+    elif inputs is not None and not inputs.dynamic:
+        scale, zero_point = calculate_qparams(*ends, inputs)
+        found = evolve(found, input_scale=scale, input_zero_point=zero_point)
+    return found

@@ -1,11 +1,18 @@
-"""How codes and zero points lie in a checkpoint of the format pack-quantized.
+"""How codes, scales and zero points lie in a checkpoint.
 
 Legend: `O` out, `I` in, `G` groups of a row, `b` bits of a code, `W` words = ceil(I * b / 32).
 """
 
-from torch import Tensor, int64, tensor
+from torch import Tensor, bfloat16, dtype, int64, tensor
 
-from coldpress.numerics import pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
+from coldpress.numerics import (
+    decode_exponents,
+    encode_exponents,
+    pack_int32,
+    pack_rows_int32,
+    unpack_int32,
+    unpack_rows_int32,
+)
 
 
 def pack_codes(codes: Tensor, num_bits: int) -> dict[str, Tensor]:
@@ -54,3 +61,17 @@ def unpack_zero_points(packed: Tensor, shape: tuple[int, ...], num_bits: int) ->
         return packed.reshape(shape)
     rows, columns = shape
     return unpack_rows_int32(packed, num_bits, (rows, columns))
+
+
+def store_scale(scale: Tensor, scale_dtype: dtype | None) -> Tensor:
+    """A scale as it is stored: as it is, or in the dtype of its own that the scheme gives it; exponents for uint8."""
+    if scale_dtype is None:
+        return scale.contiguous()
+    return scale.to(scale_dtype).contiguous() if scale_dtype.is_floating_point else encode_exponents(scale)
+
+
+def load_scale(stored: Tensor, scale_dtype: dtype | None) -> Tensor:
+    """The inverse of `store_scale`; what has a dtype of its own comes in bfloat16, which holds it exactly."""
+    if scale_dtype is None:
+        return stored
+    return stored.to(bfloat16) if scale_dtype.is_floating_point else decode_exponents(stored)

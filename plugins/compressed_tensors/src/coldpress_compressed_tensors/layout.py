@@ -5,8 +5,14 @@ int weights of fewer than 8 bits    pack-quantized     whatever the inputs are
 int8 weights and inputs             int-quantized      a byte a weight
 float8 weights and inputs           float-quantized    a byte a weight
 float8 weights alone                naive-quantized    a byte a weight
+float4 weights in groups of 16      nvfp4-pack-quantized    two to a byte, scales in float8, a global scale
+float4, groups of 32, MX scales     mxfp4-pack-quantized    two to a byte, scales as exponents
+float6, groups of 32, MX scales     mxfp6-pack-quantized    four to three bytes, scales as exponents
+float8, groups of 32, MX scales     mxfp8-quantized    a byte a weight, scales as exponents
 on request                          dense              the dequantized weight, beside its scales
 """
+
+from torch import uint8
 
 from coldpress import QuantizationArgs, Scheme
 
@@ -15,10 +21,16 @@ INT = "int-quantized"
 FLOAT = "float-quantized"
 NAIVE = "naive-quantized"
 DENSE = "dense"
-LAYOUTS = (PACK, INT, FLOAT, NAIVE, DENSE)
+NVFP4 = "nvfp4-pack-quantized"
+MXFP4 = "mxfp4-pack-quantized"
+MXFP6 = "mxfp6-pack-quantized"
+MXFP8 = "mxfp8-quantized"
+LAYOUTS = (PACK, INT, FLOAT, NAIVE, NVFP4, MXFP4, MXFP6, MXFP8, DENSE)
+MICROSCALED = {MXFP4: 4, MXFP6: 6, MXFP8: 8}
+"""Layouts whose scales are exponents, and how many bits their weights have."""
+NVFP4_BITS = 4
+PACKED_FLOATS = (NVFP4, MXFP4, MXFP6)
 
-# Layouts of the library that are not written yet.
-_LATER = ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized")
 _STRATEGIES = ("tensor", "channel", "group", "block")
 _INPUT_STRATEGIES = ("token", "tensor", "group")
 _BYTE = 8
@@ -33,6 +45,8 @@ def choose(scheme: Scheme) -> str:
     args = scheme.weights
     if args is None:
         return DENSE
+    if _own(args) is not None:
+        return str(_own(args))
     if args.type == "float":
         return FLOAT if scheme.input_activations else NAIVE
     return PACK if args.num_bits < _BYTE or not scheme.input_activations else INT
@@ -40,8 +54,6 @@ def choose(scheme: Scheme) -> str:
 
 def obstacle(scheme: Scheme, layout: str) -> str | None:
     """Why a layer of this scheme cannot be written in this layout; None when it can."""
-    if layout in _LATER:
-        return f"the layout {layout!r} is not written yet"
     if layout not in LAYOUTS:
         return f"there is no layout {layout!r}; there are {', '.join(LAYOUTS)}"
     if scheme.weights is None:
@@ -57,11 +69,12 @@ def obstacle(scheme: Scheme, layout: str) -> str | None:
 
 def _weight_obstacle(args: QuantizationArgs) -> str | None:
     kind = f"{args.type}{args.num_bits}"
-    if args.scale_dtype is not None:
-        return f"{kind} weights with scales in {args.scale_dtype} (NVFP4, MX) are not written yet"
-    if args.num_bits > _BYTE or (args.type == "float" and args.num_bits != _BYTE):
-        return f"{kind} weights are not written yet; int weights of up to 8 bits and float8 are"
-    if args.strategy not in _STRATEGIES:
+    own = _own(args)
+    if args.scale_dtype is not None and own is None:
+        return f"{kind} weights in groups of {args.group_size} with scales in {args.scale_dtype} are not written"
+    if args.num_bits > _BYTE or (args.type == "float" and args.num_bits != _BYTE and own is None):
+        return f"{kind} weights are not written; int weights of up to 8 bits, float8, NVFP4 and MX are"
+    if args.strategy not in _STRATEGIES and own is None:
         return f"weights with strategy {args.strategy!r} are not written yet; {', '.join(_STRATEGIES)} are"
     if args.dynamic:
         return "the scales of weights are stored, so they cannot be dynamic"
@@ -73,6 +86,8 @@ def _weight_obstacle(args: QuantizationArgs) -> str | None:
 def _input_obstacle(args: QuantizationArgs | None) -> str | None:
     if args is None:
         return None
+    if args.dynamic == "local" and args.strategy == "tensor_group":
+        return None
     if args.dynamic == "local" or args.strategy not in _INPUT_STRATEGIES:
         return f"inputs with strategy {args.strategy!r}, dynamic={args.dynamic!r} are not written yet"
     if not args.dynamic and args.strategy != "tensor":
@@ -80,7 +95,20 @@ def _input_obstacle(args: QuantizationArgs | None) -> str | None:
     return None
 
 
+def _own(args: QuantizationArgs) -> str | None:
+    """The layout of schemes whose scales have a dtype of their own; None for all others."""
+    if args.strategy == "tensor_group" and args.type == "float" and args.num_bits == NVFP4_BITS:
+        return NVFP4
+    if args.type == "float" and args.scale_dtype == uint8:
+        return next((layout for layout, bits in MICROSCALED.items() if bits == args.num_bits), None)
+    return None
+
+
 def _layout_obstacle(args: QuantizationArgs, layout: str) -> str | None:
+    own = _own(args)
+    if layout in (NVFP4, *MICROSCALED) or (own and layout != DENSE):
+        kind = f"{args.type}{args.num_bits} weights with strategy {args.strategy!r}"
+        return None if layout == own else f"the layout {layout!r} does not hold {kind} and scales in {args.scale_dtype}"
     needed = {PACK: "int", INT: "int", FLOAT: "float", NAIVE: args.type, DENSE: args.type}[layout]
     if args.type != needed:
         return f"the layout {layout!r} holds {needed} weights, not {args.type}{args.num_bits}"

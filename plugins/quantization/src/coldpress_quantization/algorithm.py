@@ -1,4 +1,4 @@
-"""Round to nearest (RTN): Q = clamp(round(W / s + z)), each weight by itself."""
+"""Round to nearest (RTN): Q = clamp(round(W / s + z)), each weight by itself; in two levels, W / (s / t) for W / s."""
 
 from torch import Tensor
 
@@ -6,7 +6,9 @@ from coldpress import QuantizationArgs
 from coldpress.numerics import quantize
 
 
-def round_to_nearest(weight: Tensor, scale: Tensor, zero_point: Tensor, args: QuantizationArgs) -> Tensor:
+def round_to_nearest(
+    weight: Tensor, scale: Tensor, zero_point: Tensor, args: QuantizationArgs, *, global_scale: Tensor | None = None
+) -> Tensor:
     """The nearest point of the grid for every weight; ties go to the even code.
 
     Args:
@@ -14,8 +16,9 @@ def round_to_nearest(weight: Tensor, scale: Tensor, zero_point: Tensor, args: Qu
         scale: one for each tensor, row, group of columns or block, as `args.strategy` says.
         zero_point: the shape of `scale`.
         args: the grid and who shares a scale.
+        global_scale: [1], t, by which scales were multiplied; None where they were not.
 
     Returns:
         Codes, [O, I].
     """
-    return quantize(weight, scale, zero_point, args)
+    return quantize(weight, scale, zero_point, args, global_scale=global_scale)

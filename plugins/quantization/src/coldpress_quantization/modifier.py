@@ -21,7 +21,10 @@ class QuantizationModifier(Quantizer):
                 quantized = self.quantized(state, layer)
                 args = quantized.scheme.weights
                 if args is not None:
-                    scale, zero_point = weight_qparams(layer.weight, args)
-                    codes = round_to_nearest(layer.weight, scale, zero_point, args)
+                    factor = quantized.global_scale
+                    scale, zero_point = weight_qparams(
+                        layer.weight, args, global_scale=factor, importance=self.importance(state, layer)
+                    )
+                    codes = round_to_nearest(layer.weight, scale, zero_point, args, global_scale=factor)
                     quantized = evolve(quantized, codes=codes, scale=scale, zero_point=zero_point)
                 state.set_quantized(layer, quantized)

@@ -1,16 +1,32 @@
 """compressed-tensors: the checkpoint format of llm-compressor, which vLLM and transformers read."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import Attribute, evolve, field, frozen
-from torch import Tensor, float8_e4m3fn, int8, zeros_like
+from torch import Tensor, float8_e4m3fn, int8, uint8, zeros_like
 
-from coldpress import CheckpointError, Format, QuantizationArgs, Quantized, Scheme, SchemeError, SchemeLookup
-from coldpress.numerics import quantize, scale_shape
-from coldpress_compressed_tensors.algorithm import pack_codes, pack_zero_points, unpack_codes, unpack_zero_points
+from coldpress import (
+    CheckpointError,
+    Format,
+    QuantizationArgs,
+    Quantized,
+    Scheme,
+    SchemeError,
+    SchemeLookup,
+    number_format,
+)
+from coldpress.numerics import pack_floats, quantize, scale_shape, unpack_floats
+from coldpress_compressed_tensors.algorithm import (
+    load_scale,
+    pack_codes,
+    pack_zero_points,
+    store_scale,
+    unpack_codes,
+    unpack_zero_points,
+)
 from coldpress_compressed_tensors.config import read_config, write_config
-from coldpress_compressed_tensors.layout import DENSE, LAYOUTS, PACK, choose, obstacle
+from coldpress_compressed_tensors.layout import DENSE, LAYOUTS, PACK, PACKED_FLOATS, choose, obstacle
 
 
 @frozen(kw_only=True)
@@ -20,6 +36,8 @@ class CompressedTensorsFormat(Format):
     Attributes:
         quantization_format: layout of every layer, in place of the one that its scheme gets (see `layout.py`).
     """
+
+    fuses_layers: ClassVar[bool] = True
 
     quantization_format: str | None = field(default=None)
 
@@ -51,9 +69,13 @@ class CompressedTensorsFormat(Format):
         codes, scale = quantized.codes, quantized.scale
         if layout == PACK:
             tensors = pack_codes(codes, args.num_bits)
+        elif layout in PACKED_FLOATS:
+            tensors = {"weight_packed": pack_floats(codes, number_format(args))}
         else:
             tensors = {"weight": quantized.weight(scale.dtype) if layout == DENSE else codes.contiguous()}
-        tensors["weight_scale"] = scale.contiguous()
+        tensors["weight_scale"] = store_scale(scale, None if layout == DENSE else args.scale_dtype)
+        if quantized.global_scale is not None:
+            tensors["weight_global_scale"] = quantized.global_scale.contiguous()
         # A zero point of a symmetric scheme is never written: vLLM has no parameter to load it into.
         if not args.symmetric:
             assert quantized.zero_point is not None
@@ -78,14 +100,17 @@ class CompressedTensorsFormat(Format):
         reason = obstacle(scheme, layout)
         if reason or args is None:
             raise CheckpointError(f"a layer cannot be read: {reason}")
-        codes = _unpacked(tensors, args) if layout == PACK else _take(tensors, "weight")
+        codes = _unpacked(tensors, args, layout) if layout in (PACK, *PACKED_FLOATS) else _take(tensors, "weight")
         scale = _shaped(tensors, "weight_scale", scale_shape(tuple(codes.shape), args))
+        scale = load_scale(scale, None if layout == DENSE else args.scale_dtype)
+        factor = _shaped(tensors, "weight_global_scale", (1,)) if args.strategy == "tensor_group" else None
         zero_point = _zero_point(tensors, args, scale, packed=layout == PACK)
         if layout == DENSE:  # in float32, where no code can fall to its neighbour
-            codes = quantize(codes.float(), scale.float(), zero_point, args)
+            codes = quantize(codes.float(), scale.float(), zero_point, args, global_scale=factor)
         elif codes.dtype != (int8 if args.type == "int" else float8_e4m3fn):
             raise CheckpointError(f"'weight' has the dtype {codes.dtype}, which is not that of {args.type}8 codes")
-        return Quantized(scheme, codes=codes, scale=scale, zero_point=zero_point, **_restored_inputs(tensors, scheme))
+        inputs = _restored_inputs(tensors, scheme)
+        return Quantized(scheme, codes=codes, scale=scale, zero_point=zero_point, global_scale=factor, **inputs)
 
     def _layout(self, scheme: Scheme) -> str:
         return self.quantization_format or scheme.format or choose(scheme)
@@ -93,8 +118,11 @@ class CompressedTensorsFormat(Format):
 
 def _input_tensors(quantized: Quantized) -> dict[str, Tensor]:
     args = quantized.scheme.input_activations
-    if args is None or args.dynamic:
+    if args is None or args.dynamic is True:
         return {}
+    if args.dynamic == "local":
+        assert quantized.input_global_scale is not None
+        return {"input_global_scale": quantized.input_global_scale.contiguous()}
     assert quantized.input_scale is not None
     tensors = {"input_scale": quantized.input_scale.contiguous()}
     if not args.symmetric:
@@ -105,15 +133,24 @@ def _input_tensors(quantized: Quantized) -> dict[str, Tensor]:
 
 def _restored_inputs(tensors: Mapping[str, Tensor], scheme: Scheme) -> dict[str, Tensor]:
     args = scheme.input_activations
-    if args is None or args.dynamic:
+    if args is None or args.dynamic is True:
         return {}
+    if args.dynamic == "local":
+        return {"input_global_scale": _shaped(tensors, "input_global_scale", (1,))}
     scale = _shaped(tensors, "input_scale", (1,))
     point = zeros_like(scale, dtype=int8) if args.symmetric else _shaped(tensors, "input_zero_point", (1,))
     return {"input_scale": scale, "input_zero_point": point}
 
 
-def _unpacked(tensors: Mapping[str, Tensor], args: QuantizationArgs) -> Tensor:
-    packed, shape = _take(tensors, "weight_packed"), _take(tensors, "weight_shape")
+def _unpacked(tensors: Mapping[str, Tensor], args: QuantizationArgs, layout: str) -> Tensor:
+    packed = _take(tensors, "weight_packed")
+    if layout in PACKED_FLOATS:
+        if packed.dtype != uint8 or packed.shape[-1] * 8 % args.num_bits:
+            raise CheckpointError(
+                f"'weight_packed' is no row of {args.num_bits}-bit codes: {packed.dtype} {packed.shape}"
+            )
+        return unpack_floats(packed, number_format(args))
+    shape = _take(tensors, "weight_shape")
     try:
         return unpack_codes(packed, shape, args.num_bits)
     except ValueError as error:

@@ -1,0 +1,159 @@
+"""Every preset of the field on a tiny model, end to end: compressed, written, and read by three readers."""
+
+import pytest
+import torch
+from attrs import evolve
+
+pytest.importorskip("compressed_tensors", reason="one of the readers")
+
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationScheme
+from transformers import AutoModelForCausalLM
+from transformers.utils.quantization_config import CompressedTensorsConfig
+
+from coldpress import CheckpointReader, SchemeError, load_model, oneshot, preset, preset_names
+from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
+from coldpress_quantization import QuantizationModifier
+
+ASYMMETRIC = {"W4A16_ASYM"}  # transformers 5.23 loads packed zero points only when it is told to dequantize
+
+
+def compressed(name, folder, **settings):
+    """The model in memory after one preset, also written to a folder."""
+    modifier = QuantizationModifier(scheme=name, ignore=["lm_head"], **settings)
+    data = batches(rows=2) if modifier.needs_data() else None
+    more = {} if data is None else {"dataset": data}
+    return oneshot(
+        tiny_llama(dtype=torch.bfloat16), modifier, tokenizer=tiny_tokenizer(), output_dir=folder, quiet=True, **more
+    )
+
+
+def layer_tensors(folder, layer):
+    reader = CheckpointReader(folder)
+    return {name.rpartition(".")[2]: reader.get(name) for name in reader.names() if name.rpartition(".")[0] == layer}
+
+
+@pytest.mark.parametrize("name", sorted(set(preset_names()) - {"UNQUANTIZED"}))
+def test_three_readers_find_the_model_that_was_returned(name, tmp_path):
+    returned = compressed(name, tmp_path / "out")
+    dequantize = CompressedTensorsConfig(dequantize=True) if name in ASYMMETRIC else None
+
+    ours = load_model(tmp_path / "out", device="cpu")
+    config = ours.config.to_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.bfloat16, **({"quantization_config": dequantize} if dequantize else {})
+    )
+
+    assert config["model_type"] == "llama"
+    data = batches(rows=2, seed=1)
+    assert torch.equal(logits(ours, data), logits(returned, data))
+    torch.testing.assert_close(logits(theirs, data), logits(returned, data), rtol=0.05, atol=0.05)
+    for layer in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj"):
+        assert torch.equal(by_the_library(tmp_path / "out", layer, name), returned.get_submodule(layer).weight)
+
+
+def by_the_library(folder, layer, name):
+    """The weight of a layer as the library decodes it."""
+    import json
+
+    (group,) = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"].values()
+    scheme = QuantizationScheme.model_validate(group)
+    assert evolve(preset(name), format=group["format"]).to_dict() == group
+    decoded = BaseCompressor.get_value_from_registry(group["format"]).decompress(layer_tensors(folder, layer), scheme)
+    return decoded["weight"].to(torch.bfloat16)
+
+
+def test_a_preset_that_quantizes_nothing_is_refused(tmp_path):
+    with pytest.raises(SchemeError, match="quantizes no weights"):
+        compressed("UNQUANTIZED", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["NVFP4", "NVFP4A16"])
+def test_layers_that_engines_fuse_share_their_global_scales(name, tmp_path):
+    compressed(name, tmp_path / "out")
+
+    for block in range(2):
+        q, k, v, o, gate, up = (
+            layer_tensors(tmp_path / "out", f"model.layers.{block}.{layer}")
+            for layer in (
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+                "self_attn.o_proj",
+                "mlp.gate_proj",
+                "mlp.up_proj",
+            )
+        )
+        assert q["weight_global_scale"] == k["weight_global_scale"] == v["weight_global_scale"]
+        assert gate["weight_global_scale"] == up["weight_global_scale"] != q["weight_global_scale"]
+        assert o["weight_global_scale"] != q["weight_global_scale"]
+        if name == "NVFP4":
+            assert q["input_global_scale"] == k["input_global_scale"] == v["input_global_scale"]
+
+
+def test_the_global_scale_is_that_of_the_largest_weight_of_all_that_share_it(tmp_path):
+    plain = tiny_llama(dtype=torch.bfloat16)
+    compressed("NVFP4A16", tmp_path / "out")
+
+    attention = plain.model.layers[0].self_attn
+    largest = max(layer.weight.abs().max().item() for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
+    found = layer_tensors(tmp_path / "out", "model.layers.0.self_attn.k_proj")["weight_global_scale"]
+    assert found.tolist() == [torch.tensor(448 * 6 / largest, dtype=torch.float32).item()]
+
+
+GROUPS = """
+modifiers:
+  - QuantizationModifier:
+      ignore: [lm_head]
+      config_groups:
+        attention: {targets: ["re:.*self_attn"], weights: {num_bits: 8, strategy: channel}}
+        rest: {targets: [Linear], weights: {num_bits: 4, group_size: 64}}
+"""
+
+
+def test_several_schemes_in_one_model_are_mixed_precision(tmp_path):
+    import json
+
+    recipe = GROUPS.replace("{num_bits: 8, strategy: channel}", "{num_bits: 8, type: float, strategy: channel}")
+    returned = oneshot(tiny_llama(), recipe, tokenizer=tiny_tokenizer(), output_dir=tmp_path / "out", quiet=True)
+    config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+
+    assert config["format"] == "mixed-precision"
+    assert sorted(group["format"] for group in config["config_groups"].values()) == [
+        "naive-quantized",
+        "pack-quantized",
+    ]
+    data = batches(rows=2)
+    assert torch.equal(logits(load_model(tmp_path / "out", device="cpu"), data), logits(returned, data))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("re:.*q_proj", r"layers\.0\.self_attn\.q_proj: int8 channel; .*k_proj, .*v_proj: int4 group 64"),
+        ("re:.*up_proj", r"layers\.0\.mlp\.gate_proj: int4 group 64; .*up_proj: int8 channel"),
+    ],
+)
+def test_layers_that_engines_fuse_must_have_one_scheme(pattern, said, tmp_path):
+    with pytest.raises(SchemeError, match=rf"(?s){said}.*2 groups of layers read one input"):
+        oneshot(tiny_llama(), GROUPS.replace("re:.*self_attn", pattern), output_dir=tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_of_them_that_is_ignored_is_refused_too(tmp_path):
+    modifier = QuantizationModifier(scheme="W8A8", ignore=["lm_head", "re:.*v_proj"])
+
+    with pytest.raises(SchemeError, match=r"v_proj: left as it is"):
+        oneshot(tiny_llama(), modifier, output_dir=tmp_path / "out", quiet=True)
+
+
+def test_in_memory_and_as_dense_weights_schemes_may_be_split(tmp_path):
+    oneshot(tiny_llama(), GROUPS.replace("re:.*self_attn", "re:.*q_proj"), quiet=True)
+    oneshot(
+        tiny_llama(),
+        GROUPS.replace("re:.*self_attn", "re:.*q_proj"),
+        format="dense",
+        tokenizer=tiny_tokenizer(),
+        output_dir=tmp_path / "out",
+        quiet=True,
+    )
