@@ -1,5 +1,6 @@
 """Rounds and the ledger: what is asked for is collected once, follows the signal, or is collected again."""
 
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import pytest
@@ -9,12 +10,14 @@ from torch import Tensor, nn
 
 from coldpress import MOVES_SIGNAL, READS_DATA, ROTATE, Batch, Modifier, Pipeline, Stage, State, hookimpl
 from coldpress.calibration.statistics import Absmax, Gram, GramValue
-from coldpress.calibration.tap import Tap
+from coldpress.calibration.tap import Enough, Tap
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.ledger import Ledger
 from coldpress.lifecycle import Run
+from coldpress.models.experts import linearize_experts
 from coldpress.recipe import Recipe
 from coldpress.stage import find_layers
+from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_llama
 from coldpress.testing.trace import differences, trace_of
 from coldpress.testing.trial import Parts, inputs_of
@@ -412,3 +415,41 @@ def test_a_scale_that_makes_no_sense_is_refused(scale, message):
 
     with pytest.raises(ValueError, match=message):
         ledger.rescale(layers, scale)
+
+
+@frozen(kw_only=True, eq=False)
+class Halves(Pipeline):
+    """Divides a stage of several modules into two parts, and says what it is asked to sweep."""
+
+    asked: list = field(factory=list)
+
+    def stages(self, state):
+        yield Stage("model", 0, dict(state.model.named_modules()))
+
+    def parts(self, state, stage):
+        modules = list(stage.modules.items())
+        for some in (modules[:9], modules[9:]):
+            yield Stage(stage.name, stage.index, dict(some))
+
+    def sweep(self, state, stage):
+        self.asked.append(len(stage.modules))
+        for index, batch in enumerate(state.batches):
+            with suppress(Enough):
+                state.model(**batch)
+            yield index
+
+
+@pytest.mark.parametrize(("modifiers", "parts"), [([Reader()], 2), ([Smoother(), Reader()], 1)])
+def test_a_stage_is_divided_where_no_signal_moves_between_its_parts(modifiers, parts):
+    pipeline = Halves()
+    Run(recipe=Recipe(modifiers), state=State(model=tiny_llama(), batches=batches()), pipeline=pipeline).execute()
+
+    assert len(set(pipeline.asked)) == parts
+
+
+def test_a_stage_with_experts_is_not_divided():
+    pipeline, model = Halves(), tiny_mixture("mixtral")
+    linearize_experts(model)
+    Run(recipe=Recipe([Reader()]), state=State(model=model, batches=batches()), pipeline=pipeline).execute()
+
+    assert len(set(pipeline.asked)) == 1

@@ -44,7 +44,7 @@ DATA_PREPARATION = (
 )
 
 # Arguments that are settings of a pipeline; one that has no such setting is said to ignore it.
-PIPELINE_SETTINGS = ("sequential_targets", "propagate_error", "offload_activations", "offload_limit")
+PIPELINE_SETTINGS = ("sequential_targets", "propagate_error", "true_sequential", "offload_activations", "offload_limit")
 OFFLOAD_PLACES = ("cpu", "disk")
 
 _READERS = ("csv", "custom", "json", "jsonl", "parquet", "text", "txt")  # llm-compressor's data sets of files
@@ -246,6 +246,8 @@ class DatasetArguments:
         sequential_targets_per_subgraph: no effect yet.
         quantization_aware_calibration: no effect.
         propagate_error: False shows later blocks the outputs of the original ones.
+        true_sequential: whether layers of a block see what the compressed ones before them in it put out, which takes
+            one run through the block and not two; None: where the model is on the CPU.
         use_loss_mask: no effect yet.
         sequential_prefetch: no effect.
     """
@@ -281,6 +283,7 @@ class DatasetArguments:
     sequential_targets_per_subgraph: int = 1
     quantization_aware_calibration: bool = True
     propagate_error: bool = field(default=True, validator=_is(bool))
+    true_sequential: bool | None = field(default=None, validator=_is(bool, optional=True))
     use_loss_mask: bool = False
     sequential_prefetch: bool = False
 

@@ -22,7 +22,6 @@ from coldpress.checkpoint.fingerprint import of_batches
 from coldpress.checkpoint.output import Output
 from coldpress.errors import BrokenPluginError, TargetError
 from coldpress.models.evaluating import evaluating
-from coldpress.models.simulation import simulate_activations
 from coldpress.models.streaming import WeightStream
 from coldpress.models.tie import untie
 from coldpress.modifier import PRUNES, QUANTIZES, Modifier
@@ -177,9 +176,6 @@ class Run:
             progress=self.progress,
         ).run(stage)
         self._report(stage, claims, versions)
-        for layer in stage.every_layer:
-            if layer.name in self.state.quantized:
-                simulate_activations(layer.module, self.state.quantized[layer.name])
         who = {} if self.pipeline.shares_sweeps else {"modifier": type(modifiers[0]).__name__}
         seconds = perf_counter() - start
         self.state.log.append({"stage": stage.name, **who, "seconds": round(seconds, 3)})

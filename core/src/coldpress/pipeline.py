@@ -37,8 +37,20 @@ class Pipeline:
         """How many stages there will be, for a progress bar; None when nobody knows."""
         return None
 
+    def parts(self, state: State, stage: Stage) -> Iterator[Stage]:
+        """Yield the parts of a stage that are compressed one after the other; `sweep` is called for each of them.
+
+        Together they are the stage, whose name and index they have; the base yields the stage itself.
+        Core does not ask where a modifier moves the signal between layers, nor where the stage has experts.
+        A generator: when it is asked for the next part, the one before is compressed.
+        """
+        yield stage
+
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
-        """Run the stage once on every batch; yield the index of each batch just after the stage ran on it."""
+        """Run the stage once on every batch; yield the index of each batch just after the stage ran on it.
+
+        What counts is that every observed layer of it is called with what it sees in the batch.
+        """
         raise NotImplementedError
 
 

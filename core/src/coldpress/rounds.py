@@ -15,7 +15,8 @@ from attrs import frozen
 from coldpress.calibration.collate import count_tokens
 from coldpress.calibration.tap import Tap
 from coldpress.errors import CalibrationError
-from coldpress.models.experts import TokenCount, report_unseen, watched_experts
+from coldpress.models.experts import LinearExperts, TokenCount, report_unseen, watched_experts
+from coldpress.models.simulation import simulate_activations
 from coldpress.modifier import MOVES_SIGNAL, Modifier
 from coldpress.pipeline import Pipeline
 from coldpress.report import Progress
@@ -42,11 +43,28 @@ class Rounds:
     progress: Progress
 
     def run(self, stage: Stage) -> None:
-        """Fire `initialize`, `calibrate_batch` and `finalize`; afterwards the stage is compressed.
+        """Fire `initialize`, `calibrate_batch` and `finalize`, for each of its parts; then the stage is compressed.
 
         Raises:
             CalibrationError: the stage must be swept again, and the pipeline cannot.
         """
+        divided = self.pipeline.parts(self.state, stage) if self._is_divisible(stage) else (stage,)
+        with closing(generator(divided)) as parts:
+            for part in parts:
+                self._run(part)
+                for layer in part.every_layer:
+                    if layer.name in self.state.quantized:
+                        simulate_activations(layer.module, self.state.quantized[layer.name])
+
+    def _is_divisible(self, stage: Stage) -> bool:
+        """Whether parts of a stage may be compressed before others have seen a batch.
+
+        Not where the signal moves between them, nor where experts are shown what their router gives to others.
+        """
+        moving = any(MOVES_SIGNAL in modifier.traits for modifier in self.modifiers)
+        return not moving and not any(isinstance(module, LinearExperts) for module in stage.modules.values())
+
+    def _run(self, stage: Stage) -> None:
         try:
             for modifier in self.modifiers:
                 self._initialize(modifier, stage)

@@ -21,6 +21,7 @@ from coldpress_pipelines.offload import Offload
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks the system where memory is")
 BLOCKWISE = pytest.mark.parametrize("pipeline", [Sequential, LayerSequential])
+WHOLE = {Sequential: {"true_sequential": False}}  # nobody waits inside of a block
 STATIC = (
     "QuantizationModifier: {ignore: [lm_head], config_groups: {all: {targets: [Linear], "
     "weights: {num_bits: 8, strategy: channel}, input_activations: {num_bits: 8, strategy: tensor}}}}"
@@ -197,7 +198,7 @@ def test_what_waits_in_memory_stays_below_the_limit(folder, pipeline, limit):
     state = State(model=tiny_llama(layers=3), batches=batches(rows=6))
     before = living_tensors()  # kept, so that no id is given again
     others = {id(x) for x in before}
-    counting = Counting(offload_activations="disk", offload_limit=limit)
+    counting = Counting(offload_activations="disk", offload_limit=limit, **WHOLE.get(pipeline, {}))
     Run(recipe=Recipe(Glance(targets=["re:.*down_proj"])), state=state, pipeline=counting).execute()
 
     row = 16 * 128 * 4  # tokens, width, bytes; six rows wait, and as many positions
@@ -224,7 +225,7 @@ def test_a_frame_does_not_keep_the_memory_of_what_it_handed_over(folder):
             yield from super().sweep(state, stage)
 
     held_now = []
-    watch(Loose(path), vectors(), Looking(offload_activations="disk", offload_limit=0))
+    watch(Loose(path), vectors(), Looking(offload_activations="disk", offload_limit=0, **WHOLE[Sequential]))
 
     assert held_now == [True] * 4
 

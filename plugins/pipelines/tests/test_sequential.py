@@ -77,7 +77,7 @@ def test_what_nobody_observes_is_not_run(pipeline):
     model = Loose(straight)
     watch(model, vectors(), pipeline(), targets=["blocks.0.first"])
 
-    assert [block.runs for block in model.blocks] == [4, 0, 0]
+    assert [block.runs for block in model.blocks] == [4 + (pipeline is Sequential), 0, 0]  # once to see what is shared
 
 
 def test_a_model_without_blocks_is_one_stage():
@@ -146,3 +146,97 @@ def test_the_blocks_may_be_named(pipeline):
 def test_layer_sequential_refuses_what_it_cannot_feed(path, why):
     with pytest.raises(CalibrationError, match=f"{why}.*use the pipeline sequential"):
         watch(Loose(path), vectors(8), LayerSequential())
+
+
+class Forking(nn.Module):
+    """A block with a way for two layers that read the same input, and a way of its own for some batches."""
+
+    def __init__(self, way="both") -> None:
+        super().__init__()
+        self.left, self.right, self.out = (nn.Linear(8, 8) for _ in range(3))
+        self.way = way
+        self.runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        y = torch.tanh(x)
+        if self.way == "twice":
+            return x + self.out(self.left(y)) + self.out(self.right(y))
+        z = y + 1 if self.way == "odd" and self.runs > 2 else y
+        left = self.left(y) if self.way != "unused" else y
+        return x + self.out(left * self.right(z))
+
+
+def forking(way="both"):
+    torch.manual_seed(1)
+    model = Loose(straight)
+    model.blocks = nn.ModuleList(Forking(way) for _ in range(3))
+    return model
+
+
+def test_a_layer_sees_what_compressed_ones_before_it_in_its_block_put_out():
+    model = forking()
+    seen, _ = watch(model, vectors(), Sequential(), halves=True)
+    x = vectors()[2]["x"]
+
+    with torch.no_grad():  # every weight is halved now
+        for index, block in enumerate(model.blocks):
+            y = torch.tanh(x)
+            torch.testing.assert_close(seen[f"blocks.{index}.left", 2], y[0])
+            torch.testing.assert_close(seen[f"blocks.{index}.right", 2], y[0])
+            torch.testing.assert_close(seen[f"blocks.{index}.out", 2], (block.left(y) * block.right(y))[0])
+            x = block(x)
+    assert untouched(model)
+
+
+def test_every_batch_runs_through_a_block_once():
+    model = forking()
+    watch(model, vectors(), Sequential())
+
+    assert [block.runs for block in model.blocks] == [5, 4, 4]  # blocks of a kind are looked at once
+
+
+def test_as_a_whole_a_block_is_compressed_when_told_so():
+    found = [
+        watch(forking(), vectors(), Sequential(true_sequential=False, **more), halves=True)[0] for more in ({}, {})
+    ]
+    plain, _ = watch(forking(), vectors(), Basic())
+
+    assert all(torch.equal(found[0][key], found[1][key]) for key in plain)
+    assert torch.equal(found[0]["blocks.0.out", 0], plain["blocks.0.out", 0])
+
+
+def test_a_layer_that_runs_twice_in_a_block_makes_it_a_whole():
+    plain, _ = watch(forking("twice"), vectors(), Basic())
+    seen, _ = watch(forking("twice"), vectors(), Sequential())
+
+    assert plain.keys() == seen.keys()
+    assert all(torch.equal(plain[key], seen[key]) for key in plain)
+    assert len(seen["blocks.0.out", 0]) == 10
+
+
+def test_a_layer_that_no_batch_calls_is_finished_without_having_seen_one():
+    model = forking("unused")
+    seen, _ = watch(model, vectors(), Sequential(), halves=True)
+
+    assert not any("left" in name for name, _ in seen)
+    torch.testing.assert_close(model.blocks[1].left.weight, forking("unused").blocks[1].left.weight / 2)
+
+
+def test_a_batch_that_gives_layers_another_input_than_the_first_one_is_refused():
+    model = forking("odd")
+
+    with pytest.raises(CalibrationError, match=r"blocks\.0\.right is called with another input"):
+        watch(model, vectors(), Sequential())
+
+    assert untouched(model)
+
+
+def test_hooks_of_a_layer_run_once_a_batch():
+    model, calls = forking(), []
+    model.blocks[1].out.register_forward_hook(lambda *_: calls.append(1))
+    model.blocks[1].out.register_forward_pre_hook(lambda *_: calls.append(-1))
+    watch(model, vectors(), Sequential(), targets=["re:blocks"])
+
+    assert calls.count(1) == 4
+    assert calls.count(-1) == 8  # shown, and run

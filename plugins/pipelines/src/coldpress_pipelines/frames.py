@@ -1,6 +1,10 @@
-"""Suspended forwards: the model's own forward, one greenlet a batch, stopped at the door of every block."""
+"""Suspended forwards: the model's own forward, one greenlet a batch, stopped at the door of every block.
 
-from collections.abc import Callable, Mapping, Sequence
+A forward that is let into a block stops again in front of layers inside of it, and once more when the block is done.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -8,20 +12,26 @@ import greenlet
 from attrs import define, field, frozen
 from torch import nn
 
+from coldpress import CalibrationError, Enough
+
+_ENTER = object()  # said to a forward at a door: go through it yourself
+
 
 @frozen(eq=False)
 class Call:
-    """A block that a suspended forward is about to run.
+    """What a suspended forward is about to run: a block, or a layer inside of one.
 
     Attributes:
-        block: name of the block.
+        name: of the block or layer.
         args: its positional arguments.
         kwargs: its keyword arguments.
+        outputs: of a block that the forward has run by itself, its output; else nothing.
     """
 
-    block: str
+    name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    outputs: tuple[Any, ...] = ()
 
 
 @define(eq=False)
@@ -40,6 +50,8 @@ class Frames:
     _forwards: dict[str, Callable[..., Any]] = field(factory=dict)
     _frames: dict[int, Any] = field(factory=dict)
     _driver: Any = None
+    _stops: set[str] = field(factory=set)  # layers to stop at
+    _shown: dict[Any, tuple[Sequence[str], Any]] = field(factory=dict)  # frame -> layers that got this input
 
     def __enter__(self) -> "Frames":
         self._driver = greenlet.getcurrent()
@@ -68,12 +80,44 @@ class Frames:
 
     def run(self, call: Call) -> Any:
         """The output of the block for these arguments, from the block as it is now."""
-        return self._forwards[call.block](*call.args, **call.kwargs)
+        return self._forwards[call.name](*call.args, **call.kwargs)
+
+    @contextmanager
+    def doors(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Inside, forwards that are let into a block stop in front of these layers of it, by name, hooks included."""
+        self._stops.update(layers)
+        for name, layer in layers.items():
+            layer._call_impl = self._inner_door(name, layer)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            self._stops.clear()
+            self._shown.clear()
+            for layer in layers.values():
+                del layer._call_impl
+
+    def enter(self, index: int) -> None:
+        """Let a waiting forward run what it waits at by itself, to the next door."""
+        del self.waiting[index]
+        self._wait(index, self._frames[index].switch(_ENTER))
+
+    def show(self, index: int, layers: Mapping[str, nn.Module]) -> None:
+        """Call layers with what a forward is about to call the first of them with; nothing is computed."""
+        call = self.waiting[index]
+        for layer in layers.values():
+            with suppress(Enough, _Shown), _stub(layer):
+                layer(*call.args, **call.kwargs)
+        self._shown[self._frames[index]] = (tuple(layers), call.args[0])
+
+    def open(self, layers: Sequence[str]) -> None:
+        """Stop in front of these layers no more."""
+        self._stops.difference_update(layers)
 
     def drop(self, indices: Sequence[int] | None = None) -> None:
         """Unwind forwards that wait, all of them or some; their `finally` blocks and contexts are left in order."""
         for index in list(self._frames) if indices is None else indices:
             frame = self._frames.pop(index)
+            self._shown.pop(frame, None)
             self.waiting.pop(index, None)
             if not frame.dead:
                 frame.throw(greenlet.GreenletExit)
@@ -88,6 +132,50 @@ class Frames:
         def stop_here(*args: Any, **kwargs: Any) -> Any:
             if greenlet.getcurrent() is self._driver:
                 return forward(*args, **kwargs)
-            return self._driver.switch(Call(name, args, kwargs))
+            said = self._driver.switch(Call(name, args, kwargs))
+            if said is _ENTER:
+                said = self._driver.switch(Call(name, args, kwargs, (forward(*args, **kwargs),)))
+            return said
 
         return stop_here
+
+    def _inner_door(self, name: str, layer: nn.Module) -> Callable[..., Any]:
+        call: Callable[..., Any] = layer._call_impl  # what `layer(...)` runs: its hooks, and between them its forward
+
+        def stop_here(*args: Any, **kwargs: Any) -> Any:
+            frame = greenlet.getcurrent()
+            if frame is self._driver:
+                return call(*args, **kwargs)
+            if name in self._stops:
+                self._driver.switch(Call(name, args, kwargs))
+                return call(*args, **kwargs)
+            layers, x = self._shown.get(frame, ((), None))
+            if name not in layers or args[0] is not x:
+                raise CalibrationError(
+                    f"{name} is called with another input than the layers that it shared one with in the first batch; "
+                    "set true_sequential=False"
+                )
+            return call(*args, **kwargs)
+
+        return stop_here
+
+
+class _Shown(Exception):  # noqa: N818 - not an error: the hooks of a layer have seen its input
+    pass
+
+
+@contextmanager
+def _stub(layer: nn.Module) -> Iterator[None]:
+    """Inside, the layer has its hooks and computes nothing."""
+    before = layer.__dict__.get("forward")
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise _Shown
+
+    layer.forward = stop
+    try:
+        yield
+    finally:
+        del layer.forward
+        if before is not None:
+            layer.forward = before

@@ -28,6 +28,7 @@ class Independent(Pipeline):
         pipeline: which pipeline goes over the model: "sequential" or "layer_sequential".
         sequential_targets: blocks to stop at, by name, `re:` pattern or class; None finds the model's lists of blocks.
         propagate_error: later blocks see what compressed ones put out; False shows them the original's outputs.
+        true_sequential: whether batches are led through a block from layer to layer; of "sequential" only.
         offload_activations: where activations wait between two stages: "cpu", in memory, or "disk", in files beyond
             the limit.
         offload_limit: bytes of activations that "disk" leaves in memory.
@@ -38,6 +39,7 @@ class Independent(Pipeline):
     pipeline: str = field(default="sequential", validator=in_(tuple(_INNER)))
     sequential_targets: list[str] | None = None
     propagate_error: bool = True
+    true_sequential: bool | None = None
     offload_activations: Place = field(default="cpu", validator=in_(PLACES))
     offload_limit: int = field(default=DEFAULT_LIMIT, validator=ge(0))
 
@@ -48,6 +50,10 @@ class Independent(Pipeline):
     def count(self, state: State) -> int:
         """As many as the model has parts."""
         return self._inner().count(state)
+
+    def parts(self, state: State, stage: Stage) -> Iterator[Stage]:
+        """Divide the stage as the inner pipeline does."""
+        yield from self._inner().parts(state, stage)
 
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the stage as the inner pipeline does."""

@@ -219,7 +219,7 @@ def _slot(call: Call) -> Any:
     for value in (*call.args, *call.kwargs.values()):
         if isinstance(value, Tensor) and value.is_floating_point():
             return value
-    raise CalibrationError(f"{call.block} is called without a tensor of numbers; use the pipeline sequential")
+    raise CalibrationError(f"{call.name} is called without a tensor of numbers; use the pipeline sequential")
 
 
 def _with_hole(call: Call) -> Call:

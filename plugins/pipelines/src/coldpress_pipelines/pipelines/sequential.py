@@ -1,12 +1,13 @@
 """sequential: block by block through the model's own forward, every batch waiting at the same door."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 from attrs import define, field, frozen
 from attrs.validators import ge, in_
+from torch import nn
 
 from coldpress import CalibrationError, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Frames
@@ -24,9 +25,17 @@ class Sequential(Pipeline):
     name.  A block that a batch skips is compressed without it; one that runs twice is compressed at its first visit.
     Layers between two lists of blocks are not observed: calibrate those with `basic`.
 
+    Inside a block, layers that read the same input are compressed as soon as every batch has reached them, so each
+    layer sees what the compressed ones before it put out, and every batch runs through a block once.
+    Where that cannot be (a modifier moves the signal, experts, outputs of the original are wanted), a block is run once
+    to look and once to go on.
+
     Attributes:
         sequential_targets: blocks to stop at, by name, `re:` pattern or class; None finds the model's lists of blocks.
         propagate_error: later blocks see what compressed ones put out; False shows them the original's outputs.
+        true_sequential: True leads batches through a block from layer to layer; False compresses a block as a whole.
+            A batch that waits inside of a block keeps what its forward holds there, on the device where it is: None
+            does so where that is the CPU.
         offload_activations: where activations wait between two stages: "cpu", in memory, or "disk", in files beyond
             the limit.
         offload_limit: bytes of activations that "disk" leaves in memory.
@@ -34,6 +43,7 @@ class Sequential(Pipeline):
 
     sequential_targets: list[str] | None = None
     propagate_error: bool = True
+    true_sequential: bool | None = None
     offload_activations: Place = field(default="cpu", validator=in_(PLACES))
     offload_limit: int = field(default=DEFAULT_LIMIT, validator=ge(0))
 
@@ -62,10 +72,26 @@ class Sequential(Pipeline):
         """As many as the model has parts."""
         return len(partition(state.model, self.sequential_targets))
 
+    def parts(self, state: State, stage: Stage) -> Iterator[Stage]:
+        """Yield what nobody observes, and then the layers of a block, those that read the same input together."""
+        walk: _Walk = state.walk
+        observed = [layer for layer in stage.every_layer if layer.name in state.observed]
+        if observed and walk.at(stage.name) and self._leads_through(stage):
+            yield from walk.pass_through(stage, {layer.name: layer.module for layer in observed})
+        else:
+            yield stage
+
+    def _leads_through(self, stage: Stage) -> bool:
+        if self.true_sequential is not None:
+            return self.true_sequential and self.propagate_error
+        return self.propagate_error and all(layer.weight.device.type == "cpu" for layer in stage.every_layer)
+
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the stage on every batch that waits at it; what nobody observes is not computed."""
         walk: _Walk = state.walk
-        if stage.name in ("prologue", "model"):
+        if walk.part is not None:
+            yield from walk.show()
+        elif stage.name in ("prologue", "model"):
             yield from walk.rehearse()
         elif stage.name in walk.frames.blocks:
             yield from walk.visit(stage.name)
@@ -85,7 +111,9 @@ class Sequential(Pipeline):
                 yield stage
             if not matters(parts, state):
                 walk.frames.drop()
-            elif any(block in parts for block in walk.frames.blocks):
+                break
+            walk.leave(name)
+            if any(block in parts for block in walk.frames.blocks):
                 walk.advance(name)
             else:  # what follows is the epilogue: it is run while it is observed
                 walk.remember(name)
@@ -111,7 +139,9 @@ class _Walk:
     state: State
     frames: Frames
     room: Offload
+    part: Mapping[str, nn.Module] | None = None  # layers inside of a block that are calibrated now
     _outputs: dict[int, Any] = field(factory=dict)  # that are not handed back yet
+    _groups: dict[tuple[Any, ...], list[list[str]] | None] = field(factory=dict)  # kind of block -> what shares inputs
 
     def start(self) -> None:
         """Run every batch to its first block."""
@@ -130,11 +160,11 @@ class _Walk:
 
     def doors(self) -> set[str]:
         """Blocks at which somebody waits."""
-        return {call.block for call in self.frames.waiting.values()}
+        return {call.name for call in self.frames.waiting.values()}
 
     def at(self, name: str) -> list[int]:
         """The batches that wait at a block, in order."""
-        return sorted(index for index, call in self.frames.waiting.items() if call.block == name)
+        return sorted(index for index, call in self.frames.waiting.items() if call.name == name)
 
     def visit(self, name: str) -> Iterator[int]:
         """Run the block on every batch that waits at it; the output is dropped."""
@@ -148,6 +178,98 @@ class _Walk:
             if index not in self._outputs:
                 self._outputs[index] = self._run(index)
                 self.room.put(self._outputs[index])
+
+    def pass_through(self, stage: Stage, layers: Mapping[str, nn.Module]) -> Iterator[Stage]:
+        """Lead every batch that waits at a block through it, from layer to layer; those that share an input are a part.
+
+        Args:
+            stage: the block.
+            layers: of it that are observed, by name.
+        """
+        groups = self._sharing(stage.name, layers)
+        if groups is None:  # a layer runs twice
+            yield stage
+            return
+        rest = Stage(stage.name, stage.index, {n: m for n, m in stage.modules.items() if n not in layers})
+        if rest.every_layer:
+            yield rest
+        left = dict(layers)
+        try:
+            with self.frames.doors(layers):
+                self._let_in(stage.name)
+                while doors := [name for name in left if name in self.doors()]:
+                    door = doors[0]
+                    group = next((group for group in groups if door in group), [door])
+                    self.part = {name: left.pop(name) for name in [door, *group] if name in left}
+                    yield Stage(stage.name, stage.index, self.part)
+                    self.frames.open(list(self.part))
+                    self._let_in(door)
+            if left:  # no batch calls these
+                self.part = left
+                yield Stage(stage.name, stage.index, left)
+        finally:
+            self.part = None
+
+    def show(self) -> Iterator[int]:
+        """Show the layers of the part what every batch that waits at it has for them."""
+        assert self.part
+        for index in self.at(next(iter(self.part))):
+            call = self.frames.waiting[index]
+            with self.room.taken(call.args, call.kwargs), self._named(index):
+                self.frames.show(index, self.part)
+            yield index
+
+    def leave(self, name: str) -> None:
+        """Lead every batch that is inside of a block to its end."""
+        for index, call in sorted(self.frames.waiting.items()):
+            if call.name not in self.frames.blocks:
+                self._enter(index)
+            call = self.frames.waiting[index]
+            if call.outputs:
+                (self._outputs[index],) = call.outputs
+                self.room.put(self._outputs[index])
+
+    def _let_in(self, name: str) -> None:
+        for index in self.at(name):
+            self._enter(index)
+            self._rest(index)
+
+    def _enter(self, index: int) -> None:
+        """Let a batch run what it waits at by itself, to the next door."""
+        call = self.frames.waiting[index]
+        self.room.take(call.args, call.kwargs)
+        with self._named(index):
+            self.frames.enter(index)
+
+    def _sharing(self, name: str, layers: Mapping[str, nn.Module]) -> list[list[str]] | None:
+        """Names of layers that read the same input, in the order of their calls; None where one is called twice.
+
+        The first batch that waits at the block tells; blocks of the same class and layers are alike.
+        """
+        inside = tuple(layer.removeprefix(name) for layer in layers)
+        key = (type(self.frames.blocks[name]), inside)
+        if key not in self._groups:
+            inputs: dict[int, list[str]] = {}
+            seen: list[Any] = []  # alive, so that no other tensor takes the place of one
+
+            def note(inside: str, args: tuple[Any, ...]) -> None:
+                seen.append(args)
+                inputs.setdefault(id(args[0]) if args else -len(seen), []).append(inside)
+
+            hooks = [
+                layer.register_forward_pre_hook(lambda _, args, inside=short: note(inside, args))
+                for short, layer in zip(inside, layers.values(), strict=True)
+            ]
+            try:
+                self._run(self.at(name)[0])
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            self._groups[key] = (
+                None if len(seen) > len({n for g in inputs.values() for n in g}) else list(inputs.values())
+            )
+        groups = self._groups[key]
+        return None if groups is None else [[name + inside for inside in group] for group in groups]
 
     def advance(self, name: str) -> None:
         """Hand every batch that waits at the block its output, from the block as it is now."""
