@@ -138,10 +138,3 @@ def test_groups_that_do_not_divide_are_answered_with_those_that_do(width, messag
 def test_heads_are_not_columns_of_a_matrix():
     with pytest.raises(SchemeError, match="groups the heads"):
         group(torch.zeros(2, 4), QuantizationArgs(strategy="attn_head"))
-
-
-def test_scales_of_mx_formats_are_refused():
-    args = QuantizationArgs(num_bits=8, type="float", group_size=4, scale_dtype=torch.uint8)
-
-    with pytest.raises(SchemeError, match="powers of two, the MX formats"):
-        dynamic_qparams(torch.ones(2, 8), args)

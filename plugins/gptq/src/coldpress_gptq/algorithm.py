@@ -12,17 +12,17 @@ so each column is rounded to the point of its grid that is nearest to t_j.  This
 and the errors of all blocks before come in one product.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from coldpress import QuantizationArgs, number_format
+from coldpress import NumberFormat, QuantizationArgs, number_format
 from coldpress.numerics import Factor, dequantize, factorize, quantize, search_qparams
 
-SHRINKS = tuple(1 - step / 40 for step in range(20))
-"""Factors of the range that a search for scales tries."""
+LEAST = 0.525
+"""Share of its range to which a group is shrunk at most in a search for scales."""
 
 _MICRO = 32  # columns whose errors come one by one; those of earlier columns of the block come in one product
 
@@ -85,8 +85,8 @@ def prepare(gram: Tensor, *, dampening_frac: float, by_activity: bool) -> Prepar
 
 
 def searched_qparams(weight: Tensor, args: QuantizationArgs, importance: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of each group, those of the factors `SHRINKS` that lose least under `importance`, [I]."""
-    return search_qparams(weight, args, importance, shrinks=SHRINKS)
+    """Scale and zero point of each group, of the shrunk range that loses least under `importance`, [I]."""
+    return search_qparams(weight, args, importance, least=LEAST)
 
 
 def gptq(
@@ -199,58 +199,72 @@ def solve(weight: Tensor, prepared: Prepared, grid: Grid, *, block_size: int, ke
     """
     (order, factor, _), (args, scales, zero_points), width = prepared, grid, weight.shape[1]
     assert factor is not None
-    targets = weight.t()[order].float().contiguous()  # [I, O]; rows become t_j, and then t_j - q_j
-    errors = targets.clone()  # [I, O]; rows become w_j - q_j
+    weights = weight.t()[order].float().contiguous()  # [I, O]
+    targets, errors = weights.clone(), weights.clone()  # [I, O]; rows become t_j; rows become w_j - q_j
     codes = torch.empty_like(targets)  # [I, O]
-    keep = (targets != 0).float() if keep_zeros else None
-    scales, zero_points = scales.float(), zero_points.float()
+    keep = (weights != 0).float() if keep_zeros else None
     groups = scale_index(args, width)[order.cpu()].tolist()
-    rounding = _rounding(args, points=zero_points if not args.symmetric else None)
+    steps = _Steps(scales.float(), None if args.symmetric else zero_points.float(), number_format(args))
     for start in range(0, width, block_size):
         stop = min(start + block_size, width)
         if start:
             targets[start:stop].addmm_(factor.feedback[:start, start:stop].t(), errors[:start])
         for first in range(start, stop, _MICRO):
-            last = min(first + _MICRO, stop)
+            here = slice(first, min(first + _MICRO, stop))
             if first > start:
-                targets[first:last].addmm_(factor.feedback[start:first, first:last].t(), errors[start:first])
-            columns = factor.feedback[first:last, first:last].t().contiguous()  # [B, B], row j: what j is owed
-            for j in range(first, last):
-                target, code = targets[j], codes[j]
-                if j > first:
-                    target.addmv_(errors[first:j].t(), columns[j - first, : j - first])
-                rounded = rounding(target, scales[groups[j]], groups[j], code, None if keep is None else keep[j])
-                errors[j].sub_(rounded)
-                target.sub_(rounded)
-    loss = factor.pivots @ targets.square_()  # [O]
+                targets[here].addmm_(factor.feedback[start:first, here].t(), errors[start:first])
+            owed = factor.feedback[here, here].t().contiguous()  # [B, B], row j: what the errors of others owe j
+            kept = keep[here] if keep is not None else None
+            steps.round(targets[here], errors[here], codes[here], owed, groups[here], kept)
+    loss = factor.pivots @ targets.sub_(weights).add_(errors).square_()  # [O]; t - q = t - w + (w - q)
     back = torch.empty_like(codes)
     back[order] = codes
     return Solution(back.t().to(number_format(args).code_dtype).contiguous(), loss)
 
 
-def _rounding(args: QuantizationArgs, points: Tensor | None) -> Callable[..., Tensor]:
-    """A function that writes the codes of a column and returns what they stand for, in memory that it uses again.
+class _Steps(NamedTuple):
+    """The inner loop: a few columns, one after the other, with no memory taken and no word from the device.
 
-    Args:
-        args: the grid.
-        points: zero points, [G, O]; None where all of them are zero.
+    Attributes:
+        scales: [G, O] float32.
+        points: zero points, [G, O] float32; None where all of them are zero.
+        grid: of the codes.
     """
-    grid = number_format(args)
-    rounded: list[Tensor] = []  # [O], made at the first call
 
-    def round_column(target: Tensor, scale: Tensor, group: int, code: Tensor, keep: Tensor | None) -> Tensor:
-        if not rounded:
-            rounded.append(torch.empty_like(target))
-        torch.div(target, scale, out=code)
-        if points is not None:
-            code.add_(points[group])
-        grid.round_(code)
-        if keep is not None:
-            code.mul_(keep)
+    scales: Tensor
+    points: Tensor | None
+    grid: NumberFormat
+
+    def round(
+        self, targets: Tensor, errors: Tensor, codes: Tensor, owed: Tensor, groups: Sequence[int], keep: Tensor | None
+    ) -> None:
+        """Round columns; those of earlier blocks are in the targets already.
+
+        Args:
+            targets: t without the errors of these columns, [B, O]; becomes t.
+            errors: the weights, [B, O]; becomes w - q.
+            codes: is filled, [B, O].
+            owed: F, transposed, [B, B]; zero where an error comes later, so that what is not an error yet counts for 0.
+            groups: row of `scales` of each column.
+            keep: 0 where a weight stays zero, 1 elsewhere, [B, O]; None for 1 everywhere.
+        """
+        scales = [self.scales[group] for group in groups]
+        points = [self.points[group] for group in groups] if self.points is not None else None
+        rounded, past = torch.empty_like(targets[0]), errors.t()  # [O], [O, B]
+        rows = zip(targets.unbind(), errors.unbind(), codes.unbind(), owed.unbind(), scales, strict=True)
+        for j, (target, error, code, share, scale) in enumerate(rows):
+            if j:
+                target.addmv_(past, share)
+            torch.div(target, scale, out=code)
             if points is not None:
-                code.addcmul_(points[group], 1 - keep)
-        if points is None:
-            return torch.mul(code, scale, out=rounded[0])
-        return torch.sub(code, points[group], out=rounded[0]).mul_(scale)
-
-    return round_column
+                code.add_(points[j])
+            self.grid.round_(code)
+            if keep is not None:
+                code.mul_(keep[j])
+                if points is not None:
+                    code.addcmul_(points[j], 1 - keep[j])
+            if points is None:
+                torch.mul(code, scale, out=rounded)
+            else:
+                torch.sub(code, points[j], out=rounded).mul_(scale)
+            error.sub_(rounded)
