@@ -1,7 +1,7 @@
 """Smoother: the settings and the wiring that every modifier shares that moves per-channel scales between layers."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -116,13 +116,16 @@ class Smoother(Modifier):
         if self.mappings is not None:
             unmatched(state.model, self.mappings)
         found: list[Smoothing] = []
+        claimed, every = self.layers(stage), {layer.name: layer for layer in stage.every_layer}
         for name in _blocks_within(state.model, stage):
-            found += self._of_block(state, stage, name)
+            found += self._of_block(state, name, [one for one in claimed if _is_within(one.name, name)], every)
         return found
 
-    def _of_block(self, state: State, stage: Stage, name: str) -> list[Smoothing]:
+    def _of_block(
+        self, state: State, name: str, claimed: Sequence[Layer], every: Mapping[str, Layer]
+    ) -> list[Smoothing]:
         block = state.model.get_submodule(name)
-        counting = {layer.name: layer for layer in self.layers(stage) if _is_within(layer.name, name)}
+        counting = {layer.name: layer for layer in claimed}
         flow = dataflow_of(state, name)
         if isinstance(flow, str):
             if self.mappings is not None and counting:
@@ -130,7 +133,6 @@ class Smoother(Modifier):
             leave(state, counting.values(), flow)
             return []
         pairs = flow.pairs if self.mappings is None else resolve_in(block, flow, self.mappings, prefix=name)
-        every = {layer.name: layer for layer in stage.every_layer}
         found = []
         head = f"{name}." if name else ""
         reasons = {layer: flow.unpaired.get(layer.removeprefix(head), "no mapping names it") for layer in counting}

@@ -32,7 +32,10 @@ def does_its_job(subject: Subject) -> None:
         _check_error(layers, trial, inputs if modifier.needs_data() else {})
     if PRUNES in traits:
         _check_sparsity(layers, trial, getattr(modifier, "sparsity", None))
-    if MOVES_SIGNAL in traits and not traits & {QUANTIZES, PRUNES}:
+    rounds = [layer for layer in layers if modifier.scheme_for(layer) is not None]
+    if MOVES_SIGNAL in traits and rounds:
+        _check_grid(rounds, trial)  # its scales are in the weights, so they cannot be compared with those before
+    elif MOVES_SIGNAL in traits and not traits & {QUANTIZES, PRUNES}:
         assert changed(trial.before, model), "it changes no weight, so it moves nothing"
         error = _relative(logits(model, data), said)
         assert error < 1e-3, f"the model's function is not kept: its output moves by {error:.2%}"

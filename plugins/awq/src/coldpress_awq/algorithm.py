@@ -16,13 +16,12 @@ from attrs import frozen
 from torch import Tensor
 
 from coldpress import QuantizationArgs
-from coldpress.numerics import calculate_qparams, fake_quantize_groups, group
+from coldpress.numerics import calculate_global_scale, calculate_qparams, fake_quantize_groups, group
 
-ROWS = 256
-"""Rows of a matrix that vote; more change the choice little (README)."""
+FEW_ROWS, ROWS = 64, 384
+"""Rows of a matrix that vote: on all candidates, and on the best of them; more change the choice little (README)."""
 
-SHRINKS = tuple(1 - step / 20 for step in range(11))
-"""Factors of the range that clipping tries."""
+FINALISTS = 4
 
 _BLOCK = 2**17  # elements that are rounded at once, so that they stay in the cache
 _BY_ROW = ("channel", "group", "tensor_group")  # strategies where a row knows nothing of others
@@ -117,18 +116,30 @@ def _errors(weight: Tensor, scale: Tensor, args: QuantizationArgs) -> Tensor:
         return (rounded(scaled, args) - scaled) / scale
     out = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
     inverse = 1 / scale
+    factor = _global_scale(weight.float() * scale, args)
     for part, target in zip(*(torch.split(x, max(1, _BLOCK // weight.shape[1])) for x in (weight, out)), strict=True):
         scaled = part.float() * scale
-        torch.mul(rounded(scaled, args).sub_(scaled), inverse, out=target)
+        torch.mul(rounded(scaled, args, global_scale=factor).sub_(scaled), inverse, out=target)
     return out
 
 
-def rounded(weight: Tensor, args: QuantizationArgs) -> Tensor:
-    """The weight, [O, I], on the grid that its largest and smallest values span; a new tensor."""
+def rounded(weight: Tensor, args: QuantizationArgs, *, global_scale: Tensor | None = None) -> Tensor:
+    """The weight, [O, I], on the grid that its largest and smallest values span; a new tensor.
+
+    Args:
+        weight: all rows, or some of them where each has scales of its own.
+        args: the grid and who shares a scale.
+        global_scale: [1], of schemes with scales of two levels; found in the weight if there is none.
+    """
+    factor = _global_scale(weight, args) if global_scale is None else global_scale
     grouped = group(weight, args)
-    scale, point = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args)
-    new = fake_quantize_groups(grouped, scale, None if args.symmetric else point, args)
+    scale, point = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args, global_scale=factor)
+    new = fake_quantize_groups(grouped, scale, None if args.symmetric else point, args, global_scale=factor)
     return new.reshape(weight.shape) if args.strategy != "block" else _from_blocks(new, weight, args)
+
+
+def _global_scale(weight: Tensor, args: QuantizationArgs) -> Tensor | None:
+    return calculate_global_scale(weight.abs().amax(), args) if args.strategy == "tensor_group" else None
 
 
 def _from_blocks(grouped: Tensor, weight: Tensor, args: QuantizationArgs) -> Tensor:
@@ -140,7 +151,19 @@ def _from_blocks(grouped: Tensor, weight: Tensor, args: QuantizationArgs) -> Ten
     return whole[: weight.shape[0], : weight.shape[1]].contiguous()
 
 
-def best(readers: Sequence[Reader], scales: Tensor, *, rows: int = ROWS) -> tuple[int, Tensor]:
-    """The candidate with which all readers together lose least, and what each candidate loses, [P]."""
-    total = torch.stack([losses(reader, scales, rows=rows) for reader in readers]).sum(0)  # [P]
-    return int(total.nan_to_num(torch.inf).argmin()), total
+def best(readers: Sequence[Reader], scales: Tensor) -> tuple[int, Tensor]:
+    """The candidate with which all readers together lose least, and what each candidate loses, [P].
+
+    All are compared on a few rows, and then the first, which is 1, and those that lost least on more of them.
+    """
+    total = _total(readers, scales, rows=FEW_ROWS)  # [P]
+    finalists = total[1:].argsort()[:FINALISTS] + 1
+    finalists = torch.cat([finalists.new_zeros(1), finalists])
+    total[finalists] = _total(readers, scales[finalists], rows=ROWS)
+    return int(finalists[total[finalists].argmin()]), total
+
+
+def _total(readers: Sequence[Reader], scales: Tensor, *, rows: int) -> Tensor:
+    """What all readers lose with each candidate, [P]; infinite where it is no number."""
+    parts = [losses(reader, scales, rows=rows) for reader in readers]
+    return torch.stack(parts).sum(0).nan_to_num(torch.inf)

@@ -1,11 +1,11 @@
 """AWQModifier: settings and wiring of AWQ."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from attrs import field, frozen
-from attrs.validators import ge
+from attrs.validators import ge, in_
 from torch import Tensor
 
 from coldpress import (
@@ -22,6 +22,11 @@ from coldpress import (
 )
 from coldpress_awq.algorithm import Reader, best, candidate_scales, relative_size
 from coldpress_awq.rounding import Rounding
+from coldpress_awq.sample import SampledGram
+
+SAMPLED = SampledGram()
+
+NO_TOKEN = "no token of the calibration data reached its readers"
 
 
 @frozen(kw_only=True, eq=False)
@@ -44,7 +49,7 @@ class AWQModifier(Smoother):
         offload_device: understood and without effect: no activations are kept.
     """
 
-    duo_scaling: bool | Literal["both"] = True
+    duo_scaling: bool | Literal["both"] = field(default=True, validator=in_((True, False, "both")))
     n_grid: int = field(default=20, validator=ge(1))
     scheme: str | dict[str, str | list[str]] | None = None
     config_groups: dict[str, Scheme] | None = field(default=None)
@@ -83,8 +88,8 @@ class AWQModifier(Smoother):
         return [layer for layer in stage.every_layer if layer.name in known]
 
     def statistics(self, smoothing: Smoothing) -> Iterable[str | Statistic]:
-        """The Gram matrix."""
-        return ("gram",)
+        """The Gram matrix of some tokens: candidates are compared on it, and nothing else."""
+        return (SAMPLED,)
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
@@ -94,7 +99,7 @@ class AWQModifier(Smoother):
             SchemeError: nothing in the recipe quantizes weights.
             TargetError: a mapping matches nothing, or is not true.
         """
-        if not any(scheme.weights is not None for scheme in state.planned.values()):
+        if self.rounding is None and not any(scheme.weights is not None for scheme in state.planned.values()):
             raise SchemeError(
                 "AWQModifier prepares weights for rounding, and nothing in the recipe rounds them: put a "
                 "QuantizationModifier or a GPTQModifier after it, or give it a scheme"
@@ -107,27 +112,32 @@ class AWQModifier(Smoother):
     def finalize(self, state: State, stage: Stage) -> None:
         """Scale, and round if there is a scheme."""
         super().finalize(state, stage)
-        if self.rounding is not None:
-            self.rounding.finalize(state, stage)
+        if self.rounding is None:
+            return
+        self.rounding.finalize(state, stage)
+        for layer in self.rounding.layers(stage):
+            reason = state.report[layer.name].notes.get("not_smoothed", "")
+            if NO_TOKEN in reason:
+                state.fall_back(layer, f"rounded to nearest: {reason}")
 
     def scale(self, state: State, smoothing: Smoothing) -> Tensor | str:
         """The scale of a pair, [C]."""
-        rounded = [layer for layer in smoothing.layers if _weights(state, layer) is not None]
-        if not rounded:
+        how = {layer.name: self._weights(state, layer) for layer in smoothing.layers}
+        if not any(how.values()):
             return "no later modifier quantizes the weights of its readers"
-        seen = [layer for layer in rounded if state.statistic(layer, "gram") is not None]
+        seen = [layer for layer in smoothing.layers if how[layer.name] and state.statistic(layer, SAMPLED) is not None]
         if not seen:
-            return "no token of the calibration data reached its readers"
+            return NO_TOKEN
         readers = [
             Reader(
                 weight=torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else layers[0].weight,
-                gram=state.require(layers[0], "gram").total,
+                gram=state.require(layers[0], SAMPLED).total,
                 channels=smoothing.pair.channels(layers[0].name),
                 args=args,
             )
-            for layers, args in _alike(state, seen)
+            for layers, args in _alike(state, seen, how)
         ]
-        tokens = {id(gram): gram.count for layer in seen for gram in [state.require(layer, "gram")]}
+        tokens = {id(gram): gram.count for layer in seen for gram in [state.require(layer, SAMPLED)]}
         activity = _activity(readers, len(smoothing.pair.rows), sum(tokens.values()))
         if not bool(activity.any()):
             return "its channels are zero for all of the calibration data"
@@ -140,19 +150,20 @@ class AWQModifier(Smoother):
             state.report[layer.name].notes |= {**names[chosen], "predicted_gain": round(gain, 4)}
         return scales[chosen]
 
+    def _weights(self, state: State, layer: Layer) -> QuantizationArgs | None:
+        """How the weights of a layer will be quantized."""
+        scheme = state.planned.get(layer.name, self.scheme_for(layer))
+        return None if scheme is None else scheme.weights
 
-def _weights(state: State, layer: Layer) -> QuantizationArgs | None:
-    """How the weights of a layer will be quantized."""
-    scheme = state.planned.get(layer.name)
-    return None if scheme is None else scheme.weights
 
-
-def _alike(state: State, layers: Sequence[Layer]) -> list[tuple[list[Layer], QuantizationArgs]]:
+def _alike(
+    state: State, layers: Sequence[Layer], how: Mapping[str, QuantizationArgs | None]
+) -> list[tuple[list[Layer], QuantizationArgs]]:
     """Layers that read the same input and are quantized alike, together."""
     found: list[tuple[list[Layer], QuantizationArgs]] = []
     for group in state.sharing(layers):
         for layer in group:
-            args = _weights(state, layer)
+            args = how[layer.name]
             assert args is not None
             home = next((names for names, known in found if known == args and names[0] in group), None)
             if home is None or args.strategy in ("tensor", "block"):

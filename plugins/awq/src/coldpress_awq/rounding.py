@@ -18,7 +18,10 @@ class Rounding(Quantizer):
                 quantized = self.quantized(state, layer)
                 args = quantized.scheme.weights
                 if args is not None:
-                    scale, zero_point = weight_qparams(layer.weight, args)
-                    codes = quantize(layer.weight, scale, zero_point, args)
+                    factor = quantized.global_scale
+                    scale, zero_point = weight_qparams(
+                        layer.weight, args, global_scale=factor, importance=self.importance(state, layer)
+                    )
+                    codes = quantize(layer.weight, scale, zero_point, args, global_scale=factor)
                     quantized = evolve(quantized, codes=codes, scale=scale, zero_point=zero_point)
                 state.set_quantized(layer, quantized)

@@ -8,7 +8,7 @@ from attrs import frozen
 from torch import Tensor
 
 from coldpress import QuantizationArgs
-from coldpress.numerics import calculate_qparams, dynamic_qparams, fake_quantize, group
+from coldpress.numerics import calculate_global_scale, calculate_qparams, dynamic_qparams, fake_quantize, group
 
 SMALLEST = 1e-5
 """No scale is smaller: a channel of weights that are almost zero would make it so."""
@@ -72,8 +72,10 @@ def predicted_error(reader: Reader, scale: Tensor) -> Tensor:
     error = weight.new_zeros(())
     if reader.weight_args is not None:
         grouped = group(weight, reader.weight_args)
-        params = calculate_qparams(grouped.amin(-1), grouped.amax(-1), reader.weight_args)
-        off = (fake_quantize(weight, *params, reader.weight_args) - weight) / scale  # [O, I]
+        two = reader.weight_args.strategy == "tensor_group"
+        factor = calculate_global_scale(weight.abs().amax(), reader.weight_args) if two else None
+        params = calculate_qparams(grouped.amin(-1), grouped.amax(-1), reader.weight_args, global_scale=factor)
+        off = (fake_quantize(weight, *params, reader.weight_args, global_scale=factor) - weight) / scale  # [O, I]
         error += (off @ reader.gram).mul_(off).sum() / reader.tokens
     if reader.input_args is not None and reader.input_args.dynamic != "local":
         x = reader.sample.float() / scale  # [T, I]

@@ -1,0 +1,217 @@
+"""AWQModifier: beside a quantizer, alone, for several schemes at once, and bad input."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from attrs import frozen
+
+from coldpress import (
+    READS_DATA,
+    Modifier,
+    NumericsError,
+    Quantizer,
+    RecipeError,
+    SchemeError,
+    State,
+    TargetError,
+    hookimpl,
+    preset,
+    read_recipe,
+    weight_qparams,
+)
+from coldpress.lifecycle import Run
+from coldpress.numerics import quantize
+from coldpress.recipe import Recipe
+from coldpress.registry import find
+from coldpress.state import Quantized
+from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
+from coldpress.testing.trial import Parts
+from coldpress_awq import AWQModifier
+
+V, OUT, UP, DOWN = (
+    f"model.layers.0.{name}" for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+)
+W4 = {"scheme": "W4A16_ASYM", "group_size": 32, "ignore": ["lm_head"]}
+
+
+@frozen(kw_only=True, eq=False)
+class Rounding(Quantizer):
+    """Rounds to nearest, so that these tests need no other plugin."""
+
+    traits: ClassVar[frozenset[str]] = Quantizer.traits | {READS_DATA}
+
+    @hookimpl
+    def finalize(self, state: State, stage) -> None:
+        for layer in self.layers(stage):
+            scheme = self.scheme_for(layer)
+            scale, point = weight_qparams(layer.weight, scheme.weights)
+            codes = quantize(layer.weight, scale, point, scheme.weights)
+            state.set_quantized(layer, Quantized(scheme, codes, scale, point))
+
+
+@frozen(kw_only=True, eq=False)
+class Pretender(Modifier):
+    """Says how it would quantize, and does nothing, so that what AWQ did by itself can be seen."""
+
+    name: str = "W4A16_ASYM"
+
+    def scheme_for(self, layer):
+        return None if "lm_head" in layer.name else preset(self.name, group_size=32)
+
+    @hookimpl
+    def finalize(self, state: State, stage) -> None:
+        """Nothing."""
+
+
+def outlying(make=tiny_llama, **arguments):
+    """A model some of whose channels are large."""
+    model = make(**arguments)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or ".ln_" in name:
+                parameter[::9] *= 6
+            if "v_proj" in name or "up_proj" in name:
+                parameter[::5] *= 10
+    return model
+
+
+def run(*modifiers, model=None, pipeline=None, data=None):
+    model = outlying() if model is None else model
+    state = State(model=model, batches=batches(batch_size=4) if data is None else data)
+    Run(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Parts()).execute()
+    return state
+
+
+def error(*modifiers, make=tiny_llama):
+    data, model = batches(batch_size=4), outlying(make)
+    said = logits(model, data)
+    return float((logits(run(*modifiers, model=model).model, data) - said).norm() / said.norm())
+
+
+@pytest.mark.parametrize("scheme", ["W4A16_ASYM", "W4A16"])
+def test_rounding_loses_less_after_it(scheme):
+    settings = {**W4, "scheme": scheme}
+
+    assert error(AWQModifier(), Rounding(**settings)) < 0.9 * error(Rounding(**settings))
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_conv1d])
+def test_by_itself_it_keeps_the_function(make):
+    model, data = outlying(make, dtype=torch.float64), batches(batch_size=4)
+    before, said = {n: p.clone() for n, p in model.named_parameters()}, logits(model, data)
+
+    run(AWQModifier(), Pretender(), model=model)
+
+    assert (logits(model, data) - said).norm() <= 1e-6 * said.norm()
+    assert sum(not torch.equal(model.get_parameter(name), old) for name, old in before.items()) >= 10
+
+
+def test_with_a_scheme_it_does_what_it_does_before_rounding():
+    alone, beside = run(AWQModifier(**W4)), run(AWQModifier(), Rounding(**W4))
+
+    found, expected = alone.model.state_dict(), beside.model.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert alone.quantized[DOWN].scheme == beside.quantized[DOWN].scheme
+
+
+def test_every_pair_is_scaled_and_says_how():
+    state = run(AWQModifier(), Rounding(**W4))
+
+    for reader, producer in ((OUT, V), (DOWN, UP), (UP, "model.layers.0.post_attention_layernorm")):
+        notes = state.report[reader].notes
+        assert notes["smoothed_in"] == producer
+        assert notes["predicted_gain"] > 0.05
+        assert 0 <= notes["ratio"] < 1
+
+
+def test_the_scheme_that_follows_is_the_one_that_is_searched_for():
+    fine, coarse = (run(AWQModifier(), Rounding(**{**W4, "scheme": name})) for name in ("W8A16", "W2A16"))
+
+    scale = [state.model.model.layers[0].input_layernorm.weight for state in (fine, coarse)]
+    assert not torch.equal(*scale)
+
+
+def test_readers_of_one_producer_may_have_different_schemes_and_readers_without_one_are_left_alone():
+    values = Rounding(scheme="FP8_DYNAMIC", targets=["re:.*v_proj"])
+    others = Rounding(scheme="W4A16_ASYM", group_size=32, targets=["re:.*[qk]_proj"])
+
+    state = run(AWQModifier(), values, others)
+
+    assert state.report["model.layers.0.self_attn.q_proj"].notes["predicted_gain"] > 0.05
+    assert "no later modifier quantizes" in state.report[DOWN].reason
+
+
+def test_a_layer_that_nobody_quantizes_is_scaled_with_its_neighbours_and_does_not_count():
+    some = Rounding(**{**W4, "ignore": ["lm_head", "re:.*v_proj"]})
+
+    state = run(AWQModifier(), some)
+
+    assert "ratio" not in state.report[V].notes
+    assert state.report[V].notes["smoothed_in"] == "model.layers.0.input_layernorm"
+
+
+def test_nothing_that_rounds_is_an_error_that_says_what_to_do():
+    with pytest.raises(SchemeError, match="put a QuantizationModifier or a GPTQModifier after it"):
+        run(AWQModifier())
+
+
+def test_a_quantizer_before_it_is_refused_when_the_recipe_is_read():
+    with pytest.raises(RecipeError, match="put AWQModifier before Rounding"):
+        Recipe([Rounding(**W4), AWQModifier()])
+
+
+def test_a_group_size_without_a_scheme_is_refused():
+    with pytest.raises(SchemeError, match="group_size is for rounding"):
+        AWQModifier(group_size=32)
+
+
+def test_a_mapping_that_forgets_a_reader_is_refused():
+    with pytest.raises(TargetError, match=r"also feeds .*v_proj"):
+        run(AWQModifier(mappings=[[["re:.*q_proj", "re:.*k_proj"], "re:.*input_layernorm"]]), Rounding(**W4))
+
+
+def test_mappings_in_the_peers_words_are_understood_in_a_recipe():
+    recipe = read_recipe(
+        "modifiers:\n  - AWQModifier:\n      duo_scaling: both\n      offload_device: cpu\n      mappings:\n"
+        '        - {smooth_layer: "re:.*up_proj", balance_layers: ["re:.*down_proj"]}\n'
+    )
+
+    state = run(*recipe.modifiers, Rounding(**W4))
+
+    assert state.report[DOWN].notes["smoothed_in"] == UP
+    assert "smoothed_in" not in state.report[OUT].notes
+
+
+@pytest.mark.parametrize("settings", [{"n_grid": 0}, {"duo_scaling": "yes"}, {"scheme": "W4A17"}])
+def test_settings_that_cannot_be_meant_are_refused(settings):
+    with pytest.raises((ValueError, SchemeError, RecipeError)):
+        AWQModifier(**settings)
+
+
+def test_activations_that_are_always_zero_leave_a_pair_alone():
+    model = tiny_llama()
+    model.get_submodule(UP).weight.data.zero_()
+
+    state = run(AWQModifier(), Rounding(**W4), model=model)
+
+    assert "zero for all of the calibration data" in state.report[DOWN].notes["not_smoothed"]
+    assert state.report[DOWN].status == "quantized"
+
+
+def test_infinite_activations_stop_the_run_and_are_named():
+    model = tiny_llama(dtype=torch.float16)
+    model.get_submodule(UP).weight.data.fill_(6e4)
+
+    with pytest.raises(NumericsError, match=r"layers\.0\.mlp\.down_proj"):
+        run(AWQModifier(), Rounding(**W4), model=model)
+
+
+@pytest.mark.parametrize("pipeline", ["basic", "sequential", "layer_sequential", "independent"])
+def test_it_keeps_the_function_under_every_pipeline(pipeline):
+    model, data = outlying(dtype=torch.float64), batches(batch_size=4)
+    said = logits(model, data)
+
+    run(AWQModifier(), Pretender(), model=model, pipeline=find("pipelines", pipeline)())
+
+    assert (logits(model, data) - said).norm() < 1e-6 * said.norm()
