@@ -7,7 +7,7 @@ from attrs.validators import and_, ge, gt, instance_of, le
 from torch import Tensor
 
 from coldpress import Observer
-from coldpress_observers.algorithm import Range, search_range, union
+from coldpress_observers.algorithm import Range, Search, search_range, union
 
 
 @frozen(kw_only=True)
@@ -30,8 +30,7 @@ class MemorylessMSE(Observer):
 
     def update(self, statistic: Range | None, x: Tensor) -> Range:
         """Search for `x`, [*scale_shape, n], and forget what was before."""
-        knobs = {"maxshrink": self.maxshrink, "grid": self.grid, "norm": self.norm}
-        return search_range(x, self.args, patience=self.patience, **knobs)
+        return search_range(x, self.args, self._search())
 
     def merge(self, a: Range, b: Range) -> Range:
         """What covers both."""
@@ -40,3 +39,10 @@ class MemorylessMSE(Observer):
     def range(self, statistic: Range) -> Range:
         """The range found, [*scale_shape]."""
         return statistic
+
+    def weight_range(self, x: Tensor, *, global_scale: Tensor | None = None, importance: Tensor | None = None) -> Range:
+        """Search for a weight, [*scale_shape, n], all of whose errors cost the same."""
+        return search_range(x, self.args, self._search(), global_scale=global_scale)
+
+    def _search(self) -> Search:
+        return Search(self.maxshrink, self.patience, self.grid, self.norm)

@@ -7,7 +7,7 @@ from attrs.validators import and_, ge, gt, instance_of, le
 from torch import Tensor
 
 from coldpress import Observer
-from coldpress_observers.algorithm import Average, Range, averaged, merged, range_of, search_range
+from coldpress_observers.algorithm import Average, Range, Search, averaged, merged, range_of, search_range
 
 
 @frozen(kw_only=True)
@@ -32,8 +32,7 @@ class MSE(Observer):
 
     def update(self, statistic: Average | None, x: Tensor) -> Average:
         """Search for `x`, [*scale_shape, n], and average what is found in."""
-        knobs = {"maxshrink": self.maxshrink, "grid": self.grid, "norm": self.norm}
-        found = search_range(x, self.args, patience=self.patience, **knobs)
+        found = search_range(x, self.args, self._search())
         return averaged(statistic, found, constant=self.averaging_constant)
 
     def merge(self, a: Average, b: Average) -> Average:
@@ -43,3 +42,10 @@ class MSE(Observer):
     def range(self, statistic: Average) -> Range:
         """The averaged range, [*scale_shape]."""
         return range_of(statistic)
+
+    def weight_range(self, x: Tensor, *, global_scale: Tensor | None = None, importance: Tensor | None = None) -> Range:
+        """Search for a weight, [*scale_shape, n], all of whose errors cost the same."""
+        return search_range(x, self.args, self._search(), global_scale=global_scale)
+
+    def _search(self) -> Search:
+        return Search(self.maxshrink, self.patience, self.grid, self.norm)

@@ -1,0 +1,51 @@
+"""imatrix_mse: the range that rounds a weight with the least error, each column weighed by its inputs."""
+
+from typing import ClassVar
+
+from attrs import field, frozen
+from attrs.validators import and_, ge, gt, instance_of, le
+from torch import Tensor
+
+from coldpress import Observer
+from coldpress_observers.algorithm import Range, Search, search_range, union
+
+
+@frozen(kw_only=True)
+class ImatrixMSE(Observer):
+    """Shrink the range of a weight until sum E[x^2] |Q(w) - w|^norm is least, group by group.
+
+    E[x^2] is the mean square of the inputs of a column; where it is not known all columns count the same.
+
+    Attributes:
+        maxshrink: how much of the range may be given up, in (0, 1].
+        patience: factors in a row without gain in any group after which the search ends.
+        grid: a step is 1/grid of the range.
+        norm: exponent of the error; 2 is the mean squared error of the outputs, were inputs uncorrelated.
+        expand: the first factor; above 1 the largest weight may leave the end of the grid free.
+    """
+
+    order_matters: ClassVar[bool] = True
+    weighs_columns: ClassVar[bool] = True
+
+    maxshrink: float = field(default=0.95, validator=and_(gt(0), le(1)))
+    patience: int = field(default=5, validator=and_(instance_of(int), ge(1)))
+    grid: float = field(default=20.0, validator=ge(1))
+    norm: float = field(default=3.0, validator=gt(0))
+    expand: float = field(default=1.0, validator=ge(1))
+
+    def update(self, statistic: Range | None, x: Tensor) -> Range:
+        """Search for `x`, [*scale_shape, n], and forget what was before."""
+        return self.weight_range(x)
+
+    def merge(self, a: Range, b: Range) -> Range:
+        """What covers both."""
+        return union(a, b)
+
+    def range(self, statistic: Range) -> Range:
+        """The range found, [*scale_shape]."""
+        return statistic
+
+    def weight_range(self, x: Tensor, *, global_scale: Tensor | None = None, importance: Tensor | None = None) -> Range:
+        """Search for a weight, [*scale_shape, n], whose errors cost what `importance` says."""
+        search = Search(self.maxshrink, self.patience, self.grid, self.norm, self.expand)
+        return search_range(x, self.args, search, global_scale=global_scale, importance=importance)
