@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coldpress.cache import cache_args, quantize_cache, watch_cache
     from coldpress.calibration.observer import Observer, observer_for
     from coldpress.calibration.tap import Enough
     from coldpress.checkpoint import CheckpointReader, Format, SchemeLookup
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "cache": ("cache_args", "quantize_cache", "watch_cache"),
     "calibration.observer": ("Observer", "observer_for"),
     "calibration.tap": ("Enough",),
     "checkpoint": ("CheckpointReader", "Format", "SchemeLookup"),
@@ -117,6 +119,7 @@ __all__ = [
     "TargetError",
     "active_session",
     "block_names",
+    "cache_args",
     "create_session",
     "divergence",
     "hookimpl",
@@ -129,8 +132,10 @@ __all__ = [
     "perplexity",
     "preset",
     "preset_names",
+    "quantize_cache",
     "read_recipe",
     "reset_session",
+    "watch_cache",
     "weight_qparams",
     "write_recipe",
 ]

@@ -56,7 +56,9 @@ class Quantizer(Modifier):
 
     @config_groups.validator
     def _check(self, attribute: object, value: object) -> None:
-        if (self.scheme is None) == (self.config_groups is None):
+        if (self.scheme is None) == (self.config_groups is None) and not (
+            self.scheme is None and self.needs_no_scheme()
+        ):
             raise SchemeError("give either scheme (a preset such as 'W4A16') or config_groups, one of the two")
         if self.observer is not None:
             if self.weight_observer or self.input_observer:
@@ -68,6 +70,10 @@ class Quantizer(Modifier):
             raise SchemeError("group_size changes a preset; in config_groups write it into the weights")
         self.schemes()
 
+    def needs_no_scheme(self) -> bool:
+        """Whether there is something to do without any scheme of layers."""
+        return False
+
     def schemes(self) -> list[Scheme]:
         """Every scheme of this modifier with its targets and observers.
 
@@ -76,10 +82,11 @@ class Quantizer(Modifier):
         """
         if self.config_groups is not None:
             schemes = list(self.config_groups.values())
+        elif self.scheme is None:
+            return []
         elif isinstance(self.scheme, str):
             schemes = [evolve(self._preset(self.scheme), targets=tuple(self.targets))]
         else:
-            assert self.scheme is not None
             pairs = [(name, [t] if isinstance(t, str) else t) for name, t in self.scheme.items()]
             schemes = [evolve(self._preset(name), targets=tuple(targets)) for name, targets in pairs]
         return [self._observed(scheme) for scheme in schemes]
@@ -92,8 +99,8 @@ class Quantizer(Modifier):
         return self.schemes()[min(ranked)[1]] if ranked else None
 
     def patterns(self) -> list[str]:
-        """The targets of every scheme."""
-        return [target for scheme in self.schemes() for target in scheme.targets]
+        """The targets of every scheme; its own where there is none."""
+        return [target for scheme in self.schemes() for target in scheme.targets] or list(self.targets)
 
     def layers(self, stage: Stage) -> list[Layer]:
         """The layers of a stage that some scheme of this modifier means."""
@@ -107,7 +114,10 @@ class Quantizer(Modifier):
     def initialize(self, state: State, stage: Stage) -> None:
         """Ask for what the scales of static inputs are made of, and for what observers of weights look at."""
         for layer in self.layers(stage):
-            if _weighs(self._scheme(layer).weights):
+            scheme = self.scheme_for(layer)
+            if scheme is None:
+                continue
+            if _weighs(scheme.weights):
                 state.ask(layer, "second_moment")
             observed = self._observed_input(layer)
             if observed is not None:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 from attrs import frozen
 from torch import Tensor
 
-from coldpress.schemes import Scheme
+from coldpress.schemes import QuantizationArgs, Scheme
 from coldpress.state import Quantized
 
 
@@ -41,6 +41,9 @@ class Format(ABC):
     Its attrs fields are its settings.
     Weights and codes are [O, I], whatever way round the module keeps them.
     """
+
+    writes_cache: ClassVar[bool] = False
+    """Its configuration can say how keys and values are quantized: `with_cache` and `cache`."""
 
     fuses_layers: ClassVar[bool] = False
     """Its readers make one matrix of layers side by side that read the same input, so these must have one scheme."""
@@ -85,6 +88,19 @@ class Format(ABC):
         Raises:
             CheckpointError: it contradicts itself, or says what this format cannot read.
         """
+
+    def with_cache(self, config: dict[str, Any] | None, args: QuantizationArgs) -> dict[str, Any]:
+        """The configuration of a checkpoint whose attention modules have `k_scale` and `v_scale`.
+
+        Args:
+            config: what `config` returned.
+            args: of keys and values.
+        """
+        raise NotImplementedError
+
+    def cache(self, config: Mapping[str, Any]) -> QuantizationArgs | None:
+        """How keys and values are quantized; the inverse of `with_cache`."""
+        return None
 
     @abstractmethod
     def restore(self, tensors: Mapping[str, Tensor], scheme: Scheme) -> Quantized:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from attrs import evolve
 from torch import Tensor, nn
 
@@ -25,7 +26,8 @@ from coldpress.checkpoint.restore import own_tensors, read_inputs, restored, wri
 from coldpress.checkpoint.writer import CheckpointWriter
 from coldpress.dataflow.fused import split_groups
 from coldpress.errors import CheckpointError, SchemeError
-from coldpress.schemes import Scheme
+from coldpress.models.attention import SCALES, round_cache, rounded_caches
+from coldpress.schemes import QuantizationArgs, Scheme
 from coldpress.stage import Stage, class_names, find_layers
 from coldpress.state import LayerReport, Quantized, State
 
@@ -104,7 +106,16 @@ class Output:
         return self._writer.begin(binding)
 
     def write(self, stage: Stage, state: State) -> None:
-        """Write every tensor of a finished stage; a tensor that several modules share is written once."""
+        """Write every tensor of a finished stage; a tensor that several modules share is written once.
+
+        Raises:
+            SchemeError: keys and values are quantized, and the format cannot say so.
+        """
+        if not self.format.writes_cache and any(rounded_caches(stage.modules)):
+            raise SchemeError(
+                f"{type(self.format).__name__} cannot say how keys and values are quantized: "
+                "drop kv_cache_scheme, or choose the format compressed-tensors"
+            )
         names = _names_by_tensor(state.model)
         for name, module in stage.modules.items():
             joint = dict(joint_tensors(name, module, self._names))
@@ -119,6 +130,7 @@ class Output:
             "stage": stage.name,
             "report": [state.report[name].to_dict() for name in layers],
             "schemes": {name: state.schemes[name].to_dict() for name in layers if name in state.schemes},
+            "caches": _cache_records(stage.modules),
             "inputs": {name: write_inputs(state.quantized[name]) for name in layers if name in state.quantized},
             "log": state.log[-1],
         }
@@ -130,6 +142,10 @@ class Output:
         Returns:
             Layer name to what quantizes its inputs.
         """
+        for name, (args, shape) in record.get("caches", {}).items():  # whose values `weights` reads
+            dtype: Any = state.model.dtype
+            scales = (torch.ones(shape, dtype=dtype) for _ in SCALES)
+            round_cache(stage.modules[name], QuantizationArgs.from_dict(args), *scales)
         names = _names_by_tensor(state.model)
         for name, module in stage.modules.items():
             self._written.update(full for full, _ in self._unwritten(name, module, names))
@@ -200,6 +216,9 @@ class Output:
         config.save_pretrained(self.folder)
         ignored = unquantized_on_disk(model, state.schemes, self._names)
         quantization = self.format.config(schemes_on_disk(state.schemes, self._names), ignored)
+        caches = [args for _, args in rounded_caches(dict(model.named_modules()))]
+        if caches:
+            quantization = self.format.with_cache(quantization, caches[0])
         if quantization is not None:
             saved = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
             self._writer.write_json("config.json", {**saved, "quantization_config": quantization})
@@ -207,6 +226,14 @@ class Output:
             # Not save_pretrained, which refuses a temperature beside do_sample=False, as many models have it.
             text = model.generation_config.to_json_string(use_diff=True, keys_to_pop=["compile_config"])
             self._writer.write_text("generation_config.json", text)
+
+
+def _cache_records(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """What a later run must know of attention modules whose keys and values are quantized."""
+    return {
+        name: [args.to_dict(), list(modules[name].get_buffer(SCALES[0]).shape)]
+        for name, args in rounded_caches(modules)
+    }
 
 
 def _names_by_tensor(model: nn.Module) -> dict[int, set[str]]:

@@ -12,6 +12,7 @@ from coldpress import registry
 from coldpress.checkpoint import CheckpointReader, Format, SchemeLookup
 from coldpress.checkpoint.names import checkpoint_names
 from coldpress.errors import BrokenPluginError, CheckpointError, ModelError, UnknownPluginError
+from coldpress.models.attention import SCALES, round_caches
 from coldpress.models.experts import linear_experts, linearize_experts
 from coldpress.models.quiet import no_bar
 from coldpress.models.simulation import simulate_activations
@@ -59,7 +60,9 @@ def load_compressed(
     names = checkpoint_names(skeleton)
     reader = CheckpointReader(folder)
     reader.check()
+    cache = form.cache(quantization)
     weights, quantized = _decode(reader, skeleton, form, form.read(quantization), kind)
+    scales = {name: weights.pop(name) for name in list(weights) if cache and name.rpartition(".")[2] in SCALES}
     if linear_experts(skeleton):
         weights = {names.in_memory(name): tensor for name, tensor in weights.items()}
         model, missing, extra = _filled(skeleton, weights, dtype)
@@ -75,6 +78,8 @@ def load_compressed(
         log.warning("not read from %s: %s", folder, ", ".join(extra))
     for name, layer in quantized.items():
         simulate_activations(model.get_submodule(name), layer)
+    if cache is not None and scales:
+        round_caches(model, cache, {name: scale.to(model.dtype) for name, scale in scales.items()})
     return model
 
 

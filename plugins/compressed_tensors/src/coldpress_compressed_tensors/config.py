@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from coldpress import CheckpointError, Scheme, SchemeError, preset
+from coldpress import CheckpointError, QuantizationArgs, Scheme, SchemeError, preset
 from coldpress_compressed_tensors.layout import DENSE, choose
 
 QUANT_METHOD = "compressed-tensors"
@@ -105,7 +105,6 @@ def read_config(config: Mapping[str, Any]) -> ConfigLookup:
         CheckpointError: it contradicts itself, or says what cannot be read yet.
     """
     for key, what in (
-        ("kv_cache_scheme", "a quantized KV cache"),
         ("transform_config", "rotations that run with the model"),
         ("sparsity_config", "the sparse layouts of old releases"),
     ):
@@ -122,6 +121,19 @@ def read_config(config: Mapping[str, Any]) -> ConfigLookup:
     # A later group takes a target from an earlier one; patterns come after names.
     ordered = {target: targets[target] for target in sorted(targets, key=lambda text: ("re:" in text, text))}
     return ConfigLookup(ordered, Patterns.of(ignore))
+
+
+def read_cache(config: Mapping[str, Any]) -> QuantizationArgs | None:
+    """How keys and values are quantized; None when they are not.
+
+    Raises:
+        CheckpointError: `kv_cache_scheme` is not understood.
+    """
+    found = config.get("kv_cache_scheme")
+    try:
+        return QuantizationArgs.from_dict(found) if found else None
+    except SchemeError as error:
+        raise CheckpointError(f"quantization_config.kv_cache_scheme: {error}") from error
 
 
 def _groups(schemes: Mapping[str, Scheme]) -> list[Scheme]:

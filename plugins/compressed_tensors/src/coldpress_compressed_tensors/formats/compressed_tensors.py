@@ -25,7 +25,7 @@ from coldpress_compressed_tensors.algorithm import (
     unpack_codes,
     unpack_zero_points,
 )
-from coldpress_compressed_tensors.config import read_config, write_config
+from coldpress_compressed_tensors.config import read_cache, read_config, write_config
 from coldpress_compressed_tensors.layout import DENSE, LAYOUTS, PACK, PACKED_FLOATS, choose, obstacle
 
 
@@ -38,6 +38,7 @@ class CompressedTensorsFormat(Format):
     """
 
     fuses_layers: ClassVar[bool] = True
+    writes_cache: ClassVar[bool] = True
 
     quantization_format: str | None = field(default=None)
 
@@ -89,6 +90,14 @@ class CompressedTensorsFormat(Format):
         if not schemes:
             return None
         return write_config({n: evolve(s, format=self._layout(s)) for n, s in schemes.items()}, ignore)
+
+    def with_cache(self, config: dict[str, Any] | None, args: QuantizationArgs) -> dict[str, Any]:
+        """The table with `kv_cache_scheme`; where no layer is quantized, a table that says only that."""
+        return {**(config or write_config({}, [])), "kv_cache_scheme": args.to_dict()}
+
+    def cache(self, config: Mapping[str, Any]) -> QuantizationArgs | None:
+        """`kv_cache_scheme`."""
+        return read_cache(config)
 
     def read(self, config: Mapping[str, Any]) -> SchemeLookup:
         """Read a table of this format, ours or the library's."""

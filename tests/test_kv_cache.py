@@ -1,0 +1,181 @@
+"""Keys and values, quantized where attention runs: the scales, the simulation, the checkpoint and its readers."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from coldpress import CalibrationError, CheckpointReader, SchemeError, load_model, oneshot
+from coldpress.evaluation import perplexity
+from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
+from coldpress_quantization import QuantizationModifier
+
+FP8 = {"num_bits": 8, "type": "float", "strategy": "tensor", "observer": "static_minmax"}
+HEADS = FP8 | {"strategy": "attn_head"}
+INT8 = FP8 | {"type": "int"}
+ATTENTION = "model.layers.1.self_attn"
+
+
+def only_cache(args=FP8, **settings):
+    return QuantizationModifier(kv_cache_scheme=args, ignore=["lm_head"], **settings)
+
+
+def compress(modifier, *, model=None, data=None, **arguments):
+    return oneshot(
+        model or tiny_llama(),
+        modifier,
+        dataset=data or batches(rows=4),
+        tokenizer=tiny_tokenizer(),
+        quiet=True,
+        **{"pipeline": "basic", **arguments},
+    )
+
+
+def cached(model, data, layer):
+    """Keys and values that the model's own cache holds after it ran, [rows, heads, tokens, D] each."""
+    with torch.no_grad():
+        caches = [model(**batch, use_cache=True).past_key_values.layers[layer] for batch in data]
+    return torch.cat([cache.keys for cache in caches]), torch.cat([cache.values for cache in caches])
+
+
+@pytest.mark.parametrize(("args", "top"), [(FP8, 448.0), (INT8, 127.5)], ids=["FP8", "INT8"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_scales_are_those_of_what_the_cache_would_hold(args, top, implementation):
+    plain, data = tiny_llama(), batches(rows=4)
+    keys, values = cached(plain, data, 1)
+    model = tiny_llama()
+    model.set_attn_implementation(implementation)
+
+    attention = compress(only_cache(args), model=model, data=data).get_submodule(ATTENTION)
+
+    assert attention.k_scale.shape == attention.v_scale.shape == (1,)
+    torch.testing.assert_close(attention.k_scale, keys.abs().max().reshape(1) / top)
+    torch.testing.assert_close(attention.v_scale, values.abs().max().reshape(1) / top)
+
+
+def test_every_head_may_have_its_own_scale():
+    keys, values = cached(tiny_llama(), batches(rows=4), 1)
+
+    attention = compress(only_cache(HEADS)).get_submodule(ATTENTION)
+
+    for scale, x in ((attention.k_scale, keys), (attention.v_scale, values)):
+        torch.testing.assert_close(scale, x.abs().amax(dim=(0, 2, 3)).reshape(-1, 1, 1) / 448)
+
+
+def test_attention_sees_rounded_keys_and_values():
+    from coldpress.models import attention as taps
+
+    data = batches(rows=2, seed=3)
+    model = compress(only_cache())
+    seen = {}
+
+    def look(module, key, value, mask):
+        seen[module] = key, value
+        return rounding(module, key, value, mask)
+
+    attention = model.get_submodule(ATTENTION)
+    rounding = attention.coldpress_attention_tap
+    attention.coldpress_attention_tap = look
+    said = logits(model, data[:1])
+    key, value = seen[attention]
+    attention.coldpress_attention_tap = lambda *_: (
+        (key / attention.k_scale).to(torch.float8_e4m3fn).float() * attention.k_scale,
+        (value / attention.v_scale).to(torch.float8_e4m3fn).float() * attention.v_scale,
+    )
+
+    assert isinstance(rounding, taps.CacheRounding)
+    assert torch.equal(logits(model, data[:1]), said)
+    assert not torch.equal(logits(tiny_llama(), data[:1]), said)
+
+
+def test_generating_with_a_cache_is_reading_without_one():
+    model, ids = compress(only_cache()), batches(rows=1, length=12)[0]["input_ids"]
+
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits[:, -1]
+        first = model(input_ids=ids[:, :6], use_cache=True)
+        last = model(input_ids=ids[:, 6:], past_key_values=first.past_key_values, use_cache=True).logits[:, -1]
+
+    torch.testing.assert_close(last, whole)
+
+
+def test_padding_is_not_seen():
+    data = batches(rows=2, batch_size=2)
+    padded = [{name: torch.nn.functional.pad(value, (0, 5), value=0) for name, value in one.items()} for one in data]
+
+    without, with_padding = (compress(only_cache(), data=some).get_submodule(ATTENTION) for some in (data, padded))
+
+    torch.testing.assert_close(with_padding.k_scale, without.k_scale)
+    torch.testing.assert_close(with_padding.v_scale, without.v_scale)
+
+
+@pytest.mark.parametrize("pipeline", ["basic", "sequential", "layer_sequential", "independent"])
+@pytest.mark.parametrize("scheme", [None, "W8A8"])
+def test_what_is_saved_is_loaded_again(pipeline, scheme, tmp_path):
+    returned = compress(only_cache(scheme=scheme), pipeline=pipeline, output_dir=tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+
+    loaded = load_model(tmp_path / "out", device="cpu")
+
+    assert torch.equal(logits(loaded, batches(rows=2)), logits(returned, batches(rows=2)))
+    assert loaded.state_dict().keys() == returned.state_dict().keys()
+    found = config["quantization_config"]["kv_cache_scheme"]
+    assert (found["num_bits"], found["type"], found["strategy"], found["dynamic"]) == (8, "float", "tensor", False)
+    assert "coldpress" not in json.dumps(config)
+    assert {f"{ATTENTION}.k_scale", f"{ATTENTION}.v_scale"} <= set(CheckpointReader(tmp_path / "out").names())
+    assert perplexity(loaded, tiny_tokenizer(), "oil and stone" * 9, window=16).value == pytest.approx(
+        perplexity(returned, tiny_tokenizer(), "oil and stone" * 9, window=16).value
+    )
+
+
+@pytest.mark.parametrize("args", [FP8, HEADS], ids=["tensor", "attn_head"])
+def test_transformers_loads_the_scales(args, tmp_path):
+    returned = compress(only_cache(args, scheme="W8A8"), output_dir=tmp_path / "out")
+
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+    for name in ("k_scale", "v_scale"):
+        theirs = getattr(loaded.get_submodule(ATTENTION), name)
+        assert torch.equal(theirs.detach(), getattr(returned.get_submodule(ATTENTION), name))
+
+
+def test_the_recipe_reads_back(tmp_path):
+    recipe = "modifiers: [QuantizationModifier: {kv_cache_scheme: {num_bits: 8, type: float}, ignore: [lm_head]}]"
+    compress(recipe, output_dir=tmp_path / "first")
+    compress(tmp_path / "first/recipe.yaml", output_dir=tmp_path / "second")
+
+    first, second = (CheckpointReader(tmp_path / name) for name in ("first", "second"))
+    assert torch.equal(first.get(f"{ATTENTION}.k_scale"), second.get(f"{ATTENTION}.k_scale"))
+
+
+def test_layers_are_left_alone_with_a_reason(tmp_path):
+    compress(only_cache(), output_dir=tmp_path / "out")
+    layers = json.loads((tmp_path / "out/report.json").read_text())["layers"]
+
+    assert {line["reason"] for line in layers if "layers" in line["name"]} == {"only keys and values are quantized"}
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"dynamic": True, "strategy": "token"}, "dynamic=True"),
+        ({"symmetric": False}, "symmetric=false"),
+        ({"strategy": "channel"}, "strategy 'channel'"),
+        ({"num_bits": 9}, "no number format is called 'int9'"),
+    ],
+)
+def test_what_a_cache_cannot_have_is_refused(args, said):
+    with pytest.raises(SchemeError, match=said):
+        only_cache(args)
+
+
+def test_a_dense_checkpoint_cannot_say_it(tmp_path):
+    with pytest.raises(SchemeError, match="cannot say how keys and values are quantized"):
+        compress(only_cache(), format="dense", output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_targets_before_the_attention_are_not_enough():
+    with pytest.raises(CalibrationError, match=r"saw 1 of 4 batches: .*must include one after the attention"):
+        compress(only_cache(targets=["re:.*layers.0.*q_proj"]))
