@@ -33,7 +33,7 @@ from coldpress.statistic import Statistic
 
 log = logging.getLogger(__name__)
 
-_TEXT = frozenset({"input_ids", "attention_mask", "labels"})
+_TEXT = frozenset({"input_ids", "attention_mask", "labels", "use_cache"})
 
 
 @frozen(eq=False)
@@ -216,7 +216,7 @@ def _probed(state: State, block: str, module: nn.Module, shared: Any) -> Dataflo
                 return find_pairs(module, calls[block], shared=shared, seed=state.seed)
         except ModelError as error:
             reason = str(error)
-    return f"probing failed: {reason}"
+    return f"probing failed: {reason.splitlines()[0][:200]}"
 
 
 def _probing_batches(state: State) -> list[dict[str, Any]]:

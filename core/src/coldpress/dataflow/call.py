@@ -52,7 +52,7 @@ def capture(model: nn.Module, names: Sequence[str], batch: Mapping[str, Any]) ->
     ]
     try:
         with torch.no_grad():
-            model(**batch, **_without_cache(model))
+            model(**{**batch, **_without_cache(model)})
     except _EnoughError:
         pass
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError) as e:
