@@ -157,3 +157,24 @@ def test_in_memory_and_as_dense_weights_schemes_may_be_split(tmp_path):
         output_dir=tmp_path / "out",
         quiet=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("FP8_DYNAMIC", "float-quantized"), ("W4A16", "pack-quantized"), ("NVFP4A16", "nvfp4-pack-quantized")],
+)
+def test_two_of_four_weights_stay_zero_on_disk(name, layout, tmp_path):
+    import json
+
+    recipe = f"""
+    modifiers:
+      - MagnitudePruningModifier: {{mask_structure: "2:4", ignore: [lm_head]}}
+      - QuantizationModifier: {{scheme: {name}, ignore: [lm_head]}}
+    """
+    oneshot(tiny_llama(), recipe, tokenizer=tiny_tokenizer(), output_dir=tmp_path / "out", quiet=True)
+    config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+
+    assert config["format"] == layout  # the library has given up the layouts that leave zeros out
+    assert config["sparsity_config"] == {}
+    weight = load_model(tmp_path / "out", device="cpu").model.layers[1].mlp.up_proj.weight
+    assert (weight.reshape(-1, 4) != 0).sum(1).max() == 2

@@ -1,0 +1,36 @@
+"""docs/schemes.md has every preset, in the layout and with the bits that are written."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from coldpress import preset, preset_names
+from coldpress.testing.rounding import rounded_weight
+from coldpress_compressed_tensors import CompressedTensorsFormat
+
+TEXT = (Path(__file__).parents[1] / "docs/schemes.md").read_text(encoding="utf-8")
+ROWS = {
+    name: (layout, float(bits))
+    for names, layout, bits in re.findall(r"^\| (`[^|]+`) \|.*\| `([a-z0-9-]+)` \| ([0-9.]+) \|", TEXT, re.MULTILINE)
+    for name in re.findall(r"`(\w+)`", names)
+}
+
+
+def test_every_preset_has_a_row_and_no_other():
+    assert sorted(ROWS) == sorted(set(preset_names()) - {"UNQUANTIZED"})
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_layout_and_bits_are_those_that_are_written(name):
+    form = CompressedTensorsFormat()
+    weight = torch.randn(128, 4096, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    tensors = form.tensors(rounded_weight(weight, preset(name)))
+    (group,) = form.config({"layer": preset(name)}, [])["config_groups"].values()
+
+    large = [tensor for tensor in tensors.values() if tensor.numel() > 2]  # no global scale, no shape
+    bits = 8 * sum(tensor.numel() * tensor.element_size() for tensor in large) / weight.numel()
+    assert group["format"] == ROWS[name][0]
+    assert bits == pytest.approx(ROWS[name][1], abs=0.011)
