@@ -179,3 +179,40 @@ def test_a_dense_checkpoint_cannot_say_it(tmp_path):
 def test_targets_before_the_attention_are_not_enough():
     with pytest.raises(CalibrationError, match=r"saw 1 of 4 batches: .*must include one after the attention"):
         compress(only_cache(targets=["re:.*layers.0.*q_proj"]))
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_run_that_was_interrupted_gives_the_same_scales(streamed, tmp_path, monkeypatch):
+    from coldpress.checkpoint.output import Output
+
+    tiny_llama().save_pretrained(tmp_path / "source")
+    keep, done = Output.keep, []
+
+    class StopError(Exception):
+        pass
+
+    def stop(self, stage, state):
+        if len(done) == 2:
+            raise StopError
+        keep(self, stage, state)
+        done.append(stage.name)
+
+    def run(folder):
+        model = str(tmp_path / "source") if streamed else tiny_llama()
+        modifier = only_cache(scheme="W8A8")
+        return compress(modifier, model=model, pipeline="sequential", output_dir=tmp_path / folder)
+
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "keep", stop)
+        with pytest.raises(StopError):
+            run("out")
+    resumed = run("out")
+
+    assert len(done) == 2
+    one, other = (CheckpointReader(tmp_path / name) for name in ("whole", "out"))
+    assert sorted(one.names()) == sorted(other.names())
+    assert all(torch.equal(one.get(name), other.get(name)) for name in one.names())
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("whole", "out")]
+    assert configs[0] == configs[1]
+    assert torch.equal(logits(resumed, batches(rows=2)), logits(whole, batches(rows=2)))
