@@ -21,7 +21,7 @@ from torch import Tensor
 from coldpress import NumberFormat, QuantizationArgs, number_format
 from coldpress.numerics import Factor, dequantize, factorize, quantize, search_qparams
 
-LEAST = 0.525
+LEAST = 0.325
 """Share of its range to which a group is shrunk at most in a search for scales."""
 
 _MICRO = 32  # columns whose errors come one by one; those of earlier columns of the block come in one product

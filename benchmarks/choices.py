@@ -1,0 +1,130 @@
+"""What each choice of a modifier costs and gains, one at a time, on a real model: seconds, perplexity, mean KL.
+
+    python benchmarks/choices.py gptq --write
+
+The model is the embedded one in bfloat16, calibrated on 32 samples of 512 tokens of coldpress/short with seed 0.
+Perplexity and KL to the original are those of the held-out text of coldpress/short.
+Every line is one `oneshot` in this process, with what the line names changed against the first one.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coldpress import divergence, load_model, load_tokenizer, oneshot, perplexity
+
+RESULTS = Path(__file__).parent / "results"
+INT4 = {"scheme": "W4A16", "group_size": 64, "ignore": ["lm_head"]}
+INT3 = {
+    "ignore": ["lm_head"],
+    "config_groups": {"all": {"targets": ["Linear"], "weights": {"num_bits": 3, "group_size": 64}}},
+}
+SPARSE = {"mask_structure": "2:4", "ignore": ["lm_head"]}
+Line = tuple[str, list[dict[str, dict[str, Any]]], dict[str, Any]]  # label, modifiers, arguments of oneshot
+
+
+def _gptq(settings: dict[str, Any]) -> list[Line]:
+    def line(label: str, arguments: dict[str, Any] | None = None, **changed: Any) -> Line:
+        return label, [{"GPTQModifier": {**settings, **changed}}], arguments or {}
+
+    return [
+        line("as it is"),
+        ("rounding to nearest instead", [{"QuantizationModifier": settings}], {}),
+        line("scales from the range: `weight_observer: memoryless_minmax`", weight_observer="memoryless_minmax"),
+        line("scales from plain squared errors: `weight_observer: mse`", weight_observer="mse"),
+        line("columns from left to right: `actorder: null`", actorder=None),
+        line("blocks as a whole: `true_sequential=False`", {"true_sequential": False}),
+        line("`propagate_error=False`", {"propagate_error": False}),
+        line("`dampening_frac: 0.001`", dampening_frac=0.001),
+        line("`dampening_frac: 0.1`", dampening_frac=0.1),
+    ]
+
+
+GROUPS: dict[str, list[Line]] = {
+    "gptq": _gptq(INT4),
+    "gptq-3bit": _gptq(INT3)[:3],
+    "pruning": [
+        ("SparseGPT 2:4", [{"SparseGPTModifier": SPARSE}], {}),
+        ("Wanda 2:4", [{"WandaModifier": SPARSE}], {}),
+        ("magnitude 2:4", [{"MagnitudePruningModifier": SPARSE}], {}),
+        ("SparseGPT 2:4, then GPTQ", [{"SparseGPTModifier": SPARSE}, {"GPTQModifier": INT4}], {}),
+        ("SparseGPT 2:4, then rounding", [{"SparseGPTModifier": SPARSE}, {"QuantizationModifier": INT4}], {}),
+    ],
+}
+
+
+def measure(lines: list[Line]) -> list[dict[str, Any]]:
+    """The original, and then every line."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    original = load_model("smollm2", dtype=torch.bfloat16, device="cpu")
+    tokenizer = load_tokenizer("smollm2", original)
+    found = [{"choice": "the original", "perplexity": perplexity(original, tokenizer).value}]
+    for label, modifiers, arguments in lines:
+        model = load_model("smollm2", dtype=torch.bfloat16, device="cpu")
+        start = time.perf_counter()
+        oneshot(
+            model,
+            json.dumps({"modifiers": modifiers}),
+            tokenizer=tokenizer,
+            dataset="coldpress/short",
+            num_calibration_samples=32,
+            max_seq_length=512,
+            quiet=True,
+            **arguments,
+        )
+        seconds = time.perf_counter() - start
+        cost, distance = perplexity(model, tokenizer), divergence(model, original, tokenizer)
+        numbers = {
+            "seconds": seconds,
+            "perplexity": cost.value,
+            "kl": distance.kl,
+            "kl_error": distance.kl_standard_error,
+        }
+        found.append({"choice": label, **numbers})
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    return found
+
+
+def table(found: list[dict[str, Any]], group: str) -> str:
+    """The outcome for a person."""
+    lines = [
+        f"# Choices of {group}",
+        "",
+        f"`python benchmarks/choices.py {group} --write`",
+        "",
+        f"SmolLM2-135M in bfloat16, 32 x 512 tokens, {os.cpu_count()} cores; perplexity and mean KL to the original on "
+        "held-out text.",
+        "",
+        "| choice | seconds | perplexity | KL |",
+        "|---|--:|--:|--:|",
+    ]
+    for line in found:
+        kl = f"{line['kl']:.4f} ± {line['kl_error']:.4f}" if "kl" in line else ""
+        seconds = f"{line['seconds']:.0f}" if "seconds" in line else ""
+        lines.append(f"| {line['choice']} | {seconds} | {line['perplexity']:.2f} | {kl} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("group", choices=list(GROUPS), help=", ".join(GROUPS))
+    parser.add_argument("--write", action="store_true", help="write results/choices-GROUP.{md,json}")
+    options = parser.parse_args()
+    found = measure(GROUPS[options.group])
+    text = table(found, options.group)
+    print(text)
+    if options.write:
+        RESULTS.mkdir(exist_ok=True)
+        stem = RESULTS / f"choices-{options.group}"
+        stem.with_suffix(".md").write_text(text, encoding="utf-8")
+        stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
