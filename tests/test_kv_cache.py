@@ -216,3 +216,12 @@ def test_a_run_that_was_interrupted_gives_the_same_scales(streamed, tmp_path, mo
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("whole", "out")]
     assert configs[0] == configs[1]
     assert torch.equal(logits(resumed, batches(rows=2)), logits(whole, batches(rows=2)))
+
+
+def test_a_model_in_memory_is_saved_later_with_its_scales(tmp_path):
+    returned = compress(only_cache(scheme="W8A8"))
+    returned.save_pretrained(tmp_path / "out")
+
+    loaded = load_model(tmp_path / "out", device="cpu")
+
+    assert torch.equal(logits(loaded, batches(rows=2)), logits(returned, batches(rows=2)))

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
 from coldpress import CheckpointReader, SchemeError, load_model, oneshot, preset, preset_names
+from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress_quantization import QuantizationModifier
 
@@ -178,3 +179,31 @@ def test_two_of_four_weights_stay_zero_on_disk(name, layout, tmp_path):
     assert config["sparsity_config"] == {}
     weight = load_model(tmp_path / "out", device="cpu").model.layers[1].mlp.up_proj.weight
     assert (weight.reshape(-1, 4) != 0).sum(1).max() == 2
+
+
+@pytest.mark.parametrize("name", ["NVFP4", "NVFP4A16"])
+def test_the_halves_of_an_expert_share_a_global_scale_and_an_expert_without_tokens_has_that_of_the_others(
+    name, tmp_path
+):
+    modifier = QuantizationModifier(scheme=name, ignore=["lm_head", "re:.*gate$"])
+    oneshot(
+        tiny_mixture("mixtral", experts=8),
+        modifier,
+        dataset=batches(rows=1, length=3),
+        moe_calibrate_all_experts=False,
+        tokenizer=tiny_tokenizer(),
+        output_dir=tmp_path / "out",
+        quiet=True,
+    )
+    reader = CheckpointReader(tmp_path / "out")
+    names = [name for name in reader.names() if name.endswith("global_scale")]
+    parts = {name.rpartition(".")[0] for name in names if ".experts." in name}
+    weights = {part: reader.get(f"{part}.weight_global_scale") for part in parts}
+
+    assert all(torch.isfinite(reader.get(name)).all() for name in names)
+    assert len(parts) == 2 * 8 * 3
+    for part in parts:
+        if part.endswith("w1"):
+            assert weights[part] == weights[part.removesuffix("w1") + "w3"] != weights[part.removesuffix("w1") + "w2"]
+        if name == "NVFP4":
+            assert reader.get(f"{part}.input_global_scale") > 0
