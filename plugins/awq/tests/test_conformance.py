@@ -9,3 +9,8 @@ test_groups = conformance(
 test_rows = conformance(
     "AWQModifier", settings={"scheme": "W4A16", "group_size": -1, "n_grid": 4, "ignore": ["lm_head"]}
 )
+
+test_blocks = conformance(
+    "AWQModifier",
+    settings={"scheme": "W4A16", "group_size": 32, "ignore": ["lm_head"], "objective": "block", "n_grid": 3},
+)

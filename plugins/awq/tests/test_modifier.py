@@ -115,6 +115,18 @@ def test_with_a_scheme_it_does_what_it_does_before_rounding():
     assert alone.quantized[DOWN].scheme == beside.quantized[DOWN].scheme
 
 
+def test_running_blocks_again_chooses_by_their_outputs_and_leaves_nothing():
+    model = outlying()
+    block = run(AWQModifier(objective="block"), Rounding(**W4), model=model)
+    gram = run(AWQModifier(), Rounding(**W4))
+
+    assert block.report[UP].notes["predicted_gain"] > 0.05
+    assert block.report[UP].notes["predicted_gain"] != gram.report[UP].notes["predicted_gain"]
+    assert not block.scratch
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert error(AWQModifier(objective="block"), Rounding(**W4)) < 0.9 * error(Rounding(**W4))
+
+
 def test_every_pair_is_scaled_and_says_how():
     state = run(AWQModifier(), Rounding(**W4))
 

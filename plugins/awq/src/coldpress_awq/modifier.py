@@ -20,7 +20,8 @@ from coldpress import (
     Statistic,
     hookimpl,
 )
-from coldpress_awq.algorithm import Reader, best, candidate_scales, relative_size
+from coldpress_awq.algorithm import Reader, best, candidate_scales, relative_size, rounded
+from coldpress_awq.replay import Replay, common_parent, distance, replaced
 from coldpress_awq.rounding import Rounding
 from coldpress_awq.sample import SampledGram
 
@@ -40,6 +41,8 @@ class AWQModifier(Smoother):
     Attributes:
         duo_scaling: scales follow activations and weights; False follows activations only, "both" tries both.
         n_grid: how many ratios are tried for each pair.
+        objective: `gram` compares the outputs of the readers, on their Gram matrices; `block` runs the attention or MLP
+            that holds them again, for each ratio, on the first batches, as the original does: many times slower.
         scheme: of its own rounding, as in `QuantizationModifier`.
         config_groups: schemes in full, instead of `scheme`.
         group_size: columns that share a scale, in place of the preset's.
@@ -51,6 +54,7 @@ class AWQModifier(Smoother):
 
     duo_scaling: bool | Literal["both"] = field(default=True, validator=in_((True, False, "both")))
     n_grid: int = field(default=20, validator=ge(1))
+    objective: Literal["gram", "block"] = field(default="gram", validator=in_(("gram", "block")))
     scheme: str | dict[str, str | list[str]] | None = None
     config_groups: dict[str, Scheme] | None = field(default=None)
     group_size: int | None = None
@@ -105,6 +109,8 @@ class AWQModifier(Smoother):
                 "QuantizationModifier or a GPTQModifier after it, or give it a scheme"
             )
         super().initialize(state, stage)
+        if self.objective == "block":
+            self._record(state, stage)
         if self.rounding is not None:
             self.rounding.initialize(state, stage)
 
@@ -144,11 +150,44 @@ class AWQModifier(Smoother):
         scales, names = candidate_scales(
             activity, _weight_size(readers, len(activity)), n_grid=self.n_grid, duo_scaling=self.duo_scaling
         )
-        chosen, errors = best(readers, scales)
+        replay = self._replay(state, smoothing)
+        if replay is None:
+            chosen, errors = best(readers, scales)
+        else:
+            chosen, errors = self._best_replayed(state, smoothing, scales, replay)
         for layer in seen:
             gain = float(1 - errors[chosen] / errors[0].clamp(min=1e-30))
             state.report[layer.name].notes |= {**names[chosen], "predicted_gain": round(gain, 4)}
         return scales[chosen]
+
+    def _record(self, state: State, stage: Stage) -> None:
+        """Keep what the parents of several readers are called with; of one reader the Gram matrix tells all."""
+        for smoothing in self.smoothings(state, stage):
+            parent = common_parent([layer.name for layer in smoothing.layers])
+            if len(smoothing.layers) > 1 and parent in stage.modules and parent != stage.name:
+                state.scratch[self, smoothing.layers[0]] = Replay(state.model.get_submodule(parent)).start()
+
+    def _replay(self, state: State, smoothing: Smoothing) -> Replay | None:
+        if (self, smoothing.layers[0]) not in state.scratch:
+            return None
+        replay: Replay = state.scratch.pop(self, smoothing.layers[0])
+        replay.stop()
+        return replay if replay.calls else None
+
+    def _best_replayed(self, state: State, smoothing: Smoothing, scales: Tensor, replay: Replay) -> tuple[int, Tensor]:
+        """The candidate that changes the outputs of the parent least, and what each of them changes, [P]."""
+        layers = {layer.name: layer for layer in smoothing.layers if self._weights(state, layer) is not None}
+        before, errors = list(replay.outputs()), []
+        for scale in scales:
+            new = {}
+            for name, layer in layers.items():
+                args, spread = self._weights(state, layer), smoothing.pair.spread(scale, name)  # [I]
+                assert args is not None
+                new[name] = rounded(layer.weight.float() * spread, args) / spread
+            with replaced({name: layer.weight for name, layer in layers.items()}, new):
+                errors.append(distance(before, replay.outputs()))
+        found = torch.stack(errors).nan_to_num(torch.inf)
+        return int(found.argmin()), found
 
     def _weights(self, state: State, layer: Layer) -> QuantizationArgs | None:
         """How the weights of a layer will be quantized."""
