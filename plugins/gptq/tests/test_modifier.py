@@ -173,3 +173,20 @@ def test_w8a8_has_dynamic_inputs_too():
 
     assert state.schemes[DOWN].input_activations.dynamic
     assert state.quantized[DOWN].scale.shape == (128, 1)
+
+
+@pytest.mark.parametrize("scheme", ["NVFP4A16", "MXFP4A16", "FP8_DYNAMIC", "FP8_BLOCK", "W4A16_ASYM", "W8A8"])
+@pytest.mark.parametrize("observer", [None, "mse"])
+def test_every_kind_of_weight_is_solved_and_closer_than_rounded(scheme, observer):
+    settings = {"scheme": scheme, "group_size": None, "weight_observer": observer, "targets": ["Linear"]}
+    ours = run(gptq(**settings))
+    plain = run(find("modifiers", "QuantizationModifier")(scheme=scheme, ignore=["lm_head"], weight_observer="mse"))
+    name = "model.layers.0.self_attn.q_proj"  # its inputs are those of the original in both
+    inputs, before = seen_by(name), tiny_llama().get_submodule(name).weight
+
+    changes = [(state.model.get_submodule(name).weight - before) @ inputs.t() for state in (ours, plain)]
+    assert ours.report[name].status == "quantized"
+    assert changes[0].norm() < changes[1].norm()
+    kept = ours.quantized[name]
+    if scheme == "NVFP4A16":  # layers that engines fuse have one global scale
+        assert torch.equal(kept.global_scale, ours.quantized["model.layers.0.self_attn.k_proj"].global_scale)

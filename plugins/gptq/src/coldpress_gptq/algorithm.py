@@ -84,9 +84,11 @@ def prepare(gram: Tensor, *, dampening_frac: float, by_activity: bool) -> Prepar
     return Prepared(order, factorize(gram, dampening_frac=dampening_frac), diagonal)
 
 
-def searched_qparams(weight: Tensor, args: QuantizationArgs, importance: Tensor) -> tuple[Tensor, Tensor]:
+def searched_qparams(
+    weight: Tensor, args: QuantizationArgs, importance: Tensor, *, global_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Scale and zero point of each group, of the shrunk range that loses least under `importance`, [I]."""
-    return search_qparams(weight, args, importance, least=LEAST)
+    return search_qparams(weight, args, importance, least=LEAST, global_scale=global_scale)
 
 
 def gptq(

@@ -95,9 +95,17 @@ class GPTQModifier(Quantizer):
             args = self._weights(together[0])
             assert args is not None
             weights = [layer.weight for layer in together]
-            qparams = [self._qparams(weight, args, prepared.importance) for weight in weights]
+            factors = [self.global_scale(state, layer) for layer in together]
+            qparams = [
+                self._qparams(weight, args, prepared.importance, factor)
+                for weight, factor in zip(weights, factors, strict=True)
+            ]
+            effective = [
+                (scale if factor is None else scale / factor, point)
+                for (scale, point), factor in zip(qparams, factors, strict=True)
+            ]
             solutions = gptq(
-                weights, qparams, prepared, args, block_size=self.block_size, keep_zeros=self._keeps_zeros(weights)
+                weights, effective, prepared, args, block_size=self.block_size, keep_zeros=self._keeps_zeros(weights)
             )
             for layer, (scale, point), solution in zip(together, qparams, solutions, strict=True):
                 quantized = evolve(self.quantized(state, layer), codes=solution.codes, scale=scale, zero_point=point)
@@ -113,16 +121,19 @@ class GPTQModifier(Quantizer):
         for layer in layers:
             args = self._weights(layer)
             assert args is not None
-            weight = layer.weight
-            scale, point = weight_qparams(weight, args) if by is None else self._qparams(weight, args, by.importance)
-            codes = quantize(weight, scale, point, args)
+            weight, factor = layer.weight, self.global_scale(state, layer)
+            scale, point = self._qparams(weight, args, None if by is None else by.importance, factor)
+            codes = quantize(weight, scale, point, args, global_scale=factor)
             state.set_quantized(layer, evolve(self.quantized(state, layer), codes=codes, scale=scale, zero_point=point))
             state.fall_back(layer, f"rounded to nearest: {reason}")
 
-    def _qparams(self, weight: Tensor, args: QuantizationArgs, importance: Tensor) -> tuple[Tensor, Tensor]:
-        if args.observer is not None:
-            return weight_qparams(weight, args)
-        return searched_qparams(weight, args, importance)
+    def _qparams(
+        self, weight: Tensor, args: QuantizationArgs, importance: Tensor | None, global_scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, from the search, or where that knows nothing or an observer is named, from that."""
+        if args.observer is not None or importance is None:
+            return weight_qparams(weight, args, global_scale=global_scale, importance=importance)
+        return searched_qparams(weight, args, importance, global_scale=global_scale)
 
     def _alike(self, layers: Sequence[Layer]) -> list[list[Layer]]:
         """Layers with the same scheme, dtype and care for zeros, side by side."""
