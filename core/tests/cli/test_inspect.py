@@ -110,3 +110,28 @@ def test_a_folder_without_a_sound_checkpoint_is_refused(coldpress, tmp_path, con
     assert answer.code == 2
     assert answer.out == ""
     assert str(tmp_path) in answer.err
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [("NVFP4A16", 4.5), ("MXFP4A16", 4.25), ("MXFP6A16", 6.25)])
+def test_packed_floats_have_their_own_width(coldpress, tmp_path, scheme, bits):
+    from coldpress import oneshot
+    from coldpress.testing.models import tiny_llama
+    from coldpress_quantization import QuantizationModifier
+
+    modifier = QuantizationModifier(scheme=scheme, ignore=["lm_head"])
+    oneshot(tiny_llama(dtype=torch.bfloat16), modifier, output_dir=tmp_path / "out", quiet=True)
+
+    found = look(coldpress, tmp_path / "out")
+
+    assert found["quantized_bits_per_weight"] == pytest.approx(bits, abs=0.01)
+
+
+def test_a_quantized_cache_has_a_line(coldpress, tmp_path):
+    from coldpress import oneshot
+    from coldpress.testing.models import batches, tiny_llama
+    from coldpress_quantization import QuantizationModifier
+
+    modifier = QuantizationModifier(kv_cache_scheme={"num_bits": 8, "type": "float"}, ignore=["lm_head"])
+    oneshot(tiny_llama(), modifier, dataset=batches(rows=2), pipeline="basic", output_dir=tmp_path / "out", quiet=True)
+
+    assert "KV cache: float8 tensor" in [part["name"] for part in look(coldpress, tmp_path / "out")["parts"]]

@@ -19,6 +19,7 @@ _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _PACKED = ("weight_packed", "qweight")
 _CODES = (*_PACKED, "weight")  # where the codes of a quantized layer are
 _SIGNS = (*_PACKED, "weight_scale", "weight_scale_inv")  # a layer with one of these is quantized
+_CACHE = ("k_scale", "v_scale")
 _COMPANIONS = ("scale", "scales", "_scale_inv", "zero_point", "qzeros", "g_idx", "weight_shape")
 
 
@@ -182,14 +183,21 @@ def _tensors(reader: CheckpointReader, config: Mapping[str, Any]) -> list[_Tenso
     for name in reader.names():
         module, _, suffix = name.rpartition(".")
         modules.setdefault(module, []).append(suffix)
+    lookup = _lookup(config)
     return [
-        _tensor(reader, module, suffix, suffixes, config) for module, suffixes in modules.items() for suffix in suffixes
+        _tensor(reader, module, suffix, suffixes, _bits(module, lookup, config))
+        for module, suffixes in modules.items()
+        for suffix in suffixes
     ]
 
 
-def _tensor(
-    reader: CheckpointReader, module: str, suffix: str, suffixes: Sequence[str], config: Mapping[str, Any]
-) -> _Tensor:
+def _bits(module: str, lookup: SchemeLookup | None, config: Mapping[str, Any]) -> int:
+    """How wide packed codes of a module are: GPTQ and AWQ say it for all; float4 where nobody says."""
+    scheme = lookup(module, ("Linear", "Module")) if lookup else None
+    return int(config.get("bits") or (scheme.weights.num_bits if scheme and scheme.weights else 4))
+
+
+def _tensor(reader: CheckpointReader, module: str, suffix: str, suffixes: Sequence[str], bits: int) -> _Tensor:
     name = _join(module, suffix)
     dtype, shape, companion = reader.dtype(name), reader.shape(name), suffix.endswith(_COMPANIONS)
     coded = _is_quantized(reader, module, suffixes) and (suffix in _CODES or companion)
@@ -197,7 +205,6 @@ def _tensor(
     if coded and "weight_shape" in suffixes and not companion:
         weights = int(reader.get(_join(module, "weight_shape")).prod())
     elif coded and suffix in _PACKED:
-        bits = int(config.get("bits") or 4)  # GPTQ and AWQ name their bits; what else has no shape is float4
         weights = weights * dtype.itemsize * 8 // bits
     plain_dtype = str(dtype).removeprefix("torch.")
     return _Tensor(name, module, suffix, plain_dtype, shape, reader.nbytes(name), coded, weights)
@@ -228,7 +235,7 @@ def _parts(tensors: Sequence[_Tensor], config: Mapping[str, Any]) -> tuple[Part,
     sums: dict[tuple[bool, str], _Sum] = {}
     lookup = _lookup(config)
     for tensor in tensors:
-        what = _scheme_words(tensor.module, lookup, config) if tensor.coded else _plain_words(tensor)
+        what = _scheme_words(tensor.module, lookup, config) if tensor.coded else _plain_words(tensor, config)
         total = sums.setdefault((tensor.coded, what), _Sum())
         total.modules.add(tensor.module)
         total.weights += tensor.weights
@@ -241,7 +248,10 @@ def _parts(tensors: Sequence[_Tensor], config: Mapping[str, Any]) -> tuple[Part,
     return tuple(sorted(parts, key=lambda part: (not part.quantized, -part.nbytes)))
 
 
-def _plain_words(tensor: _Tensor) -> str:
+def _plain_words(tensor: _Tensor, config: Mapping[str, Any]) -> str:
+    cache = config.get("kv_cache_scheme")
+    if cache and tensor.suffix in _CACHE:
+        return f"KV cache: {cache.get('type', 'int')}{cache.get('num_bits', 8)} {cache.get('strategy') or 'tensor'}"
     if len(tensor.shape) < 2:
         return f"norms, biases: {tensor.dtype}"
     return f"{'embeddings' if _is_embedding(tensor.module) else 'other matrices'}: {tensor.dtype}"
