@@ -37,6 +37,7 @@ class GPTQModifier(Quantizer):
             and order on disk as ever; None rounds from left to right.
         preserve_sparsity_mask: zeros stay zeros; None keeps them where a fifth of the weights or more are zero.
         offload_hessians: understood and without effect: Gram matrices live no longer than their stage.
+        batched_quantization: understood and without effect: layers that read the same input are solved together.
     """
 
     traits: ClassVar[frozenset[str]] = Quantizer.traits | {READS_DATA}
@@ -48,6 +49,7 @@ class GPTQModifier(Quantizer):
     )
     preserve_sparsity_mask: bool | None = None
     offload_hessians: bool = False
+    batched_quantization: int | Literal["auto"] | None = "auto"
 
     def needs_data(self) -> bool:
         """Always."""
