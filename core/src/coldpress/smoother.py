@@ -130,6 +130,7 @@ class Smoother(Modifier):
         if isinstance(flow, str):
             if self.mappings is not None and counting:
                 raise ModelError(f"{name or type(block).__name__}: mappings cannot be checked: {flow}")
+            log.warning("nothing in %s is smoothed: %s", name or type(block).__name__, flow)
             leave(state, counting.values(), flow)
             return []
         pairs = flow.pairs if self.mappings is None else resolve_in(block, flow, self.mappings, prefix=name)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 def is_meta(model: nn.Module) -> bool:
     """Whether any parameter has no data."""
@@ -23,6 +25,8 @@ def skeleton(model: nn.Module, blocks: Sequence[str]) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for name, module in new.named_modules():
         vars(module).pop("forward", None)  # a pipeline's door, which leads to the original
+        for hooks in HOOKS:  # as do those that fetch weights
+            getattr(module, hooks).clear()
         if name in blocks:
             module.register_forward_pre_hook(lambda m, _: fill(m, generator))
             module.register_forward_hook(lambda m, *_: _drop(m))

@@ -16,11 +16,9 @@ from coldpress.dataflow.certificate import deviation, random_scales, restore, sn
 from coldpress.dataflow.fold import fold
 from coldpress.dataflow.orientation import is_linear
 from coldpress.dataflow.pair import Pair
-from coldpress.dataflow.skeleton import fill
+from coldpress.dataflow.skeleton import HOOKS, fill
 from coldpress.dataflow.tap import Tap, Use
 from coldpress.errors import ModelError
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @frozen(eq=False)
