@@ -40,9 +40,6 @@ def _gptq(settings: dict[str, Any]) -> list[Line]:
         line("scales from plain squared errors: `weight_observer: mse`", weight_observer="mse"),
         line("columns from left to right: `actorder: null`", actorder=None),
         line("blocks as a whole: `true_sequential=False`", {"true_sequential": False}),
-        line("`propagate_error=False`", {"propagate_error": False}),
-        line("`dampening_frac: 0.001`", dampening_frac=0.001),
-        line("`dampening_frac: 0.1`", dampening_frac=0.1),
     ]
 
 
