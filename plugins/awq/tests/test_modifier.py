@@ -19,6 +19,7 @@ from coldpress import (
     preset,
     read_recipe,
     weight_qparams,
+    write_recipe,
 )
 from coldpress.lifecycle import Run
 from coldpress.numerics import quantize
@@ -176,6 +177,23 @@ def test_a_quantizer_before_it_is_refused_when_the_recipe_is_read():
 def test_a_group_size_without_a_scheme_is_refused():
     with pytest.raises(SchemeError, match="group_size is for rounding"):
         AWQModifier(group_size=32)
+
+
+def test_older_recipes_with_schemes_in_full_are_read_and_written():
+    text = (
+        "quant_stage:\n  quant_modifiers:\n    AWQModifier:\n      ignore: [lm_head]\n"
+        "      config_groups:\n        group_0:\n"
+        "          targets: [Linear]\n          weights: {num_bits: 4, type: int, symmetric: false, strategy: group,"
+        " group_size: 32}\n"
+    )
+    recipe = read_recipe(text)
+    again = read_recipe(write_recipe(recipe))
+    weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 32}
+    plain = AWQModifier(config_groups={"group_0": {"targets": ["Linear"], "weights": weights}}, ignore=["lm_head"])
+
+    found = run(*again.modifiers).model.state_dict()
+    for same in (AWQModifier(**W4), plain):
+        assert all(torch.equal(tensor, found[name]) for name, tensor in run(same).model.state_dict().items())
 
 
 def test_a_mapping_that_forgets_a_reader_is_refused():

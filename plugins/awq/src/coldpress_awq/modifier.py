@@ -1,7 +1,7 @@
 """AWQModifier: settings and wiring of AWQ."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from attrs import field, frozen
@@ -30,6 +30,12 @@ SAMPLED = SampledGram()
 NO_TOKEN = "no token of the calibration data reached its readers"
 
 
+def _as_groups(value: Mapping[str, Scheme | Mapping[str, Any]] | None) -> dict[str, Scheme] | None:
+    if value is None:
+        return None
+    return {name: one if isinstance(one, Scheme) else Scheme.from_dict(one) for name, one in value.items()}
+
+
 @frozen(kw_only=True, eq=False)
 class AWQModifier(Smoother):
     """Scale channels so that rounding weights changes the outputs of their layers least.
@@ -56,7 +62,7 @@ class AWQModifier(Smoother):
     n_grid: int = field(default=20, validator=ge(1))
     objective: Literal["gram", "block"] = field(default="gram", validator=in_(("gram", "block")))
     scheme: str | dict[str, str | list[str]] | None = None
-    config_groups: dict[str, Scheme] | None = field(default=None)
+    config_groups: dict[str, Scheme] | None = field(default=None, converter=_as_groups)
     group_size: int | None = None
     weight_observer: str | None = None
     input_observer: str | None = None
