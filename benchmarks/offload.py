@@ -25,7 +25,7 @@ STATIC = (
     "weights: {num_bits: 8, strategy: channel}, input_activations: {num_bits: 8, strategy: tensor}}}}"
 )
 CASES = {
-    f"{pipeline}, {place}": {"pipeline": pipeline, "offload_activations": place}
+    f"{pipeline}, {place}": {"pipeline": pipeline, "offload_activations": place, "true_sequential": False}
     for pipeline in ("sequential", "layer_sequential")
     for place in ("cpu", "disk")
 }

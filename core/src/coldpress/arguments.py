@@ -247,7 +247,7 @@ class DatasetArguments:
         quantization_aware_calibration: no effect.
         propagate_error: False shows later blocks the outputs of the original ones.
         true_sequential: whether layers of a block see what the compressed ones before them in it put out, which takes
-            one run through the block and not two; None: where the model is on the CPU.
+            one run through the block and not two, and memory; None: on the CPU, where activations are few.
         use_loss_mask: no effect yet.
         sequential_prefetch: no effect.
     """

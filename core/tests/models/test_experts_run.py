@@ -298,11 +298,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(kind, dense, tmp_path, mon
     run(tiny_mixture(kind), "W4A16", tmp_path / "whole", save_compressed=not dense, pipeline="sequential")
     count, before = [0], rounding.round_to_nearest
 
-    def failing(*args):
+    def failing(*args, **settings):
         count[0] += 1
         if count[0] > 20:  # in the second block
             raise KeyboardInterrupt
-        return before(*args)
+        return before(*args, **settings)
 
     monkeypatch.setattr(rounding, "round_to_nearest", failing)
     with pytest.raises(KeyboardInterrupt):

@@ -330,7 +330,6 @@ def test_weights_that_were_never_compressed_are_dense():
     ("change", "reason"),
     [
         ({"config_groups": None}, "no config_groups"),
-        ({"kv_cache_scheme": {"num_bits": 8}}, "KV cache cannot be read yet"),
         ({"transform_config": {"config_groups": {"u": {}}}}, "rotations"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse layouts"),
         (

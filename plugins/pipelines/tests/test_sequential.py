@@ -240,3 +240,13 @@ def test_hooks_of_a_layer_run_once_a_batch():
 
     assert calls.count(1) == 4
     assert calls.count(-1) == 8  # shown, and run
+
+
+def test_many_activations_are_not_held_inside_of_a_block_unless_told_so(monkeypatch):
+    monkeypatch.setattr("coldpress_pipelines.pipelines.sequential._SMALL", 4 * 5 * 8 * 4 - 1)  # batches, tokens, width
+    large, told = forking(), forking()
+    watch(large, vectors(), Sequential())
+    watch(told, vectors(), Sequential(true_sequential=True))
+
+    assert [block.runs for block in large.blocks] == [8, 8, 8]
+    assert [block.runs for block in told.blocks] == [5, 4, 4]

@@ -10,9 +10,9 @@ so a candidate costs one product with the Gram matrix, however many tokens there
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from attrs import frozen
 from torch import Tensor
 
 from coldpress import QuantizationArgs
@@ -27,8 +27,7 @@ _BLOCK = 2**17  # elements that are rounded at once, so that they stay in the ca
 _BY_ROW = ("channel", "group", "tensor_group")  # strategies where a row knows nothing of others
 
 
-@frozen(eq=False)
-class Reader:
+class Reader(NamedTuple):
     """Matrices that read the same input and are quantized alike.
 
     Attributes:

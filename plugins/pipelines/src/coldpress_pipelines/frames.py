@@ -51,7 +51,7 @@ class Frames:
     _frames: dict[int, Any] = field(factory=dict)
     _driver: Any = None
     _stops: set[str] = field(factory=set)  # layers to stop at
-    _shown: dict[Any, tuple[Sequence[str], Any]] = field(factory=dict)  # frame -> layers that got this input
+    _shown: dict[Any, dict[str, Any]] = field(factory=dict)  # frame -> layers to come -> the input that they were shown
 
     def __enter__(self) -> "Frames":
         self._driver = greenlet.getcurrent()
@@ -107,7 +107,8 @@ class Frames:
         for layer in layers.values():
             with suppress(Enough, _Shown), _stub(layer):
                 layer(*call.args, **call.kwargs)
-        self._shown[self._frames[index]] = (tuple(layers), call.args[0])
+        others = (name for name in layers if name != call.name)
+        self._shown.setdefault(self._frames[index], {}).update(dict.fromkeys(others, call.args[0]))
 
     def open(self, layers: Sequence[str]) -> None:
         """Stop in front of these layers no more."""
@@ -149,8 +150,7 @@ class Frames:
             if name in self._stops:
                 self._driver.switch(Call(name, args, kwargs))
                 return call(*args, **kwargs)
-            layers, x = self._shown.get(frame, ((), None))
-            if name not in layers or args[0] is not x:
+            if self._shown.get(frame, {}).pop(name, None) is not args[0]:
                 raise CalibrationError(
                     f"{name} is called with another input than the layers that it shared one with in the first batch; "
                     "set true_sequential=False"

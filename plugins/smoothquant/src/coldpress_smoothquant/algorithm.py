@@ -3,8 +3,9 @@
 Letters: O out, I in, C channels of a pair, T tokens.
 """
 
+from typing import NamedTuple
+
 import torch
-from attrs import frozen
 from torch import Tensor
 
 from coldpress import QuantizationArgs
@@ -39,8 +40,7 @@ def equalizing_scale(activations: Tensor) -> Tensor:
     return torch.where(x > 0, (x / torch.log2(2 + x)).clamp(min=SMALLEST), 1.0)
 
 
-@frozen(eq=False)
-class Reader:
+class Reader(NamedTuple):
     """A matrix that reads the channels, and how it will be quantized.
 
     Attributes:

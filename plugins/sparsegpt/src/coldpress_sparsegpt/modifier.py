@@ -109,10 +109,9 @@ def _warn_of_few_tokens(state: State, layers: Sequence[Layer]) -> None:
     if few:
         layer, seen = few[0]
         log.warning(
-            "%s: %d tokens for %d columns, and %d more inputs with fewer tokens than columns; more calibration data "
-            "would make it better",
+            "%s: %d tokens for %d columns%s; more calibration data would make it better",
             layer.name,
             seen,
             layer.weight.shape[1],
-            len(few) - 1,
+            f", and {len(few) - 1} more inputs with fewer tokens than columns" if len(few) > 1 else "",
         )

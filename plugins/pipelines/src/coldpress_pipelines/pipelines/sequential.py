@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 from attrs.validators import ge, in_
-from torch import nn
+from torch import Tensor, nn
 
 from coldpress import CalibrationError, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Frames
@@ -15,6 +15,8 @@ from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
 from coldpress_pipelines.walking import HOW, batch_named, matters, placed, refuse_gaps
 
 log = logging.getLogger(__name__)
+
+_SMALL = 1 << 28  # bytes in front of a block that may be several times as many inside of it
 
 
 @frozen(kw_only=True, eq=False)
@@ -34,8 +36,8 @@ class Sequential(Pipeline):
         sequential_targets: blocks to stop at, by name, `re:` pattern or class; None finds the model's lists of blocks.
         propagate_error: later blocks see what compressed ones put out; False shows them the original's outputs.
         true_sequential: True leads batches through a block from layer to layer; False compresses a block as a whole.
-            A batch that waits inside of a block keeps what its forward holds there, on the device where it is: None
-            does so where that is the CPU.
+            A batch that waits inside of a block keeps what its forward holds there, several times what it is called
+            with, on the device where it is: None does so on the CPU, for up to 256 MiB of inputs of the block.
         offload_activations: where activations wait between two stages: "cpu", in memory, or "disk", in files beyond
             the limit.
         offload_limit: bytes of activations that "disk" leaves in memory.
@@ -76,15 +78,16 @@ class Sequential(Pipeline):
         """Yield what nobody observes, and then the layers of a block, those that read the same input together."""
         walk: _Walk = state.walk
         observed = [layer for layer in stage.every_layer if layer.name in state.observed]
-        if observed and walk.at(stage.name) and self._leads_through(stage):
+        if observed and walk.at(stage.name) and self._leads_through(walk, stage):
             yield from walk.pass_through(stage, {layer.name: layer.module for layer in observed})
         else:
             yield stage
 
-    def _leads_through(self, stage: Stage) -> bool:
+    def _leads_through(self, walk: "_Walk", stage: Stage) -> bool:
         if self.true_sequential is not None:
             return self.true_sequential and self.propagate_error
-        return self.propagate_error and all(layer.weight.device.type == "cpu" for layer in stage.every_layer)
+        on_cpu = all(layer.weight.device.type == "cpu" for layer in stage.every_layer)
+        return self.propagate_error and on_cpu and walk.bytes_at(stage.name) <= _SMALL
 
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the stage on every batch that waits at it; what nobody observes is not computed."""
@@ -165,6 +168,15 @@ class _Walk:
     def at(self, name: str) -> list[int]:
         """The batches that wait at a block, in order."""
         return sorted(index for index, call in self.frames.waiting.items() if call.name == name)
+
+    def bytes_at(self, name: str) -> int:
+        """Of the tensors that a block is about to be called with, all batches together; positions and masks are not."""
+        firsts = [
+            call.args[:1] or tuple(call.kwargs.values())[:1]
+            for call in self.frames.waiting.values()
+            if call.name == name
+        ]
+        return sum(x.nbytes for (x,) in firsts if isinstance(x, Tensor))
 
     def visit(self, name: str) -> Iterator[int]:
         """Run the block on every batch that waits at it; the output is dropped."""
