@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coldpress.cache import cache_args, quantize_cache, watch_cache
     from coldpress.calibration.observer import Observer, observer_for
-    from coldpress.calibration.tap import Enough
+    from coldpress.calibration.tap import Enough, Tap
     from coldpress.checkpoint import CheckpointReader, Format, SchemeLookup
     from coldpress.entrypoints.oneshot import oneshot
     from coldpress.entrypoints.session import Session, active_session, create_session, reset_session
@@ -44,7 +44,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "cache": ("cache_args", "quantize_cache", "watch_cache"),
     "calibration.observer": ("Observer", "observer_for"),
-    "calibration.tap": ("Enough",),
+    "calibration.tap": ("Enough", "Tap"),
     "checkpoint": ("CheckpointReader", "Format", "SchemeLookup"),
     "entrypoints.oneshot": ("oneshot",),
     "entrypoints.session": ("Session", "active_session", "create_session", "reset_session"),
@@ -116,6 +116,7 @@ __all__ = [
     "Stage",
     "State",
     "Statistic",
+    "Tap",
     "TargetError",
     "active_session",
     "block_names",

@@ -153,6 +153,15 @@ class RenamesModules(GoodPipeline):
 
 
 @frozen(kw_only=True, eq=False)
+class ForgetsHalf(GoodPipeline):
+    """What comes first in a stage is enough of it."""
+
+    def parts(self, state, stage):
+        some = list(stage.modules.items())[: len(stage.modules) // 2]
+        yield Stage(stage.name, stage.index, dict(some))
+
+
+@frozen(kw_only=True, eq=False)
 class Backwards(GoodPipeline):
     """Last batch first."""
 
@@ -336,6 +345,7 @@ BAD: dict[type, str] = {
     RollsDice: "deterministic",
     DropsHead: "every_tensor_in_one_stage",
     RenamesModules: "stages_hold_the_models_modules",
+    ForgetsHalf: "parts_are_the_stage",
     Backwards: "sweeps_once_in_order",
     DropsMask: "inputs_are_the_models_own",
     LeavesHooks: "leaves_no_trace",

@@ -1,5 +1,7 @@
 """The pipelines that go block by block: layers see what a plain forward brings them, and nothing is left behind."""
 
+import json
+
 import greenlet
 import pytest
 import torch
@@ -7,7 +9,8 @@ from loose import Block, Loose, some, stages, straight, twice, untouched, vector
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from coldpress import CalibrationError
+from coldpress import CalibrationError, State, read_recipe
+from coldpress.lifecycle import Run
 from coldpress.testing.models import batches, tiny_llama
 from coldpress_pipelines import Basic, LayerSequential, Sequential
 
@@ -164,6 +167,8 @@ class Forking(nn.Module):
             return x + self.out(self.left(y)) + self.out(self.right(y))
         z = y + 1 if self.way == "odd" and self.runs > 2 else y
         left = self.left(y) if self.way != "unused" else y
+        if self.way == "changes" or (self.way == "changes later" and self.runs > 2):
+            y.mul_(2)
         return x + self.out(left * self.right(z))
 
 
@@ -230,6 +235,32 @@ def test_a_batch_that_gives_layers_another_input_than_the_first_one_is_refused()
         watch(model, vectors(), Sequential())
 
     assert untouched(model)
+
+
+@pytest.mark.parametrize("way", ["changes", "changes later"])
+def test_an_input_that_changes_in_place_between_the_layers_that_read_it_is_refused(way):
+    model = forking(way)
+
+    with pytest.raises(CalibrationError, match=r"in place|called with another input"):
+        watch(model, vectors(), Sequential())
+
+    assert untouched(model)
+
+
+def test_a_part_that_nobody_asks_about_is_compressed_and_passed():
+    """One scheme needs to see inputs and one does not; both are of one modifier."""
+    groups = {
+        "static": {"targets": ["re:.*down_proj"], "weights": {"num_bits": 8}, "input_activations": {"num_bits": 8}},
+        "free": {"targets": ["re:.*[qkv]_proj"], "weights": {"num_bits": 4, "group_size": 32}},
+    }
+    recipe = {"modifiers": [{"QuantizationModifier": {"config_groups": groups, "ignore": ["lm_head"]}}]}
+    states = [State(model=tiny_llama(), batches=batches()) for _ in range(2)]
+    for state, whole in zip(states, (False, True), strict=True):
+        pipeline = Sequential(true_sequential=not whole)
+        Run(recipe=read_recipe(json.dumps(recipe)), state=state, pipeline=pipeline).execute()
+
+    assert {line.status for line in states[0].report.values()} == {"quantized", "untouched"}
+    assert [line.status for line in states[0].report.values()] == [line.status for line in states[1].report.values()]
 
 
 def test_hooks_of_a_layer_run_once_a_batch():

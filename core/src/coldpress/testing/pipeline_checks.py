@@ -13,7 +13,7 @@ from coldpress.errors import CalibrationError
 from coldpress.lifecycle import Run
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Recipe
-from coldpress.stage import find_layers
+from coldpress.stage import Stage, find_layers
 from coldpress.state import State
 from coldpress.testing.check import Check
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
@@ -53,11 +53,28 @@ def stages_hold_the_models_modules(subject: Subject) -> None:
                 assert not wrong, f"stage {stage.name}: {', '.join(wrong[:4])} is no module of the model"
 
 
+def parts_are_the_stage(subject: Subject) -> None:
+    """Every module of a stage that has a tensor is in exactly one of its parts, which have its name and index."""
+    for model in _models():
+        pipeline, state = _pipeline(subject), _state(model)
+        with torch.no_grad(), _closing(pipeline.stages(state)) as stages:
+            for stage in stages:
+                with _closing(pipeline.parts(state, stage)) as divided:
+                    parts = list(divided)
+                counts = Counter(name for part in parts for name in part.modules)
+                own = [name for name, module in stage.modules.items() if _has_tensors(module)]
+                wrong = [f"{name} is in {counts[name]} parts" for name in own if counts[name] != 1]
+                assert not wrong, f"stage {stage.name}: {', '.join(wrong[:4])}"
+                strangers = [name for name in counts if name not in stage.modules]
+                assert not strangers, f"stage {stage.name}: {', '.join(strangers[:4])} is not of it"
+                assert {(part.name, part.index) for part in parts} == {(stage.name, stage.index)}, "parts are renamed"
+
+
 def sweeps_once_in_order(subject: Subject) -> None:
     """A sweep yields every batch once, in order; a pipeline that runs none says so with a CalibrationError."""
     pipeline, state = _pipeline(subject), _state(tiny_llama())
     with torch.no_grad(), _closing(pipeline.stages(state)) as stages:
-        for stage in stages:
+        for stage in _parts(pipeline, state, stages):
             try:
                 with _closing(pipeline.sweep(state, stage)) as sweep:
                     seen = list(sweep)
@@ -141,7 +158,7 @@ def _rounding() -> Rounding:
 def _walk(pipeline: Pipeline, state: State, *, most: int = 1000, fail: bool = False) -> None:
     """Go through the first `most` stages, sweeping where it sweeps; `fail` raises after the first batch."""
     with torch.no_grad(), _closing(pipeline.stages(state)) as stages:
-        for count, stage in enumerate(stages, 1):
+        for count, stage in enumerate(_parts(pipeline, state, stages), 1):
             if pipeline.runs_batches:
                 with _closing(pipeline.sweep(state, stage)) as sweep:
                     for _ in sweep:
@@ -157,12 +174,19 @@ def _swept(pipeline: Pipeline, state: State) -> dict[str, Tensor]:
     """What the layers of each stage were called with while it was swept, by name, [T, I]."""
     seen: dict[str, list[Tensor]] = {}
     with torch.no_grad(), _closing(pipeline.stages(state)) as stages:
-        for stage in stages:
+        for stage in _parts(pipeline, state, stages):
             with Tap(stage.every_layer) as tap, _closing(pipeline.sweep(state, stage)) as sweep:
                 for index in sweep:
                     for name, x in tap.collect(index, state.batches[index]).batch().inputs.items():
                         seen.setdefault(name, []).append(x)
     return {name: torch.cat(parts) for name, parts in seen.items()}
+
+
+def _parts(pipeline: Pipeline, state: State, stages: Iterator[Stage]) -> Iterator[Stage]:
+    """The parts of every stage that somebody observes, as a run sweeps them."""
+    for stage in stages:
+        with _closing(pipeline.parts(state, stage)) as parts:
+            yield from (part for part in parts if part.every_layer)
 
 
 @contextmanager
@@ -227,6 +251,7 @@ CHECKS = (
     Check(import_is_quiet),
     Check(stages_hold_the_models_modules),
     Check(every_tensor_in_one_stage, after=("stages_hold_the_models_modules",)),
+    Check(parts_are_the_stage, after=("every_tensor_in_one_stage",)),
     Check(sweeps_once_in_order),
     Check(takes_enough, after=("sweeps_once_in_order",), applies=_runs_batches),
     Check(inputs_are_the_models_own, after=(*_WHOLE, "takes_enough"), applies=_runs_batches),

@@ -51,7 +51,7 @@ class Frames:
     _frames: dict[int, Any] = field(factory=dict)
     _driver: Any = None
     _stops: set[str] = field(factory=set)  # layers to stop at
-    _shown: dict[Any, dict[str, Any]] = field(factory=dict)  # frame -> layers to come -> the input that they were shown
+    _due: dict[Any, dict[str, tuple[Any, int]]] = field(factory=dict)  # frame -> layers to come -> input, its version
 
     def __enter__(self) -> "Frames":
         self._driver = greenlet.getcurrent()
@@ -92,7 +92,7 @@ class Frames:
             yield
         finally:
             self._stops.clear()
-            self._shown.clear()
+            self._due.clear()
             for layer in layers.values():
                 del layer._call_impl
 
@@ -107,18 +107,20 @@ class Frames:
         for layer in layers.values():
             with suppress(Enough, _Shown), _stub(layer):
                 layer(*call.args, **call.kwargs)
-        others = (name for name in layers if name != call.name)
-        self._shown.setdefault(self._frames[index], {}).update(dict.fromkeys(others, call.args[0]))
 
     def open(self, layers: Sequence[str]) -> None:
-        """Stop in front of these layers no more."""
+        """Stop in front of these layers no more; who waits at the first of them must call the others with the same."""
         self._stops.difference_update(layers)
+        for index, call in self.waiting.items():
+            if call.name in layers and call.args:
+                due = self._due.setdefault(self._frames[index], {})
+                due.update({name: _stamped(call.args[0]) for name in layers if name != call.name})
 
     def drop(self, indices: Sequence[int] | None = None) -> None:
         """Unwind forwards that wait, all of them or some; their `finally` blocks and contexts are left in order."""
         for index in list(self._frames) if indices is None else indices:
             frame = self._frames.pop(index)
-            self._shown.pop(frame, None)
+            self._due.pop(frame, None)
             self.waiting.pop(index, None)
             if not frame.dead:
                 frame.throw(greenlet.GreenletExit)
@@ -150,7 +152,8 @@ class Frames:
             if name in self._stops:
                 self._driver.switch(Call(name, args, kwargs))
                 return call(*args, **kwargs)
-            if self._shown.get(frame, {}).pop(name, None) is not args[0]:
+            x, version = self._due.get(frame, {}).pop(name, (None, 0))
+            if x is not args[0] or _stamped(args[0])[1] != version:
                 raise CalibrationError(
                     f"{name} is called with another input than the layers that it shared one with in the first batch; "
                     "set true_sequential=False"
@@ -158,6 +161,11 @@ class Frames:
             return call(*args, **kwargs)
 
         return stop_here
+
+
+def _stamped(x: Any) -> tuple[Any, int]:
+    """A tensor and how often it was changed in place."""
+    return x, 0 if x.is_inference() else x._version
 
 
 class _Shown(Exception):  # noqa: N818 - not an error: the hooks of a layer have seen its input

@@ -1,7 +1,7 @@
 """sequential: block by block through the model's own forward, every batch waiting at the same door."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,7 +9,7 @@ from attrs import define, field, frozen
 from attrs.validators import ge, in_
 from torch import Tensor, nn
 
-from coldpress import CalibrationError, Pipeline, Stage, State, block_names, partition
+from coldpress import CalibrationError, Layer, Pipeline, Stage, State, Tap, block_names, partition
 from coldpress_pipelines.frames import Frames
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
 from coldpress_pipelines.walking import HOW, batch_named, matters, placed, refuse_gaps
@@ -79,15 +79,9 @@ class Sequential(Pipeline):
         walk: _Walk = state.walk
         observed = [layer for layer in stage.every_layer if layer.name in state.observed]
         if observed and walk.at(stage.name) and self._leads_through(walk, stage):
-            yield from walk.pass_through(stage, {layer.name: layer.module for layer in observed})
+            yield from walk.pass_through(stage, observed)
         else:
             yield stage
-
-    def _leads_through(self, walk: "_Walk", stage: Stage) -> bool:
-        if self.true_sequential is not None:
-            return self.true_sequential and self.propagate_error
-        on_cpu = all(layer.weight.device.type == "cpu" for layer in stage.every_layer)
-        return self.propagate_error and on_cpu and walk.bytes_at(stage.name) <= _SMALL
 
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the stage on every batch that waits at it; what nobody observes is not computed."""
@@ -100,6 +94,12 @@ class Sequential(Pipeline):
             yield from walk.visit(stage.name)
         else:
             yield from walk.finish()
+
+    def _leads_through(self, walk: "_Walk", stage: Stage) -> bool:
+        if self.true_sequential is not None:
+            return self.true_sequential and self.propagate_error
+        on_cpu = all(layer.weight.device.type == "cpu" for layer in stage.every_layer)
+        return self.propagate_error and on_cpu and walk.bytes_at(stage.name) <= _SMALL
 
     def _blocks_in_order(self, state: State, walk: "_Walk", parts: dict[str, Stage]) -> Iterator[Stage]:
         """Yield every block that is reached; what is left in `parts` afterwards nobody waits at any more."""
@@ -144,7 +144,7 @@ class _Walk:
     room: Offload
     part: Mapping[str, nn.Module] | None = None  # layers inside of a block that are calibrated now
     _outputs: dict[int, Any] = field(factory=dict)  # that are not handed back yet
-    _groups: dict[tuple[Any, ...], list[list[str]] | None] = field(factory=dict)  # kind of block -> what shares inputs
+    _groups: dict[Any, list[list[str]] | None] = field(factory=dict)  # kind of block -> layers that share inputs
 
     def start(self) -> None:
         """Run every batch to its first block."""
@@ -191,23 +191,21 @@ class _Walk:
                 self._outputs[index] = self._run(index)
                 self.room.put(self._outputs[index])
 
-    def pass_through(self, stage: Stage, layers: Mapping[str, nn.Module]) -> Iterator[Stage]:
+    def pass_through(self, stage: Stage, layers: Sequence[Layer]) -> Iterator[Stage]:
         """Lead every batch that waits at a block through it, from layer to layer; those that share an input are a part.
 
         Args:
             stage: the block.
-            layers: of it that are observed, by name.
+            layers: of it that are observed.
         """
-        groups = self._sharing(stage.name, layers)
+        groups = self._sharing(stage, layers)
         if groups is None:  # a layer runs twice
             yield stage
             return
-        rest = Stage(stage.name, stage.index, {n: m for n, m in stage.modules.items() if n not in layers})
-        if rest.every_layer:
-            yield rest
-        left = dict(layers)
+        left = {layer.name: layer.module for layer in layers}
+        yield Stage(stage.name, stage.index, {n: m for n, m in stage.modules.items() if n not in left})
         try:
-            with self.frames.doors(layers):
+            with self.frames.doors(dict(left)):
                 self._let_in(stage.name)
                 while doors := [name for name in left if name in self.doors()]:
                     door = doors[0]
@@ -253,35 +251,24 @@ class _Walk:
         with self._named(index):
             self.frames.enter(index)
 
-    def _sharing(self, name: str, layers: Mapping[str, nn.Module]) -> list[list[str]] | None:
+    def _sharing(self, stage: Stage, layers: Sequence[Layer]) -> list[list[str]] | None:
         """Names of layers that read the same input, in the order of their calls; None where one is called twice.
 
         The first batch that waits at the block tells; blocks of the same class and layers are alike.
         """
-        inside = tuple(layer.removeprefix(name) for layer in layers)
-        key = (type(self.frames.blocks[name]), inside)
-        if key not in self._groups:
-            inputs: dict[int, list[str]] = {}
-            seen: list[Any] = []  # alive, so that no other tensor takes the place of one
-
-            def note(inside: str, args: tuple[Any, ...]) -> None:
-                seen.append(args)
-                inputs.setdefault(id(args[0]) if args else -len(seen), []).append(inside)
-
-            hooks = [
-                layer.register_forward_pre_hook(lambda _, args, inside=short: note(inside, args))
-                for short, layer in zip(inside, layers.values(), strict=True)
-            ]
-            try:
-                self._run(self.at(name)[0])
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            self._groups[key] = (
-                None if len(seen) > len({n for g in inputs.values() for n in g}) else list(inputs.values())
-            )
-        groups = self._groups[key]
-        return None if groups is None else [[name + inside for inside in group] for group in groups]
+        inside = [layer.name.removeprefix(stage.name) for layer in layers]
+        kind = (type(self.frames.blocks[stage.name]), *inside)
+        if kind not in self._groups:
+            index = self.at(stage.name)[0]
+            with Tap(layers) as tap:
+                self._run(index)
+                calls = tap.collect(index, self.state.batches[index]).calls
+            groups: dict[tuple[int, ...], list[str]] = {}
+            for name, inputs in calls.items():
+                groups.setdefault(inputs, []).append(name.removeprefix(stage.name))
+            self._groups[kind] = None if any(len(inputs) > 1 for inputs in groups) else list(groups.values())
+        found = self._groups[kind]
+        return None if found is None else [[stage.name + name for name in group] for group in found]
 
     def advance(self, name: str) -> None:
         """Hand every batch that waits at the block its output, from the block as it is now."""
