@@ -244,7 +244,7 @@ def _runs_batches(subject: Subject) -> bool:
     return bool(subject.cls.runs_batches)
 
 
-_WHOLE = ("stages_hold_the_models_modules", "every_tensor_in_one_stage")
+_WHOLE = ("stages_hold_the_models_modules", "every_tensor_in_one_stage", "parts_are_the_stage")
 
 CHECKS = (
     Check(settings_class),
