@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coldpress.cache import cache_args, quantize_cache, watch_cache
+    from coldpress.calibration.fit import note_fit
     from coldpress.calibration.observer import Observer, observer_for
     from coldpress.calibration.tap import Enough, Tap
     from coldpress.checkpoint import CheckpointReader, Format, SchemeLookup
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "cache": ("cache_args", "quantize_cache", "watch_cache"),
+    "calibration.fit": ("note_fit",),
     "calibration.observer": ("Observer", "observer_for"),
     "calibration.tap": ("Enough", "Tap"),
     "checkpoint": ("CheckpointReader", "Format", "SchemeLookup"),
@@ -126,6 +128,7 @@ __all__ = [
     "hookimpl",
     "load_model",
     "load_tokenizer",
+    "note_fit",
     "number_format",
     "observer_for",
     "oneshot",

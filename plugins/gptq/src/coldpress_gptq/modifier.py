@@ -1,6 +1,5 @@
 """GPTQModifier: settings and wiring of GPTQ."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +17,7 @@ from coldpress import (
     Stage,
     State,
     hookimpl,
+    note_fit,
     weight_qparams,
 )
 from coldpress_gptq.algorithm import Prepared, gptq, measured, prepare, searched_qparams
@@ -25,8 +25,6 @@ from coldpress_gptq.asymmetry import gptaq_weights, qronos_weights
 from coldpress_gptq.cross import Cross
 from coldpress_gptq.magr import shrink_ranges
 from coldpress_gptq.refit import has_own_scales, refitted
-
-log = logging.getLogger(__name__)
 
 PRUNED = 0.2
 """From this share of zeros on a layer counts as pruned."""
@@ -120,7 +118,6 @@ class GPTQModifier(Quantizer):
                     self._round(state, layers, reason="no token of the calibration data reached it")
                 else:
                     self._solve(state, layers, gram.total, gram.count)
-        _warn_of_few_tokens(state, rounded)
 
     def _solve(self, state: State, layers: Sequence[Layer], gram: Tensor, tokens: int) -> None:
         """GPTQ for layers that read the same input, those with the same scheme in one go."""
@@ -144,6 +141,7 @@ class GPTQModifier(Quantizer):
                 for (scale, point), factor in zip(qparams, factors, strict=True)
             ]
             solutions = gptq(weights, effective, prepared, args, block_size=self.block_size, keep_zeros=keep_zeros)
+            losses = []
             for layer, aim, params, units, solution in zip(together, aims, qparams, effective, solutions, strict=True):
                 if self.magr_alpha is not None:
                     solution = measured(solution.codes, aim, units, prepared, args)
@@ -152,11 +150,8 @@ class GPTQModifier(Quantizer):
                     scale, solution = refitted(aim, solution, params, prepared, args)
                 quantized = evolve(self.quantized(state, layer), codes=solution.codes, scale=scale, zero_point=point)
                 state.set_quantized(layer, quantized)
-                state.report[layer.name].notes |= {
-                    "tokens": tokens,
-                    "dampening": prepared.factor.dampening,
-                    "output_error": float(solution.loss.sum()) / tokens,
-                }
+                losses.append(float(solution.loss.sum()))
+            note_fit(state, together, tokens=tokens, dampening=prepared.factor.dampening, losses=losses)
 
     def _aims(self, state: State, layers: Sequence[Layer], prepared: Prepared, keep_zeros: bool) -> list[Tensor]:
         """Weights whose outputs are wanted, in their dtype: those of the layers, corrected where that is asked for."""
@@ -209,24 +204,3 @@ class GPTQModifier(Quantizer):
 
     def _weights(self, layer: Layer) -> QuantizationArgs | None:
         return self._scheme(layer).weights
-
-
-def _warn_of_few_tokens(state: State, layers: Sequence[Layer]) -> None:
-    """One line where an input had fewer tokens than columns, and for its columns fewer than any before."""
-    seen = {
-        name: line.notes["tokens"] / line.shape[1]
-        for name, line in state.report.items()
-        if "output_error" in line.notes
-    }
-    here = [layer.name for layer in layers if layer.name in seen]
-    least = min([1.0, *(share for name, share in seen.items() if name not in here)])
-    name = min(here, key=lambda name: seen[name], default=None)
-    if name is not None and seen[name] < least:
-        line = state.report[name]
-        log.warning(
-            "%s: %d tokens for %d columns; more calibration data would make it better (the report has the tokens of "
-            "every layer; what has no fewer is not named again)",
-            name,
-            line.notes["tokens"],
-            line.shape[1],
-        )

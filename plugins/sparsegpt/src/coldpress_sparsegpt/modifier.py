@@ -1,16 +1,13 @@
 """SparseGPTModifier: settings and wiring of SparseGPT."""
 
-import logging
 from collections.abc import Sequence
 
 from attrs import field, frozen
 from attrs.validators import ge
 from torch import Tensor
 
-from coldpress import Layer, Pruner, Stage, State, hookimpl
+from coldpress import Layer, Pruner, Stage, State, hookimpl, note_fit
 from coldpress_sparsegpt.algorithm import prepare, prune_by_norm, sparsegpt
-
-log = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True, eq=False)
@@ -50,7 +47,6 @@ class SparseGPTModifier(Pruner):
         for layers in state.sharing(self.layers(stage)):
             with state.timed(*layers):
                 self._prune(state, layers, [sparsities[layer.name] for layer in layers])
-        _warn_of_few_tokens(state, self.layers(stage))
 
     def _prune(self, state: State, layers: Sequence[Layer], sparsities: Sequence[float]) -> None:
         """SparseGPT for layers that read the same input, or by magnitude where it cannot be."""
@@ -77,11 +73,8 @@ class SparseGPTModifier(Pruner):
         )
         for layer, solution in zip(layers, solutions, strict=True):
             state.set_weight(layer, solution.weight.to(layer.weight.dtype))
-            state.report[layer.name].notes |= {
-                "tokens": gram.count,
-                "dampening": factor.dampening,
-                "output_error": float(solution.loss.sum()) / gram.count,
-            }
+        losses = [float(solution.loss.sum()) for solution in solutions]
+        note_fit(state, layers, tokens=gram.count, dampening=factor.dampening, losses=losses)
 
     def _fall_back(
         self,
@@ -99,24 +92,3 @@ class SparseGPTModifier(Pruner):
             scale = weight.new_ones(weight.shape[1]) if norm is None else norm
             state.set_weight(layer, prune_by_norm(weight, scale, sparsity=sparsity, structure=self.structure()))
             state.fall_back(layer, f"pruned by {how}: {reason}")
-
-
-def _warn_of_few_tokens(state: State, layers: Sequence[Layer]) -> None:
-    """One line where an input had fewer tokens than columns, and for its columns fewer than any before."""
-    seen = {
-        name: line.notes["tokens"] / line.shape[1]
-        for name, line in state.report.items()
-        if "output_error" in line.notes
-    }
-    here = [layer.name for layer in layers if layer.name in seen]
-    least = min([1.0, *(share for name, share in seen.items() if name not in here)])
-    name = min(here, key=lambda name: seen[name], default=None)
-    if name is not None and seen[name] < least:
-        line = state.report[name]
-        log.warning(
-            "%s: %d tokens for %d columns; more calibration data would make it better (the report has the tokens of "
-            "every layer; what has no fewer is not named again)",
-            name,
-            line.notes["tokens"],
-            line.shape[1],
-        )

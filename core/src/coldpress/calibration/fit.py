@@ -1,0 +1,40 @@
+"""What modifiers that fit weights to a layer's outputs say of the fit, in the report and, of few tokens, aloud."""
+
+import logging
+from collections.abc import Sequence
+
+from coldpress.stage import Layer
+from coldpress.state import State
+
+log = logging.getLogger(__name__)
+
+
+def note_fit(state: State, layers: Sequence[Layer], *, tokens: int, dampening: float, losses: Sequence[float]) -> None:
+    """In `finalize`: report how layers that read the same input were fitted, and warn where that had few tokens.
+
+    A layer's notes get `tokens`, `dampening` and `output_error`, its loss for a token.
+    Fewer tokens than columns are warned of once, and again where there are fewer still for each column.
+
+    Args:
+        state: of the run.
+        layers: which read the same input.
+        tokens: of the calibration data that reached them, at least 1.
+        dampening: share of the mean diagonal that was added to the diagonal of their Gram matrix.
+        losses: squared error of the outputs of each layer, summed over tokens.
+    """
+    seen = [line.notes["tokens"] / line.shape[1] for line in state.report.values() if "output_error" in line.notes]
+    columns = layers[0].weight.shape[1]
+    if tokens / columns < min([1.0, *seen]):
+        log.warning(
+            "%s: %d tokens for %d columns; more calibration data would make it better (the report has the tokens of "
+            "every layer; what has no fewer is not named again)",
+            layers[0].name,
+            tokens,
+            columns,
+        )
+    for layer, loss in zip(layers, losses, strict=True):
+        state.report[layer.name].notes |= {
+            "tokens": tokens,
+            "dampening": dampening,
+            "output_error": loss / tokens,
+        }
