@@ -90,7 +90,7 @@ class Smoother(Modifier):
         return [layer for layer in found if "Linear" in layer.classes and (not heads or layer.name.startswith(heads))]
 
     def follows_error(self) -> bool:
-        """No: scales that were found on what the original puts out are as good (measured: coldpress-awq)."""
+        """No: scales that were found on what the original puts out are as good."""
         return False
 
     @hookimpl

@@ -6,6 +6,7 @@ import torch
 from attrs import frozen
 from torch import nn
 
+from coldpress import registry
 from coldpress.calibration.collate import count_tokens
 from coldpress.dataflow.fused import fused_layers
 from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError, near
@@ -117,9 +118,10 @@ def check_data(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State) 
         )
     comparing = ", ".join(type(modifier).__name__ for modifier in modifiers if modifier.compares())
     if comparing and not pipeline.compares:
+        able = [plugin.name for plugin in registry.available("pipelines") if plugin.load().compares]
         raise CalibrationError(
             f"{comparing} compares inputs with those of the original model, which the pipeline "
-            f"{type(pipeline).__name__} does not show; choose sequential"
+            f"{type(pipeline).__name__} does not show; choose {' or '.join(able) or 'another'}"
         )
     empty = [str(index) for index, batch in enumerate(state.batches) if count_tokens(batch) == 0]
     if needy and empty:
