@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from coldpress import CheckpointReader, SchemeError, TargetError, load_model, oneshot
+from coldpress.testing.interrupt import interrupted
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress_quantization import QuantizationModifier
 
@@ -126,28 +127,13 @@ def test_the_configuration_is_what_the_library_writes(tmp_path):
     assert {f"{ATTENTION}.{part}_scale" for part in "qkv"} <= set(CheckpointReader(tmp_path / "out").names())
 
 
-def test_a_run_that_was_interrupted_gives_the_same_scales(tmp_path, monkeypatch):
-    from coldpress.checkpoint.output import Output
-
-    keep, done = Output.keep, []
-
-    class StopError(Exception):
-        pass
-
-    def stop(self, stage, state):
-        if len(done) == 2:
-            raise StopError
-        keep(self, stage, state)
-        done.append(stage.name)
-
+def test_a_run_that_was_interrupted_gives_the_same_scales(tmp_path):
     def run(folder):
         return compress(attention(HEADS, linear=INT8_LINEAR), pipeline="sequential", output_dir=tmp_path / folder)
 
     whole = run("whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(Output, "keep", stop)
-        with pytest.raises(StopError):
-            run("out")
+    with interrupted():
+        run("out")
     resumed = run("out")
 
     one, other = (CheckpointReader(tmp_path / name) for name in ("whole", "out"))

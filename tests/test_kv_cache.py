@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from coldpress import CalibrationError, CheckpointReader, SchemeError, load_model, oneshot
 from coldpress.evaluation import perplexity
+from coldpress.testing.interrupt import interrupted
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress_quantization import QuantizationModifier
 
@@ -185,20 +186,8 @@ def test_targets_before_the_attention_are_not_enough():
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_run_that_was_interrupted_gives_the_same_scales(streamed, tmp_path, monkeypatch):
-    from coldpress.checkpoint.output import Output
-
+def test_a_run_that_was_interrupted_gives_the_same_scales(streamed, tmp_path):
     tiny_llama().save_pretrained(tmp_path / "source")
-    keep, done = Output.keep, []
-
-    class StopError(Exception):
-        pass
-
-    def stop(self, stage, state):
-        if len(done) == 2:
-            raise StopError
-        keep(self, stage, state)
-        done.append(stage.name)
 
     def run(folder):
         model = str(tmp_path / "source") if streamed else tiny_llama()
@@ -206,13 +195,10 @@ def test_a_run_that_was_interrupted_gives_the_same_scales(streamed, tmp_path, mo
         return compress(modifier, model=model, pipeline="sequential", output_dir=tmp_path / folder)
 
     whole = run("whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(Output, "keep", stop)
-        with pytest.raises(StopError):
-            run("out")
+    with interrupted():
+        run("out")
     resumed = run("out")
 
-    assert len(done) == 2
     one, other = (CheckpointReader(tmp_path / name) for name in ("whole", "out"))
     assert sorted(one.names()) == sorted(other.names())
     assert all(torch.equal(one.get(name), other.get(name)) for name in one.names())

@@ -11,10 +11,10 @@ import torch
 
 from coldpress import load_model, oneshot
 from coldpress.checkpoint import CheckpointReader
-from coldpress.checkpoint.output import Output
 from coldpress.errors import CheckpointError
 from coldpress.lifecycle import Run
 from coldpress.models import simulated
+from coldpress.testing.interrupt import interrupted, kept_stages
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 
 TIMED = ("report.json", "manifest.json")  # they say how long things took
@@ -50,31 +50,14 @@ def compress(source, output, recipe="weights only", **settings):
     return oneshot(model, RECIPES.get(recipe, recipe), output_dir=str(output), quiet=True, **{**more, **settings})
 
 
-def stop_after(monkeypatch, stages):
-    """Let the next run stop when so many stages are finished."""
-    keep, done = Output.keep, []
-
-    def keep_and_count(self, stage, state):
-        if len(done) == stages:
-            raise StopError
-        keep(self, stage, state)
-        done.append(stage.name)
-
-    monkeypatch.setattr(Output, "keep", keep_and_count)
-    return done
+def interrupt(source, output, *, stages=2, **settings):
+    with interrupted(stages):
+        compress(source, output, **settings)
 
 
-def interrupt(monkeypatch, source, output, *, stages=2, **settings):
-    with monkeypatch.context() as patch:
-        stop_after(patch, stages)
-        with pytest.raises(StopError):
-            compress(source, output, **settings)
-
-
-def resumed(monkeypatch, source, output, **settings):
+def resumed(source, output, **settings):
     """Go on; returns the model and the names of the stages that were done again."""
-    with monkeypatch.context() as patch:
-        done = stop_after(patch, 10**6)
+    with kept_stages() as done:
         return compress(source, output, **settings), done
 
 
@@ -99,15 +82,15 @@ def told(folder):
 @pytest.mark.parametrize("stages", [1, 3, 4])
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("model", MODELS)
-def test_going_on_gives_the_bytes_of_an_undisturbed_run(tmp_path, monkeypatch, model, recipe, stages):
+def test_going_on_gives_the_bytes_of_an_undisturbed_run(tmp_path, model, recipe, stages):
     source = save(model, tmp_path / "source")
     settings = {"recipe": recipe, "pipeline": "sequential" if recipe == "static inputs" else None}
     whole = compress(source, tmp_path / "whole", **settings)
     count = len(json.loads((tmp_path / "whole" / "manifest.json").read_text())["stages"])
     stages = min(stages, count - 1)
 
-    interrupt(monkeypatch, source, tmp_path / "out", stages=stages, **settings)
-    model, done = resumed(monkeypatch, source, tmp_path / "out", **settings)
+    interrupt(source, tmp_path / "out", stages=stages, **settings)
+    model, done = resumed(source, tmp_path / "out", **settings)
 
     assert len(done) == count - stages
     assert files(tmp_path / "out") == files(tmp_path / "whole")
@@ -128,48 +111,46 @@ def test_every_pipeline_streams_to_the_bytes_of_a_model_in_memory(tmp_path, mode
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("pipeline", ["sequential", "layer_sequential"])
-def test_later_blocks_that_shall_see_the_original_do_so_behind_what_is_finished(
-    tmp_path, monkeypatch, source, pipeline, stream
-):
+def test_later_blocks_that_shall_see_the_original_do_so_behind_what_is_finished(tmp_path, source, pipeline, stream):
     settings = {"recipe": "static inputs", "pipeline": pipeline, "propagate_error": False, "stream_weights": stream}
     compress(source, tmp_path / "whole", **settings)
 
-    interrupt(monkeypatch, source, tmp_path / "out", stages=2, **settings)
-    resumed(monkeypatch, source, tmp_path / "out", **settings)
+    interrupt(source, tmp_path / "out", stages=2, **settings)
+    resumed(source, tmp_path / "out", **settings)
 
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_what_compares_with_the_original_does_so_behind_what_is_finished(tmp_path, monkeypatch, source, stream):
+def test_what_compares_with_the_original_does_so_behind_what_is_finished(tmp_path, source, stream):
     recipe = "GPTQModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head], correction: gptaq}"
     settings = {"recipe": recipe, "pipeline": "sequential", "stream_weights": stream}
     compress(source, tmp_path / "whole", **settings)
 
-    interrupt(monkeypatch, source, tmp_path / "out", stages=2, **settings)
-    resumed(monkeypatch, source, tmp_path / "out", **settings)
+    interrupt(source, tmp_path / "out", stages=2, **settings)
+    resumed(source, tmp_path / "out", **settings)
 
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
-def test_a_pipeline_that_goes_on_may_run_what_is_finished(tmp_path, monkeypatch, source):
+def test_a_pipeline_that_goes_on_may_run_what_is_finished(tmp_path, source):
     settings = {"recipe": RECIPES["static inputs"].replace("lm_head", "re:.*mlp.*"), "pipeline": "sequential"}
     compress(source, tmp_path / "whole", **settings)
 
-    interrupt(monkeypatch, source, tmp_path / "out", stages=3, **settings)
-    _, done = resumed(monkeypatch, source, tmp_path / "out", **settings)
+    interrupt(source, tmp_path / "out", stages=3, **settings)
+    _, done = resumed(source, tmp_path / "out", **settings)
 
     assert done == ["epilogue"]
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_model_in_memory_goes_on_too(tmp_path, monkeypatch, recipe):
+def test_a_model_in_memory_goes_on_too(tmp_path, recipe):
     settings = {"pipeline": "sequential", "recipe": recipe, "tokenizer": tiny_tokenizer()}
     whole = compress(tiny_llama(), tmp_path / "whole", **settings)
 
-    interrupt(monkeypatch, tiny_llama(), tmp_path / "out", **settings)
-    model, done = resumed(monkeypatch, tiny_llama(), tmp_path / "out", **settings)
+    interrupt(tiny_llama(), tmp_path / "out", **settings)
+    model, done = resumed(tiny_llama(), tmp_path / "out", **settings)
 
     assert len(done) == 2
     assert files(tmp_path / "out") == files(tmp_path / "whole")
@@ -186,12 +167,12 @@ TWO = (
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("stages", [1, 3])
-def test_independent_sweeps_go_on_in_the_last_of_them(tmp_path, monkeypatch, source, stages, stream):
+def test_independent_sweeps_go_on_in_the_last_of_them(tmp_path, source, stages, stream):
     settings = {"recipe": TWO, "pipeline": "independent", "stream_weights": stream}
     whole = compress(source, tmp_path / "whole", **settings)
 
-    interrupt(monkeypatch, source, tmp_path / "out", stages=stages, **settings)
-    model, done = resumed(monkeypatch, source, tmp_path / "out", **settings)
+    interrupt(source, tmp_path / "out", stages=stages, **settings)
+    model, done = resumed(source, tmp_path / "out", **settings)
 
     assert len(done) == 4 - stages
     assert files(tmp_path / "out") == files(tmp_path / "whole")
@@ -218,19 +199,19 @@ def test_an_independent_sweep_that_is_not_the_last_leaves_nothing_when_it_is_int
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
-def test_a_dense_output_goes_on_with_its_inputs_quantized(tmp_path, monkeypatch, source):
+def test_a_dense_output_goes_on_with_its_inputs_quantized(tmp_path, source):
     settings = {"pipeline": "sequential", "recipe": "static inputs", "save_compressed": False}
     whole = compress(source, tmp_path / "whole", **settings)
 
-    interrupt(monkeypatch, source, tmp_path / "out", stages=3, **settings)
-    model, _ = resumed(monkeypatch, source, tmp_path / "out", **settings)
+    interrupt(source, tmp_path / "out", stages=3, **settings)
+    model, _ = resumed(source, tmp_path / "out", **settings)
 
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert torch.equal(logits(model, batches(rows=2)), logits(whole, batches(rows=2)))
 
 
-def test_it_says_what_is_kept(tmp_path, monkeypatch, source, capsys):
-    interrupt(monkeypatch, source, tmp_path / "out")
+def test_it_says_what_is_kept(tmp_path, source, capsys):
+    interrupt(source, tmp_path / "out")
 
     oneshot(str(source), RECIPES["weights only"], output_dir=str(tmp_path / "out"))
 
@@ -249,24 +230,24 @@ def test_it_says_what_is_kept(tmp_path, monkeypatch, source, capsys):
         ({"stream_weights": False}, "model: not the same as then"),
     ],
 )
-def test_another_command_is_refused_and_the_old_one_still_goes_on(tmp_path, monkeypatch, source, change, says):
-    interrupt(monkeypatch, source, tmp_path / "out")
+def test_another_command_is_refused_and_the_old_one_still_goes_on(tmp_path, source, change, says):
+    interrupt(source, tmp_path / "out")
 
     with pytest.raises(CheckpointError, match=says):
         compress(source, tmp_path / "out", **change)
-    assert len(resumed(monkeypatch, source, tmp_path / "out")[1]) == 2
+    assert len(resumed(source, tmp_path / "out")[1]) == 2
 
 
-def test_other_data_are_refused(tmp_path, monkeypatch, source):
+def test_other_data_are_refused(tmp_path, source):
     settings = {"pipeline": "sequential", "recipe": "static inputs"}
-    interrupt(monkeypatch, source, tmp_path / "out", **settings)
+    interrupt(source, tmp_path / "out", **settings)
 
     with pytest.raises(CheckpointError, match="data: not the same as then"):
         compress(source, tmp_path / "out", **{**settings, "dataset": ["another text", "and another"]})
 
 
-def test_a_model_that_was_changed_in_place_is_refused(tmp_path, monkeypatch, source):
-    interrupt(monkeypatch, source, tmp_path / "out")
+def test_a_model_that_was_changed_in_place_is_refused(tmp_path, source):
+    interrupt(source, tmp_path / "out")
     path = CheckpointReader(source).files[-1]
     content = bytearray(path.read_bytes())
     content[-2] ^= 1
@@ -276,34 +257,34 @@ def test_a_model_that_was_changed_in_place_is_refused(tmp_path, monkeypatch, sou
         compress(source, tmp_path / "out")
 
 
-def test_a_model_that_was_moved_is_the_same(tmp_path, monkeypatch, source):
+def test_a_model_that_was_moved_is_the_same(tmp_path, source):
     compress(source, tmp_path / "whole")
-    interrupt(monkeypatch, source, tmp_path / "out")
+    interrupt(source, tmp_path / "out")
     shutil.copytree(source, tmp_path / "copy")
 
-    _, done = resumed(monkeypatch, tmp_path / "copy", tmp_path / "out")
+    _, done = resumed(tmp_path / "copy", tmp_path / "out")
 
     assert len(done) == 2
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
-def test_restart_begins_anew(tmp_path, monkeypatch, source):
+def test_restart_begins_anew(tmp_path, source):
     compress(source, tmp_path / "whole", seed=1)
-    interrupt(monkeypatch, source, tmp_path / "out")
+    interrupt(source, tmp_path / "out")
 
-    _, done = resumed(monkeypatch, source, tmp_path / "out", seed=1, restart=True)
+    _, done = resumed(source, tmp_path / "out", seed=1, restart=True)
 
     assert len(done) == 4
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
-def test_a_damaged_stage_is_done_again(tmp_path, monkeypatch, source, caplog):
+def test_a_damaged_stage_is_done_again(tmp_path, source, caplog):
     compress(source, tmp_path / "whole")
-    interrupt(monkeypatch, source, tmp_path / "out", stages=3)
+    interrupt(source, tmp_path / "out", stages=3)
     path = tmp_path / "out.partial" / "part-00002.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
 
-    _, done = resumed(monkeypatch, source, tmp_path / "out")
+    _, done = resumed(source, tmp_path / "out")
 
     assert len(done) == 3
     assert "part-00002.safetensors is damaged: its stage, model.layers.0, and all later ones" in caplog.text

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import coldpress
 from coldpress.models.experts import linear_experts, linearize_experts
+from coldpress.testing.interrupt import interrupted
 from coldpress.testing.mixtures import MIXTURES, tiny_mixture
 from coldpress.testing.models import batches, logits
 
@@ -292,22 +293,10 @@ def test_transformers_loads_what_is_compressed_under_names_that_it_knows(kind, t
 
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(kind, dense, tmp_path, monkeypatch):
-    from coldpress import Quantizer
-
+def test_an_interrupted_run_goes_on_to_the_same_bytes(kind, dense, tmp_path):
     run(tiny_mixture(kind), "W4A16", tmp_path / "whole", save_compressed=not dense, pipeline="sequential")
-    count, before = [0], Quantizer.rounded
-
-    def failing(*args, **settings):
-        count[0] += 1
-        if count[0] > 20:  # in the second block
-            raise KeyboardInterrupt
-        return before(*args, **settings)
-
-    monkeypatch.setattr(Quantizer, "rounded", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted():
         run(tiny_mixture(kind), "W4A16", tmp_path / "halved", save_compressed=not dense, pipeline="sequential")
-    monkeypatch.setattr(Quantizer, "rounded", before)
 
     run(tiny_mixture(kind), "W4A16", tmp_path / "halved", save_compressed=not dense, pipeline="sequential")
 
