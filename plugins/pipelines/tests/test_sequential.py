@@ -75,6 +75,16 @@ def test_where_nobody_follows_errors_a_block_runs_once_and_later_ones_see_the_or
     assert [block.runs for block in model.blocks] == [4, 4, 4]
 
 
+def test_who_asks_for_true_sequential_has_it_also_where_nobody_follows_errors():
+    model = Loose(straight)
+    seen, _ = watch(model, vectors(), Sequential(true_sequential=True), halves=True, follows=False)
+
+    with torch.no_grad():  # the weights are halved now, as they were when the batches were led on
+        x = torch.relu(model.blocks[0].first(vectors()[0]["x"]))
+
+    torch.testing.assert_close(seen["blocks.0.second", 0], x[0])
+
+
 @BLOCKWISE
 def test_the_original_is_seen_also_behind_blocks_that_nobody_looks_at(pipeline):
     model = Loose(straight)
