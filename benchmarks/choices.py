@@ -3,8 +3,9 @@
     python benchmarks/choices.py gptq --write
 
 The model is the embedded one in bfloat16, calibrated on 32 samples of 512 tokens of coldpress/short with seed 0.
-Perplexity and KL to the original are those of the held-out text of coldpress/short, and once more those of the passages
-of its calibration text that are not among the samples: constants such as GPTQ's least range were chosen on the former.
+Perplexity and KL to the original are those of the beginning of the held-out text of coldpress/short, and once more
+those of passages of its calibration text that are not among the samples: constants such as GPTQ's least range were
+chosen on the former.
 Every line is one `oneshot` in this process, with what the line names changed against the first one.
 """
 
@@ -24,7 +25,7 @@ from coldpress.calibration import short
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLES = 32
-OTHER_TOKENS = 8192  # of the passages that are not calibrated on
+TOKENS = 8192  # of each of the two texts
 INT4 = {"scheme": "W4A16", "group_size": 64, "ignore": ["lm_head"]}
 INT3 = {
     "ignore": ["lm_head"],
@@ -116,8 +117,9 @@ GROUPS: dict[str, list[Line]] = {
     "smoothquant": _smoothquant({"QuantizationModifier": INT8}),
     "smoothquant-gptq": _smoothquant({"GPTQModifier": INT8})[:2],
     "gptq": _gptq(INT4, magr_alpha=0.00075),
-    "gptq-3bit": _gptq(INT3, magr_alpha=0.00075),
-    "gptq-channel": _gptq({**INT4, "group_size": -1}, magr_alpha=0.0075),
+    "gptq-3bit": _gptq(INT3, magr_alpha=0.00075)[:2] + _gptq(INT3, magr_alpha=0.00075)[6:],
+    "gptq-channel": _gptq({**INT4, "group_size": -1}, magr_alpha=0.0075)[:2]
+    + _gptq({**INT4, "group_size": -1}, magr_alpha=0.0075)[6:],
     "pruning": [
         ("SparseGPT 2:4", [{"SparseGPTModifier": SPARSE}], {}),
         ("Wanda 2:4", [{"WandaModifier": SPARSE}], {}),
@@ -165,12 +167,12 @@ def divided() -> tuple[list[str], list[str]]:
 
 def costs(model: Any, original: Any, tokenizer: Any, others: list[str]) -> dict[str, float]:
     """Perplexity and KL of the held-out text, and of other passages."""
-    texts: dict[str, dict[str, Any]] = {"": {}, "other_": {"text": others, "max_tokens": OTHER_TOKENS}}
+    texts: dict[str, dict[str, Any]] = {"": {}, "other_": {"text": others}}
     found = {}
     for prefix, where in texts.items():
-        found[f"{prefix}perplexity"] = perplexity(model, tokenizer, **where).value
+        found[f"{prefix}perplexity"] = perplexity(model, tokenizer, max_tokens=TOKENS, **where).value
         if original is not None:
-            distance = divergence(model, original, tokenizer, **where)
+            distance = divergence(model, original, tokenizer, max_tokens=TOKENS, **where)
             found |= {f"{prefix}kl": distance.kl, f"{prefix}kl_error": distance.kl_standard_error}
     return found
 
@@ -183,7 +185,7 @@ def table(found: list[dict[str, Any]], group: str, timed: bool) -> str:
         f"`python benchmarks/choices.py {group} --write{'' if timed else ' --untimed'}`",
         "",
         f"SmolLM2-135M in bfloat16, {SAMPLES} x 512 tokens, {os.cpu_count()} cores; perplexity and mean KL to the "
-        f"original on held-out text, and on {OTHER_TOKENS} tokens of passages that were not calibrated on.",
+        f"original on {TOKENS} tokens of held-out text, and as many of passages that were not calibrated on.",
         "",
         "| choice | seconds | perplexity | KL | perplexity, other passages | KL, other passages |",
         "|---|--:|--:|--:|--:|--:|",
