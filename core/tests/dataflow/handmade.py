@@ -118,12 +118,17 @@ class Parallel(nn.Module):
 
 
 class Experts(nn.Module):
-    """Every token to one of four gated MLPs; the router's weight is bare unless it is frozen into a buffer."""
+    """Every token to one of four gated MLPs; the router's weight is bare unless it is frozen into a buffer.
 
-    def __init__(self, experts: int = 4, router: str = "parameter", score_input: bool = False) -> None:
+    If it is `dense`, every expert runs on every token, times its score or 0.
+    """
+
+    def __init__(
+        self, experts: int = 4, router: str = "parameter", *, score_input: bool = False, dense: bool = False
+    ) -> None:
         super().__init__()
         self.experts = nn.ModuleList([GatedMLP() for _ in range(experts)])
-        self.score_input = score_input
+        self.score_input, self.dense = score_input, dense
         weight = torch.randn(experts, WIDTH)
         if router == "parameter":
             self.router = nn.Parameter(weight)
@@ -135,6 +140,9 @@ class Experts(nn.Module):
         scores, choice = F.linear(flat, self.router).sigmoid().max(-1)
         out = torch.zeros_like(flat)
         for i, expert in enumerate(self.experts):
+            if self.dense:
+                out = out + expert(flat * (scores * (choice == i))[:, None])
+                continue
             (rows,) = torch.where(choice == i)
             if len(rows):
                 score = scores[rows, None]

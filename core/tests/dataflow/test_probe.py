@@ -123,8 +123,9 @@ def test_tokens_scaled_by_their_routers_score_still_show_the_experts():
     assert "inner.experts.2.gate_proj" in found.consumers
 
 
-def test_experts_that_no_token_chose_follow_their_twins():
-    block = PreNorm(RMSNorm(), Experts(experts=12))
+@pytest.mark.parametrize("dense", [True, False])
+def test_experts_that_no_token_chose_follow_their_twins(dense):
+    block = PreNorm(RMSNorm(), Experts(experts=12, dense=dense))
     found = flow(block, call(rows=1, tokens=4))
 
     assert found.silent

@@ -27,8 +27,8 @@ def group_inputs(bench: Workbench) -> tuple[tuple[str, ...], ...]:
 
 
 def silent_layers(bench: Workbench) -> tuple[str, ...]:
-    """Linear layers of the block that its call never reached."""
-    ran = {bench.name(u.parameter) for u in bench.before.uses}
+    """Linear layers of the block that its call never reached, or with nothing but zeros, as it may reach experts."""
+    ran = {bench.name(u.parameter) for u in bench.before.uses if u.input.any()}
     return tuple(n for n in bench.layers() if n not in ran)
 
 

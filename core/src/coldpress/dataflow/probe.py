@@ -148,7 +148,7 @@ def _reasons(bench: Workbench, findings: Findings, silent: tuple[str, ...]) -> d
             continue
         blocked = [f"{p}: {r.reason}" for p, r in findings.refused.items() if name in r.readers]
         if name in silent:
-            reasons[name] = "never ran on the probing input"
+            reasons[name] = "never ran on the probing input, or on zeros only"
         else:
             reasons[name] = blocked[0] if blocked else "no norm or linear layer scales its input channel by channel"
     return reasons

@@ -26,7 +26,7 @@ def follow_twins(bench: Workbench, findings: Findings, silent: tuple[str, ...]) 
     for pair in extended:
         readers = [n for n in lost if pair.kind == "norm" and _reads(bench.layers()[n], pair.width)]
         if readers:
-            reason = "never ran on the probing input and might read it: probe with an input that reaches it"
+            reason = "never ran on the probing input, or on zeros, and might read it: probe with one that reaches it"
             findings.refuse(pair, f"{', '.join(readers)} {reason}")
 
 
