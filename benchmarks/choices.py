@@ -132,7 +132,6 @@ GROUPS: dict[str, list[Line]] = {
 
 def measure(lines: list[Line]) -> list[dict[str, Any]]:
     """The original, and then every line."""
-    torch.set_num_threads(os.cpu_count() or 1)
     original = Remembered(load_model("smollm2", dtype=torch.bfloat16, device="cpu"))
     tokenizer = load_tokenizer("smollm2", original.model)
     samples, others = divided()
