@@ -108,7 +108,41 @@ class CarriesAnything(GoodStatistic):
     carries: ClassVar[frozenset[str]] = frozenset({"shift"})
 
 
-GOOD: tuple[type, ...] = (GoodStatistic,)
+@frozen(kw_only=True)
+class GoodComparison(Statistic):
+    """The sum of what each channel has changed."""
+
+    carries: ClassVar[frozenset[str]] = frozenset({RESCALE})
+    compares: ClassVar[bool] = True
+
+    def compare(self, value, x, original):
+        change = (x.float() - original.float()).sum(0)
+        return change if value is None else value + change
+
+    def merge(self, a, b):
+        return a + b
+
+    def rescale(self, value, scale):
+        return value / scale
+
+
+@frozen(kw_only=True)
+class ComparesWithTheFirst(GoodComparison):
+    """Takes the original's first token for all."""
+
+    def compare(self, value, x, original):
+        return super().compare(value, x, original[:1].expand_as(original))
+
+
+@frozen(kw_only=True)
+class WritesIntoTheOriginal(GoodComparison):
+    """Takes the original's tokens for its own."""
+
+    def compare(self, value, x, original):
+        return super().compare(value, x, original.neg_())
+
+
+GOOD: tuple[type, ...] = (GoodStatistic, GoodComparison)
 
 # class -> the one check that it fails
 BAD: dict[type, str] = {
@@ -122,4 +156,6 @@ BAD: dict[type, str] = {
     FirstWins: "merge_is_seeing_all",
     CarriesTheWrongWay: "carries",
     CarriesAnything: "carries",
+    ComparesWithTheFirst: "parts_give_the_whole",
+    WritesIntoTheOriginal: "changes_nothing",
 }

@@ -1,6 +1,7 @@
 """What `GPTQModifier` promises."""
 
 from coldpress.testing import conformance
+from coldpress_gptq.cross import Cross
 
 test_weights_only = conformance("GPTQModifier", settings={"scheme": "W4A16", "ignore": ["lm_head"]})
 
@@ -12,3 +13,5 @@ test_asymmetric = conformance(
 test_static_inputs = conformance(
     "GPTQModifier", settings={"scheme": "FP8", "input_observer": "static_minmax", "ignore": ["lm_head"]}
 )
+
+test_cross = conformance(Cross)

@@ -1,4 +1,7 @@
-"""What a statistic promises: parts give the whole, nothing is written to, and what is carried is what would be seen."""
+"""What a statistic promises: parts give the whole, nothing is written to, and what is carried is what would be seen.
+
+Of a statistic that compares, tokens are [T, 2, I]: inputs of a layer, and of the same layer in the original model.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,7 +31,7 @@ def dtypes(subject: Subject) -> None:
     """Tokens in float32, bfloat16 and float16, one or many, give finite numbers."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for count in (1, _TOKENS):
-            value = _value(subject, _tokens()[:count].to(dtype))
+            value = _value(subject, _tokens(subject)[:count].to(dtype))
             assert all(torch.isfinite(x).all() for x in _numbers(value)), f"{count} tokens in {dtype}: not finite"
 
 
@@ -38,19 +41,19 @@ def deterministic(subject: Subject) -> None:
     for seed in (1, 2):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            values.append(_numbers(_value(subject, _tokens())))
+            values.append(_numbers(_value(subject, _tokens(subject))))
     assert all(torch.equal(a, b) for a, b in zip(*values, strict=True)), "another value in a second run"
 
 
 def changes_nothing(subject: Subject) -> None:
     """Neither the tokens nor a value that is handed over is written to, whatever is called."""
     statistic = _statistic(subject)
-    x, other = _tokens(), _tokens(1)
+    x, other = _tokens(subject), _tokens(subject, seed=1)
     before = [x.clone(), other.clone()]
-    value, second = statistic.update(None, x), statistic.update(None, other)
+    value, second = _seen(statistic, None, x), _seen(statistic, None, other)
     held = _numbers(value, copied=False)
     before += [tensor.clone() for tensor in held]
-    statistic.merge(statistic.update(value, other), statistic.merge(value, second))
+    statistic.merge(_seen(statistic, value, other), statistic.merge(value, second))
     finished = statistic.finish(value)
     for how, by in _moves(statistic):
         getattr(statistic, how)(finished, by)
@@ -61,29 +64,29 @@ def changes_nothing(subject: Subject) -> None:
 def parts_give_the_whole(subject: Subject) -> None:
     """Tokens in two batches give the value of one batch."""
     for cut in (1, 7, _TOKENS - 1):
-        x = _tokens()
+        x = _tokens(subject)
         _check_same(_value(subject, x[:cut], x[cut:]), _value(subject, x), f"{cut} tokens, then the rest")
 
 
 def finish_goes_on(subject: Subject) -> None:
     """A value that was finished can be updated further, and finishing twice is finishing once."""
-    statistic, x = _statistic(subject), _tokens()
-    early = statistic.finish(statistic.update(None, x[:7]))
+    statistic, x = _statistic(subject), _tokens(subject)
+    early = statistic.finish(_seen(statistic, None, x[:7]))
     _check_same(statistic.finish(early), early, "finished twice")
-    _check_same(statistic.finish(statistic.update(early, x[7:])), _value(subject, x), "finished, then more tokens")
+    _check_same(statistic.finish(_seen(statistic, early, x[7:])), _value(subject, x), "finished, then more tokens")
 
 
 def merge_is_seeing_all(subject: Subject) -> None:
     """Two values merged, whichever is first, are the value of one that saw both."""
-    statistic, x = _statistic(subject), _tokens()
-    a, b = statistic.update(None, x[:7]), statistic.update(None, x[7:])
+    statistic, x = _statistic(subject), _tokens(subject)
+    a, b = _seen(statistic, None, x[:7]), _seen(statistic, None, x[7:])
     for first, second in ((a, b), (b, a), (statistic.finish(a), statistic.finish(b))):
         _check_same(statistic.finish(statistic.merge(first, second)), _value(subject, x), "merged")
 
 
 def carries(subject: Subject) -> None:
     """What is carried along with a signal that moves is what would have been seen of it."""
-    statistic, x = _statistic(subject), _tokens()
+    statistic, x = _statistic(subject), _tokens(subject)
     unknown = statistic.carries - {RESCALE, ROTATE}
     assert not unknown, f"carries has {', '.join(map(repr, unknown))}; there are {RESCALE!r} and {ROTATE!r}"
     for how, by in _moves(statistic):
@@ -91,10 +94,15 @@ def carries(subject: Subject) -> None:
         _check_same(getattr(statistic, how)(_value(subject, x), by), _value(subject, moved), f"after {how}")
 
 
-def _tokens(seed: int = 0) -> Tensor:
-    """Inputs of a layer, some channels larger than others, [T, I]."""
+def _tokens(subject: Subject, *, seed: int = 0) -> Tensor:
+    """Inputs of a layer, some channels larger than others, [T, I], or [T, 2, I] for a statistic that compares."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(_TOKENS, _WIDTH, generator=generator) * torch.logspace(-1, 0.5, _WIDTH) + 0.2
+    shape = (_TOKENS, 2, _WIDTH) if subject.cls.compares else (_TOKENS, _WIDTH)
+    return torch.randn(shape, generator=generator) * torch.logspace(-1, 0.5, _WIDTH) + 0.2
+
+
+def _seen(statistic: Statistic, value: Any, x: Tensor) -> Any:
+    return statistic.compare(value, x[:, 0], x[:, 1]) if statistic.compares else statistic.update(value, x)
 
 
 def _moves(statistic: Statistic) -> Iterator[tuple[str, Tensor]]:
@@ -115,7 +123,7 @@ def _statistic(subject: Subject) -> Statistic:
 def _value(subject: Subject, *parts: Tensor) -> Any:
     statistic, value = _statistic(subject), None
     for x in parts:
-        value = statistic.update(value, x)
+        value = _seen(statistic, value, x)
     return statistic.finish(value)
 
 
