@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -153,9 +152,8 @@ def measure(groups: list[str]) -> dict[str, list[dict[str, Any]]]:
         for scheme, observer, settings in GROUPS[group]:
             modifier, model = QuantizationModifier(ignore=["lm_head"], **settings), fresh()
             data = {"dataset": "coldpress/short", "num_calibration_samples": 32, "max_seq_length": 512}
-            started = time.perf_counter()
             oneshot(model, modifier, tokenizer=tokenizer, quiet=True, **(data if modifier.needs_data() else {}))
-            line = {"scheme": scheme, "observer": observer, "seconds": time.perf_counter() - started}
+            line = {"scheme": scheme, "observer": observer}
             found[group].append(line | {"output_error": judge.output_error(model)} | judge.costs(model))
             print(json.dumps(found[group][-1]), flush=True)
     return found
@@ -166,13 +164,12 @@ def table(results: dict[str, Any]) -> str:
     lines = ["# Observers and number formats", "", "`python benchmarks/observers.py --write`", ""]
     lines += __doc__.split("\n\n")[2].splitlines()
     lines += [f"{WINDOWS} windows of {LENGTH} tokens; torch {torch.__version__}, {os.cpu_count()} cores.", ""]
-    lines += ["| scheme | observer | output error | perplexity | KL | seconds |", "|---|---|--:|--:|--:|--:|"]
+    lines += ["| scheme | observer | output error | perplexity | KL |", "|---|---|--:|--:|--:|"]
     for group in ("original", *GROUPS):
         for line in results["groups"].get(group, []):
             error = f"{line['output_error']:.1%}" if "output_error" in line else ""
-            seconds = f"{line['seconds']:.0f}" if "seconds" in line else ""
             observer = f"`{line['observer']}`" if line["observer"] else ""
-            cells = (line["scheme"], observer, error, f"{line['perplexity']:.2f}", f"{line['kl']:.4f}", seconds)
+            cells = (line["scheme"], observer, error, f"{line['perplexity']:.2f}", f"{line['kl']:.4f}")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
