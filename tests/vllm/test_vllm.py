@@ -82,7 +82,7 @@ def test_the_first_layer_says_what_ours_says(name, lines):
 def test_the_whole_model_is_as_far_from_ours_as_ours_from_itself(name, lines):
     line = lines[name]
     assert line["distance"] < 2 * line["noise"] + WHOLE[served.CASES[name].dtype]
-    assert line["expected"] == len(served.PROMPTS), line["texts"]
+    assert line["expected"] >= line["expected_of_ours"] >= 2, line["texts"]
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_a_corrupted_tensor_breaks_the_bound(home, tokens):
     for number, (name, part, corrupt) in enumerate(CORRUPTIONS.values()):
         case = served.CASES[name]
         folder = served.compress(case, home / f"sound-{number}", base=served.source(home, wide=case.wide, layers=1))
-        references.append(served.reference(folder, tokens, case)[0])
+        references.append(served.reference(folder, tokens, case))
         broken = shutil.copytree(folder, home / f"broken-{number}")
         tensors = load_file(broken / "model.safetensors")
         full = f"model.layers.0.{part}"
