@@ -82,7 +82,8 @@ def test_the_first_layer_says_what_ours_says(name, lines):
 def test_the_whole_model_is_as_far_from_ours_as_ours_from_itself(name, lines):
     line = lines[name]
     assert line["distance"] < 2 * line["noise"] + WHOLE[served.CASES[name].dtype]
-    assert line["expected"] >= line["expected_of_ours"] >= 2, line["texts"]
+    words = len(served.PROMPTS) - (line["noise"] > 0.01)  # where a last bit moves much, it may move one word
+    assert min(line["expected"], line["expected_of_ours"]) >= words, line["texts"]
 
 
 @pytest.mark.slow
