@@ -61,6 +61,11 @@ def _gptq(settings: dict[str, Any], *, magr_alpha: float) -> list[Line]:
     ]
 
 
+def _options(lines: list[Line]) -> list[Line]:
+    """Of GPTQ's lines the two to compare with, and what is off by default."""
+    return lines[:2] + lines[6:]
+
+
 def _awq(settings: dict[str, Any]) -> list[Line]:
     """AWQ before rounding, with each of its choices."""
 
@@ -117,9 +122,8 @@ GROUPS: dict[str, list[Line]] = {
     "smoothquant": _smoothquant({"QuantizationModifier": INT8}),
     "smoothquant-gptq": _smoothquant({"GPTQModifier": INT8})[:2],
     "gptq": _gptq(INT4, magr_alpha=0.00075),
-    "gptq-3bit": _gptq(INT3, magr_alpha=0.00075)[:2] + _gptq(INT3, magr_alpha=0.00075)[6:],
-    "gptq-channel": _gptq({**INT4, "group_size": -1}, magr_alpha=0.0075)[:2]
-    + _gptq({**INT4, "group_size": -1}, magr_alpha=0.0075)[6:],
+    "gptq-3bit": _options(_gptq(INT3, magr_alpha=0.00075)),
+    "gptq-channel": _options(_gptq({**INT4, "group_size": -1}, magr_alpha=0.0075)),
     "pruning": [
         ("SparseGPT 2:4", [{"SparseGPTModifier": SPARSE}], {}),
         ("Wanda 2:4", [{"WandaModifier": SPARSE}], {}),
