@@ -1,6 +1,6 @@
 """What vLLM serves of every scheme, and whether it says what our model in memory says.
 
-    python benchmarks/served.py --write                   # all of them, about 25 minutes
+    python benchmarks/served.py --write                   # all of them, about 13 minutes
     python benchmarks/served.py W4A16 FP8 --write         # these lines of the table
     python benchmarks/served.py --first-layers --write    # without the whole models, about 5 minutes
 
