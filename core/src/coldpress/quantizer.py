@@ -115,6 +115,16 @@ class Quantizer(Modifier):
         parts = [part for scheme in self.schemes() for part in (scheme.weights, scheme.input_activations)]
         return any(part is not None and part.num_bits < 8 for part in parts)
 
+    def takes_whole_range(self, layer: Layer) -> bool:
+        """Whether scales of a layer's weight will span it from its smallest to its largest element.
+
+        Then a modifier that comes before may choose another range, in `state.ranges`, which `rounded` takes instead.
+        Who searches for scales says no.
+        """
+        scheme = self.scheme_for(layer)
+        args = None if scheme is None else scheme.weights
+        return args is not None and observer_for(args, DEFAULT_WEIGHT_OBSERVER).whole_range
+
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
         """Ask for what the scales of static inputs are made of, and for what observers of weights look at."""
@@ -161,12 +171,16 @@ class Quantizer(Modifier):
         Args:
             state: of the run.
             layer: whose weight is read.
-            qparams: scale and zero point of the weight; None for those that the scheme's observer finds.
+            qparams: scale and zero point of the weight; None for those of its range in `state.ranges`, where the
+                scheme's observer would take the whole range, or those that the observer finds.
         """
         found = self.quantized(state, layer)
-        args, factor = found.scheme.weights, found.global_scale
+        args, factor, chosen = found.scheme.weights, found.global_scale, state.ranges.pop(layer.name, None)
         if args is None:
             return found
+        if qparams is None and chosen is not None and self.takes_whole_range(layer):
+            scale, point = calculate_qparams(*chosen, args, global_scale=factor)
+            qparams = scale.to(layer.weight.dtype), point
         scale, point = qparams or weight_qparams(
             layer.weight, args, global_scale=factor, importance=self.importance(state, layer)
         )

@@ -176,6 +176,8 @@ def smooth(state: State, smoothing: Smoothing, scale: Tensor) -> str | None:
     names = {site.parameter for site in pair.sites} | {member.site.parameter for member in pair.members}
     before = {name: model.get_parameter(name).detach().clone() for name in sorted(names)}
     fold(model, pair, scale)
+    for name in names:
+        state.ranges.pop(name.rpartition(".")[0], None)
     try:
         for name in before:
             check_finite(name, model.get_parameter(name))

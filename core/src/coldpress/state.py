@@ -128,6 +128,8 @@ class State:
         quantized: layer name to its codes and scales, until they are written.
         schemes: layer name to scheme, of every layer quantized so far.
         planned: layer name to scheme, of every layer that some modifier of the recipe quantizes.
+        quantizers: layer name to that modifier.
+        ranges: layer name to the smallest and largest number that scales of its weight shall cover, [*scale shape].
         report: layer name to what became of it, every layer of the model.
         log: what was done, one entry a stage.
     """
@@ -145,6 +147,8 @@ class State:
     quantized: dict[str, Quantized] = field(factory=dict)
     schemes: dict[str, Scheme] = field(factory=dict)
     planned: Mapping[str, Scheme] = field(factory=dict)
+    quantizers: Mapping[str, Any] = field(factory=dict)
+    ranges: dict[str, tuple[Tensor, Tensor]] = field(factory=dict)
     report: dict[str, LayerReport] = field(factory=dict)
     log: list[dict[str, Any]] = field(factory=list)
 
@@ -201,6 +205,7 @@ class State:
         line.weight_error = relative_error(old, weight)
         line.sparsity = 1 - weight.count_nonzero().item() / weight.numel()
         old.copy_(weight)
+        self.ranges.pop(layer.name, None)
 
     def skip(self, layer: Layer, reason: str) -> None:
         """Say that a claimed layer is left alone on purpose, and why."""

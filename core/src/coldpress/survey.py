@@ -103,6 +103,13 @@ def schemes_of(claims: Sequence[Claim]) -> dict[str, Scheme]:
     return schemes
 
 
+def quantizers_of(claims: Sequence[Claim]) -> dict[str, Modifier]:
+    """Layer name to who will quantize it, of every layer that will be."""
+    return {
+        layer.name: claim.modifier for claim in claims for layer in claim.layers if claim.modifier.scheme_for(layer)
+    }
+
+
 def check_data(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State) -> None:
     """Refuse a recipe that reads data when there are none, when a batch is empty, or when its pipeline runs none.
 

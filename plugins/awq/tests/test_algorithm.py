@@ -5,7 +5,7 @@ import torch
 
 from coldpress import QuantizationArgs, preset
 from coldpress.numerics import calculate_global_scale, calculate_qparams, fake_quantize, group
-from coldpress_awq.algorithm import Reader, best, candidate_scales, losses, relative_size, rounded
+from coldpress_awq.algorithm import Reader, best, candidate_scales, clip_range, losses, relative_size, rounded
 
 SCHEMES = {
     "group": QuantizationArgs(num_bits=4, strategy="group", group_size=16),
@@ -48,6 +48,22 @@ def test_what_is_rounded_is_what_a_quantizer_makes(args):
     weight = random(0, 40, 64)
 
     torch.testing.assert_close(rounded(weight, args), slowly_rounded(weight, args))
+
+
+@over_schemes
+def test_no_group_loses_by_being_clipped(args):
+    weight, importance = random(0, 40, 64), inputs().square().sum(0)
+    whole = group(weight, args)
+    factor = calculate_global_scale(weight.abs().amax(), args) if args.strategy == "tensor_group" else None
+
+    low, high = clip_range(weight, args, importance, global_scale=factor)
+    clipped, before = (
+        group((rounded(weight, args, importance=costs) - weight).square() * importance, args).sum(-1)
+        for costs in (importance, None)
+    )
+
+    assert (clipped <= before * 1.0001).all()
+    assert args.num_bits == 8 or (high - low).sum() < 0.99 * (whole.amax(-1) - whole.amin(-1)).sum()
 
 
 @over_schemes

@@ -27,7 +27,6 @@ from coldpress_awq import AWQModifier
 V, OUT, UP, DOWN = (
     f"model.layers.0.{name}" for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 )
-MINMAX = "memoryless_minmax"
 THREE_BITS = {"num_bits": 3, "group_size": 32}
 W4 = {"scheme": "W4A16_ASYM", "group_size": 32, "ignore": ["lm_head"]}
 
@@ -89,10 +88,16 @@ def test_by_itself_it_keeps_the_function(make):
     assert sum(not torch.equal(model.get_parameter(name), old) for name, old in before.items()) >= 10
 
 
-def test_with_a_scheme_and_an_observer_it_does_what_it_does_before_rounding():
-    settings = {**W4, "weight_observer": MINMAX}
+@pytest.mark.parametrize("settings", [{}, {"weight_observer": "memoryless_minmax"}, {"weight_observer": "mse"}])
+@pytest.mark.parametrize("clip", [True, False])
+def test_with_a_scheme_of_its_own_it_does_what_it_does_before_rounding(clip, settings):
+    settings = {**W4, **settings}
     alone, beside = (
-        run(*modifiers) for modifiers in ([AWQModifier(**settings)], [AWQModifier(), Rounding(**settings)])
+        run(*modifiers)
+        for modifiers in (
+            [AWQModifier(clip=clip, **settings)],
+            [AWQModifier(clip=clip), find("modifiers", "QuantizationModifier")(**settings)],
+        )
     )
 
     found, expected = alone.model.state_dict(), beside.model.state_dict()
@@ -101,12 +106,31 @@ def test_with_a_scheme_and_an_observer_it_does_what_it_does_before_rounding():
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": "block"}])
-def test_without_an_observer_its_own_rounding_searches_for_scales_and_loses_less(settings):
+def test_who_clips_loses_less(settings):
     scheme = {"ignore": ["lm_head"], "config_groups": {"all": {"targets": ["Linear"], "weights": THREE_BITS}}}
 
-    assert error(AWQModifier(**scheme, **settings)) < 0.95 * error(
-        AWQModifier(**scheme, **settings, weight_observer=MINMAX)
+    quantization = find("modifiers", "QuantizationModifier")
+
+    assert error(AWQModifier(**settings), quantization(**scheme)) < 0.95 * error(
+        AWQModifier(**settings, clip=False), quantization(**scheme)
     )
+
+
+def test_only_for_who_takes_the_whole_range_weights_are_clipped():
+    """An observer that searches, and GPTQ, which makes up for what is cut off, choose ranges themselves."""
+    gptq, quantization = (find("modifiers", name) for name in ("GPTQModifier", "QuantizationModifier"))
+    followers = [
+        quantization(**W4),
+        quantization(**W4, weight_observer="static_minmax"),
+        quantization(**W4, weight_observer="memoryless_mse"),
+        gptq(**W4),
+        gptq(**W4, weight_observer="memoryless_minmax"),
+    ]
+
+    notes = [run(AWQModifier(), one).report[DOWN].notes for one in followers]
+
+    assert ["clipped_to" in one for one in notes] == [True, True, False, False, False]
+    assert 0.5 < notes[0]["clipped_to"] < 0.99
 
 
 def test_running_blocks_again_chooses_by_their_outputs_and_leaves_nothing():

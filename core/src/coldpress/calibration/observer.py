@@ -37,6 +37,9 @@ class Observer:
     weighs_columns: ClassVar[bool] = False
     """`weight_range` looks at `importance`: what the mean squares of the inputs of a layer are."""
 
+    whole_range: ClassVar[bool] = False
+    """The range of a weight is that from its smallest to its largest element, which another modifier may choose to be smaller."""
+
     args: QuantizationArgs = field(validator=_check_args)
 
     def update(self, statistic: Any | None, x: Tensor) -> Any:

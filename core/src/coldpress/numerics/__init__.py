@@ -12,7 +12,7 @@ from coldpress.numerics.pack import pack_int32, pack_rows_int32, unpack_int32, u
 from coldpress.numerics.pack_float import decode_exponents, encode_exponents, pack_floats, unpack_floats
 from coldpress.numerics.qparams import calculate_global_scale, calculate_qparams, dynamic_qparams
 from coldpress.numerics.quantize import dequantize, fake_quantize, fake_quantize_groups, quantize
-from coldpress.numerics.search import search_qparams
+from coldpress.numerics.search import search_qparams, search_range
 
 __all__ = [
     "Factor",
@@ -36,6 +36,7 @@ __all__ = [
     "quantize",
     "scale_shape",
     "search_qparams",
+    "search_range",
     "unfolded",
     "unpack_floats",
     "unpack_int32",

@@ -1,4 +1,4 @@
-"""Scales that lose least, when some columns matter more than others."""
+"""Ranges that lose least, when some columns matter more than others."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,26 @@ _STEPS = (0.1, 0.05, 0.025)  # between factors of the range: from the largest do
 def search_qparams(
     weight: Tensor, args: QuantizationArgs, importance: Tensor, *, least: float, global_scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The scale and zero point of each group whose range, shrunk by some factor, loses least.
+    """The scale and zero point of each group, of the range that `search_range` finds.
+
+    Args:
+        weight: [O, I].
+        args: the grid and who shares a scale.
+        importance: as in `search_range`.
+        least: as in `search_range`.
+        global_scale: as in `calculate_qparams`.
+
+    Returns:
+        scale and zero point as `calculate_qparams` gives them.
+    """
+    low, high = search_range(weight, args, importance, least=least, global_scale=global_scale)
+    return calculate_qparams(low, high, args, global_scale=global_scale)
+
+
+def search_range(
+    weight: Tensor, args: QuantizationArgs, importance: Tensor, *, least: float, global_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The range of each group, shrunk by the factor with which rounding loses least.
 
     The loss of a group is the sum of importance * (Q(w) - w)^2.
     Factors are 1, 0.9, ... and then, twice, those to both sides of the best so far at half the distance.
@@ -29,27 +48,25 @@ def search_qparams(
         global_scale: as in `calculate_qparams`.
 
     Returns:
-        scale and zero point as `calculate_qparams` gives them.
+        Smallest and largest number of each range, [*q] each as `group` makes it, in the dtype of the weight.
     """
     grouped = group(weight, args)  # [*q, n]
     low, high = grouped.amin(-1), grouped.amax(-1)  # [*q]
-    shape, count = low.shape, 1 + int((1 - least) / _STEPS[0] + 1e-6)
+    count = 1 + int((1 - least) / _STEPS[0] + 1e-6)
     factors = [torch.full_like(low, 1 - _STEPS[0] * step, dtype=torch.float32) for step in range(count)]
     costs = group(importance.expand_as(weight), args)[0]  # [*q[1:], n]; rows do not differ in it
     best = torch.full_like(low, torch.inf, dtype=torch.float32)  # loss, [*q]
-    found: tuple[Tensor, Tensor, Tensor] | None = None  # factor, scale, zero point
+    found = factors[0]
     for step in _STEPS:
-        if found is not None:
-            factors = [(found[0] + side * step).clamp_(least, 1) for side in (-1, 1)]
+        if step != _STEPS[0]:
+            factors = [(found + side * step).clamp_(least, 1) for side in (-1, 1)]
         parts = [calculate_qparams(low * f.to(low), high * f.to(low), args, global_scale=global_scale) for f in factors]
         losses = _losses(grouped, costs, parts, args, global_scale)
-        for factor, (scale, point), loss in zip(factors, parts, losses, strict=True):
+        for factor, loss in zip(factors, losses, strict=True):
             better = loss < best
             best = torch.where(better, loss, best)
-            new = (factor, scale.reshape(shape), point.reshape(shape))
-            found = new if found is None else tuple(torch.where(better, *pair) for pair in zip(new, found, strict=True))  # type: ignore[assignment]
-    assert found is not None
-    return found[1].reshape(parts[0][0].shape), found[2].reshape(parts[0][1].shape)
+            found = torch.where(better, factor, found)
+    return low * found.to(low), high * found.to(high)
 
 
 def _losses(

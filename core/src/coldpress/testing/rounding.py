@@ -7,13 +7,17 @@ from coldpress.hookspecs import hookimpl
 from coldpress.numerics import calculate_global_scale, calculate_qparams, group, quantize
 from coldpress.quantizer import Quantizer
 from coldpress.schemes import Scheme
-from coldpress.stage import Stage
+from coldpress.stage import Layer, Stage
 from coldpress.state import Quantized, State
 
 
 @frozen(kw_only=True, eq=False)
 class Rounding(Quantizer):
     """Weights to the nearest point of the grid that their smallest and largest value span; no observer is asked."""
+
+    def takes_whole_range(self, layer: Layer) -> bool:
+        """It takes no other; so nobody need look for one."""
+        return False
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:

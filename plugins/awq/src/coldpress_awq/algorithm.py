@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from coldpress import QuantizationArgs
-from coldpress.numerics import calculate_global_scale, calculate_qparams, fake_quantize_groups, group, search_qparams
+from coldpress.numerics import calculate_global_scale, calculate_qparams, fake_quantize_groups, group, search_range
 
 FEW_ROWS, ROWS = 32, 256
 """Rows of a matrix that vote: on all candidates, and on the best of them; more change the choice little (README)."""
@@ -24,7 +24,7 @@ FEW_ROWS, ROWS = 32, 256
 FINALISTS = 3
 
 LEAST = 0.5
-"""Share of its range to which a group is shrunk at most in a search for its scale."""
+"""Share of its range to which a group is clipped at most."""
 
 _BLOCK = 2**17  # elements that are rounded at once, so that they stay in the cache
 _BY_ROW = ("channel", "group", "tensor_group")  # strategies where a row knows nothing of others
@@ -38,14 +38,14 @@ class Reader(NamedTuple):
         gram: of their input, [I, I] float32, summed over tokens.
         channels: for each input channel the element of the scale that it sees, -1 for none, [I] int64.
         args: how they are quantized.
-        searched: whether scales will be those of the shrunk range that loses least, and not of the whole range.
+        clipped: whether groups will be rounded on the grid of their `clip_range`, and not of the whole range.
     """
 
     weight: Tensor
     gram: Tensor
     channels: Tensor
     args: QuantizationArgs
-    searched: bool = False
+    clipped: bool = False
 
 
 def candidate_scales(
@@ -102,7 +102,7 @@ def losses(reader: Reader, scales: Tensor, *, rows: int = ROWS) -> Tensor:
         chosen = torch.linspace(0, len(weight) - 1, rows, device=weight.device).round().long()
         share, weight = len(chosen) / len(weight), weight[chosen]
     narrow = weight.dtype if weight.element_size() == 2 and not weight.is_cuda else torch.float32
-    importance = gram.diagonal() if reader.searched else None  # [I]
+    importance = gram.diagonal() if reader.clipped else None  # [I]
     gram = gram.to(torch.bfloat16) if narrow != torch.float32 else gram
     padded = torch.cat([scales, scales.new_ones(len(scales), 1)], 1)  # [P, C + 1]; index -1 is the last
     spread = padded[:, reader.channels.to(scales.device)]  # [P, I]
@@ -133,29 +133,39 @@ def _errors(weight: Tensor, scale: Tensor, args: QuantizationArgs, importance: T
 def rounded(
     weight: Tensor, args: QuantizationArgs, *, global_scale: Tensor | None = None, importance: Tensor | None = None
 ) -> Tensor:
-    """The weight, [O, I], on the grid that its largest and smallest values span, or a smaller one; a new tensor.
+    """The weight, [O, I], on the grid that its largest and smallest values span, clipped or not; a new tensor.
 
     Args:
         weight: all rows, or some of them where each has scales of its own.
         args: the grid and who shares a scale.
         global_scale: [1], of schemes with scales of two levels; found in the weight if there is none.
-        importance: what errors of a column cost, [I], for a search of the range; None takes all of it.
+        importance: as in `clip_range`; None takes the whole range.
     """
     factor = _global_scale(weight, args) if global_scale is None else global_scale
     grouped = group(weight, args)
     if importance is None:
-        scale, point = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args, global_scale=factor)
+        low, high = grouped.amin(-1), grouped.amax(-1)
     else:
-        scale, point = searched_qparams(weight, args, importance, global_scale=factor)
+        low, high = clip_range(weight, args, importance, global_scale=factor)
+    scale, point = calculate_qparams(low, high, args, global_scale=factor)
     new = fake_quantize_groups(grouped, scale, None if args.symmetric else point, args, global_scale=factor)
     return new.reshape(weight.shape) if args.strategy != "block" else _from_blocks(new, weight, args)
 
 
-def searched_qparams(
+def clip_range(
     weight: Tensor, args: QuantizationArgs, importance: Tensor, *, global_scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of each group, of the shrunk range that loses least under `importance`, [I]."""
-    return search_qparams(weight, args, importance.clamp(min=0), least=LEAST, global_scale=global_scale)
+    """The shrunk range of each group that loses least, if an error in a column costs `importance`, [I].
+
+    Weights are not cut off at its ends, but at those of the grid that it makes, which reaches a little further.
+    """
+    return search_range(weight, args, importance.clamp(min=0), least=LEAST, global_scale=global_scale)
+
+
+def share_of_range(weight: Tensor, args: QuantizationArgs, low: Tensor, high: Tensor) -> float:
+    """How wide the ranges of a weight's groups are, against their whole ranges, all added up."""
+    whole = group(weight, args)
+    return float((high - low).float().sum() / (whole.amax(-1) - whole.amin(-1)).float().sum().clamp(min=1e-30))
 
 
 def _global_scale(weight: Tensor, args: QuantizationArgs) -> Tensor | None:

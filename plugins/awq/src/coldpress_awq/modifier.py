@@ -11,6 +11,7 @@ from torch import Tensor
 from coldpress import (
     Layer,
     QuantizationArgs,
+    Quantizer,
     Scheme,
     SchemeError,
     Smoother,
@@ -20,7 +21,7 @@ from coldpress import (
     Statistic,
     hookimpl,
 )
-from coldpress_awq.algorithm import Reader, best, candidate_scales, relative_size, rounded
+from coldpress_awq.algorithm import Reader, best, candidate_scales, clip_range, relative_size, rounded, share_of_range
 from coldpress_awq.replay import Replay, common_parent, distance, replaced
 from coldpress_awq.rounding import Rounding
 from coldpress_awq.sample import SAMPLED
@@ -38,8 +39,8 @@ def _as_groups(value: Mapping[str, Scheme | Mapping[str, Any]] | None) -> dict[s
 class AWQModifier(Smoother):
     """Scale channels so that rounding weights changes the outputs of their layers least.
 
-    By itself it moves scales and keeps the model's function; a later modifier rounds, by its own scheme, which is the
-    one that is searched for.  With a scheme of its own, as in older recipes, it also rounds to nearest.
+    A later modifier rounds, by its own scheme, which is the one that is searched for.  With a scheme of its own, as in
+    older recipes, it also rounds to nearest.
     Further settings are those of `Smoother`: `mappings`, `targets`, `ignore`.
 
     Attributes:
@@ -47,6 +48,8 @@ class AWQModifier(Smoother):
         n_grid: how many ratios are tried for each pair.
         objective: `gram` compares the outputs of the readers, on their Gram matrices; `block` runs the attention or MLP
             that holds them again, for each ratio, on the first batches, as the original does: many times slower.
+        clip: weights are rounded on the grid of a smaller range, for each group the one that loses least, where who
+            rounds them would take the whole range.
         scheme: of its own rounding, as in `QuantizationModifier`.
         config_groups: schemes in full, instead of `scheme`.
         group_size: columns that share a scale, in place of the preset's.
@@ -59,6 +62,7 @@ class AWQModifier(Smoother):
     duo_scaling: bool | Literal["both"] = field(default=True, validator=in_((True, False, "both")))
     n_grid: int = field(default=20, validator=ge(1))
     objective: Literal["gram", "block"] = field(default="gram", validator=in_(("gram", "block")))
+    clip: bool = True
     scheme: str | dict[str, str | list[str]] | None = None
     config_groups: dict[str, Scheme] | None = field(default=None, converter=_as_groups)
     group_size: int | None = None
@@ -115,13 +119,20 @@ class AWQModifier(Smoother):
         super().initialize(state, stage)
         if self.objective == "block":
             self._record(state, stage)
+        for layer in self.layers(stage):
+            if self._clips(state, layer) is not None:
+                state.ask(layer, SAMPLED)
         if self.rounding is not None:
             self.rounding.initialize(state, stage)
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
-        """Scale, and round if there is a scheme."""
+        """Scale, clip, and round if there is a scheme."""
         super().finalize(state, stage)
+        for layer in self.layers(stage):
+            if (quantizer := self._clips(state, layer)) is not None:
+                with state.timed(layer):
+                    self._clip(state, layer, quantizer)
         if self.rounding is None:
             return
         self.rounding.finalize(state, stage)
@@ -144,7 +155,7 @@ class AWQModifier(Smoother):
                 gram=state.require(layers[0], SAMPLED).total,
                 channels=smoothing.pair.channels(layers[0].name),
                 args=args,
-                searched=self._searches(layers[0]),
+                clipped=self._clips(state, layers[0]) is not None,
             )
             for layers, args in _alike(state, seen, how)
         ]
@@ -189,18 +200,28 @@ class AWQModifier(Smoother):
                 args, spread = self._weights(state, layer), smoothing.pair.spread(scale, name)  # [I]
                 assert args is not None
                 costs = state.require(layer, SAMPLED).total.diagonal() / spread.square()  # [I]
-                importance = costs if self._searches(layer) else None
+                importance = costs if self._clips(state, layer) is not None else None
                 new[name] = rounded(layer.weight.float() * spread, args, importance=importance) / spread
             with replaced({name: layer.weight for name, layer in layers.items()}, new):
                 errors.append(distance(before, replay.outputs()))
         found = torch.stack(errors).nan_to_num(torch.inf)
         return int(found.argmin()), found
 
-    def _searches(self, layer: Layer) -> bool:
-        """Whether its own rounding will search for scales; what a later modifier does is not known."""
-        return (
-            self.rounding is not None and self.rounding.scheme_for(layer) is not None and self.rounding.searches(layer)
-        )
+    def _clips(self, state: State, layer: Layer) -> Quantizer | None:
+        """Who quantizes a layer, if its weight is clipped: where that one would take the whole range."""
+        quantizer = self.rounding or state.quantizers.get(layer.name)
+        takes = self.clip and isinstance(quantizer, Quantizer) and quantizer.takes_whole_range(layer)
+        return quantizer if takes else None
+
+    def _clip(self, state: State, layer: Layer, quantizer: Quantizer) -> None:
+        """Find the range of a layer's weight; one whose inputs no token reached keeps the whole."""
+        seen, args = state.statistic(layer, SAMPLED), self._weights(state, layer)
+        if seen is None or args is None:
+            return
+        factor = quantizer.global_scale(state, layer)
+        low, high = clip_range(layer.weight, args, seen.total.diagonal(), global_scale=factor)
+        state.ranges[layer.name] = low, high
+        state.report[layer.name].notes["clipped_to"] = round(share_of_range(layer.weight, args, low, high), 4)
 
     def _weights(self, state: State, layer: Layer) -> QuantizationArgs | None:
         """How the weights of a layer will be quantized."""

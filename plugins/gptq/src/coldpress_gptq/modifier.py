@@ -92,6 +92,10 @@ class GPTQModifier(Quantizer):
         """Where it corrects, and as others do."""
         return self.correction is not None or super().follows_error()
 
+    def takes_whole_range(self, layer: Layer) -> bool:
+        """Never: its columns make up for errors against the weights that it is shown."""
+        return False
+
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
         """Ask for the Gram matrices of inputs."""

@@ -14,6 +14,7 @@ class MemorylessMinMax(Observer):
     """Smallest and largest of the last tensor; the field's default for weights, which are seen once."""
 
     order_matters: ClassVar[bool] = True
+    whole_range: ClassVar[bool] = True
 
     def update(self, statistic: Range | None, x: Tensor) -> Range:
         """See `x`, [*scale_shape, n], and forget what was before."""

@@ -19,6 +19,7 @@ class MinMax(Observer):
     """
 
     order_matters: ClassVar[bool] = True
+    whole_range: ClassVar[bool] = True
 
     averaging_constant: float = field(default=0.01, validator=and_(gt(0), le(1)))
 

@@ -1,5 +1,7 @@
 """static_minmax: the range of all that was ever seen."""
 
+from typing import ClassVar
+
 from attrs import frozen
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from coldpress_observers.algorithm import Range, extremes, union
 @frozen(kw_only=True)
 class StaticMinMax(Observer):
     """Smallest and largest of everything; no number of the calibration data is clipped."""
+
+    whole_range: ClassVar[bool] = True
 
     def update(self, statistic: Range | None, x: Tensor) -> Range:
         """See `x`, [*scale_shape, n], too."""
