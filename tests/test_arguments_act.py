@@ -184,6 +184,6 @@ def test_arguments_that_the_data_leave_nothing_to_do_are_said_to_have_no_effect(
 
 
 def test_what_the_command_line_always_passes_is_not_said_to_have_no_effect(caplog):
-    oneshot(tiny_llama(), dynamic(), dataset="coldpress/short", num_calibration_samples=512, batch_size=1)
+    oneshot(tiny_llama(), dynamic(), dataset="coldpress/short", num_calibration_samples=512, batch_size=None)
 
     assert "has no effect" not in caplog.text

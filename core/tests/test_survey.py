@@ -4,9 +4,18 @@ import pytest
 import torch
 
 from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError
-from coldpress.modifier import COMES_LAST, READS_DATA, Modifier
+from coldpress.modifier import COMES_LAST, QUANTIZES, READS_DATA, Modifier
 from coldpress.state import State
-from coldpress.survey import check_data, check_devices, claims_of, reason_untouched, schemes_of, shortened
+from coldpress.survey import (
+    averages_batches,
+    check_data,
+    check_devices,
+    claims_of,
+    quantizers_of,
+    reason_untouched,
+    schemes_of,
+    shortened,
+)
 from coldpress.testing.models import batches, tiny_llama
 from coldpress.testing.rounding import Rounding
 from coldpress.testing.trial import Parts, claimed
@@ -50,6 +59,27 @@ def test_every_quantized_layer_has_its_scheme():
         "model.layers.0.mlp.down_proj": 8,
         "lm_head": 4,
     }
+
+
+def test_every_quantized_layer_has_its_quantizer():
+    first, second = Rounding(scheme="W8A16", targets=["re:.*mlp"]), Rounding(scheme="W8A16", targets=["lm_head"])
+    found = quantizers_of(claims_of([Modifier(), first, second], tiny_llama()))
+
+    assert set(found.values()) == {first, second}
+    assert found["lm_head"] is second
+    assert len(found) == 7
+
+
+class Reader(Rounding):
+    """Reads data, whatever its scheme."""
+
+    traits = frozenset({QUANTIZES, READS_DATA})
+
+
+@pytest.mark.parametrize("kind", [Rounding, Reader])
+@pytest.mark.parametrize(("scheme", "averages"), [("W8A16", False), ("W8A8", False), ("FP8", True)])
+def test_what_a_batch_is_matters_where_ranges_are_averaged_over_batches(kind, scheme, averages):
+    assert averages_batches([Modifier(), kind(scheme=scheme)], tiny_llama()) is averages
 
 
 def test_many_problems_are_counted_and_not_all_listed():

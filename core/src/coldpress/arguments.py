@@ -217,7 +217,8 @@ class DatasetArguments:
             ("json", "csv", "custom", ...), as in llm-compressor.
         dvc_data_repository: no effect.
         splits: the split to use, such as "train" or "train[:10%]"; a list (its first) or {"calibration": ...}.
-        batch_size: samples per batch.
+        batch_size: samples per batch; None puts neighbours of one length together, up to 2048 tokens, which is faster,
+            or keeps samples apart where the outcome would depend on it (averages of ranges of static inputs).
         data_collator: samples of a batch are cut to the shortest ("truncation"), padded to the longest ("padding"),
             or joined by a function from a list of rows to a batch.
         num_calibration_samples: how many samples are used; None uses all.
@@ -257,7 +258,7 @@ class DatasetArguments:
     dataset_path: str | None = field(default=None, converter=_path, validator=_is(str, optional=True))
     dvc_data_repository: str | None = None
     splits: Any = field(default=None, validator=_is(str, list, tuple, Mapping, optional=True))
-    batch_size: int = field(default=1, validator=_at_least(1))
+    batch_size: int | None = field(default=None, validator=_at_least(1, optional=True))
     data_collator: Any = field(default="truncation", validator=_one_of(DATA_COLLATORS, or_callable=True))
     num_calibration_samples: int | None = field(default=512, validator=_at_least(1, optional=True))
     shuffle_calibration_samples: bool = field(default=True, validator=_is(bool))

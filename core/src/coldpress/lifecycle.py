@@ -116,8 +116,7 @@ class Run:
     def _survey(self) -> list[survey.Claim]:
         modifiers, state = self.recipe.modifiers, self.state
         claims = survey.claims_of(modifiers, state.model)
-        state.planned = schemes = survey.schemes_of(claims)
-        state.quantizers = survey.quantizers_of(claims)
+        schemes, state.planned = survey.schemes_of(claims), survey.quantizers_of(claims)
         survey.check_data(modifiers, self.pipeline, state)
         for layer in find_layers(state.model.named_modules()):
             rows, columns = layer.weight.shape

@@ -127,8 +127,7 @@ class State:
         statistics: of the stage's inputs; behind the doors `ask`, `statistic`, `require`, `sharing` and `carry`.
         quantized: layer name to its codes and scales, until they are written.
         schemes: layer name to scheme, of every layer quantized so far.
-        planned: layer name to scheme, of every layer that some modifier of the recipe quantizes.
-        quantizers: layer name to that modifier.
+        planned: layer name to the modifier of the recipe that quantizes it, of every layer that one does.
         ranges: layer name to the smallest and largest number that scales of its weight shall cover, [*scale shape].
         report: layer name to what became of it, every layer of the model.
         log: what was done, one entry a stage.
@@ -146,8 +145,7 @@ class State:
     statistics: Ledger = field(factory=Ledger)
     quantized: dict[str, Quantized] = field(factory=dict)
     schemes: dict[str, Scheme] = field(factory=dict)
-    planned: Mapping[str, Scheme] = field(factory=dict)
-    quantizers: Mapping[str, Any] = field(factory=dict)
+    planned: Mapping[str, Any] = field(factory=dict)
     ranges: dict[str, tuple[Tensor, Tensor]] = field(factory=dict)
     report: dict[str, LayerReport] = field(factory=dict)
     log: list[dict[str, Any]] = field(factory=list)

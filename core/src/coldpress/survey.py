@@ -10,7 +10,7 @@ from coldpress import registry
 from coldpress.calibration.collate import count_tokens
 from coldpress.dataflow.fused import fused_layers
 from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError, near
-from coldpress.modifier import COMES_LAST, Modifier
+from coldpress.modifier import COMES_LAST, QUANTIZES, READS_DATA, Modifier
 from coldpress.numerics import check_finite
 from coldpress.pipeline import Pipeline
 from coldpress.schemes import Scheme, check_fit, check_supported
@@ -108,6 +108,19 @@ def quantizers_of(claims: Sequence[Claim]) -> dict[str, Modifier]:
     return {
         layer.name: claim.modifier for claim in claims for layer in claim.layers if claim.modifier.scheme_for(layer)
     }
+
+
+def averages_batches(modifiers: Sequence[Modifier], model: nn.Module) -> bool:
+    """Whether the outcome depends on what a batch is, as the field's averages of ranges do.
+
+    So it is where inputs have static scales, and where a modifier that quantizes needs data for other scales only.
+    """
+    if any(QUANTIZES in one.traits and READS_DATA not in one.traits and one.needs_data() for one in modifiers):
+        return True
+    whole = Stage("model", 0, dict(model.named_modules()))
+    found = [modifier.scheme_for(layer) for modifier in modifiers for layer in modifier.layers(whole)]
+    inputs = [scheme.input_activations for scheme in found if scheme is not None]
+    return any(args is not None and args.dynamic is not True for args in inputs)
 
 
 def check_data(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State) -> None:

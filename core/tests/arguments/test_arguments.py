@@ -33,7 +33,7 @@ def test_defaults_are_those_that_users_know():
     assert arguments.dataset.num_calibration_samples == 512
     assert arguments.dataset.max_seq_length is None
     assert arguments.dataset.data_collator == "truncation"
-    assert arguments.dataset.batch_size == 1
+    assert arguments.dataset.batch_size is None
     assert arguments.dataset.pipeline is None
     assert arguments.output.output_dir is None
     assert arguments.output.overwrite is False

@@ -28,8 +28,8 @@ def offline(monkeypatch):
     monkeypatch.setattr("coldpress.models.source.hub_is_reachable", lambda: False)
 
 
-def _batches(tokenizer, seed=0, **arguments):
-    return load_batches(DatasetArguments(**arguments), tokenizer, seed)
+def _batches(tokenizer, seed=0, *, apart=False, **arguments):
+    return load_batches(DatasetArguments(**arguments), tokenizer, seed, apart=apart)
 
 
 def _words(tokenizer, batches):
@@ -89,6 +89,27 @@ def test_samples_are_cut_where_the_model_ends(tokenizer, caplog):
     assert _words(tokenizer, _batches(tokenizer, dataset=["abcdefgh"])) == ["abcd"]
     assert _words(tokenizer, _batches(tokenizer, dataset=["abcdefgh"], max_seq_length=6)) == ["abcd"]
     assert "longer than the model's 4" in caplog.text
+
+
+def test_neighbours_of_one_length_are_a_batch_and_nothing_is_cut_or_padded():
+    rows = [{"input_ids": [1] * length} for length in (3, 3, 3, 5, 3)]
+    found = [
+        [
+            tuple(batch["input_ids"].shape)
+            for batch in _batches(None, dataset=rows, shuffle_calibration_samples=False, **how)
+        ]
+        for how in ({}, {"apart": True}, {"apart": True, "batch_size": 5})
+    ]
+
+    assert found == [[(3, 3), (1, 5), (1, 3)], [(1, 3), (1, 3), (1, 3), (1, 5), (1, 3)], [(5, 3)]]
+
+
+def test_neighbours_are_a_batch_up_to_a_number_of_tokens():
+    rows = [{"input_ids": [1] * length} for length in [600] * 8 + [5000] * 2]
+
+    found = _batches(None, dataset=rows, shuffle_calibration_samples=False)
+
+    assert [tuple(batch["input_ids"].shape) for batch in found] == [(3, 600), (3, 600), (2, 600), (1, 5000), (1, 5000)]
 
 
 def test_truncation_cuts_a_batch_to_its_shortest_sample(tokenizer):
@@ -327,7 +348,7 @@ def test_a_data_set_of_a_plugin_is_found_by_name_and_split(tokenizer, monkeypatc
     )
 
     held_out = [row["text"] for row in short.load("held_out")]
-    assert [batch["input_ids"].shape for batch in batches] == [(1, 64)] * 3
+    assert [batch["input_ids"].shape for batch in batches] == [(3, 64)]
     assert all(any(text.startswith(word) for text in held_out) for word in _words(tokenizer, batches))
 
 

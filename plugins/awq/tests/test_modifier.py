@@ -23,6 +23,7 @@ from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
 from coldpress.testing.rounding import Rounding
 from coldpress.testing.trial import Parts
 from coldpress_awq import AWQModifier
+from coldpress_awq.replay import Replay
 
 V, OUT, UP, DOWN = (
     f"model.layers.0.{name}" for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
@@ -143,6 +144,17 @@ def test_running_blocks_again_chooses_by_their_outputs_and_leaves_nothing():
     assert not block.scratch
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert error(AWQModifier(objective="block"), Rounding(**W4)) < 0.9 * error(Rounding(**W4))
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_blocks_are_run_again_on_the_first_tokens_however_they_are_batched(size, monkeypatch):
+    monkeypatch.setattr("coldpress_awq.replay.TOKENS", 250)
+    replay = Replay(torch.nn.Linear(4, 4)).start()
+
+    for _ in range(40 // size):
+        replay.module(torch.zeros(size, 16, 4))
+
+    assert sum(call[0][0].shape[:-1].numel() for call in replay.calls) == 256
 
 
 def test_every_pair_is_scaled_and_says_how():

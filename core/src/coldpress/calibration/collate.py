@@ -1,6 +1,7 @@
 """Samples of tokens joined to batches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -32,14 +33,19 @@ class Sample:
         return Sample(self.ids + [pad] * rest, self.mask + [0] * rest)
 
 
+JOINED = 2048
+"""Tokens of a batch that is made of neighbours of one length: with more, forwards become no faster on a CPU."""
+
+
 def collate(
-    samples: Sequence[Sample], *, batch_size: int, collator: str | Callable[[list[Any]], Any], pad: int
+    samples: Sequence[Sample], *, batch_size: int | None, collator: str | Callable[[list[Any]], Any], pad: int
 ) -> list[dict[str, Tensor]]:
     """Join neighbouring samples to batches.
 
     Args:
         samples: in the order of use.
-        batch_size: samples of a batch, B; the last batch may have fewer.
+        batch_size: samples of a batch, B; the last batch may have fewer.  None puts neighbours of one length together,
+            up to `JOINED` tokens, or keeps them apart for a collator that is a function.
         collator: "truncation" cuts to the shortest sample of the batch, "padding" pads to the longest, a function is
             handed a list of dicts with `input_ids` and `attention_mask` and returns the batch.
         pad: token id of padding.
@@ -51,8 +57,7 @@ def collate(
         CalibrationError: the function returns no mapping with `input_ids`.
     """
     batches = []
-    for start in range(0, len(samples), batch_size):
-        part = samples[start : start + batch_size]
+    for part in _parts(samples, 1 if batch_size is None and callable(collator) else batch_size):
         if callable(collator):
             batches.append(as_batch(collator([{"input_ids": s.ids, "attention_mask": s.mask} for s in part])))
             continue
@@ -64,6 +69,15 @@ def collate(
         ids = torch.tensor([sample.ids for sample in part])  # [B, S]
         batches.append({"input_ids": ids, "attention_mask": torch.tensor([sample.mask for sample in part])})
     return batches
+
+
+def _parts(samples: Sequence[Sample], size: int | None) -> Iterator[Sequence[Sample]]:
+    """Neighbours, `size` at a time, or of one length."""
+    if size is not None:
+        yield from (samples[start : start + size] for start in range(0, len(samples), size))
+        return
+    for length, alike in groupby(samples, key=lambda sample: len(sample.ids)):
+        yield from _parts(list(alike), max(1, JOINED // max(1, length)))
 
 
 def as_batch(found: Any) -> dict[str, Tensor]:

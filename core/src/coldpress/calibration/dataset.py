@@ -21,7 +21,9 @@ _ENDLESS = 1_000_000  # tokenizers that know no limit say a number larger than t
 _CHAT_COLUMN = "messages"
 
 
-def load_batches(arguments: DatasetArguments, tokenizer: Any, seed: int = 0) -> list[dict[str, Tensor]]:
+def load_batches(
+    arguments: DatasetArguments, tokenizer: Any, seed: int = 0, *, apart: bool = False
+) -> list[dict[str, Tensor]]:
     """Turn the data set that the arguments name into batches; the tokenizer is left exactly as it was.
 
     A `DataLoader`, or a list of batches that hold tensors [B, S], is taken as it is.
@@ -32,6 +34,7 @@ def load_batches(arguments: DatasetArguments, tokenizer: Any, seed: int = 0) -> 
         arguments: which data, how many samples, how long, how batched.
         tokenizer: of the model; may be None when the data are tokens already.
         seed: of the shuffle; the same seed gives the same batches.
+        apart: where no batch size is asked for, one sample is one batch.
 
     Returns:
         `input_ids` and `attention_mask`, [B, S] int64 each, on the CPU.
@@ -57,9 +60,8 @@ def load_batches(arguments: DatasetArguments, tokenizer: Any, seed: int = 0) -> 
     wanted = arguments.num_calibration_samples
     if wanted is not None and len(samples) < wanted:
         log.info("%s gives %d samples where %d were asked for; all of them are used", rows.origin, len(samples), wanted)
-    return collate(
-        samples, batch_size=arguments.batch_size, collator=arguments.data_collator, pad=_pad_token(tokenizer)
-    )
+    size = 1 if apart and arguments.batch_size is None else arguments.batch_size
+    return collate(samples, batch_size=size, collator=arguments.data_collator, pad=_pad_token(tokenizer))
 
 
 class _Encoder:

@@ -38,7 +38,7 @@ class Observer:
     """`weight_range` looks at `importance`: what the mean squares of the inputs of a layer are."""
 
     whole_range: ClassVar[bool] = False
-    """The range of a weight is that from its smallest to its largest element, which another modifier may choose to be smaller."""
+    """The range of a weight is that from its smallest to its largest element; another modifier may choose less."""
 
     args: QuantizationArgs = field(validator=_check_args)
 

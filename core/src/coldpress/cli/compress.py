@@ -56,9 +56,9 @@ def compress(
     max_seq_length: Annotated[
         int | None, option(_DATA, "--max-seq-length", "N", "Tokens a sample at most.", shown="the model's", least=1)
     ] = default_of(DatasetArguments, "max_seq_length"),
-    batch_size: Annotated[int, option(_DATA, "--batch-size", "N", "Samples a batch.", least=1)] = default_of(
-        DatasetArguments, "batch_size"
-    ),
+    batch_size: Annotated[
+        int | None, option(_DATA, "--batch-size", "N", "Samples a batch.", shown="neighbours of one length", least=1)
+    ] = default_of(DatasetArguments, "batch_size"),
     text_column: Annotated[str, option(_DATA, "--text-column", "NAME", "Column that holds the text.")] = default_of(
         DatasetArguments, "text_column"
     ),

@@ -42,6 +42,7 @@ from coldpress.pipeline import Pipeline
 from coldpress.recipe import Choice, Recipe, read_recipe, structure_settings
 from coldpress.report import Progress
 from coldpress.state import State
+from coldpress.survey import averages_batches
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,8 @@ def _state(arguments: Arguments, recipe: Recipe, model: Any) -> State:
     tokenizer = _tokenizer(settings, model)
     needy = any(modifier.needs_data() for modifier in recipe.modifiers)
     if needy:  # from a copy: how calibration cuts and pads texts must not be saved with the tokenizer
-        batches = load_batches(arguments.dataset, deepcopy(tokenizer), seed)
+        apart = averages_batches(recipe.modifiers, model)
+        batches = load_batches(arguments.dataset, deepcopy(tokenizer), seed, apart=apart)
     else:
         asked = arguments.dataset.dataset != DEFAULT_DATASET  # which the command line passes unasked
         names = (*(["dataset"] if asked else []), *DATA_SOURCE, *DATA_PREPARATION)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from coldpress import (
     Layer,
+    Modifier,
     QuantizationArgs,
     Quantizer,
     Scheme,
@@ -111,7 +112,7 @@ class AWQModifier(Smoother):
             SchemeError: nothing in the recipe quantizes weights.
             TargetError: a mapping matches nothing, or is not true.
         """
-        if self.rounding is None and not any(scheme.weights is not None for scheme in state.planned.values()):
+        if self.rounding is None and not state.planned:
             raise SchemeError(
                 "AWQModifier prepares weights for rounding, and nothing in the recipe rounds them: put a "
                 "QuantizationModifier or a GPTQModifier after it, or give it a scheme"
@@ -209,9 +210,10 @@ class AWQModifier(Smoother):
 
     def _clips(self, state: State, layer: Layer) -> Quantizer | None:
         """Who quantizes a layer, if its weight is clipped: where that one would take the whole range."""
-        quantizer = self.rounding or state.quantizers.get(layer.name)
-        takes = self.clip and isinstance(quantizer, Quantizer) and quantizer.takes_whole_range(layer)
-        return quantizer if takes else None
+        quantizer = self._quantizer(state, layer)
+        if self.clip and isinstance(quantizer, Quantizer) and quantizer.takes_whole_range(layer):
+            return quantizer
+        return None
 
     def _clip(self, state: State, layer: Layer, quantizer: Quantizer) -> None:
         """Find the range of a layer's weight; one whose inputs no token reached keeps the whole."""
@@ -225,8 +227,14 @@ class AWQModifier(Smoother):
 
     def _weights(self, state: State, layer: Layer) -> QuantizationArgs | None:
         """How the weights of a layer will be quantized."""
-        scheme = state.planned.get(layer.name, self.scheme_for(layer))
+        quantizer = self._quantizer(state, layer)
+        scheme = None if quantizer is None else quantizer.scheme_for(layer)
         return None if scheme is None else scheme.weights
+
+    def _quantizer(self, state: State, layer: Layer) -> Modifier | None:
+        """Who quantizes a layer: another modifier, or its own rounding."""
+        found = state.planned.get(layer.name)
+        return self.rounding if found is self else found
 
 
 def _alike(

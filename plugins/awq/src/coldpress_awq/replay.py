@@ -10,8 +10,8 @@ from attrs import define, field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-CALLS = 8
-"""How many calls of a module are kept and run again."""
+TOKENS = 4096
+"""Calls of a module are kept, and run again, until they hold so many tokens."""
 
 
 @define(eq=False)
@@ -47,8 +47,14 @@ class Replay:
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.calls.append(deepcopy((args, kwargs)))
-        if len(self.calls) >= CALLS:
+        if sum(map(_tokens, self.calls)) >= TOKENS:
             self.stop()
+
+
+def _tokens(call: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
+    """How many tokens the first tensor of a call holds, [..., I]."""
+    first = next(x for x in (*call[0], *call[1].values()) if isinstance(x, Tensor))
+    return first.shape[:-1].numel()
 
 
 @contextmanager

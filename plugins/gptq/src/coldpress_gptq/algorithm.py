@@ -25,6 +25,7 @@ from coldpress.numerics import Factor, dequantize, factorize, quantize, search_q
 LEAST = 0.325
 """Share of its range to which a group is shrunk at most in a search for scales."""
 
+_BLOCK = 256  # columns of a product with the factor, of which the half that is zero is skipped
 _MICRO = 32  # columns whose errors come one by one; those of earlier columns of the block come in one product
 
 
@@ -138,7 +139,13 @@ def loss_of(weight: Tensor, rounded: Tensor, prepared: Prepared) -> Tensor:
     """The error (1) of each row, [O], of any other weights in place of these, [O, I] each."""
     assert prepared.factor is not None
     errors = (weight.float() - rounded.float())[:, prepared.order]  # [O, I]
-    return torch.addmm(errors, errors, prepared.factor.feedback).square_() @ prepared.factor.pivots
+    feedback, pivots = prepared.factor.feedback, prepared.factor.pivots
+    loss = errors.new_zeros(len(errors))
+    for start in range(0, errors.shape[1], _BLOCK):
+        here = slice(start, start + _BLOCK)
+        before = slice(0, start + _BLOCK)  # the factor is triangular: errors of later columns do not count
+        loss += torch.addmm(errors[:, here], errors[:, before], feedback[before, here]).square_() @ pivots[here]
+    return loss
 
 
 def measured(
