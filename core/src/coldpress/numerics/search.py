@@ -86,19 +86,19 @@ def _losses(
     points = [point.reshape(grouped.shape[:-1]).float() for _, point in candidates]
     losses = [torch.zeros_like(scale) for scale in scales]
     step, wide = max(1, _BLOCK // costs.numel()), max(1, _BLOCK * size // costs.numel())
-    buffers = torch.empty(3, min(wide, size), min(step, rows), *costs.shape[:-1], device=grouped.device)
+    buffers = torch.empty(2, min(wide, size), min(step, rows), *costs.shape[:-1], device=grouped.device)
     for part in range(0, size, wide):
         below = slice(part, part + wide)
         cost = costs[..., below].movedim(-1, 0)[:, None].expand(-1, step, *costs.shape[:-1]).contiguous()  # [n, r, *]
         for start in range(0, rows, step):
             here = slice(start, start + step)
             found = grouped[here, ..., below].movedim(-1, 0)  # [n, r, *]
-            x, steps, rounded = (buffer[: len(found), : found.shape[1]] for buffer in buffers)
+            x, steps = (buffer[: len(found), : found.shape[1]] for buffer in buffers)
             x.copy_(found)
             for scale, point, loss in zip(scales, points, losses, strict=True):
                 torch.mul(x, scale[here].reciprocal(), out=steps)
                 if not args.symmetric:
                     steps.add_(point[here])
-                errors = steps.sub_(grid.round_(rounded.copy_(steps))).square_().mul_(cost[:, : x.shape[1]])
+                errors = steps.sub_(grid.round(steps)).square_().mul_(cost[:, : x.shape[1]])
                 loss[here] += errors.sum(0).mul_(scale[here].square())
     return losses

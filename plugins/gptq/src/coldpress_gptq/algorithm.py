@@ -26,6 +26,7 @@ LEAST = 0.325
 """Share of its range to which a group is shrunk at most in a search for scales."""
 
 _BLOCK = 256  # columns of a product with the factor, of which the half that is zero is skipped
+_FAR = 1.5  # a row whose loss is so many times another one's, in 16 bits, loses more
 _MICRO = 32  # columns whose errors come one by one; those of earlier columns of the block come in one product
 
 
@@ -82,7 +83,7 @@ def prepare(gram: Tensor, *, dampening_frac: float, by_activity: bool) -> Prepar
     order = torch.arange(len(gram), device=gram.device)
     if by_activity:
         order = diagonal.argsort(descending=True, stable=True)
-        gram = gram[order][:, order]
+        gram = gram.index_select(0, order).index_select(1, order)
     return Prepared(order, factorize(gram, dampening_frac=dampening_frac), diagonal)
 
 
@@ -135,16 +136,25 @@ def gptq(
     ]
 
 
-def loss_of(weight: Tensor, rounded: Tensor, prepared: Prepared) -> Tensor:
-    """The error (1) of each row, [O], of any other weights in place of these, [O, I] each."""
+def loss_of(weight: Tensor, rounded: Tensor, prepared: Prepared, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The error (1) of each row, [O] float32, of any other weights in place of these, [O, I] each.
+
+    Args:
+        weight: what was to be rounded.
+        rounded: what it became.
+        prepared: the Gram matrix of the inputs; it has a factor.
+        dtype: of the factors of products.
+    """
     assert prepared.factor is not None
-    errors = (weight.float() - rounded.float())[:, prepared.order]  # [O, I]
-    feedback, pivots = prepared.factor.feedback, prepared.factor.pivots
+    errors = (weight.float() - rounded.float()).index_select(1, prepared.order)  # [O, I]
+    feedback, pivots = prepared.factor.feedback.to(dtype), prepared.factor.pivots
+    narrow = errors.to(dtype)
     loss = errors.new_zeros(len(errors))
     for start in range(0, errors.shape[1], _BLOCK):
         here = slice(start, start + _BLOCK)
         before = slice(0, start + _BLOCK)  # the factor is triangular: errors of later columns do not count
-        loss += torch.addmm(errors[:, here], errors[:, before], feedback[before, here]).square_() @ pivots[here]
+        passed_on = narrow[:, before] @ feedback[before, here]  # [O, b]
+        loss += passed_on.float().add_(errors[:, here]).square_() @ pivots[here]
     return loss
 
 
@@ -159,14 +169,25 @@ def measured(
 def _or_rounded(
     solution: Solution, weight: Tensor, qparams: tuple[Tensor, Tensor], prepared: Prepared, args: QuantizationArgs
 ) -> Solution:
-    """The solution, with the codes of rounding to nearest in rows where they lose less."""
+    """The solution, with the codes of rounding to nearest in rows where they lose less.
+
+    Their loss is computed in 16 bits first, where that is fast, and again in the few rows where it is not far larger.
+    """
     scale, point = (part.float() if part.is_floating_point() else part for part in qparams)
-    rounded = measured(quantize(weight.float(), scale, point, args), weight, (scale, point), prepared, args)
-    better = rounded.loss < solution.loss
-    if not bool(better.any()):
+    codes = quantize(weight.float(), scale, point, args)
+    rounded = dequantize(codes, scale, point, args)
+    rows = torch.arange(len(weight), device=weight.device)
+    if not weight.is_cuda:
+        rough = loss_of(weight, rounded, prepared, dtype=torch.bfloat16)
+        rows = (rough < _FAR * solution.loss).nonzero().view(-1)
+    loss = loss_of(weight[rows], rounded[rows], prepared)
+    better = loss < solution.loss[rows]
+    rows = rows[better]
+    if not len(rows):
         return solution
-    chosen = torch.where(better[:, None], rounded.codes.float(), solution.codes.float()).to(solution.codes.dtype)
-    return Solution(chosen, torch.where(better, rounded.loss, solution.loss))
+    chosen, least = solution.codes.clone(), solution.loss.clone()
+    chosen[rows], least[rows] = codes[rows], loss[better]
+    return Solution(chosen, least)
 
 
 def scale_rows(scale: Tensor, args: QuantizationArgs, shape: tuple[int, int]) -> Tensor:
