@@ -76,7 +76,7 @@ def _awq(settings: dict[str, Any]) -> list[Line]:
         line("as it is, then rounding"),
         ("rounding alone", [{"QuantizationModifier": settings}], {}),
         line("`objective: block`", objective="block"),
-        ("alone, with the scheme as its own: scales are searched", [{"AWQModifier": settings}], {}),
+        line("`clip: false`", clip=False),
         line("`duo_scaling: both`", duo_scaling="both"),
         line("later blocks see compressed ones: `propagate_error=True`", {"propagate_error": True}),
     ]

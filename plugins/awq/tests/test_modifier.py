@@ -242,6 +242,18 @@ def test_mappings_in_the_peers_words_are_understood_in_a_recipe():
     assert "smoothed_in" not in state.report[OUT].notes
 
 
+def test_ranges_are_kept_for_a_quantizer_that_has_its_own_sweep():
+    modifiers = AWQModifier(), find("modifiers", "QuantizationModifier")(**W4)
+    together, apart = (
+        run(*modifiers, pipeline=find("pipelines", name)(), model=outlying()) for name in ("basic", "independent")
+    )
+
+    found, expected = apart.model.state_dict(), together.model.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert not together.ranges
+    assert not apart.ranges
+
+
 @pytest.mark.parametrize("settings", [{"n_grid": 0}, {"duo_scaling": "yes"}, {"scheme": "W4A17"}])
 def test_settings_that_cannot_be_meant_are_refused(settings):
     with pytest.raises((ValueError, SchemeError, RecipeError)):

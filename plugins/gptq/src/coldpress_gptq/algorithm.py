@@ -171,7 +171,7 @@ def _or_rounded(
 ) -> Solution:
     """The solution, with the codes of rounding to nearest in rows where they lose less.
 
-    Their loss is computed in 16 bits first, where that is fast, and again in the few rows where it is not far larger.
+    On a CPU their loss is computed in 16 bits first, and again in the few rows where it is not far larger.
     """
     scale, point = (part.float() if part.is_floating_point() else part for part in qparams)
     codes = quantize(weight.float(), scale, point, args)
