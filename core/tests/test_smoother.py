@@ -222,6 +222,21 @@ def test_a_producer_that_feeds_the_residual_stream_too_is_left_alone():
     torch.testing.assert_close(model(x), said)
 
 
+@frozen(kw_only=True, eq=False)
+class Chooser(Modifier):
+    """Chooses a range for every weight."""
+
+    @hookimpl
+    def finalize(self, state, stage):
+        state.ranges.update({layer.name: layer.weight.aminmax() for layer in self.layers(stage)})
+
+
+def test_ranges_that_were_chosen_before_weights_were_scaled_are_forgotten():
+    state = run(Chooser(), RootOfAbsmax())
+
+    assert list(state.ranges) == ["lm_head"]
+
+
 def test_signals_cannot_be_moved_after_they_are_quantized():
     with pytest.raises(RecipeError, match=r"RootOfAbsmax.*Rounder.*before"):
         Recipe([Rounder(), RootOfAbsmax()])

@@ -108,6 +108,14 @@ def test_a_new_weight_is_written_and_measured(state, layer):
     assert (layer.weight[:, ::2] == 0).all()
 
 
+def test_a_range_that_was_chosen_for_another_weight_is_forgotten(state, layer):
+    state.ranges["layer"] = state.ranges["other"] = layer.weight.amin(), layer.weight.amax()
+
+    state.set_weight(layer, layer.weight * 2)
+
+    assert list(state.ranges) == ["other"]
+
+
 def test_setting_a_weight_to_itself_keeps_it(state, layer):
     before = layer.weight.clone()
 

@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from coldpress import QuantizationArgs, Scheme, SchemeError, State, TargetError, observer_for, preset, read_recipe
+from coldpress import (
+    Modifier,
+    QuantizationArgs,
+    Scheme,
+    SchemeError,
+    State,
+    TargetError,
+    hookimpl,
+    observer_for,
+    preset,
+    read_recipe,
+)
 from coldpress.errors import RecipeError, UnknownPluginError
 from coldpress.lifecycle import Run
 from coldpress.numerics import calculate_qparams, fake_quantize, group
@@ -40,6 +51,28 @@ def test_a_preset_quantizes_every_linear_layer_but_the_ignored():
     assert len(bits(state)) == 14
     assert set(bits(state).values()) == {4}
     assert HEAD not in bits(state)
+
+
+class Halver(Modifier):
+    """Chooses half of the whole range for every group of every weight."""
+
+    @hookimpl
+    def finalize(self, state, stage):
+        for layer in self.layers(stage):
+            grouped = group(layer.weight, preset("W4A16", group_size=32).weights)
+            state.ranges[layer.name] = grouped.amin(-1) / 2, grouped.amax(-1) / 2
+
+
+@pytest.mark.parametrize("observer", [None, "minmax", "memoryless_mse"])
+def test_a_range_that_another_modifier_chose_takes_the_place_of_the_whole_one_and_of_no_other(observer):
+    quantizer = QuantizationModifier(scheme="W4A16", group_size=32, targets=[UP], weight_observer=observer)
+
+    alone, after = run(quantizer), run(Halver(targets=[UP]), quantizer)
+
+    halved = torch.equal(after.quantized[UP].scale, alone.quantized[UP].scale / 2)
+    assert halved is (observer != "memoryless_mse")
+    assert halved or torch.equal(after.quantized[UP].scale, alone.quantized[UP].scale)
+    assert not after.ranges
 
 
 def test_the_first_words_of_every_example_are_understood():
