@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from coldpress import oneshot
-from coldpress.testing.models import batches, tiny_llama
+from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
 from coldpress_quantization import QuantizationModifier
 
 
@@ -30,6 +30,32 @@ def test_the_pipeline_is_what_the_recipe_needs(scheme, pipeline, tmp_path):
     oneshot(tiny_llama(), modifier, dataset=batches(), output_dir=tmp_path / "out")
 
     assert pipeline_of(tmp_path / "out") == pipeline
+
+
+CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"scheme": "FP8", "input_observer": "minmax"}, {"kv_cache_scheme": CACHE}],
+    ids=["static inputs", "KV cache"],
+)
+def test_a_sample_is_a_batch_where_ranges_are_averaged_over_batches(settings, tmp_path):
+    def run(batch_size):
+        texts = ["abcd", "efgh", "ijkl", "mnop"]
+        folder = tmp_path / f"batches of {batch_size}"
+        oneshot(
+            tiny_llama(),
+            QuantizationModifier(**settings),
+            dataset=texts,
+            num_calibration_samples=4,
+            tokenizer=tiny_tokenizer(),
+            output_dir=folder,
+            **({} if batch_size is None else {"batch_size": batch_size}),
+        )
+        return digest(folder)
+
+    assert run(None) == run(1) != run(4)
 
 
 def test_settings_of_the_pipeline_are_arguments_and_are_written_down(tmp_path):

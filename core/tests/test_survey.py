@@ -82,6 +82,17 @@ def test_what_a_batch_is_matters_where_ranges_are_averaged_over_batches(kind, sc
     assert averages_batches([Modifier(), kind(scheme=scheme)], tiny_llama()) is averages
 
 
+class Cached(Rounding):
+    """Needs data for something beside the layers."""
+
+    def needs_data(self):
+        return True
+
+
+def test_what_a_batch_is_matters_where_a_modifier_that_rounds_needs_data_for_other_scales():
+    assert averages_batches([Cached(scheme="W8A16")], tiny_llama())
+
+
 def test_many_problems_are_counted_and_not_all_listed():
     with pytest.raises(SchemeError) as caught:
         schemes_of(claims_of([Rounding(scheme="W4A16", group_size=48)], tiny_llama()))
