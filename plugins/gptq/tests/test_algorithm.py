@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from coldpress import QuantizationArgs
 from coldpress.numerics import calculate_qparams, dequantize, group, quantize
-from coldpress_gptq.algorithm import Grid, gptq, loss_of, prepare, scale_rows, searched_qparams, solve
+from coldpress_gptq.algorithm import Grid, gptq, loss_of, measured, prepare, scale_rows, searched_qparams, solve
 
 GRIDS = {
     "int4 group": QuantizationArgs(num_bits=4, group_size=16),
@@ -142,6 +142,25 @@ def test_it_is_never_worse_than_rounding(rows, groups, seed, tokens, name):
     damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(width)
 
     assert error(weight, found, damped) <= error(weight, rounded_to_nearest(weight, args), damped) * (1 + 1e-4) + 1e-6
+
+
+@over_grids
+def test_every_row_is_the_better_one_of_the_loop_and_rounding(args):
+    weight = draw(64, 48)
+    scale, point = minmax_qparams(weight, args)
+    scale = scale / (1.6 if args.num_bits == 8 else 3)  # clips weights, and the loop makes later columns pay for that
+    prepared = prepare(gram_of(48), dampening_frac=0.01, by_activity=True)
+    rows = [scale_rows(part, args, (64, 48)) for part in (scale, point)]
+    loop = solve(weight, prepared, Grid(args, *rows), block_size=128, keep_zeros=False).loss
+    nearest = measured(quantize(weight, scale, point, args), weight, (scale, point), prepared, args).loss
+
+    (found,) = gptq([weight], [(scale, point)], prepared, args, block_size=128, keep_zeros=False)
+
+    assert 0 < (nearest < loop).sum() < 64
+    torch.testing.assert_close(found.loss, torch.minimum(loop, nearest), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        measured(found.codes, weight, (scale, point), prepared, args).loss, found.loss, rtol=1e-4, atol=0
+    )
 
 
 def test_it_is_much_better_than_rounding_in_the_mean():
