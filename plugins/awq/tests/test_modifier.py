@@ -198,6 +198,16 @@ def test_nothing_that_rounds_is_an_error_that_says_what_to_do():
         run(AWQModifier())
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_scheme_of_inputs_only_rounds_nothing_either(alone):
+    inputs = {
+        "config_groups": {"group_0": {"targets": ["Linear"], "input_activations": {"num_bits": 8, "dynamic": True}}}
+    }
+
+    with pytest.raises(SchemeError, match="nothing in the recipe rounds them"):
+        run(*([AWQModifier(**inputs)] if alone else [AWQModifier(), Rounding(**inputs)]))
+
+
 def test_a_quantizer_before_it_is_refused_when_the_recipe_is_read():
     with pytest.raises(RecipeError, match="put AWQModifier before Rounding"):
         Recipe([Rounding(**W4), AWQModifier()])

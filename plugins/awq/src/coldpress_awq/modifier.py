@@ -112,10 +112,11 @@ class AWQModifier(Smoother):
             SchemeError: nothing in the recipe quantizes weights.
             TargetError: a mapping matches nothing, or is not true.
         """
-        if self.rounding is None and not state.planned:
+        whole = Stage("model", 0, dict(state.model.named_modules()))
+        if not any(self._weights(state, layer) for layer in whole.every_layer):
             raise SchemeError(
                 "AWQModifier prepares weights for rounding, and nothing in the recipe rounds them: put a "
-                "QuantizationModifier or a GPTQModifier after it, or give it a scheme"
+                "QuantizationModifier or a GPTQModifier after it, or give it a scheme that has weights"
             )
         super().initialize(state, stage)
         if self.objective == "block":
