@@ -32,7 +32,7 @@ def draw(*shape, seed=0):
 
 def loops(grid, scales, points, groups):
     return (
-        Steps(scales, points, grid, groups.tolist()),
+        Steps(scales, points, grid, groups),
         FusedSteps(scales, points, grid, groups),
     )
 
@@ -44,11 +44,11 @@ def test_without_errors_to_carry_codes_are_the_same_bits(args):
     finest = 2.0**-10 if args.num_bits == 8 and args.type == "float" else 2.0**-4 if args.type == "float" else 0.5
     targets = (torch.arange(-1024, 1024) * finest).reshape(1, -1).to(DEVICE)
     targets = torch.cat([targets, targets * 2.0**5, draw(1, 2048) * grid.maximum, torch.zeros(1, 2048, device=DEVICE)])
-    scales, groups = torch.ones(1, 2048, device=DEVICE), torch.zeros(4, dtype=torch.int64)
+    scales, groups = torch.ones(1, 2048, device=DEVICE), torch.zeros(1, 4, dtype=torch.int64)
     found = []
     for loop in loops(grid, scales, None, groups):
         tensors = targets.clone(), targets.clone(), torch.empty_like(targets)
-        loop.round(slice(0, 4), *tensors, torch.zeros(4, 4, device=DEVICE), None)
+        loop.round(slice(0, 4), *tensors, torch.zeros(1, 4, 4, device=DEVICE), None)
         found.append(tensors)
 
     for ours, expected in zip(*reversed(found), strict=True):
@@ -57,16 +57,17 @@ def test_without_errors_to_carry_codes_are_the_same_bits(args):
 
 
 @over_grids
-@pytest.mark.parametrize("rows", [1, 100])
+@pytest.mark.parametrize(("problems", "each"), [(1, 1), (1, 100), (3, 70)])
 @pytest.mark.parametrize("columns", [1, 5, 32])
 @pytest.mark.parametrize("keeping", [False, True])
-def test_a_block_is_rounded_as_in_torch(args, rows, columns, keeping):
-    targets, owed = draw(columns, rows), draw(columns, columns, seed=1).tril(-1) / 4
+def test_a_block_is_rounded_as_in_torch(args, problems, each, columns, keeping):
+    rows = problems * each
+    targets, owed = draw(columns, rows), draw(problems, columns, columns, seed=1).tril(-1) / 4
     errors = draw(columns, rows, seed=2)
     scales = draw(3, rows, seed=3).abs() / number_format(args).maximum + 0.1
     points = None if args.symmetric else draw(3, rows, seed=4).round()
     keep = (draw(columns, rows, seed=5) > 0).float() if keeping else None
-    groups = torch.arange(40) % 3
+    groups = (torch.arange(40) + torch.arange(problems)[:, None]).to(DEVICE) % 3
     here = slice(7, 7 + columns)
     found = []
     for loop in loops(number_format(args), scales, points, groups):
@@ -83,16 +84,19 @@ def test_a_block_is_rounded_as_in_torch(args, rows, columns, keeping):
 
 @over_grids
 @pytest.mark.parametrize("keep_zeros", [False, True])
-def test_a_matrix_is_solved_as_in_torch(args, keep_zeros, monkeypatch):
-    weight, x = draw(80, 144), draw(600, 144, seed=1) @ draw(144, 144, seed=2)
-    weight[draw(80, 144, seed=3) > 1] = 0
-    prepared = prepare(x.t() @ x, dampening_frac=0.01, by_activity=True)
-    rows = [scale_rows(part, args, (80, 144)) for part in searched_qparams(weight, args, prepared.importance)]
+def test_matrices_are_solved_as_in_torch(args, keep_zeros, monkeypatch):
+    weights = [draw(80, 144, seed=seed) * (draw(80, 144, seed=seed + 1) < 1) for seed in (0, 2)]
+    inputs = [draw(600, 144, seed=seed) @ draw(144, 144, seed=seed + 1) for seed in (4, 6)]
+    prepared = [prepare(x.t() @ x, dampening_frac=0.01, by_activity=True) for x in inputs]
+    rows = [
+        [scale_rows(part, args, (80, 144)) for part in searched_qparams(weight, args, one.importance)]
+        for weight, one in zip(weights, prepared, strict=True)
+    ]
+    grid = Grid(args, *(torch.cat(parts, 1) for parts in zip(*rows, strict=True)))
     found = []
-    for loop in (FusedSteps, lambda s, p, g, groups: Steps(s, p, g, groups.tolist())):
+    for loop in (FusedSteps, Steps):
         monkeypatch.setattr(algorithm, "inner_loop", loop)
-        grid = Grid(args, *rows)
-        found.append(solve(weight, prepared, grid, block_size=40, keep_zeros=keep_zeros))
+        found.append(solve(weights, prepared, grid, block_size=40, keep_zeros=keep_zeros))
 
     ours, expected = found
     assert ours.codes.dtype == expected.codes.dtype

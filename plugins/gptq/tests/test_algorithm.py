@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 
 from coldpress import QuantizationArgs
 from coldpress.numerics import calculate_qparams, dequantize, group, quantize
-from coldpress_gptq.algorithm import Grid, gptq, loss_of, measured, prepare, scale_rows, searched_qparams, solve
+from coldpress_gptq.algorithm import (
+    Grid,
+    Problem,
+    gptq,
+    loss_of,
+    measured,
+    prepare,
+    scale_rows,
+    searched_qparams,
+    solve,
+)
 
 GRIDS = {
     "int4 group": QuantizationArgs(num_bits=4, group_size=16),
@@ -42,7 +52,7 @@ def solved(weight, gram, args, *, by_activity=True, dampening_frac=0.01, block_s
     """The rounded weights."""
     prepared = prepare(gram, dampening_frac=dampening_frac, by_activity=by_activity)
     qparams = minmax_qparams(weight, args)
-    (solution,) = gptq([weight], [qparams], prepared, args, block_size=block_size, keep_zeros=keep_zeros)
+    ((solution,),) = gptq([Problem([weight], [qparams], prepared)], args, block_size=block_size, keep_zeros=keep_zeros)
     return dequantize(solution.codes, *qparams, args), solution
 
 
@@ -82,7 +92,7 @@ def test_codes_are_those_of_the_textbook(args, by_activity):
     scale, point = minmax_qparams(weight, args)
     rows = [scale_rows(part, args, weight.shape) for part in (scale, point)]
 
-    codes = solve(weight, prepared, Grid(args, *rows), block_size=32, keep_zeros=False).codes
+    codes = solve([weight], [prepared], Grid(args, *rows), block_size=32, keep_zeros=False).codes
     found, expected = dequantize(codes, scale, point, args), textbook(weight, gram, args, order=prepared.order).float()
 
     assert (~torch.isclose(found, expected, rtol=1e-4, atol=1e-5)).float().mean() < 0.01  # near ties float32 may differ
@@ -151,10 +161,10 @@ def test_every_row_is_the_better_one_of_the_loop_and_rounding(args):
     scale = scale / (1.6 if args.num_bits == 8 else 3)  # clips weights, and the loop makes later columns pay for that
     prepared = prepare(gram_of(48), dampening_frac=0.01, by_activity=True)
     rows = [scale_rows(part, args, (64, 48)) for part in (scale, point)]
-    loop = solve(weight, prepared, Grid(args, *rows), block_size=128, keep_zeros=False).loss
+    loop = solve([weight], [prepared], Grid(args, *rows), block_size=128, keep_zeros=False).loss
     nearest = measured(quantize(weight, scale, point, args), weight, (scale, point), prepared, args).loss
 
-    (found,) = gptq([weight], [(scale, point)], prepared, args, block_size=128, keep_zeros=False)
+    ((found,),) = gptq([Problem([weight], [(scale, point)], prepared)], args, block_size=128, keep_zeros=False)
 
     assert 0 < (nearest < loop).sum() < 64
     torch.testing.assert_close(found.loss, torch.minimum(loop, nearest), rtol=1e-4, atol=0)
@@ -179,12 +189,34 @@ def test_matrices_that_share_an_input_may_be_solved_together(args):
     prepared = prepare(gram, dampening_frac=0.01, by_activity=True)
     qparams = [minmax_qparams(weight, args) for weight in weights]
 
-    together = gptq(weights, qparams, prepared, args, block_size=32, keep_zeros=False)
+    (together,) = gptq([Problem(weights, qparams, prepared)], args, block_size=32, keep_zeros=False)
 
     for weight, params, solution in zip(weights, qparams, together, strict=True):
-        (alone,) = gptq([weight], [params], prepared, args, block_size=32, keep_zeros=False)
+        ((alone,),) = gptq([Problem([weight], [params], prepared)], args, block_size=32, keep_zeros=False)
         assert (solution.codes.float() != alone.codes.float()).float().mean() < 0.005
         torch.testing.assert_close(solution.loss, alone.loss, rtol=1e-2, atol=1e-3)
+
+
+@over_grids
+@pytest.mark.parametrize("keep_zeros", [False, True])
+def test_inputs_may_be_solved_together(args, keep_zeros):
+    """Each has its own Gram matrix, order of columns and scales, and as many rows as the others, in other matrices."""
+    problems = []
+    for seed, rows in enumerate([(40,), (24, 16), (8, 32)]):
+        weights = [draw(size, 48, seed=size) for size in rows]
+        for weight in weights:
+            weight[:, seed::4] = 0
+        prepared = prepare(gram_of(48, seed=10 * seed), dampening_frac=0.01, by_activity=True)
+        problems.append(Problem(weights, [minmax_qparams(weight, args) for weight in weights], prepared))
+
+    together = gptq(problems, args, block_size=40, keep_zeros=keep_zeros)
+
+    for problem, found in zip(problems, together, strict=True):
+        (alone,) = gptq([problem], args, block_size=40, keep_zeros=keep_zeros)
+        for ours, expected, weight in zip(found, alone, problem.weights, strict=True):
+            assert ours.codes.shape == weight.shape
+            assert (ours.codes.float() != expected.codes.float()).float().mean() < 0.005
+            torch.testing.assert_close(ours.loss, expected.loss, rtol=1e-2, atol=1e-3)
 
 
 @over_grids

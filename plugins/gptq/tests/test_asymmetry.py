@@ -5,7 +5,7 @@ import torch
 
 from coldpress import QuantizationArgs
 from coldpress.numerics import dequantize, quantize
-from coldpress_gptq.algorithm import Grid, gptq, prepare, scale_rows, searched_qparams, solve
+from coldpress_gptq.algorithm import Grid, Problem, gptq, prepare, scale_rows, searched_qparams, solve
 from coldpress_gptq.asymmetry import gptaq_weights, qronos_weights
 
 INT4 = QuantizationArgs(num_bits=4, strategy="channel")
@@ -39,7 +39,7 @@ def damped(gram, order):
 
 
 def solved(weight, prepared, qparams):
-    (solution,) = gptq([weight], [qparams], prepared, INT4, block_size=128, keep_zeros=False)
+    ((solution,),) = gptq([Problem([weight], [qparams], prepared)], INT4, block_size=128, keep_zeros=False)
     return dequantize(solution.codes, *qparams, INT4)
 
 
@@ -80,7 +80,7 @@ def test_qronos_codes_are_those_of_the_paper(by_activity):
 
     rows = [scale_rows(part, INT4, (20, WIDTH)) for part in qparams]
     corrected = qronos_weights(weight, cross, prepared)
-    codes = solve(corrected, prepared, Grid(INT4, *rows), block_size=128, keep_zeros=False).codes
+    codes = solve([corrected], [prepared], Grid(INT4, *rows), block_size=128, keep_zeros=False).codes
 
     found = dequantize(codes, *qparams, INT4)
     expected = textbook_qronos(weight, x, original, prepared.order, qparams)

@@ -158,18 +158,72 @@ def test_experts_without_tokens_are_rounded_and_said():
     assert all("no token" in line["reason"] for line in lines if line["status"] == "fallback")
 
 
-def report_of_moe(model):
+def report_of_moe(model, *, all_experts=False):
     with tempfile.TemporaryDirectory() as folder:
         coldpress.oneshot(
             model,
             gptq(),
             dataset=[{"input_ids": [1, 2, 3, 4]}],
-            moe_calibrate_all_experts=False,
+            moe_calibrate_all_experts=all_experts,
             output_dir=Path(folder) / "out",
             quiet=True,
         )
         report = json.loads((Path(folder) / "out/report.json").read_text())
     return {line["name"]: line for line in report["layers"]}
+
+
+def run_mixture(monkeypatch, size):
+    """Experts with tokens of their own; codes by layer, and how many inputs were solved at once."""
+    model, sizes = tiny_mixture("qwen3_moe"), []
+    solve = modifier.gptq
+    monkeypatch.setattr(
+        modifier, "gptq", lambda problems, *a, **kw: sizes.append(len(problems)) or solve(problems, *a, **kw)
+    )
+    steps = gptq(batched_quantization=size)
+    data = [{"input_ids": [*range(start, start + 60)]} for start in (1, 61, 121)]
+    model = coldpress.oneshot(model, steps, dataset=data, moe_calibrate_all_experts=False, quiet=True)
+    monkeypatch.setattr(modifier, "gptq", solve)
+    return {name: value for name, value in model.state_dict().items() if ".experts." in name}, sizes
+
+
+def test_experts_are_solved_together_and_become_the_same(monkeypatch):
+    together, sizes = run_mixture(monkeypatch, "auto")
+    pairs, sizes_of_pairs = run_mixture(monkeypatch, 2)
+    alone, sizes_alone = run_mixture(monkeypatch, None)
+
+    assert set(sizes_alone) == {1}
+    assert max(sizes_of_pairs) == 2
+    assert max(sizes) > 2
+    assert sum(sizes) == sum(sizes_of_pairs) == sum(sizes_alone)
+    assert together.keys() == pairs.keys() == alone.keys() != set()
+    for name, weight in alone.items():
+        torch.testing.assert_close(together[name], weight, msg=name)
+        torch.testing.assert_close(pairs[name], weight, msg=name)
+
+
+def test_an_expert_that_cannot_be_factorized_leaves_the_others_to_the_solver(monkeypatch):
+    prepare, calls = modifier.prepare, []
+
+    def broken_once(gram, **settings):
+        calls.append(len(gram))
+        found = prepare(gram, **settings)
+        return found._replace(factor=None) if len(calls) == 10 else found  # an expert's, by then
+
+    monkeypatch.setattr(modifier, "prepare", broken_once)
+    report = report_of_moe(tiny_mixture("qwen3_moe"), all_experts=True)
+
+    lines = [line for line in report.values() if "not positive definite" in (line["reason"] or "")]
+    assert lines
+    assert all(line["status"] == "fallback" and ".experts." in line["name"] for line in lines)
+    experts = [line for name, line in report.items() if ".experts." in name and line not in lines]
+    assert all(line["status"] == "quantized" for line in experts)
+    assert len(experts) > len(lines)
+
+
+@pytest.mark.parametrize("size", [0, -1, True, "all", 1.5])
+def test_other_sizes_of_batches_are_refused(size):
+    with pytest.raises(ValueError, match="batched_quantization must be 'auto', a number from 1 on, or null"):
+        gptq(batched_quantization=size)
 
 
 def test_w8a8_has_dynamic_inputs_too():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from coldpress import QuantizationArgs
 from coldpress.numerics import dequantize
-from coldpress_gptq.algorithm import gptq, measured, prepare, searched_qparams
+from coldpress_gptq.algorithm import Problem, gptq, measured, prepare, searched_qparams
 from coldpress_gptq.refit import has_own_scales, refitted
 
 GRIDS = {
@@ -36,7 +36,7 @@ def error(weight, rounded, gram):
 def solved(weight, gram, args, *, dampening_frac=0.01):
     prepared = prepare(gram, dampening_frac=dampening_frac, by_activity=True)
     qparams = searched_qparams(weight, args, prepared.importance)
-    (solution,) = gptq([weight], [qparams], prepared, args, block_size=128, keep_zeros=False)
+    ((solution,),) = gptq([Problem([weight], [qparams], prepared)], args, block_size=128, keep_zeros=False)
     return solution, qparams, prepared
 
 

@@ -1,6 +1,6 @@
 """GPTQ (arXiv 2210.17323): round column after column, and let later columns make up for the error of earlier ones.
 
-Letters: O out, I in, G scales in a row, B columns of a block.
+Letters: O out, I in, G scales in a row, B columns of a block, P problems: inputs whose matrices are rounded together.
 
 The error of a layer's outputs is tr(E G E^T), with E = W - Q and G the Gram matrix of its inputs.  With the factor
 G = (F + 1) diag(d) (F + 1)^T (see `coldpress.numerics.factorize`) it is
@@ -43,6 +43,20 @@ class Prepared(NamedTuple):
     order: Tensor
     factor: Factor | None
     importance: Tensor
+
+
+class Problem(NamedTuple):
+    """Matrices that read the same input.
+
+    Attributes:
+        weights: [O, I] each.
+        qparams: scale and zero point of each.
+        prepared: the Gram matrix of their input; it has a factor.
+    """
+
+    weights: Sequence[Tensor]
+    qparams: Sequence[tuple[Tensor, Tensor]]
+    prepared: Prepared
 
 
 class Grid(NamedTuple):
@@ -95,44 +109,39 @@ def searched_qparams(
 
 
 def gptq(
-    weights: Sequence[Tensor],
-    qparams: Sequence[tuple[Tensor, Tensor]],
-    prepared: Prepared,
-    args: QuantizationArgs,
-    *,
-    block_size: int,
-    keep_zeros: bool,
-) -> list[Solution]:
-    """Round matrices that read the same input, in one go; the same as one by one.
+    problems: Sequence[Problem], args: QuantizationArgs, *, block_size: int, keep_zeros: bool
+) -> list[list[Solution]]:
+    """Round matrices in one go; the same as one by one.
 
     A row that rounding to nearest serves better, which happens where weights are clipped, is rounded to nearest.
 
     Args:
-        weights: [O, I] each.
-        qparams: scale and zero point of each.
-        prepared: the Gram matrix of their input; it has a factor.
+        problems: inputs of one width, whose matrices have as many rows together.
         args: the grid and who shares a scale.
         block_size: as in `solve`.
         keep_zeros: as in `solve`.
+
+    Returns:
+        A solution for each matrix of each problem.
     """
-    assert prepared.factor is not None
-    shapes = [(weight.shape[0], weight.shape[1]) for weight in weights]
-    scales, points = (
-        torch.cat([scale_rows(part, args, shape) for part, shape in zip(parts, shapes, strict=True)], dim=1)
-        for parts in zip(*qparams, strict=True)
-    )  # [G, O]
-    whole = solve(
-        torch.cat(list(weights)) if len(weights) > 1 else weights[0],
-        prepared,
-        Grid(args, scales, points),
-        block_size=block_size,
-        keep_zeros=keep_zeros,
-    )
-    sizes = [shape[0] for shape in shapes]
-    parts = zip(torch.split(whole.codes, sizes), torch.split(whole.loss, sizes), strict=True)
+    matrices = [matrix for problem in problems for matrix in problem.weights]
+    qparams = [params for problem in problems for params in problem.qparams]
+    rows = [
+        [scale_rows(part, args, (matrix.shape[0], matrix.shape[1])) for part in params]
+        for matrix, params in zip(matrices, qparams, strict=True)
+    ]
+    grid = Grid(args, *(torch.cat(parts, dim=1) for parts in zip(*rows, strict=True)))  # [G, P * O]
+    weights = [torch.cat(list(problem.weights)) for problem in problems]
+    prepared = [problem.prepared for problem in problems]
+    whole = solve(weights, prepared, grid, block_size=block_size, keep_zeros=keep_zeros)
+    sizes = [len(matrix) for matrix in matrices]
+    found = zip(torch.split(whole.codes, sizes), torch.split(whole.loss, sizes), strict=True)
     return [
-        _or_rounded(Solution(*part), weight, params, prepared, args)
-        for part, weight, params in zip(parts, weights, qparams, strict=True)
+        [
+            _or_rounded(Solution(*next(found)), weight, params, problem.prepared, args)
+            for weight, params in zip(problem.weights, problem.qparams, strict=True)
+        ]
+        for problem in problems
     ]
 
 
@@ -222,41 +231,48 @@ def scale_index(args: QuantizationArgs, width: int) -> Tensor:
     return torch.arange(width) // size
 
 
-def solve(weight: Tensor, prepared: Prepared, grid: Grid, *, block_size: int, keep_zeros: bool) -> Solution:
-    """Round a matrix so that the error (1) is small; rows do not know each other.
+def solve(
+    weights: Sequence[Tensor], prepared: Sequence[Prepared], grid: Grid, *, block_size: int, keep_zeros: bool
+) -> Solution:
+    """Round matrices so that the error (1) is small; rows do not know each other.
 
     Args:
-        weight: [O, I].
-        prepared: the Gram matrix; it has a factor.
-        grid: what they may become.
+        weights: [O, I] each, P of them.
+        prepared: the Gram matrix of each one's input; it has a factor.
+        grid: what they may become; scales are those of all rows, [G, P * O].
         block_size: columns of a block; speed, not the result, depends on it.
         keep_zeros: weights that are zero stay zero.
 
     Returns:
-        Codes in the usual order of columns, and the error.
+        Codes in the usual order of columns, [P * O, I], and the error, [P * O].
     """
-    (order, factor, _), (args, scales, zero_points), width = prepared, grid, weight.shape[1]
-    assert factor is not None
-    weights = weight.t()[order].float().contiguous()  # [I, O]
-    targets, errors = weights.clone(), weights.clone()  # [I, O]; rows become t_j; rows become w_j - q_j
-    codes = torch.empty_like(targets)  # [I, O]
-    keep = (weights != 0).float() if keep_zeros else None
-    groups = scale_index(args, width).to(order.device)[order]
+    (size, width), (args, scales, zero_points) = weights[0].shape, grid
+    factors = [one.factor for one in prepared if one.factor is not None]
+    rows = [slice(size * place, size * (place + 1)) for place in range(len(weights))]
+    ordered = torch.cat(
+        [w.t()[one.order].float() for w, one in zip(weights, prepared, strict=True)], dim=1
+    )  # [I, P * O]
+    targets, errors = ordered.clone(), ordered.clone()  # [I, P * O]; rows become t_j; rows become w_j - q_j
+    codes = torch.empty_like(targets)  # [I, P * O]
+    keep = (ordered != 0).float() if keep_zeros else None
+    groups = torch.stack([scale_index(args, width).to(one.order.device)[one.order] for one in prepared])  # [P, I]
     steps = inner_loop(scales.float(), None if args.symmetric else zero_points.float(), number_format(args), groups)
     for start in range(0, width, block_size):
         stop = min(start + block_size, width)
-        if start:
-            targets[start:stop].addmm_(factor.feedback[:start, start:stop].t(), errors[:start])
+        for factor, part in zip(factors, rows, strict=True) if start else ():
+            targets[start:stop, part].addmm_(factor.feedback[:start, start:stop].t(), errors[:start, part])
         for first in range(start, stop, _MICRO):
             here = slice(first, min(first + _MICRO, stop))
-            if first > start:
-                targets[here].addmm_(factor.feedback[start:first, here].t(), errors[start:first])
-            owed = factor.feedback[here, here].t().contiguous()  # [B, B], row j: what the errors of others owe j
+            for factor, part in zip(factors, rows, strict=True) if first > start else ():
+                targets[here, part].addmm_(factor.feedback[start:first, here].t(), errors[start:first, part])
+            owed = torch.stack([factor.feedback[here, here].t() for factor in factors])  # [P, B, B]: what j is owed
             kept = keep[here] if keep is not None else None
             steps.round(here, targets[here], errors[here], codes[here], owed, kept)
-    loss = factor.pivots @ targets.sub_(weights).add_(errors).square_()  # [O]; t - q = t - w + (w - q)
+    squares = targets.sub_(ordered).add_(errors).square_()  # [I, P * O]; t - q = t - w + (w - q)
+    loss = torch.cat([factor.pivots @ squares[:, part] for factor, part in zip(factors, rows, strict=True)])
     back = torch.empty_like(codes)
-    back[order] = codes
+    for one, part in zip(prepared, rows, strict=True):
+        back[one.order, part] = codes[:, part]
     return Solution(back.t().to(number_format(args).code_dtype).contiguous(), loss)
 
 
@@ -270,11 +286,12 @@ class InnerLoop(Protocol):
 
         Args:
             here: which columns they are, in the order in which they are rounded.
-            targets: t without the errors of these columns, [B, O]; becomes t.
-            errors: the weights, [B, O]; becomes w - q.
-            codes: is filled, [B, O].
-            owed: F, transposed, [B, B]; zero where an error comes later, so that what is not an error yet counts for 0.
-            keep: 0 where a weight stays zero, 1 elsewhere, [B, O]; None for 1 everywhere.
+            targets: t without the errors of these columns, [B, P * O]; becomes t.
+            errors: the weights, [B, P * O]; becomes w - q.
+            codes: is filled, [B, P * O].
+            owed: F of each problem, transposed, [P, B, B]; zero where an error comes later, so that what is not an
+                error yet counts for 0.
+            keep: 0 where a weight stays zero, 1 elsewhere, [B, P * O]; None for 1 everywhere.
         """
 
 
@@ -282,17 +299,17 @@ def inner_loop(scales: Tensor, points: Tensor | None, grid: NumberFormat, groups
     """One launch for a few columns where there is Triton, `Steps` elsewhere.
 
     Args:
-        scales: [G, O] float32.
-        points: zero points, [G, O] float32; None where all of them are zero.
+        scales: [G, P * O] float32.
+        points: zero points, [G, P * O] float32; None where all of them are zero.
         grid: of the codes.
-        groups: row of `scales` of each column, in the order in which they are rounded, [I] int64.
+        groups: row of `scales` of each column of each problem, in the order in which they are rounded, [P, I] int64.
     """
     if scales.is_cuda and find_spec("triton") is not None:
         from coldpress_gptq.kernel import FusedSteps, supports
 
         if supports(grid):
             return FusedSteps(scales, points, grid, groups)
-    return Steps(scales, points, grid, groups.tolist())
+    return Steps(scales, points, grid, groups)
 
 
 class Steps(NamedTuple):
@@ -301,19 +318,19 @@ class Steps(NamedTuple):
     scales: Tensor
     points: Tensor | None
     grid: NumberFormat
-    groups: Sequence[int]
+    groups: Tensor
 
     def round(
         self, here: slice, targets: Tensor, errors: Tensor, codes: Tensor, owed: Tensor, keep: Tensor | None
     ) -> None:
         """As `InnerLoop` says."""
-        scales = [self.scales[group] for group in self.groups[here]]
-        points = [self.points[group] for group in self.groups[here]] if self.points is not None else None
-        rounded, past = torch.empty_like(targets[0]), errors.t()  # [O], [O, B]
-        rows = zip(targets.unbind(), errors.unbind(), codes.unbind(), owed.unbind(), scales, strict=True)
-        for j, (target, error, code, share, scale) in enumerate(rows):
+        scales = self._of(here, self.scales)
+        points = self._of(here, self.points) if self.points is not None else None
+        rounded = torch.empty_like(targets[0])  # [P * O]
+        rows = zip(targets.unbind(), errors.unbind(), codes.unbind(), owed.unbind(1), scales, strict=True)
+        for j, (target, error, code, shares, scale) in enumerate(rows):
             if j:
-                target.addmv_(past, share)
+                _pay(target, errors, shares)
             torch.div(target, scale, out=code)
             if points is not None:
                 code.add_(points[j])
@@ -327,3 +344,22 @@ class Steps(NamedTuple):
             else:
                 torch.sub(code, points[j], out=rounded).mul_(scale)
             error.sub_(rounded)
+
+    def _of(self, here: slice, scales: Tensor) -> list[Tensor]:
+        """The scales, or zero points, of some columns, [P * O] each."""
+        problems, _ = self.groups.shape
+        if problems == 1:
+            return list(scales.index_select(0, self.groups[0, here]).unbind())
+        several = scales.reshape(len(scales), problems, -1)  # [G, P, O]
+        places = torch.arange(problems, device=scales.device)
+        return list(several[self.groups[:, here].t(), places].flatten(1).unbind())
+
+
+def _pay(target: Tensor, errors: Tensor, shares: Tensor) -> None:
+    """Add to a column, [P * O], what it is owed of the errors of a block, [B, P * O], for shares of [P, B]."""
+    problems, columns = shares.shape
+    if problems == 1:
+        target.addmv_(errors.t(), shares[0])
+    else:
+        apart = errors.view(columns, problems, -1).transpose(0, 1)  # [P, B, O]
+        target.view(problems, 1, -1).baddbmm_(shares[:, None], apart)

@@ -24,10 +24,10 @@ class FusedSteps:
     """The inner loop in one launch a call.
 
     Args:
-        scales: [G, O] float32.
-        points: zero points, [G, O] float32; None where all of them are zero.
+        scales: [G, P * O] float32.
+        points: zero points, [G, P * O] float32; None where all of them are zero.
         grid: of the codes, one that `supports` knows.
-        groups: row of `scales` of each column, [I] int64.
+        groups: row of `scales` of each column of each problem, [P, I] int64.
     """
 
     def __init__(self, scales: Tensor, points: Tensor | None, grid: NumberFormat, groups: Tensor) -> None:
@@ -40,9 +40,10 @@ class FusedSteps:
         self, here: slice, targets: Tensor, errors: Tensor, codes: Tensor, owed: Tensor, keep: Tensor | None
     ) -> None:
         """As `InnerLoop` of the algorithm says; every matrix is contiguous."""
-        columns, rows = targets.shape
+        columns, problems = len(targets), len(owed)
+        rows = targets.shape[1] // problems
         least, mantissa = _STEPS[self.grid.name]
-        _round_columns[(triton.cdiv(rows, _ROWS),)](
+        _round_columns[(triton.cdiv(rows, _ROWS), problems)](
             targets,
             errors,
             codes,
@@ -50,7 +51,7 @@ class FusedSteps:
             self.scales,
             self.scales if self.points is None else self.points,
             targets if keep is None else keep,
-            self.groups[here],
+            self.groups[:, here].contiguous(),
             rows,
             columns,
             float(self.grid.minimum),
@@ -90,13 +91,17 @@ def _round_columns(
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Each program takes some rows of the weight through all columns of the block."""
+    """Each program takes some rows of a problem's weight through all columns of the block."""
+    problem, every = tl.program_id(1), tl.num_programs(1) * rows
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = row < rows
+    row += problem * rows
+    groups += problem * columns
+    owed += problem * columns * columns
     past = tl.zeros((COLUMNS, ROWS), tl.float32)  # errors of the columns that are rounded; 0 for those to come
     for j in range(columns):
-        at, scale_at = j * rows + row, tl.load(groups + j) * rows + row
+        at, scale_at = j * every + row, tl.load(groups + j) * every + row
         share = tl.load(owed + j * columns + column, mask=column < columns, other=0.0)
         target = tl.load(targets + at, mask=inside, other=0.0) + tl.sum(past * share[:, None], axis=0)
         scale = tl.load(scales + scale_at, mask=inside, other=1.0)

@@ -20,10 +20,11 @@ from coldpress import (
     note_fit,
     weight_qparams,
 )
-from coldpress_gptq.algorithm import Prepared, gptq, measured, prepare, searched_qparams
+from coldpress_gptq.algorithm import Prepared, Problem, Solution, gptq, measured, prepare, searched_qparams
 from coldpress_gptq.asymmetry import gptaq_weights, qronos_weights
 from coldpress_gptq.cross import Cross
 from coldpress_gptq.magr import shrink_ranges
+from coldpress_gptq.readers import Readers, batches_of, divided
 from coldpress_gptq.refit import has_own_scales, refitted
 
 PRUNED = 0.2
@@ -33,6 +34,12 @@ PRUNED = 0.2
 def _to_order(value: Any) -> Any:
     """`static` and `weight` are two words for one order."""
     return "static" if value == "weight" else value
+
+
+def _check_batch(instance: object, attribute: Any, value: Any) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value not in ("auto", None) and not whole:
+        raise ValueError(f"batched_quantization must be 'auto', a number from 1 on, or null; got {value!r}")
 
 
 @frozen(kw_only=True, eq=False)
@@ -54,7 +61,8 @@ class GPTQModifier(Quantizer):
         refit_scales: scales are fitted to the codes once those are chosen.
         preserve_sparsity_mask: zeros stay zeros; None keeps them where a fifth of the weights or more are zero.
         offload_hessians: understood and without effect: Gram matrices live no longer than their stage.
-        batched_quantization: understood and without effect: layers that read the same input are solved together.
+        batched_quantization: inputs whose layers are solved together where they have one shape, as experts do; `auto`
+            for up to 16384 rows, None for one input after the other.  Speed and memory, not the result, depend on it.
     """
 
     traits: ClassVar[frozenset[str]] = Quantizer.traits | {READS_DATA}
@@ -69,7 +77,7 @@ class GPTQModifier(Quantizer):
     refit_scales: bool = field(default=False)
     preserve_sparsity_mask: bool | None = None
     offload_hessians: bool = False
-    batched_quantization: int | Literal["auto"] | None = "auto"
+    batched_quantization: int | Literal["auto"] | None = field(default="auto", validator=_check_batch)
 
     @refit_scales.validator
     def _check_refit(self, attribute: object, value: bool) -> None:
@@ -108,71 +116,96 @@ class GPTQModifier(Quantizer):
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
-        """Round the weights of the stage, layers that read the same input together."""
-        rounded = []
+        """Round the weights of the stage: layers that read the same input together, and several inputs at once."""
+        rounded, inputs = list[Layer](), list[Readers]()
         for layer in self.layers(stage):
             if self._weights(layer) is None:
                 state.set_quantized(layer, self.quantized(state, layer))
             else:
                 rounded.append(layer)
         for layers in state.sharing(rounded):
-            gram = state.statistic(layers[0], "gram")
-            with state.timed(*layers):
-                if gram is None:
+            if state.statistic(layers[0], "gram") is None:
+                with state.timed(*layers):
                     self._round(state, layers, reason="no token of the calibration data reached it")
-                else:
-                    self._solve(state, layers, gram.total, gram.count)
+            else:
+                inputs += self._readers(layers)
+        for batch in batches_of(inputs, self.batched_quantization):
+            with state.timed(*(layer for readers in batch for layer in readers.layers)):
+                self._solve(state, batch)
 
-    def _solve(self, state: State, layers: Sequence[Layer], gram: Tensor, tokens: int) -> None:
-        """GPTQ for layers that read the same input, those with the same scheme in one go."""
-        prepared = prepare(gram, dampening_frac=self.dampening_frac, by_activity=self.actorder is not None)
+    def _readers(self, layers: Sequence[Layer]) -> list[Readers]:
+        """Layers that read the same input, those that are alike side by side."""
+        alike: dict[tuple[QuantizationArgs, bool, torch.dtype], list[Layer]] = {}
+        for layer in layers:
+            args = self._weights(layer)
+            assert args is not None
+            alike.setdefault((args, self._keeps_zeros(layer), layer.weight.dtype), []).append(layer)
+        return [Readers(part, key[0], key[1]) for key, found in alike.items() for part in divided(found)]
+
+    def _solve(self, state: State, batch: Sequence[Readers]) -> None:
+        """GPTQ for the readers of some inputs, all of one kind."""
+        fits = [fit for readers in batch if (fit := self._fit(state, readers)) is not None]
+        if not fits:
+            return
+        args, keep_zeros = batch[0].args, batch[0].keep_zeros
+        problems = [fit.problem for fit in fits]
+        solved = gptq(problems, args, block_size=self.block_size, keep_zeros=keep_zeros)
+        for fit, solutions in zip(fits, solved, strict=True):
+            self._write(state, fit, solutions)
+
+    def _fit(self, state: State, readers: Readers) -> "_Fit | None":
+        """What is to be solved for the readers of an input; None where it cannot be, and they are rounded."""
+        layers, args = readers.layers, readers.args
+        gram = state.require(layers[0], "gram")
+        prepared = prepare(gram.total, dampening_frac=self.dampening_frac, by_activity=self.actorder is not None)
         if prepared.factor is None:
             self._round(state, layers, reason="the Gram matrix of its inputs is not positive definite", by=prepared)
-            return
-        for together in self._alike(layers):
-            args = self._weights(together[0])
-            assert args is not None
-            keep_zeros = self._keeps_zeros([layer.weight for layer in together])
-            aims = self._aims(state, together, prepared, keep_zeros)
-            weights = aims if self.magr_alpha is None else self._shrunk(aims, gram, args, keep_zeros)
-            factors = [self.global_scale(state, layer) for layer in together]
-            qparams = [
-                self._qparams(weight, args, prepared.importance, factor)
-                for weight, factor in zip(weights, factors, strict=True)
-            ]
-            effective = [
-                (scale if factor is None else scale / factor, point)
-                for (scale, point), factor in zip(qparams, factors, strict=True)
-            ]
-            solutions = gptq(weights, effective, prepared, args, block_size=self.block_size, keep_zeros=keep_zeros)
-            losses = []
-            for layer, aim, params, units, solution in zip(together, aims, qparams, effective, solutions, strict=True):
-                if self.magr_alpha is not None:
-                    solution = measured(solution.codes, aim, units, prepared, args)
-                scale, point = params
-                if self.refit_scales:
-                    scale, solution = refitted(aim, solution, params, prepared, args)
-                quantized = evolve(self.quantized(state, layer), codes=solution.codes, scale=scale, zero_point=point)
-                state.set_quantized(layer, quantized)
-                losses.append(float(solution.loss.sum()))
-            note_fit(state, together, tokens=tokens, dampening=prepared.factor.dampening, losses=losses)
+            return None
+        aims = self._aims(state, readers, prepared)
+        weights = aims if self.magr_alpha is None else self._shrunk(aims, gram.total, readers)
+        qparams, units = [], []
+        for layer, weight in zip(layers, weights, strict=True):
+            factor = self.global_scale(state, layer)
+            scale, point = self._qparams(weight, args, prepared.importance, factor)
+            qparams.append((scale, point))
+            units.append((scale if factor is None else scale / factor, point))
+        problem = Problem(weights, units, prepared)
+        return _Fit(readers=readers, tokens=gram.count, aims=aims, qparams=qparams, problem=problem)
 
-    def _aims(self, state: State, layers: Sequence[Layer], prepared: Prepared, keep_zeros: bool) -> list[Tensor]:
+    def _write(self, state: State, fit: "_Fit", solutions: Sequence[Solution]) -> None:
+        """Make the solutions what the layers are, and report how well they fit."""
+        (layers, args), prepared, losses = (fit.readers.layers, fit.readers.args), fit.problem.prepared, []
+        assert prepared.factor is not None
+        for layer, aim, params, units, solution in zip(
+            layers, fit.aims, fit.qparams, fit.problem.qparams, solutions, strict=True
+        ):
+            found, (scale, point) = solution, params
+            if self.magr_alpha is not None:
+                found = measured(found.codes, aim, units, prepared, args)
+            if self.refit_scales:
+                scale, found = refitted(aim, found, params, prepared, args)
+            quantized = evolve(self.quantized(state, layer), codes=found.codes, scale=scale, zero_point=point)
+            state.set_quantized(layer, quantized)
+            losses.append(float(found.loss.sum()))
+        note_fit(state, layers, tokens=fit.tokens, dampening=prepared.factor.dampening, losses=losses)
+
+    def _aims(self, state: State, readers: Readers, prepared: Prepared) -> list[Tensor]:
         """Weights whose outputs are wanted, in their dtype: those of the layers, corrected where that is asked for."""
-        weights = [layer.weight for layer in layers]
+        weights = [layer.weight for layer in readers.layers]
         if self.correction is None:
             return weights
-        cross = state.require(layers[0], Cross())
+        cross = state.require(readers.layers[0], Cross())
         correct = gptaq_weights if self.correction == "gptaq" else qronos_weights
         found = [correct(weight, cross, prepared).to(weight.dtype) for weight in weights]
-        return [new * (old != 0) for new, old in zip(found, weights, strict=True)] if keep_zeros else found
+        if readers.keep_zeros:
+            return [new * (old != 0) for new, old in zip(found, weights, strict=True)]
+        return found
 
-    def _shrunk(
-        self, weights: Sequence[Tensor], gram: Tensor, args: QuantizationArgs, keep_zeros: bool
-    ) -> list[Tensor]:
+    def _shrunk(self, weights: Sequence[Tensor], gram: Tensor, readers: Readers) -> list[Tensor]:
         """What MagR makes of weights that read the same input, in their dtype."""
         assert self.magr_alpha is not None
-        shrunk = shrink_ranges(torch.cat(list(weights)), gram, args, alpha=self.magr_alpha, keep_zeros=keep_zeros)
+        stacked = torch.cat(list(weights))
+        shrunk = shrink_ranges(stacked, gram, readers.args, alpha=self.magr_alpha, keep_zeros=readers.keep_zeros)
         return list(torch.split(shrunk.to(weights[0].dtype), [len(weight) for weight in weights]))
 
     def _round(self, state: State, layers: Sequence[Layer], *, reason: str, by: Prepared | None = None) -> None:
@@ -193,18 +226,29 @@ class GPTQModifier(Quantizer):
             return weight_qparams(weight, args, global_scale=global_scale, importance=importance)
         return searched_qparams(weight, args, importance, global_scale=global_scale)
 
-    def _alike(self, layers: Sequence[Layer]) -> list[list[Layer]]:
-        """Layers with the same scheme, dtype and care for zeros, side by side."""
-        groups: dict[object, list[Layer]] = {}
-        for layer in layers:
-            key = (self._weights(layer), layer.weight.dtype, self._keeps_zeros([layer.weight]))
-            groups.setdefault(key, []).append(layer)
-        return list(groups.values())
-
-    def _keeps_zeros(self, weights: Sequence[Tensor]) -> bool:
+    def _keeps_zeros(self, layer: Layer) -> bool:
         if self.preserve_sparsity_mask is not None:
             return self.preserve_sparsity_mask
-        return all(weight.count_nonzero() < (1 - PRUNED) * weight.numel() for weight in weights)
+        return bool(layer.weight.count_nonzero() < (1 - PRUNED) * layer.weight.numel())
 
     def _weights(self, layer: Layer) -> QuantizationArgs | None:
         return self._scheme(layer).weights
+
+
+@frozen(kw_only=True, eq=False)
+class _Fit:
+    """The readers of an input before they are rounded.
+
+    Attributes:
+        readers: which.
+        tokens: of the calibration data that reached them.
+        aims: weights whose outputs are wanted, [O, I] each.
+        qparams: scale and zero point of each, as they are written.
+        problem: what is solved; its scales are divided by a global one.
+    """
+
+    readers: Readers
+    tokens: int
+    aims: Sequence[Tensor]
+    qparams: Sequence[tuple[Tensor, Tensor]]
+    problem: Problem
