@@ -137,6 +137,24 @@ def test_what_cannot_be_factorized_is_rounded_and_said(monkeypatch):
     assert state.quantized[DOWN].codes is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scheme", ["W4A16", "FP8_DYNAMIC"])
+def test_outliers_in_half_precision_stay_finite(dtype, scheme):
+    model, up = tiny_llama(dtype=dtype), DOWN.replace("down", "up")
+    for name in (up, DOWN):
+        model.get_submodule(name).weight.data[0, 0] = 6e4 if dtype is torch.float16 else 1e30
+    model.model.layers[0].post_attention_layernorm.weight.data[3] = 300
+    group = {"group_size": 32} if scheme == "W4A16" else {"group_size": None}
+
+    state = run(gptq(scheme=scheme, targets=[up], ignore=[], **group), model=model)
+
+    rounded = state.model.get_submodule(up).weight
+    assert torch.isfinite(rounded).all()
+    assert rounded.dtype == dtype
+    assert rounded[0, 0] > 1e4
+    assert rounded[1:].any()
+
+
 def test_no_data_is_an_error():
     with pytest.raises(CalibrationError, match="GPTQModifier needs calibration data"):
         run(gptq(), data=[])
