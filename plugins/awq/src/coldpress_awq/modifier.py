@@ -113,7 +113,8 @@ class AWQModifier(Smoother):
             TargetError: a mapping matches nothing, or is not true.
         """
         whole = Stage("model", 0, dict(state.model.named_modules()))
-        if not any(self._weights(state, layer) for layer in whole.every_layer):
+        own = [] if self.rounding is None else [scheme.weights for scheme in self.rounding.schemes()]
+        if not any(own) and not any(self._weights(state, layer) for layer in whole.every_layer):
             raise SchemeError(
                 "AWQModifier prepares weights for rounding, and nothing in the recipe rounds them: put a "
                 "QuantizationModifier or a GPTQModifier after it, or give it a scheme that has weights"
