@@ -248,10 +248,8 @@ def solve(
     """
     (size, width), (args, scales, zero_points) = weights[0].shape, grid
     factors = [one.factor for one in prepared if one.factor is not None]
-    rows = [slice(size * place, size * (place + 1)) for place in range(len(weights))]
-    ordered = torch.cat(
-        [w.t()[one.order].float() for w, one in zip(weights, prepared, strict=True)], dim=1
-    )  # [I, P * O]
+    parts = [(factor, slice(place * size, (place + 1) * size)) for place, factor in enumerate(factors)]
+    ordered = torch.cat([w.t()[one.order].float() for w, one in zip(weights, prepared, strict=True)], 1)  # [I, P * O]
     targets, errors = ordered.clone(), ordered.clone()  # [I, P * O]; rows become t_j; rows become w_j - q_j
     codes = torch.empty_like(targets)  # [I, P * O]
     keep = (ordered != 0).float() if keep_zeros else None
@@ -259,19 +257,19 @@ def solve(
     steps = inner_loop(scales.float(), None if args.symmetric else zero_points.float(), number_format(args), groups)
     for start in range(0, width, block_size):
         stop = min(start + block_size, width)
-        for factor, part in zip(factors, rows, strict=True) if start else ():
+        for factor, part in parts:
             targets[start:stop, part].addmm_(factor.feedback[:start, start:stop].t(), errors[:start, part])
         for first in range(start, stop, _MICRO):
             here = slice(first, min(first + _MICRO, stop))
-            for factor, part in zip(factors, rows, strict=True) if first > start else ():
+            for factor, part in parts:
                 targets[here, part].addmm_(factor.feedback[start:first, here].t(), errors[start:first, part])
             owed = torch.stack([factor.feedback[here, here].t() for factor in factors])  # [P, B, B]: what j is owed
             kept = keep[here] if keep is not None else None
             steps.round(here, targets[here], errors[here], codes[here], owed, kept)
     squares = targets.sub_(ordered).add_(errors).square_()  # [I, P * O]; t - q = t - w + (w - q)
-    loss = torch.cat([factor.pivots @ squares[:, part] for factor, part in zip(factors, rows, strict=True)])
+    loss = torch.cat([factor.pivots @ squares[:, part] for factor, part in parts])
     back = torch.empty_like(codes)
-    for one, part in zip(prepared, rows, strict=True):
+    for one, (_, part) in zip(prepared, parts, strict=True):
         back[one.order, part] = codes[:, part]
     return Solution(back.t().to(number_format(args).code_dtype).contiguous(), loss)
 
