@@ -126,13 +126,14 @@ def test_only_what_the_recipe_names_is_imported(environment, tmp_path):
 
 
 def test_help_answers_in_half_a_second(environment):
-    seconds = []
-    for _ in range(3):
+    """As fast as it can be: whatever else runs on the machine takes some of it, but not every time."""
+
+    def seconds() -> float:
         begun = time.perf_counter()
         environment.run("coldpress", "--help")
-        seconds.append(time.perf_counter() - begun)
+        return time.perf_counter() - begun
 
-    assert min(seconds) < 0.5
+    assert any(seconds() < 0.5 for _ in range(10))
 
 
 def test_import_is_quick_and_quiet(environment):
