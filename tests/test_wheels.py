@@ -126,14 +126,13 @@ def test_only_what_the_recipe_names_is_imported(environment, tmp_path):
 
 
 def test_help_answers_in_half_a_second(environment):
-    """As fast as it can be: whatever else runs on the machine takes some of it, but not every time."""
-
-    def seconds() -> float:
+    seconds = []
+    for _ in range(3):
         begun = time.perf_counter()
         environment.run("coldpress", "--help")
-        return time.perf_counter() - begun
+        seconds.append(time.perf_counter() - begun)
 
-    assert any(seconds() < 0.5 for _ in range(10))
+    assert min(seconds) < 0.5
 
 
 def test_import_is_quick_and_quiet(environment):

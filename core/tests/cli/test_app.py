@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -25,9 +26,21 @@ def coldpress_process(*words: str, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
 
+def seconds_of(*words: str) -> float:
+    """Of work, so that a busy machine makes no difference."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert coldpress_process(*words).returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("words", [("--help",), ("compress", "--help"), ("demo", "--help")])
+def test_help_answers_in_half_a_second(words):
+    assert min(seconds_of(*words) for _ in range(3)) < 0.5
+
+
 @pytest.mark.parametrize("words", [("--help",), ("compress", "--help"), ("demo", "--help")])
 def test_help_loads_nothing_heavy(words):
-    """How many seconds it takes is asked where nothing else runs, of the wheels."""
     answer = coldpress_process(*words, PYTHONPROFILEIMPORTTIME="1")
     loaded = {line.split("|")[-1].strip().partition(".")[0] for line in answer.stderr.splitlines()}
 
