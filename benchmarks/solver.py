@@ -11,15 +11,15 @@ Seconds are the least of the repeats.
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from gram import processor
 from torch import Tensor
 
 from coldpress import QuantizationArgs
@@ -138,11 +138,7 @@ def steps_of(out: int, width: int, device: str, repeats: int) -> dict[str, float
 def machine(device: str) -> str:
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-        return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores, torch {torch.__version__}"
-    return f"{platform.processor()}, torch {torch.__version__}"
+    return f"{processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
