@@ -67,6 +67,36 @@ def test_every_explicit_tag_is_refused(tag):
     assert problem.startswith(f"<recipe>:2:6: the tag {tag} is refused")
 
 
+SENTINEL = "!!python/object/apply:llmcompressor.sentinel.Sentinel"
+
+
+def test_the_python_tags_of_llm_compressor_are_read_as_plain_data():
+    enum = "!!python/object/apply:compressed_tensors.quantization.quant_args.QuantizationType"
+    text = f"""\
+a: !!python/tuple
+- [q, k]
+- !!python/tuple [x, 1]
+b: {enum} [
+  float]
+c: {SENTINEL} [static, /x/sentinel.py]
+d: {SENTINEL} [not_provided, /x/sentinel.py]
+e: !!python/object/apply:torch.device [cpu]
+"""
+
+    assert read(text) == {"a": [["q", "k"], ["x", 1]], "b": "float", "c": "static", "e": "cpu"}
+
+
+@pytest.mark.parametrize("value", ["[]", "[[a]]", "[{a: b}]"])
+def test_a_python_tag_without_a_plain_value_is_a_problem(value):
+    assert "Sentinel holds no plain value" in refused(f"a: {SENTINEL} {value}")[0]
+
+
+@pytest.mark.parametrize("value", ["x", "{x: y}"])
+def test_a_python_tag_on_something_that_is_no_list_is_refused(value):
+    assert "is refused" in refused(f"a: {SENTINEL} {value}")[0]
+    assert "the tag !!python/tuple is refused" in refused(f"a: !!python/tuple {value}")[0]
+
+
 def test_every_tag_is_named_and_not_only_the_first():
     assert [problem.split(":")[1] for problem in refused("a: !x 1\nb: !y 2")] == ["1", "2"]
 

@@ -87,6 +87,8 @@ def test_a_stage_that_is_not_there_is_an_error_with_the_names(problems, solve_mo
         ("one_stage: {SolveModifier: {block_size: 7}}", "one_stage"),
         ("one_stage: {modifiers: [SolveModifier: {block_size: 7}]}", "one_stage"),
         ('{"modifiers": [{"SolveModifier": {"block_size": 7}}]}', None),
+        ("one_stage: {run_type: oneshot, two_modifiers: {SolveModifier: {block_size: 7}}}", "one_stage"),
+        ("one: {run_type: oneshot, two_modifiers: {SolveModifier: {block_size: 7}}}", "one"),
     ],
 )
 def test_other_shapes_are_read_where_they_are_clear(read, text, stage):
@@ -111,8 +113,8 @@ def test_other_shapes_are_read_where_they_are_clear(read, text, stage):
         ("modifiers: [SolveModifier]\nformat: {a: 1}", "2:13: format.a", "settings must be a mapping"),
         ("SolveModifier: {group: 3}", "1:24: SolveModifier.group", "must be a name"),
         ("modifiers: [{SolveModifier: {}, stage: 3}]", "1:40: modifiers[0].stage", "must be a name"),
-        ("a_stage: {}", "1:1", "the recipe has no modifiers"),
-        ("modifiers: []", "1:1", "the recipe has no modifiers"),
+        ("a_stage: {run_type: oneshot}", "1:1", "the recipe has no modifiers"),
+        ("a_stage: {run_type: tune, b_modifiers: {}}", "1:21: a_stage.run_type", "must be oneshot or train; got text"),
         ("pipeline: basic", "1:1", "the recipe has no modifiers"),
         ("{}", "1:1", "the recipe has no modifiers"),
         ("null", "1:1", "the recipe is empty"),
@@ -123,6 +125,29 @@ def test_what_has_no_meaning_is_a_problem_and_never_nothing(problems, text, plac
     (problem,) = problems(text)
 
     assert problem.startswith(f"<recipe>:{place}: {message}")
+
+
+@pytest.mark.parametrize("text", ["[]", "modifiers: []", "default_stage: {}", "a_stage: {b_modifiers: {}}"])
+def test_a_recipe_may_be_empty_on_purpose(read, text):
+    assert read(text).modifiers == ()
+
+
+def test_a_stage_of_training_is_read_with_a_warning(read, caplog):
+    recipe = read("a_stage: {run_type: train, b_modifiers: {SolveModifier: {block_size: 7}}}")
+
+    assert steps(recipe) == [("SolveModifier", 7, "a_stage")]
+    assert "a_stage: nothing is trained" in caplog.text
+
+
+HOUSEKEEPING = "{start: 0.0, end: 2, update: null, index: 3, group: a, requires_calibration_data: true, block_size: 7}"
+
+
+def test_what_llm_compressor_keeps_beside_the_settings_of_modifiers_is_understood(read):
+    assert steps(read(f"SolveModifier: {HOUSEKEEPING}")) == [("SolveModifier", 7, None)]
+
+
+def test_housekeeping_of_another_form_is_a_problem(problems):
+    assert problems("SolveModifier: {start: soon}") == ["<recipe>:1:24: SolveModifier.start: must be a number"]
 
 
 def test_settings_beside_their_modifier_get_a_hint(problems):

@@ -35,6 +35,45 @@ def test_a_file_is_read_by_path_or_by_its_name(read, tmp_path, suffix, kind):
     assert read(kind(path) if kind else path).modifiers[0].block_size == 4
 
 
+CARD = """\
+---
+license: apache-2.0
+tags: [small]
+one_stage:
+  some_modifiers:
+    SolveModifier: {block_size: 4}
+---
+# A model card
+
+modifiers: not these
+---
+"""
+
+
+@pytest.mark.parametrize(("above", "fence"), [("", "---"), ("\ufeff", "+++"), ("# title\n\n", "---")])
+def test_the_front_matter_of_a_markdown_file_is_a_recipe(read, tmp_path, above, fence):
+    path = tmp_path / "README.md"
+    path.write_text(above + CARD.replace("---", fence), encoding="utf-8")
+
+    assert [modifier.block_size for modifier in read(path).modifiers] == [4]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("block_size", "blok_size", "6:21: one_stage.some_modifiers.SolveModifier.blok_size: unknown setting"),
+        ("license:", "modifers:", "2:1: modifers: unknown key; did you mean 'modifiers'?"),
+        ("---", "--", " no front matter: a Markdown file holds its recipe between two lines '---'"),
+        (CARD, "---\nlicense: mit\n---\n", "2:1: the recipe has no modifiers"),
+    ],
+)
+def test_a_mistake_in_front_matter_has_its_place_in_the_file(problems, tmp_path, old, new, problem):
+    path = tmp_path / "README.md"
+    path.write_text(CARD.replace(old, new))
+
+    assert problems(path)[0].startswith(f"{path}:{problem}")
+
+
 def test_a_mistake_in_a_file_has_its_line_and_column(problems, tmp_path):
     path = tmp_path / "w8a8.yaml"
     path.write_text(TYPO)
@@ -174,7 +213,9 @@ def test_what_is_no_recipe_is_told(problems, source):
     assert problems(source)[0].startswith("a recipe is a modifier, a list of them, a file or text, not ")
 
 
-@pytest.mark.parametrize(("source", "message"), [("", "empty"), ("  \n# nothing\n", "empty"), ([], "has no modifiers")])
+@pytest.mark.parametrize(
+    ("source", "message"), [("", "empty"), ("  \n# nothing\n", "empty"), ("{}", "has no modifiers")]
+)
 def test_an_empty_recipe_is_told(problems, source, message):
     assert message in problems(source)[0]
 

@@ -2,6 +2,9 @@
 
 The text is scanned as a stream of events first, so that what is too long, too deep or tagged is refused before any
 tree is built, and aliases are counted before any is followed. No constructor of the YAML library ever runs.
+
+The Python tags that llm-compressor writes are read as the plain data that they hold: a tuple is the list of its items,
+a member of an enumeration its value, a sentinel its name, and a setting with the sentinel `not_provided` is left out.
 """
 
 import warnings
@@ -9,7 +12,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, NodeEvent
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, NodeEvent, SequenceStartEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
@@ -21,6 +24,10 @@ MAX_NODES = 10_000  # values, aliases expanded
 MAX_DEPTH = 50
 
 _TAG = "tag:yaml.org,2002:"
+_TUPLE = f"{_TAG}python/tuple"
+_CALL = f"{_TAG}python/object/apply:"
+_DATA_CLASSES = ("llmcompressor.", "compressed_tensors.", "torch.device")  # whose calls hold one plain value
+_NOT_PROVIDED = "not_provided"
 
 
 def parse(text: str, problems: Problems) -> Node:
@@ -74,10 +81,17 @@ def _scan(text: str, problems: Problems) -> None:
         if count > MAX_NODES:
             problems.add(f"more than {MAX_NODES} values", node=place)
             break
-        if getattr(event, "tag", None) is not None:
+        if getattr(event, "tag", None) is not None and not _is_plain_data(event):
             tag = str(event.tag).replace(_TAG, "!!")
             problems.add(f"the tag {tag} is refused: a recipe is data; write the plain value", node=place)
     problems.check()
+
+
+def _is_plain_data(event: Any) -> bool:
+    """Whether a tag says no more than what its list of plain values does."""
+    tag = str(event.tag)
+    called = tag.startswith(_CALL) and tag.removeprefix(_CALL).startswith(_DATA_CLASSES)
+    return isinstance(event, SequenceStartEvent) and (called or tag == _TUPLE)
 
 
 def _expanded(node: Any, sizes: dict[int, int]) -> int:
@@ -102,7 +116,9 @@ def _size(size: int) -> str:
 def _node(node: Any, problems: Problems) -> Node:
     line, column = node.start_mark.line + 1, node.start_mark.column + 1
     if isinstance(node, SequenceNode):
-        return Node([_node(item, problems) for item in node.value], line, column)
+        items = [_node(item, problems) for item in node.value]
+        called = str(node.tag).startswith(_CALL)
+        return Node(_argument(node, items, problems) if called else items, line, column)
     if isinstance(node, MappingNode):
         return _mapping(node, problems)
     try:
@@ -113,11 +129,28 @@ def _node(node: Any, problems: Problems) -> Node:
         return unread
 
 
+def _argument(node: Any, items: list[Node], problems: Problems) -> Any:
+    """The plain value that a call in a Python tag was written with."""
+    if items and not isinstance(items[0].value, dict | list):
+        return items[0].value
+    place = Node(None, node.start_mark.line + 1, node.start_mark.column + 1)
+    problems.add(f"the tag {str(node.tag).replace(_TAG, '!!')} holds no plain value; write that", node=place)
+    return UNKNOWN
+
+
+def _is_left_out(node: Any) -> bool:
+    """Whether a value is the sentinel of a setting that was not given."""
+    is_sentinel = isinstance(node, SequenceNode) and str(node.tag).startswith(_CALL)
+    return is_sentinel and bool(node.value) and node.value[0].value == _NOT_PROVIDED
+
+
 def _mapping(node: Any, problems: Problems) -> Node:
     values: dict[Any, Node] = {}
     keys: dict[Any, Node] = {}
     merged: list[Node] = []
     for key_node, value_node in node.value:
+        if _is_left_out(value_node):
+            continue
         key, value = _node(key_node, problems), _node(value_node, problems)
         if key_node.tag == f"{_TAG}merge":
             merged += value.value if isinstance(value.value, list) else [value]

@@ -7,10 +7,13 @@
       - QuantizationModifier: {scheme: W4A16}      - FirstModifier: {}
       - OtherModifier                              - FirstModifier: {}
 
-Left ours, right the grammar of llm-compressor. What has neither shape is an error and never nothing.
+Left ours, right the grammar of llm-compressor. What has neither shape is an error and never nothing; only in the front
+matter of a Markdown file other keys are the business of others.
 """
 
+import logging
 import re
+from difflib import get_close_matches
 from typing import Any
 
 from attrs import define, field, frozen
@@ -19,10 +22,15 @@ from coldpress.errors import suggest
 from coldpress.recipe.problem import UNKNOWN, Node, Path, Problems, kind, plain
 from coldpress.recipe.recipe import Choice
 
+log = logging.getLogger(__name__)
+
 KEYS = ("args", "pipeline", "format", "modifiers")
 STAGE = "stage"
 
-_STAGE_END, _GROUP_END = "_stage", "_modifiers"
+_STAGE_NAME = re.compile(r".*_stage(_\d+)?")  # merged recipes number their stages
+_GROUP_END = "_modifiers"
+_RUN_TYPE, _RUN_TYPES = "run_type", ("oneshot", "train")  # of recipes until llm-compressor 0.5
+_MISSPELT = 0.85  # how near a key of a model card is to ours where it must be a slip; `pipeline_tag` has 0.8
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9_]*")
 
 
@@ -51,15 +59,18 @@ class Grammar:
 
     Attributes:
         problems: takes what has no meaning.
+        has_other_keys: top-level keys that no recipe has are left alone, as in the front matter of a model card.
         steps: the modifiers met so far.
         pipeline: the choice, if one was met.
         format: the choice, if one was met.
     """
 
     problems: Problems
+    has_other_keys: bool = False
     steps: list[Step] = field(factory=list)
     pipeline: Choice | None = None
     format: Choice | None = None
+    _is_empty_on_purpose: bool = False
 
     def document(self, root: Node) -> None:
         """Read a whole document: a mapping, or only the list of its modifiers."""
@@ -71,7 +82,7 @@ class Grammar:
         elif root.value is not UNKNOWN:
             message = f"a recipe is a mapping or a list of modifiers, not {kind(root.value)}"
             self.problems.add(message if root.value is not None else "the recipe is empty", node=root)
-        if not self.steps and not self.problems.found:
+        if not (self.steps or self._is_empty_on_purpose or self.problems.found):
             self.problems.add("the recipe has no modifiers", node=root)
 
     def _top(self, name: Any, key: Node, value: Node) -> None:
@@ -82,13 +93,13 @@ class Grammar:
             self.format = self._choice(value, path)
         elif name == "modifiers" or _ends(name, _GROUP_END):
             self._group(value, path, None)
-        elif _ends(name, _STAGE_END) or (_is_stage(value) and not suggest(str(name), KEYS)):
+        elif _is_stage_name(name) or (_is_stage(value) and not suggest(str(name), KEYS)):
             self._stage(value, path)
         elif _is_class(name):
             self._step(key, value, path, None)
         elif _is_group(value) and not suggest(str(name), KEYS):
             self._group(value, path, None)
-        else:
+        elif not self.has_other_keys or get_close_matches(str(name), KEYS, cutoff=_MISSPELT):
             message = f"unknown key{suggest(str(name), KEYS)}; a recipe has {', '.join(KEYS)}, or stages: <name>_stage"
             self.problems.add(message, node=key, path=path)
 
@@ -114,9 +125,12 @@ class Grammar:
         if not isinstance(node.value, dict):
             self._expected(f"a stage holds groups named <name>{_GROUP_END}", node, path)
             return
+        self._is_empty_on_purpose |= not node.value
         for name, value in node.value.items():
             below = (*path, name)
-            if name == "modifiers" or _ends(name, _GROUP_END) or (_is_group(value) and not _is_class(name)):
+            if name == _RUN_TYPE:
+                self._run_type(value, below)
+            elif name == "modifiers" or _ends(name, _GROUP_END) or (_is_group(value) and not _is_class(name)):
                 self._group(value, below, stage)
             elif _is_class(name):
                 self._step(node.keys[name], value, below, stage)
@@ -124,16 +138,24 @@ class Grammar:
                 message = f"unknown key; a stage holds groups named <name>{_GROUP_END}"
                 self.problems.add(message, node=node.keys[name], path=below)
 
+    def _run_type(self, node: Node, path: Path) -> None:
+        if node.value not in _RUN_TYPES:
+            self._expected(f"must be {' or '.join(_RUN_TYPES)}", node, path)
+        elif node.value != _RUN_TYPES[0]:
+            log.warning("%s: nothing is trained; what its modifiers do at the end of training is done once", path[0])
+
     def _group(self, node: Node, path: Path, stage: str | None) -> None:
         if isinstance(node.value, list):
             self._list(node, path, stage)
         elif isinstance(node.value, dict):
+            self._is_empty_on_purpose |= not node.value
             for name, value in node.value.items():
                 self._step(node.keys[name], value, (*path, name), stage)
         else:
             self._expected("expected modifiers: a list, or a mapping of names to settings", node, path)
 
     def _list(self, node: Node, path: Path, stage: str | None) -> None:
+        self._is_empty_on_purpose |= not node.value
         for i, item in enumerate(node.value):
             below = (*path, i)
             if isinstance(item.value, str):
@@ -182,8 +204,12 @@ def _ends(name: Any, end: str) -> bool:
     return isinstance(name, str) and name.endswith(end)
 
 
+def _is_stage_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(_STAGE_NAME.fullmatch(name))
+
+
 def _is_class(name: Any) -> bool:
-    return isinstance(name, str) and bool(_CLASS.fullmatch(name)) and not _ends(name, _STAGE_END)
+    return isinstance(name, str) and bool(_CLASS.fullmatch(name)) and not _is_stage_name(name)
 
 
 def _is_group(node: Node) -> bool:
@@ -200,4 +226,5 @@ def _is_stage(node: Node) -> bool:
     """Whether this can only be a stage: every key in it names a group, or holds one."""
     if not isinstance(node.value, dict) or not node.value:
         return False
-    return all(_ends(key, _GROUP_END) or (_is_group(value) and not _is_class(key)) for key, value in node.value.items())
+    inside = {key: value for key, value in node.value.items() if key != _RUN_TYPE}
+    return all(_ends(key, _GROUP_END) or (_is_group(value) and not _is_class(key)) for key, value in inside.items())

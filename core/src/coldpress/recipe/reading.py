@@ -8,6 +8,7 @@ from coldpress import registry
 from coldpress.errors import PluginError, RecipeError, near
 from coldpress.modifier import Modifier
 from coldpress.recipe.document import MAX_LENGTH, parse
+from coldpress.recipe.front_matter import SUFFIX, front_matter
 from coldpress.recipe.grammar import Grammar, Step
 from coldpress.recipe.mistake import Mistakes
 from coldpress.recipe.placeholder import fill
@@ -18,9 +19,10 @@ from coldpress.recipe.structure import accepted_types, build
 Find = Callable[[str, str], Any]
 
 TEXT = "<recipe>"
-SUFFIXES = (".yaml", ".yml", ".json")
+HOUSEKEEPING = ("group", "index", "start", "end", "update", "requires_calibration_data")
+"""What llm-compressor keeps beside the settings of every modifier; without effect there and here."""
 
-_GROUP = "group"
+SUFFIXES = (".yaml", ".yml", ".json", SUFFIX)
 
 
 def read_recipe(
@@ -33,7 +35,8 @@ def read_recipe(
     """Make a recipe of a modifier, a list of modifiers, a file, or YAML or JSON text.
 
     Args:
-        source: a `Recipe`, a modifier, a (nested) list of modifiers, a path, or text.
+        source: a `Recipe`, a modifier, a (nested) list of modifiers, a path (YAML, JSON, or Markdown with the recipe
+            as its front matter), or text.
         arguments: values of the `${name}` placeholders, by name or as `name=value` texts.
         stage: only the stages whose names begin so.
         find: looks up a plugin by kind and name.
@@ -64,7 +67,9 @@ def _read(
     find: Find,
 ) -> Recipe:
     problems = Problems(origin)
-    grammar = Grammar(problems)
+    in_card = origin.lower().endswith(SUFFIX)
+    text = front_matter(text, origin) if in_card else text
+    grammar = Grammar(problems, has_other_keys=in_card)
     grammar.document(fill(parse(text, problems), arguments, problems))
     steps = grammar.steps
     if stage is not None and not problems.found:
@@ -94,10 +99,11 @@ def _modifier(step: Step, problems: Problems, find: Find) -> Modifier | None:
         problems.add(f"the plugin {step.name!r} is not a Modifier class", node=step.key, path=step.path)
         return None
     settings = plain(step.settings)
-    if _GROUP in settings and _GROUP not in accepted_types(cls):
-        group = settings.pop(_GROUP)  # other tools sort modifiers by it; the order of the recipe is ours
-        if not isinstance(group, str | None):
-            problems.add("must be a name", node=step.settings.value[_GROUP], path=(*step.path, _GROUP))
+    for name in set(HOUSEKEEPING).intersection(settings) - accepted_types(cls).keys():
+        value, is_name = settings.pop(name), name == "group"
+        if not isinstance(value, str | None if is_name else int | float | None):
+            wanted = "a name" if is_name else "a number"
+            problems.add(f"must be {wanted}", node=step.settings.value[name], path=(*step.path, name))
     try:
         return build(cls, settings)
     except PluginError as error:

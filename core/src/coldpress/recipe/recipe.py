@@ -58,8 +58,6 @@ class Recipe:
 
     @modifiers.validator
     def _check_modifiers(self, attribute: "Attribute[Any]", value: tuple[Any, ...]) -> None:
-        if not value:
-            raise RecipeError(["the recipe has no modifiers"])
         wrong = [
             f"modifiers[{i}]: expected a Modifier, got {_name(item)}"
             for i, item in enumerate(value)
