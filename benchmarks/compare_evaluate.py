@@ -12,10 +12,11 @@ from remembered import Remembered
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from coldpress import QuantizationArgs, Quantized, Scheme, divergence, load_model, load_tokenizer, perplexity
+from coldpress import QuantizationArgs, Scheme, divergence, load_model, load_tokenizer, perplexity
 from coldpress.arguments import DatasetArguments
 from coldpress.calibration.dataset import load_batches
 from coldpress.models import simulate_activations
+from coldpress.plugin import Quantized
 
 PASSAGE = 512  # tokens that every passage of coldpress/short has
 

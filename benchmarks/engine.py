@@ -26,11 +26,12 @@ from typing import ClassVar
 import torch
 from attrs import frozen
 
-from coldpress import READS_DATA, Batch, Modifier, Stage, State, hookimpl, load_model, load_tokenizer, registry
+from coldpress import load_model, load_tokenizer, registry
 from coldpress.arguments import DatasetArguments
 from coldpress.calibration.dataset import load_batches
-from coldpress.lifecycle import Run
+from coldpress.plugin import READS_DATA, Batch, Modifier, Stage, State, hookimpl
 from coldpress.recipe import Recipe
+from coldpress.run.lifecycle import Run
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLES, TOKENS = 32, 512
@@ -57,7 +58,7 @@ class Asker(Modifier):
     def initialize(self, state: State, stage: Stage) -> None:
         """Ask."""
         for layer in self.layers(stage):
-            state.ask(layer, "gram")
+            state.request(layer, "gram")
 
 
 def seconds(work) -> float:

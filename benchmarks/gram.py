@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from coldpress import Enough, load_model, load_tokenizer
+from coldpress import load_model, load_tokenizer
 from coldpress.calibration import short
-from coldpress.calibration.tap import Tap
+from coldpress.calibration.tap import InputTap
 from coldpress.numerics import folded_gram, gram, unfolded
 from coldpress.numerics.gram import _folded_float32
+from coldpress.plugin import StopForward
 from coldpress.stage import find_layers
 
 HERE = Path(__file__).parent
@@ -40,9 +41,9 @@ def inputs(blocks: list[int]) -> dict[str, Tensor]:
     names = [f"model.layers.{block}.{part}.{name}" for block in blocks for name, part in LAYERS.items()]
     layers = [layer for layer in find_layers(model.named_modules()) if layer.name in names]
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
-    with torch.no_grad(), Tap(layers) as tap:
+    with torch.no_grad(), InputTap(layers) as tap:
         for index, row in enumerate(ids):
-            with suppress(Enough):
+            with suppress(StopForward):
                 model(input_ids=row[None])
             for name, x in tap.collect(index, {}).batch().inputs.items():
                 seen[name].append(x.clone())

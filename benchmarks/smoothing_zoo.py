@@ -24,12 +24,13 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent / "core" / "tests" / "dataflow"))
 import zoo
 
-from coldpress import Layer, Modifier, Scheme, Stage, State, hookimpl, preset
-from coldpress.dataflow import Tap
+from coldpress import Scheme, preset
+from coldpress.dataflow import InputTap
 from coldpress.entrypoints.experts import open_experts
-from coldpress.lifecycle import Run
+from coldpress.plugin import Layer, Modifier, Stage, State, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.registry import find
+from coldpress.run.lifecycle import Run
 from coldpress.testing.trial import Parts
 
 SECONDS = 120  # limit for one type
@@ -62,7 +63,7 @@ def smooth(name: str, model: nn.Module) -> dict[str, Any]:
     """Run one modifier over a model, in float64, and say what came of it."""
     batch = zoo.token_batch()
     modifiers = [find("modifiers", name)(), Planned()]
-    with Tap(()):
+    with InputTap(()):
         before = zoo.logits(model, batch)
         state = State(model=model, batches=[{**batch, "use_cache": False}])
         Run(recipe=Recipe(modifiers), state=state, pipeline=Parts()).execute()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from coldpress import CheckpointReader, SchemeError, TargetError, load_model, oneshot
+from coldpress import SchemeError, TargetError, load_model, oneshot
+from coldpress.plugin import CheckpointReader
 from coldpress.testing.interrupt import interrupted
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress_quantization import QuantizationModifier

@@ -24,8 +24,7 @@ CORE = ROOT / "core/src/coldpress"
 
 # What a plugin author reads.
 CONTRACT = [
-    CORE / f"{name}.py"
-    for name in ("errors", "registry", "hookspecs", "modifier", "state", "stage", "pipeline", "lifecycle")
+    CORE / f"{name}.py" for name in ("errors", "registry", "hookspecs", "modifier", "state", "stage", "pipeline")
 ]
 
 # A reason beats a budget: file, or file and function -> the reason.
@@ -170,9 +169,9 @@ def test_what_a_plugin_author_reads_knows_no_transformers():
 
 def test_algorithms_import_torch_and_numerics_only():
     words = (
-        "coldpress.NumberFormat",
-        "coldpress.QuantizationArgs",
-        "coldpress.number_format",
+        "coldpress.plugin.NumberFormat",
+        "coldpress.plugin.QuantizationArgs",
+        "coldpress.plugin.number_format",
     )  # that numerics are called with
     gptq = ("coldpress_gptq.algorithm", "coldpress_gptq.kernel")  # which has more than one page of mathematics
     allowed = ("torch", "coldpress.numerics", *words, *gptq)
@@ -202,7 +201,7 @@ def test_plugins_import_public_names_only(projects):
                 for line, name in _imports(path)
                 if name.startswith("coldpress.")
                 and name.count(".") > 1
-                and not name.startswith(("coldpress.numerics.", "coldpress.testing."))
+                and not name.startswith(("coldpress.plugin.", "coldpress.numerics.", "coldpress.testing."))
             ]
 
     assert strangers == []

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from coldpress import CalibrationError, CheckpointReader, SchemeError, load_model, oneshot
+from coldpress import CalibrationError, SchemeError, load_model, oneshot
 from coldpress.evaluation import perplexity
+from coldpress.plugin import CheckpointReader
 from coldpress.testing.interrupt import interrupted
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress_quantization import QuantizationModifier

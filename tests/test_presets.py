@@ -11,7 +11,8 @@ from compressed_tensors.quantization import QuantizationScheme
 from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
-from coldpress import CheckpointReader, SchemeError, load_model, oneshot, preset, preset_names
+from coldpress import SchemeError, load_model, oneshot, preset, preset_names
+from coldpress.plugin import CheckpointReader
 from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress_quantization import QuantizationModifier

@@ -4,11 +4,11 @@ import pytest
 import torch
 from attrs import field, frozen
 
-from coldpress import Modifier, State, hookimpl
 from coldpress.calibration.statistics import Gram
-from coldpress.lifecycle import Run
+from coldpress.plugin import Modifier, State, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.registry import find
+from coldpress.run.lifecycle import Run
 from coldpress.testing.models import batches, tiny_llama
 
 FOURS = {"mask_structure": "2:4"}

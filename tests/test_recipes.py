@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from coldpress import QUANTIZES, load_model, oneshot, read_recipe, write_recipe
+from coldpress import load_model, oneshot, read_recipe, write_recipe
+from coldpress.plugin import QUANTIZES
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))

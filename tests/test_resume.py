@@ -12,8 +12,8 @@ import torch
 from coldpress import load_model, oneshot
 from coldpress.checkpoint import CheckpointReader
 from coldpress.errors import CheckpointError
-from coldpress.lifecycle import Run
 from coldpress.models import simulated
+from coldpress.run.lifecycle import Run
 from coldpress.testing.interrupt import interrupted, kept_stages
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 

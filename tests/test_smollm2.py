@@ -12,8 +12,9 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-from coldpress import CheckpointReader, load_model, load_tokenizer, oneshot
+from coldpress import load_model, load_tokenizer, oneshot
 from coldpress.calibration.short import load
+from coldpress.plugin import CheckpointReader
 from coldpress_quantization import QuantizationModifier
 
 pytestmark = [pytest.mark.slow, pytest.mark.demo]

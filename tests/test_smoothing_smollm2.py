@@ -6,11 +6,12 @@ import pytest
 import torch
 from attrs import frozen
 
-from coldpress import Modifier, State, hookimpl, load_model, load_tokenizer, preset
+from coldpress import load_model, load_tokenizer, preset
 from coldpress.calibration.short import load
-from coldpress.lifecycle import Run
+from coldpress.plugin import Modifier, State, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.registry import find
+from coldpress.run.lifecycle import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.demo]
 

@@ -109,11 +109,11 @@ def test_a_new_weight_is_written_and_measured(state, layer):
 
 
 def test_a_range_that_was_chosen_for_another_weight_is_forgotten(state, layer):
-    state.ranges["layer"] = state.ranges["other"] = layer.weight.amin(), layer.weight.amax()
+    state.clip_ranges["layer"] = state.clip_ranges["other"] = layer.weight.amin(), layer.weight.amax()
 
     state.set_weight(layer, layer.weight * 2)
 
-    assert list(state.ranges) == ["other"]
+    assert list(state.clip_ranges) == ["other"]
 
 
 def test_setting_a_weight_to_itself_keeps_it(state, layer):

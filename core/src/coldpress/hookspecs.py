@@ -30,7 +30,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def initialize(state: "State", stage: "Stage") -> None:
-    """Get ready for a stage, and ask for statistics with `state.ask`; its weights are there, no batch has run.
+    """Get ready for a stage, and ask for statistics with `state.request`; its weights are there, no batch has run.
 
     It is fired again for a modifier that implements `calibrate_batch`, if an earlier modifier moved the signal.
 

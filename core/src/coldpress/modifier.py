@@ -17,13 +17,13 @@ QUANTIZES = "quantizes"
 PRUNES = "prunes"
 """Every layer that it claims ends up with a new weight, or is reported as skipped with a reason."""
 
-MOVES_SIGNAL = "moves_signal"
+TRANSFORMS = "transforms"
 """It changes what flows between layers and keeps the model's function: it belongs before anything that quantizes."""
 
-COMES_LAST = "comes_last"
+RUNS_LAST = "runs_last"
 """It looks after what all others made of its layers: no modifier that comes after it may claim one of them."""
 
-TRAITS = frozenset({READS_DATA, QUANTIZES, PRUNES, MOVES_SIGNAL, COMES_LAST})
+TRAITS = frozenset({READS_DATA, QUANTIZES, PRUNES, TRANSFORMS, RUNS_LAST})
 
 
 def names(value: str | Iterable[str]) -> list[str]:

@@ -9,8 +9,8 @@ import torch
 from attrs import asdict, define, field, frozen
 from torch import Tensor, nn
 
+from coldpress.calibration.store import StatisticStore
 from coldpress.errors import CalibrationError
-from coldpress.ledger import Ledger
 from coldpress.numerics import check_finite, dequantize
 from coldpress.schemes import Scheme, describe
 from coldpress.stage import Layer
@@ -122,13 +122,13 @@ class State:
         observed: names of the layers whose inputs somebody reads; what comes after the last of them need not run.
         follows_error: whether somebody makes use of seeing what compressed stages put out, and not the original.
         compares: whether somebody asks what inputs are in the original model.
-        walk: what the pipeline remembers between two stages; nobody else's business.
+        pipeline_state: what the pipeline remembers between two stages; nobody else's business.
         scratch: what modifiers remember between hooks.
-        statistics: of the stage's inputs; behind the doors `ask`, `statistic`, `require`, `sharing` and `carry`.
+        statistics: of the stage's inputs; read and written by the methods below.
         quantized: layer name to its codes and scales, until they are written.
         schemes: layer name to scheme, of every layer quantized so far.
         planned: layer name to the modifier of the recipe that quantizes it, of every layer that one does.
-        ranges: layer name to the smallest and largest number that scales of its weight shall cover, [*scale shape].
+        clip_ranges: layer name to the range that scales of its weight shall cover, both [*scale shape].
         report: layer name to what became of it, every layer of the model.
         log: what was done, one entry a stage.
     """
@@ -140,19 +140,19 @@ class State:
     observed: frozenset[str] = frozenset()
     follows_error: bool = True
     compares: bool = False
-    walk: Any = None
+    pipeline_state: Any = None
     scratch: Scratch = field(factory=Scratch)
-    statistics: Ledger = field(factory=Ledger)
+    statistics: StatisticStore = field(factory=StatisticStore)
     quantized: dict[str, Quantized] = field(factory=dict)
     schemes: dict[str, Scheme] = field(factory=dict)
     planned: Mapping[str, Any] = field(factory=dict)
-    ranges: dict[str, tuple[Tensor, Tensor]] = field(factory=dict)
+    clip_ranges: dict[str, tuple[Tensor, Tensor]] = field(factory=dict)
     report: dict[str, LayerReport] = field(factory=dict)
     log: list[dict[str, Any]] = field(factory=list)
 
-    def ask(self, layer: Layer, which: str | Statistic) -> None:
+    def request(self, layer: Layer, which: str | Statistic) -> None:
         """In `initialize`: wish for a statistic of the layer's inputs, by name or with settings."""
-        self.statistics.ask(layer, which)
+        self.statistics.request(layer, which)
 
     def statistic(self, layer: Layer, which: str | Statistic) -> Any | None:
         """In `finalize`: what was seen, the same object for layers that share an input; None when no token came."""
@@ -167,9 +167,9 @@ class State:
             )
         return value
 
-    def sharing(self, layers: Iterable[Layer]) -> list[list[Layer]]:
+    def input_groups(self, layers: Iterable[Layer]) -> list[list[Layer]]:
         """In `finalize`: the layers in groups that read the same input, and so share their statistics."""
-        return self.statistics.sharing(layers)
+        return self.statistics.input_groups(layers)
 
     def carry(self, layers: Sequence[Layer], *, rescale: Tensor | None = None, rotate: Tensor | None = None) -> None:
         """In `finalize`: say that the inputs x of these layers are now x / rescale, [I], or x @ rotate, [I, I].
@@ -203,7 +203,7 @@ class State:
         line.weight_error = relative_error(old, weight)
         line.sparsity = 1 - weight.count_nonzero().item() / weight.numel()
         old.copy_(weight)
-        self.ranges.pop(layer.name, None)
+        self.clip_ranges.pop(layer.name, None)
 
     def skip(self, layer: Layer, reason: str) -> None:
         """Say that a claimed layer is left alone on purpose, and why."""

@@ -29,12 +29,12 @@ class Statistic:
     Two equal statistics are one, and are collected once; settings are fields.
     """
 
-    carries: ClassVar[frozenset[str]] = frozenset()
+    supports: ClassVar[frozenset[str]] = frozenset()
     """What can be followed without seeing the inputs again: `RESCALE`, `ROTATE`."""
 
-    compares: ClassVar[bool] = False
-    """Whether it sees inputs beside those of the original model, by `compare` in place of `update`; who asks for it
-    says so by `Modifier.compares`."""
+    needs_original_inputs: ClassVar[bool] = False
+    """Whether it sees inputs beside those of the original model, by `update_with_original` in place of `update`; a
+    modifier that requests it says so by `Modifier.compares`."""
 
     def update(self, value: Any | None, x: Tensor) -> Any:
         """See some tokens.
@@ -48,7 +48,7 @@ class Statistic:
         """
         raise NotImplementedError
 
-    def compare(self, value: Any | None, x: Tensor, original: Tensor) -> Any:
+    def update_with_original(self, value: Any | None, x: Tensor, original: Tensor) -> Any:
         """See some tokens, and what the layer is called with for the same ones in the original model, [T, I] both."""
         raise NotImplementedError
 

@@ -14,13 +14,14 @@ from coldpress.arguments import (
     DatasetArguments,
     ModelArguments,
     OutputArguments,
+    PipelineArguments,
     RecipeArguments,
     argument_names,
     parse_arguments,
 )
 from coldpress.errors import ArgumentError
 
-CLASSES = (ModelArguments, RecipeArguments, DatasetArguments, OutputArguments)
+CLASSES = (ModelArguments, RecipeArguments, DatasetArguments, PipelineArguments, OutputArguments)
 
 
 def test_defaults_are_those_that_users_know():
@@ -34,7 +35,7 @@ def test_defaults_are_those_that_users_know():
     assert arguments.dataset.max_seq_length is None
     assert arguments.dataset.data_collator == "truncation"
     assert arguments.dataset.batch_size is None
-    assert arguments.dataset.pipeline is None
+    assert arguments.pipeline.pipeline is None
     assert arguments.output.output_dir is None
     assert arguments.output.overwrite is False
 
@@ -115,7 +116,7 @@ def test_recipe_args_go_to_the_recipe_as_they_are(pairs):
 
 
 def test_the_peers_spelling_of_data_free_is_understood():
-    assert parse_arguments({"model": "m", "pipeline": "datafree"}).dataset.pipeline == "data_free"
+    assert parse_arguments({"model": "m", "pipeline": "datafree"}).pipeline.pipeline == "data_free"
 
 
 def test_paths_and_dtypes_may_be_objects():

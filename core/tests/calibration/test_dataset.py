@@ -25,7 +25,7 @@ def tokenizer():
 @pytest.fixture
 def offline(monkeypatch):
     """A machine without network."""
-    monkeypatch.setattr("coldpress.models.source.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("coldpress.arguments.hub.hub_is_reachable", lambda: False)
 
 
 def _batches(tokenizer, seed=0, *, apart=False, **arguments):

@@ -92,14 +92,14 @@ def test_a_value_is_never_changed_by_what_comes_after(name):
     statistic.update(value, 5 * x)
     statistic.merge(value, statistic.update(None, x))
     for how, by in (("rescale", torch.full((WIDTH,), 2.0)), ("rotate", torch.ones(WIDTH, WIDTH))):
-        if how in statistic.carries:
+        if how in statistic.supports:
             getattr(statistic, how)(value, by)
 
     for old, new in zip(before, numbers(statistic.finish(value)), strict=True):
         assert torch.equal(old, new)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if RESCALE in statistic_for(name).carries])
+@pytest.mark.parametrize("name", [name for name in NAMES if RESCALE in statistic_for(name).supports])
 @given(seed=st.integers(0, 1000))
 @quick
 def test_rescaling_is_seeing_inputs_divided_by_the_scale(name, seed):
@@ -112,7 +112,7 @@ def test_rescaling_is_seeing_inputs_divided_by_the_scale(name, seed):
     assert_same(carried, value_of(statistic, x / scale), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if ROTATE in statistic_for(name).carries])
+@pytest.mark.parametrize("name", [name for name in NAMES if ROTATE in statistic_for(name).supports])
 @given(seed=st.integers(0, 1000))
 @quick
 def test_rotating_is_seeing_inputs_times_the_matrix(name, seed):
@@ -125,8 +125,8 @@ def test_rotating_is_seeing_inputs_times_the_matrix(name, seed):
 
 
 def test_what_cannot_follow_the_signal_says_so():
-    assert {name for name in NAMES if ROTATE in statistic_for(name).carries} == {"gram", "mean"}
-    assert {name for name in NAMES if RESCALE not in statistic_for(name).carries} == {"histogram"}
+    assert {name for name in NAMES if ROTATE in statistic_for(name).supports} == {"gram", "mean"}
+    assert {name for name in NAMES if RESCALE not in statistic_for(name).supports} == {"histogram"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coldpress.calibration.tap import Enough, Tap
+from coldpress.calibration.tap import InputTap, StopForward
 from coldpress.errors import CalibrationError, NumericsError
 from coldpress.stage import Layer, find_layers
 
@@ -31,10 +31,10 @@ def layers_of(model: nn.Module) -> list[Layer]:
 
 
 def sightings(model: nn.Module, *batches: Tensor, mask: Tensor | None = None):
-    with torch.no_grad(), Tap(layers_of(model)) as tap:
+    with torch.no_grad(), InputTap(layers_of(model)) as tap:
         found = []
         for index, x in enumerate(batches):
-            with suppress(Enough):
+            with suppress(StopForward):
                 model(x)
             found.append(tap.collect(index, {"attention_mask": mask}))
     return found
@@ -189,7 +189,7 @@ def test_a_bad_number_names_layer_and_batch(bad):
 
 def test_hooks_are_gone_whatever_happened():
     model = Mesh(straight)
-    with pytest.raises(RuntimeError), Tap(layers_of(model)):
+    with pytest.raises(RuntimeError), InputTap(layers_of(model)):
         model(torch.zeros(1, 1, 5))
 
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from coldpress.checkpoint.names import checkpoint_names
-from coldpress.models.experts import linear_experts, linearize_experts
+from coldpress.experts import linear_experts, linearize_experts
 from coldpress.testing.mixtures import MIXTURES, tiny_mixture
 from coldpress.testing.models import tiny_conv1d, tiny_llama
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 from coldpress.dataflow.fused import fused_layers, fused_with, split_groups
-from coldpress.models.experts import linearize_experts
+from coldpress.experts import linearize_experts
 from coldpress.schemes import preset
 from coldpress.stage import find_layers
 from coldpress.testing.mixtures import tiny_mixture

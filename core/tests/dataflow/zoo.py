@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from coldpress.dataflow import Description, Tap, describe, fold
+from coldpress.dataflow import Description, ProductTrace, describe, fold
 
 VOCABULARY, HIDDEN, HEADS, HEAD_DIM = 128, 64, 4, 16
 
@@ -300,7 +300,7 @@ def _changes_after_folding(model: nn.Module, found: Description) -> tuple[float,
 
 
 def _wide_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    with Tap(()):
+    with ProductTrace(()):
         return logits(model, batch)
 
 

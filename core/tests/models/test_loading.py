@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from coldpress.errors import ArgumentError, CheckpointError, ModelError
-from coldpress.models import embedded, load_model, load_tokenizer, need_tokenizer, source
+from coldpress.models import embedded, load_model, load_tokenizer, need_tokenizer
 from coldpress.models.source import find_source
 from coldpress.testing.models import tiny_llama, tiny_tokenizer
 
@@ -24,7 +24,7 @@ def folder(tmp_path):
 @pytest.fixture
 def no_hub(monkeypatch):
     """A machine without network."""
-    monkeypatch.setattr(source, "hub_is_reachable", lambda: False)
+
     monkeypatch.setattr("coldpress.models.loading.hub_is_reachable", lambda: False)
 
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from coldpress import oneshot
 from coldpress.checkpoint import CheckpointReader
+from coldpress.dataflow.partition import partition
 from coldpress.errors import ArgumentError, CheckpointError, NumericsError
 from coldpress.models import load_model, simulated
 from coldpress.models.skeleton import NotStreamable, stream_model
 from coldpress.models.streaming import without_weights
-from coldpress.pipeline import partition
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress.testing.rounding import Rounding
 

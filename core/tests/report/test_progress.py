@@ -6,10 +6,10 @@ from time import sleep
 import pytest
 from rich.console import Console
 
-from coldpress import READS_DATA, Modifier, hookimpl
-from coldpress.lifecycle import Run
+from coldpress.plugin import READS_DATA, Modifier, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.report import Progress
+from coldpress.run.lifecycle import Run
 from coldpress.state import State
 from coldpress.testing.models import batches, tiny_llama
 from coldpress.testing.trial import Parts

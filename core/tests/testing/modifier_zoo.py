@@ -7,12 +7,13 @@ from attrs import evolve, field, frozen
 from attrs.validators import ge, lt
 from torch import Tensor
 
-from coldpress import (
-    MOVES_SIGNAL,
+from coldpress import CalibrationError
+from coldpress.numerics import quantize
+from coldpress.plugin import (
     PRUNES,
     READS_DATA,
+    TRANSFORMS,
     Batch,
-    CalibrationError,
     Layer,
     Modifier,
     Quantizer,
@@ -21,7 +22,6 @@ from coldpress import (
     hookimpl,
     weight_qparams,
 )
-from coldpress.numerics import quantize
 
 
 def prune(weight: Tensor, norm: Tensor, sparsity: float) -> Tensor:
@@ -103,7 +103,7 @@ class GoodMover(Modifier):
         factor: by how much.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({MOVES_SIGNAL})
+    traits: ClassVar[frozenset[str]] = frozenset({TRANSFORMS})
 
     targets: list[str] = field(factory=lambda: ["re:.*up_proj"])
     factor: float = 4.0

@@ -7,17 +7,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from coldpress import (
-    CalibrationError,
-    CheckpointError,
-    Enough,
-    Format,
-    Observer,
-    Pipeline,
-    SchemeError,
-    Stage,
-    partition,
-)
+from coldpress import CalibrationError, CheckpointError, SchemeError
+from coldpress.plugin import Format, Observer, Pipeline, Stage, StopForward, partition
 
 # --- observers
 
@@ -128,7 +119,7 @@ class GoodPipeline(Pipeline):
     def sweep(self, state, stage) -> Iterator[int]:
         for index, batch in enumerate(state.batches):
             try:
-                with suppress(Enough):
+                with suppress(StopForward):
                     state.model(**batch)
             except IndexError as error:
                 raise CalibrationError(f"batch {index}: {error}") from error
@@ -176,7 +167,7 @@ class DropsMask(GoodPipeline):
     def sweep(self, state, stage):
         for index, batch in enumerate(state.batches):
             try:
-                with suppress(Enough):
+                with suppress(StopForward):
                     state.model(input_ids=batch["input_ids"].flip(1))
             except IndexError as error:
                 raise CalibrationError(str(error)) from error
@@ -209,7 +200,7 @@ class BareErrors(GoodPipeline):
 
     def sweep(self, state, stage):
         for index, batch in enumerate(state.batches):
-            with suppress(Enough):
+            with suppress(StopForward):
                 state.model(**batch)
             yield index
 
@@ -233,7 +224,7 @@ class SkipsBadBatches(GoodPipeline):
 
     def sweep(self, state, stage):
         for index, batch in enumerate(state.batches):
-            with suppress(IndexError, Enough):
+            with suppress(IndexError, StopForward):
                 state.model(**batch)
             yield index
 
@@ -265,7 +256,7 @@ class GoodFormat(Format):
         return lookup
 
     def restore(self, tensors, scheme):
-        from coldpress import Quantized
+        from coldpress.plugin import Quantized
 
         if "q" not in tensors:
             raise CheckpointError("no codes")
@@ -325,7 +316,7 @@ class RaisesKeyError(GoodFormat):
     """Lets a missing tensor speak for itself."""
 
     def restore(self, tensors: dict[str, Tensor], scheme):
-        from coldpress import Quantized
+        from coldpress.plugin import Quantized
 
         return Quantized(scheme, codes=tensors["q"], scale=tensors["s"], zero_point=tensors["z"])
 

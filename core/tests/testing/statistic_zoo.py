@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from attrs import field, frozen
 
-from coldpress import RESCALE, Statistic
+from coldpress.plugin import RESCALE, Statistic
 
 
 @frozen(kw_only=True)
@@ -16,7 +16,7 @@ class GoodStatistic(Statistic):
         factor: to multiply it with.
     """
 
-    carries: ClassVar[frozenset[str]] = frozenset({RESCALE})
+    supports: ClassVar[frozenset[str]] = frozenset({RESCALE})
 
     factor: float = field(default=1.0)
 
@@ -105,17 +105,17 @@ class CarriesTheWrongWay(GoodStatistic):
 class CarriesAnything(GoodStatistic):
     """Says that it follows what nobody does."""
 
-    carries: ClassVar[frozenset[str]] = frozenset({"shift"})
+    supports: ClassVar[frozenset[str]] = frozenset({"shift"})
 
 
 @frozen(kw_only=True)
 class GoodComparison(Statistic):
     """The sum of what each channel has changed."""
 
-    carries: ClassVar[frozenset[str]] = frozenset({RESCALE})
-    compares: ClassVar[bool] = True
+    supports: ClassVar[frozenset[str]] = frozenset({RESCALE})
+    needs_original_inputs: ClassVar[bool] = True
 
-    def compare(self, value, x, original):
+    def update_with_original(self, value, x, original):
         change = (x.float() - original.float()).sum(0)
         return change if value is None else value + change
 
@@ -130,16 +130,16 @@ class GoodComparison(Statistic):
 class ComparesWithTheFirst(GoodComparison):
     """Takes the original's first token for all."""
 
-    def compare(self, value, x, original):
-        return super().compare(value, x, original[:1].expand_as(original))
+    def update_with_original(self, value, x, original):
+        return super().update_with_original(value, x, original[:1].expand_as(original))
 
 
 @frozen(kw_only=True)
 class WritesIntoTheOriginal(GoodComparison):
     """Takes the original's tokens for its own."""
 
-    def compare(self, value, x, original):
-        return super().compare(value, x, original.neg_())
+    def update_with_original(self, value, x, original):
+        return super().update_with_original(value, x, original.neg_())
 
 
 GOOD: tuple[type, ...] = (GoodStatistic, GoodComparison)
@@ -154,8 +154,8 @@ BAD: dict[type, str] = {
     LastBatchOnly: "parts_give_the_whole",
     FinishesAgain: "finish_goes_on",
     FirstWins: "merge_is_seeing_all",
-    CarriesTheWrongWay: "carries",
-    CarriesAnything: "carries",
+    CarriesTheWrongWay: "supports",
+    CarriesAnything: "supports",
     ComparesWithTheFirst: "parts_give_the_whole",
     WritesIntoTheOriginal: "changes_nothing",
 }

@@ -51,7 +51,7 @@ NOISY = """
 import os
 import torch
 from attrs import frozen
-from coldpress import Modifier, hookimpl
+from coldpress.plugin import Modifier, hookimpl
 {effect}
 
 @frozen(kw_only=True, eq=False)

@@ -4,21 +4,11 @@ import pytest
 import torch
 from attrs import frozen
 
-from coldpress import (
-    Modifier,
-    NumericsError,
-    RecipeError,
-    SchemeError,
-    State,
-    TargetError,
-    hookimpl,
-    preset,
-    read_recipe,
-    write_recipe,
-)
-from coldpress.lifecycle import Run
+from coldpress import NumericsError, RecipeError, SchemeError, TargetError, preset, read_recipe, write_recipe
+from coldpress.plugin import Modifier, State, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.registry import find
+from coldpress.run.lifecycle import Run
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
 from coldpress.testing.rounding import Rounding
 from coldpress.testing.trial import Parts
@@ -260,7 +250,7 @@ def test_ranges_are_kept_for_a_quantizer_that_has_its_own_sweep():
 
     found, expected = apart.model.state_dict(), together.model.state_dict()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
-    assert not together.ranges
+    assert not together.clip_ranges
     assert not apart.ranges
 
 

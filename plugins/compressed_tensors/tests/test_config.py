@@ -13,9 +13,10 @@ from compressed_tensors.quantization import QuantizationConfig, apply_quantizati
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
-from coldpress import CheckpointError, CheckpointReader, Layer, QuantizationArgs, Quantized, Scheme, preset
+from coldpress import CheckpointError, QuantizationArgs, Scheme, preset
 from coldpress.checkpoint import CheckpointWriter
 from coldpress.numerics import calculate_qparams, group, quantize
+from coldpress.plugin import CheckpointReader, Layer, Quantized
 from coldpress_compressed_tensors import CompressedTensorsFormat
 
 FORMAT = CompressedTensorsFormat()

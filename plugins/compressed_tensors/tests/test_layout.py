@@ -12,7 +12,8 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.compressors.format import infer_module_format
 from compressed_tensors.quantization import QuantizationScheme
 
-from coldpress import CheckpointError, QuantizationArgs, Quantized, Scheme, SchemeError, preset, preset_names
+from coldpress import CheckpointError, QuantizationArgs, Scheme, SchemeError, preset, preset_names
+from coldpress.plugin import Quantized
 from coldpress.testing.rounding import rounded_weight
 from coldpress_compressed_tensors import CompressedTensorsFormat, DenseFormat
 from coldpress_compressed_tensors.layout import LAYOUTS, choose

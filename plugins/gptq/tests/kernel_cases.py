@@ -7,7 +7,8 @@ import pytest
 import torch
 from attrs import evolve
 
-from coldpress import QuantizationArgs, number_format
+from coldpress import QuantizationArgs
+from coldpress.plugin import number_format
 from coldpress_gptq import algorithm
 from coldpress_gptq.algorithm import Grid, Steps, prepare, scale_rows, searched_qparams, solve
 from coldpress_gptq.kernel import FusedSteps, supports

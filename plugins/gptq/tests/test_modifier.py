@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import coldpress
-from coldpress import CalibrationError, SchemeError, State
+from coldpress import CalibrationError, SchemeError
 from coldpress.calibration.statistics import Gram
-from coldpress.lifecycle import Run
+from coldpress.plugin import State
 from coldpress.recipe import Recipe
 from coldpress.registry import find
+from coldpress.run.lifecycle import Run
 from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress_gptq import GPTQModifier, modifier
@@ -350,7 +351,7 @@ def test_a_correction_follows_scales_that_move(monkeypatch):
         return run(smooth, gptq(correction="qronos")).quantized
 
     carried = smoothed()
-    monkeypatch.setattr(Cross, "carries", frozenset())
+    monkeypatch.setattr(Cross, "supports", frozenset())
     again = smoothed()
 
     assert len(carried) == 14

@@ -6,22 +6,13 @@ import pytest
 import torch
 from attrs import evolve, frozen
 
-from coldpress import (
-    QUANTIZES,
-    Modifier,
-    Quantizer,
-    SchemeError,
-    State,
-    TargetError,
-    hookimpl,
-    read_recipe,
-    weight_qparams,
-)
+from coldpress import SchemeError, TargetError, read_recipe
 from coldpress.errors import RecipeError
-from coldpress.lifecycle import Run
 from coldpress.numerics import quantize
+from coldpress.plugin import QUANTIZES, Modifier, Quantizer, State, hookimpl, weight_qparams
 from coldpress.recipe import Recipe
 from coldpress.registry import find
+from coldpress.run.lifecycle import Run
 from coldpress.testing.models import tiny_conv1d, tiny_llama
 from coldpress_magnitude import ConstantPruningModifier, MagnitudePruningModifier
 from coldpress_magnitude.algorithm import prune_weights
@@ -167,7 +158,7 @@ class Shift(Modifier):
 
 @frozen(kw_only=True, eq=False)
 class Shifted(Quantizer):
-    """Rounds weights that it has moved away from zero."""
+    """StageRun weights that it has moved away from zero."""
 
     traits: ClassVar[frozenset[str]] = frozenset({QUANTIZES})
 

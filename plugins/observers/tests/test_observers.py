@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coldpress import Observer, QuantizationArgs, preset
+from coldpress import QuantizationArgs, preset
 from coldpress.numerics import calculate_global_scale, calculate_qparams, fake_quantize_groups, group
+from coldpress.plugin import Observer
 from coldpress_observers import (
     KL,
     MSE,

@@ -7,9 +7,9 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from coldpress import READS_DATA, Batch, Modifier, Stage, State, hookimpl
-from coldpress.lifecycle import Run
+from coldpress.plugin import READS_DATA, Batch, Modifier, Stage, State, hookimpl
 from coldpress.recipe import Recipe
+from coldpress.run.lifecycle import Run
 
 SEEN = "seen"
 

@@ -6,7 +6,8 @@ import torch
 from loose import Loose, Watcher, straight, untouched, vectors, watch
 from torch import nn
 
-from coldpress import CalibrationError, ModelError, NumericsError, Stage, TargetError
+from coldpress import CalibrationError, ModelError, NumericsError, TargetError
+from coldpress.plugin import Stage
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.trial import inputs_of
 from coldpress_pipelines import Basic, Independent, LayerSequential, Sequential

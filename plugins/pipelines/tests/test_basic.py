@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from coldpress import CalibrationError, State
+from coldpress import CalibrationError
+from coldpress.plugin import State
 from coldpress.testing.models import batches, tiny_llama
 from coldpress_pipelines import Basic
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from coldpress import CalibrationError, State
+from coldpress import CalibrationError
+from coldpress.plugin import State
 from coldpress.testing.models import tiny_conv1d, tiny_llama
 from coldpress_pipelines import DataFree
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from loose import SEEN, Block, Loose, Watcher, stages, straight, untouched, vectors
 
-from coldpress import State, oneshot
-from coldpress.lifecycle import Run
+from coldpress import oneshot
+from coldpress.plugin import State
 from coldpress.recipe import Recipe
+from coldpress.run.lifecycle import Run
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.rounding import Rounding
 from coldpress.testing.trial import inputs_of

@@ -12,9 +12,10 @@ from attrs import frozen
 from loose import Loose, straight, untouched, vectors, watch
 from torch import Tensor, nn
 
-from coldpress import READS_DATA, Batch, CalibrationError, Modifier, Stage, State, hookimpl, oneshot
-from coldpress.lifecycle import Run
+from coldpress import CalibrationError, oneshot
+from coldpress.plugin import READS_DATA, Batch, Modifier, Stage, State, hookimpl
 from coldpress.recipe import Recipe
+from coldpress.run.lifecycle import Run
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress_pipelines import Independent, LayerSequential, Sequential
 from coldpress_pipelines.offload import Offload
@@ -192,7 +193,7 @@ def test_what_waits_in_memory_stays_below_the_limit(folder, pipeline, limit):
                     x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in ours if not in_file(x)
                 }
                 forked = torch.get_rng_state().nbytes  # the caller's random numbers, which the run keeps
-                waiting.append((sum(storages.values()) - forked, state.walk.room.most))
+                waiting.append((sum(storages.values()) - forked, state.pipeline_state.room.most))
             yield from super().sweep(state, stage)
 
     state = State(model=tiny_llama(layers=3), batches=batches(rows=6))

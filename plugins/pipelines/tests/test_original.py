@@ -9,9 +9,10 @@ from loose import Loose, Watcher, straight, twice, untouched, vectors, watch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from coldpress import CalibrationError, State, Statistic, hookimpl
-from coldpress.lifecycle import Run
+from coldpress import CalibrationError
+from coldpress.plugin import State, Statistic, hookimpl
 from coldpress.recipe import Recipe
+from coldpress.run.lifecycle import Run
 from coldpress.testing.models import batches, tiny_llama
 from coldpress_pipelines import Basic, Independent, LayerSequential, Sequential
 
@@ -20,9 +21,9 @@ from coldpress_pipelines import Basic, Independent, LayerSequential, Sequential
 class Beside(Statistic):
     """Every input, and what it is in the original model, one after the other."""
 
-    compares: ClassVar[bool] = True
+    needs_original_inputs: ClassVar[bool] = True
 
-    def compare(self, value, x, original):
+    def update_with_original(self, value, x, original):
         return (*(value or ()), (x.clone(), original.clone()))
 
     def merge(self, a, b):
@@ -41,7 +42,7 @@ class Comparer(Watcher):
     @hookimpl
     def initialize(self, state, stage):
         for layer in self.layers(stage):
-            state.ask(layer, Beside())
+            state.request(layer, Beside())
 
     @hookimpl
     def finalize(self, state, stage):
@@ -107,7 +108,7 @@ def test_a_block_runs_once_more_for_each_batch_and_for_nobody_else(through):
 
 def test_what_is_compared_is_collected_once_for_layers_that_share_an_input(monkeypatch):
     seen = []
-    monkeypatch.setattr(Beside, "compare", lambda self, value, x, original: seen.append(x) or ())
+    monkeypatch.setattr(Beside, "update_with_original", lambda self, value, x, original: seen.append(x) or ())
     compare(tiny_llama(), batches())
 
     assert len(seen) == (2 * 4 + 1) * len(batches())  # two blocks: q/k/v, o, gate/up, down; and the head

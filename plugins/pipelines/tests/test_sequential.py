@@ -10,9 +10,10 @@ from loose import SEEN, Block, Halver, Loose, Watcher, some, stages, straight, t
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from coldpress import CalibrationError, State, read_recipe
-from coldpress.lifecycle import Run
+from coldpress import CalibrationError, read_recipe
+from coldpress.plugin import State
 from coldpress.recipe import Recipe
+from coldpress.run.lifecycle import Run
 from coldpress.testing.models import batches, tiny_llama
 from coldpress_pipelines import Basic, LayerSequential, Sequential
 

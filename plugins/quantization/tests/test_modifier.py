@@ -3,23 +3,13 @@
 import pytest
 import torch
 
-from coldpress import (
-    Modifier,
-    QuantizationArgs,
-    Scheme,
-    SchemeError,
-    State,
-    TargetError,
-    hookimpl,
-    observer_for,
-    preset,
-    read_recipe,
-)
+from coldpress import QuantizationArgs, Scheme, SchemeError, TargetError, preset, read_recipe
 from coldpress.errors import RecipeError, UnknownPluginError
-from coldpress.lifecycle import Run
 from coldpress.numerics import calculate_qparams, fake_quantize, group
+from coldpress.plugin import Modifier, State, hookimpl, observer_for
 from coldpress.recipe import Recipe
 from coldpress.registry import find
+from coldpress.run.lifecycle import Run
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.trial import claimed, inputs_of
 from coldpress_quantization import QuantizationModifier
@@ -60,7 +50,7 @@ class Halver(Modifier):
     def finalize(self, state, stage):
         for layer in self.layers(stage):
             grouped = group(layer.weight, preset("W4A16", group_size=32).weights)
-            state.ranges[layer.name] = grouped.amin(-1) / 2, grouped.amax(-1) / 2
+            state.clip_ranges[layer.name] = grouped.amin(-1) / 2, grouped.amax(-1) / 2
 
 
 @pytest.mark.parametrize("observer", [None, "minmax", "memoryless_mse"])
@@ -72,7 +62,7 @@ def test_a_range_that_another_modifier_chose_takes_the_place_of_the_whole_one_an
     halved = torch.equal(after.quantized[UP].scale, alone.quantized[UP].scale / 2)
     assert halved is (observer != "memoryless_mse")
     assert halved or torch.equal(after.quantized[UP].scale, alone.quantized[UP].scale)
-    assert not after.ranges
+    assert not after.clip_ranges
 
 
 def test_the_first_words_of_every_example_are_understood():

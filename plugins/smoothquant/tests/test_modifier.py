@@ -3,15 +3,11 @@
 import pytest
 import torch
 
-from coldpress import (
-    NumericsError,
-    RecipeError,
-    State,
-    read_recipe,
-)
-from coldpress.lifecycle import Run
+from coldpress import NumericsError, RecipeError, read_recipe
+from coldpress.plugin import State
 from coldpress.recipe import Recipe
 from coldpress.registry import find
+from coldpress.run.lifecycle import Run
 from coldpress.testing import conformance
 from coldpress.testing.models import batches, logits, tiny_llama
 from coldpress.testing.rounding import Rounding
@@ -23,7 +19,9 @@ LAYER = "model.layers.0.mlp.down_proj"
 
 OTHER_TOKENS = "a fresh sample of a signal that moved has other tokens, which are as good"
 
-test_the_sample_is_a_statistic = conformance(Sample, settings={"count": 4}, expected_failures={"carries": OTHER_TOKENS})
+test_the_sample_is_a_statistic = conformance(
+    Sample, settings={"count": 4}, expected_failures={"supports": OTHER_TOKENS}
+)
 
 
 def outlying():

@@ -5,11 +5,12 @@ import logging
 import pytest
 import torch
 
-from coldpress import CalibrationError, SchemeError, State, block_names, oneshot, read_recipe
+from coldpress import CalibrationError, SchemeError, oneshot, read_recipe
 from coldpress.errors import RecipeError
-from coldpress.lifecycle import Run
+from coldpress.plugin import State, block_names
 from coldpress.recipe import Recipe
 from coldpress.registry import find
+from coldpress.run.lifecycle import Run
 from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress.testing.trial import inputs_of

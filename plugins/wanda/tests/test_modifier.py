@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from coldpress import CalibrationError, SchemeError, State, read_recipe
-from coldpress.lifecycle import Run
+from coldpress import CalibrationError, SchemeError, read_recipe
+from coldpress.plugin import State
 from coldpress.recipe import Recipe
 from coldpress.registry import find
+from coldpress.run.lifecycle import Run
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.trial import inputs_of
 from coldpress_wanda import WandaModifier

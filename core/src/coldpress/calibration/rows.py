@@ -151,7 +151,7 @@ def _load_path(path: Path, split: str | None, arguments: DatasetArguments) -> An
 def _load_hub(name: str, split: str | None, arguments: DatasetArguments, known: list[str]) -> Any:
     import datasets
 
-    from coldpress.models.source import hub_is_reachable
+    from coldpress.arguments.hub import hub_is_reachable
 
     reachable = hub_is_reachable()
     try:

@@ -14,12 +14,12 @@ from coldpress.numerics import is_finite
 from coldpress.stage import Batch, Layer
 
 
-class Enough(Exception):  # noqa: N818 - not an error: a forward ends early because nobody reads the rest
+class StopForward(Exception):  # noqa: N818 - not an error: a forward ends early because nobody reads the rest
     """Raised by the tap inside a forward, when every observed layer of the stage has been called."""
 
 
 @frozen(eq=False)
-class Sighting:
+class BatchInputs:
     """What the layers were called with in one batch, padding removed.
 
     Attributes:
@@ -72,10 +72,10 @@ def rows_of(x: Tensor) -> Tensor | None:
     return getattr(x, "coldpress_rows", None)
 
 
-class Tap:
+class InputTap:
     """Context in which the inputs of layers are recorded, batch by batch.
 
-    From the second batch on the forward ends, by `Enough`, in front of the last of the layers, if all of them were
+    From the second batch on the forward ends, by `StopForward`, in front of the last of the layers, if all of them were
     called exactly once in the first batch and, so far, in the same order in this one.
 
     Args:
@@ -90,7 +90,7 @@ class Tap:
         self._route: list[str] | None = None  # names in the order of the first batch
         self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> "Tap":
+    def __enter__(self) -> "InputTap":
         for layer in self._layers:
             self._handles.append(layer.module.register_forward_pre_hook(self._recorder(layer.name)))
         return self
@@ -103,7 +103,7 @@ class Tap:
         self._handles.clear()
         self._calls.clear()
 
-    def collect(self, index: int, arguments: Mapping[str, Any]) -> Sighting:
+    def collect(self, index: int, arguments: Mapping[str, Any]) -> BatchInputs:
         """What the layers saw since the last call.
 
         Args:
@@ -127,7 +127,7 @@ class Tap:
                 tokens[key] = _checked(call, padding, index)
             if len(tokens[key]):
                 calls[call.name] = (*calls.get(call.name, ()), key)
-        return Sighting(index, calls, tokens)
+        return BatchInputs(index, calls, tokens)
 
     def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def record(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -136,7 +136,7 @@ class Tap:
             x = args[0].detach()
             self._calls.append(_Call(name, x, _version(x), rows_of(args[0])))
             if self._is_enough():
-                raise Enough
+                raise StopForward
 
         return record
 

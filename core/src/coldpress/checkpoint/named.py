@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from coldpress.checkpoint.names import CheckpointNames
 from coldpress.checkpoint.writer import CheckpointWriter
-from coldpress.models.experts.layout import Slot
-from coldpress.models.experts.linear import LinearExperts
+from coldpress.experts.layout import Slot
+from coldpress.experts.linear import LinearExperts
 from coldpress.schemes import Scheme
 from coldpress.stage import find_layers
 

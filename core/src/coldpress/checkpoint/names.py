@@ -15,8 +15,8 @@ import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
-from coldpress.models.experts.layout import DOWN
-from coldpress.models.experts.linear import LinearExperts
+from coldpress.experts.layout import DOWN
+from coldpress.experts.linear import LinearExperts
 
 _TROUBLE = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError)
 _HIDDEN, _WIDTH = 3, 2  # of the numbered tensors

@@ -11,9 +11,9 @@ import torch
 from attrs import evolve
 from torch import Tensor, nn
 
+from coldpress.calibration.attention import SCALES, round_cache, rounded_caches, rounds_queries
 from coldpress.checkpoint.companion import Origin, copy_companions
 from coldpress.checkpoint.disk import telling
-from coldpress.checkpoint.format import Format
 from coldpress.checkpoint.named import (
     NamedWriter,
     joined_parts,
@@ -26,7 +26,7 @@ from coldpress.checkpoint.restore import own_tensors, read_inputs, restored, wri
 from coldpress.checkpoint.writer import CheckpointWriter
 from coldpress.dataflow.fused import split_groups
 from coldpress.errors import CheckpointError, SchemeError
-from coldpress.models.attention import SCALES, round_cache, rounded_caches, rounds_queries
+from coldpress.format import Format
 from coldpress.schemes import QuantizationArgs, Scheme
 from coldpress.stage import Stage, class_names, find_layers
 from coldpress.state import LayerReport, Quantized, State

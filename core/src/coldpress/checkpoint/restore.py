@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coldpress.checkpoint.format import Format
 from coldpress.checkpoint.named import NamedWriter
 from coldpress.errors import CheckpointError
+from coldpress.format import Format
 from coldpress.schemes import Scheme
 from coldpress.stage import class_names
 from coldpress.state import Quantized

@@ -78,7 +78,7 @@ def _conflict(plugin: "Plugin", offers: "list[Plugin]") -> str:
 
 def _defect(plugin: "Plugin") -> str | None:
     """Why a plugin cannot be used; None when nothing is wrong with it."""
-    import coldpress
+    import coldpress.plugin
     from coldpress.errors import BrokenPluginError
 
     try:
@@ -86,7 +86,7 @@ def _defect(plugin: "Plugin") -> str | None:
     except BrokenPluginError as error:
         return str(error)
     base = _BASES.get(plugin.kind)
-    if base is not None and not (isinstance(value, type) and issubclass(value, getattr(coldpress, base))):
+    if base is not None and not (isinstance(value, type) and issubclass(value, getattr(coldpress.plugin, base))):
         return f"{plugin.entry.value} is not a subclass of coldpress.{base}"
     if plugin.kind == "datasets" and not callable(value):
         return f"{plugin.entry.value} is not a function from the name of a split to rows"

@@ -15,8 +15,8 @@ from coldpress.dataflow.mapping import UserMapping, parse_mappings, resolve, res
 from coldpress.dataflow.orientation import input_dim, is_linear, output_dim
 from coldpress.dataflow.pair import Consumer, Pair, Site
 from coldpress.dataflow.probe import Dataflow, find_pairs
+from coldpress.dataflow.product_trace import ProductTrace
 from coldpress.dataflow.sharing import shared_parameters
-from coldpress.dataflow.tap import Tap
 
 __all__ = [
     "Block",
@@ -26,8 +26,8 @@ __all__ = [
     "Dataflow",
     "Description",
     "Pair",
+    "ProductTrace",
     "Site",
-    "Tap",
     "UserMapping",
     "block_lists",
     "capture",

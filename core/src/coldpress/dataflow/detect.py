@@ -14,7 +14,7 @@ from torch import Tensor
 
 from coldpress.dataflow.inputs import uses_by_site
 from coldpress.dataflow.pair import Consumer, Site
-from coldpress.dataflow.tap import Use
+from coldpress.dataflow.product_trace import Use
 from coldpress.dataflow.workbench import Workbench
 
 EPSILON = 1e-4  # factors lie in 1 + [1, 1.9] epsilon: too close to 1 to change any expert's choice

@@ -3,7 +3,7 @@
 from torch import nn
 
 from coldpress.dataflow.call import Call
-from coldpress.dataflow.tap import Use
+from coldpress.dataflow.product_trace import Use
 from coldpress.dataflow.workbench import Workbench
 
 

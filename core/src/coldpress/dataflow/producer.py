@@ -7,7 +7,7 @@ from torch import nn
 
 from coldpress.dataflow.orientation import is_linear, output_dim
 from coldpress.dataflow.pair import Pair, Site
-from coldpress.dataflow.tap import Use
+from coldpress.dataflow.product_trace import Use
 from coldpress.dataflow.workbench import Workbench
 
 

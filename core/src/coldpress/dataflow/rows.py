@@ -16,7 +16,7 @@ from torch import Tensor
 
 from coldpress.dataflow.detect import DEGREES
 from coldpress.dataflow.pair import Pair
-from coldpress.dataflow.tap import Use
+from coldpress.dataflow.product_trace import Use
 from coldpress.dataflow.workbench import Workbench
 
 DENSE = 160  # inputs up to this width are asked channel by channel

@@ -16,8 +16,8 @@ from coldpress.dataflow.certificate import deviation, random_scales, restore, sn
 from coldpress.dataflow.fold import fold
 from coldpress.dataflow.orientation import is_linear
 from coldpress.dataflow.pair import Pair
+from coldpress.dataflow.product_trace import ProductTrace, Use
 from coldpress.dataflow.skeleton import HOOKS, fill
-from coldpress.dataflow.tap import Tap, Use
 from coldpress.errors import ModelError
 
 
@@ -75,7 +75,7 @@ class Workbench:
 
     def _run(self) -> Reading:
         args, kwargs = self.call.fresh(torch.float64)
-        tap = Tap(self.block.named_parameters())
+        tap = ProductTrace(self.block.named_parameters())
         try:
             with tap:
                 outputs = tensors(self.block(*args, **kwargs))

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from coldpress.errors import ModelError
-from coldpress.models.experts import linearize_experts
-from coldpress.models.experts.layout import fused_weights
+from coldpress.experts import linearize_experts
+from coldpress.experts.layout import fused_weights
 from coldpress.modifier import Modifier
 from coldpress.stage import Layer, class_names
 from coldpress.state import LayerReport, State

@@ -18,11 +18,10 @@ from coldpress.arguments import (
     DEFAULT_FORMAT,
     DEFAULT_PIPELINE,
     DENSE_FORMAT,
-    PIPELINE_SETTINGS,
     Arguments,
-    DatasetArguments,
     ModelArguments,
     OutputArguments,
+    PipelineArguments,
     parse_arguments,
     warn_idle,
 )
@@ -34,15 +33,15 @@ from coldpress.entrypoints.experts import open_experts, report_refused
 from coldpress.entrypoints.opening import Opened, open_model
 from coldpress.entrypoints.saving import offer_saving
 from coldpress.errors import ArgumentError, BrokenPluginError
-from coldpress.lifecycle import Run
+from coldpress.experts import linear_experts, linearize_experts
 from coldpress.models import load_model, load_tokenizer, simulate_activations, simulated
-from coldpress.models.experts import linear_experts, linearize_experts
 from coldpress.models.tie import untie_embeddings
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Choice, Recipe, read_recipe, structure_settings
 from coldpress.report import Progress
+from coldpress.run.lifecycle import Run
+from coldpress.run.preflight import averages_batches
 from coldpress.state import State
-from coldpress.survey import averages_batches
 
 log = logging.getLogger(__name__)
 
@@ -117,22 +116,20 @@ def _recipe(arguments: Arguments) -> Recipe:
     default = DEFAULT_CALIBRATION_PIPELINE if needy else DEFAULT_PIPELINE
     return evolve(
         recipe,
-        pipeline=_pipeline_choice(recipe, arguments.dataset, default),
+        pipeline=_pipeline_choice(recipe, arguments.pipeline, default),
         format=_format_choice(recipe, arguments),
     )
 
 
-def _pipeline_choice(recipe: Recipe, arguments: DatasetArguments, default: str) -> Choice:
+def _pipeline_choice(recipe: Recipe, arguments: PipelineArguments, default: str) -> Choice:
     """Which pipeline with which settings: an argument wins over the recipe."""
     named = Choice(arguments.pipeline) if arguments.pipeline else None
     choice = named or recipe.pipeline or Choice(default)
     known = fields_dict(registry.find("pipelines", choice.name))
-    given = {name: getattr(arguments, name) for name in PIPELINE_SETTINGS}
-    defaults = fields_dict(DatasetArguments)
-    asked = {name: value for name, value in given.items() if value != defaults[name].default}
-    for name in asked.keys() - known.keys():
+    for name in arguments.pipeline_settings.keys() - known.keys():
         log.warning("%s has no effect: the pipeline %s has no such setting", name, choice.name)
-    return evolve(choice, settings={**choice.settings, **{k: v for k, v in asked.items() if k in known}})
+    given = {name: value for name, value in arguments.pipeline_settings.items() if name in known}
+    return evolve(choice, settings={**choice.settings, **given})
 
 
 def _format_choice(recipe: Recipe, arguments: Arguments) -> Choice:

@@ -5,9 +5,9 @@ from typing import Any
 
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.output import Output
-from coldpress.lifecycle import Run
-from coldpress.models.experts import fused_state_dict
+from coldpress.experts import fused_state_dict
 from coldpress.report import Report
+from coldpress.run.lifecycle import Run
 
 
 def offer_saving(run: Run, form: Format, report: Report) -> None:

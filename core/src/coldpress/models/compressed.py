@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from coldpress import registry
+from coldpress.calibration.attention import SCALES, round_caches
 from coldpress.checkpoint import CheckpointReader, Format, SchemeLookup
 from coldpress.checkpoint.names import checkpoint_names
 from coldpress.errors import BrokenPluginError, CheckpointError, ModelError, UnknownPluginError
-from coldpress.models.attention import SCALES, round_caches
-from coldpress.models.experts import linear_experts, linearize_experts
+from coldpress.experts import linear_experts, linearize_experts
 from coldpress.models.quiet import no_bar
 from coldpress.models.simulation import simulate_activations
 from coldpress.models.streaming import without_weights

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from coldpress.arguments import PRECISIONS
+from coldpress.arguments.hub import hub_is_reachable
 from coldpress.errors import ArgumentError, CheckpointError, ModelError, suggest
-from coldpress.models.source import Source, find_source, hub_is_reachable, neighbours
+from coldpress.models.source import Source, find_source, neighbours
 
 log = logging.getLogger(__name__)
 

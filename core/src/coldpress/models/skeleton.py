@@ -11,7 +11,7 @@ from torch import nn
 from coldpress.checkpoint import CheckpointReader
 from coldpress.checkpoint.names import checkpoint_names
 from coldpress.errors import CheckpointError, ModelError
-from coldpress.models.experts import linearize_experts
+from coldpress.experts import linearize_experts
 from coldpress.models.loading import load_config, read_generation_settings
 from coldpress.models.streaming import WeightStream, without_weights
 

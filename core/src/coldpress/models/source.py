@@ -1,11 +1,8 @@
 """What the text that names a model means: an embedded name, a folder, a GGUF file, or an id on a hub."""
 
-import os
 import re
-import socket
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from attrs import frozen
 
@@ -13,7 +10,6 @@ from coldpress.errors import ModelError, near
 from coldpress.models.embedded import EMBEDDED, embedded_file
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 @frozen
@@ -63,20 +59,6 @@ def neighbours(name: str) -> str:
     found = [str(path.parent / found) for found in near(path.name, beside, count=3)]
     found += [f"{found} (embedded)" for found in near(name, EMBEDDED)]
     return f"; did you mean {', '.join(found)}?" if found else ""
-
-
-def hub_is_reachable() -> bool:
-    """Whether the hub's address is known here; where it is not, asking it would wait half a minute for nothing."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        return False
-    if any(os.environ.get(name) for name in _PROXIES):
-        return True
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True
 
 
 def _folder(name: str, path: Path) -> Source:

@@ -6,7 +6,7 @@ from typing import Any
 from attrs import Attribute, evolve, field, frozen
 
 from coldpress.errors import RecipeError, suggest
-from coldpress.modifier import MOVES_SIGNAL, QUANTIZES, Modifier
+from coldpress.modifier import QUANTIZES, TRANSFORMS, Modifier
 
 
 @frozen
@@ -102,7 +102,7 @@ def _moved_too_late(modifiers: tuple[Modifier, ...]) -> list[str]:
     quantizer, problems = None, []
     for position, modifier in enumerate(modifiers):
         name = type(modifier).__name__
-        if quantizer is not None and MOVES_SIGNAL in modifier.traits:
+        if quantizer is not None and TRANSFORMS in modifier.traits:
             problems.append(
                 f"modifiers[{position}]: {name} moves scales between layers, and {quantizer} has quantized weights "
                 f"before it, which would no longer fit; put {name} before {quantizer}"

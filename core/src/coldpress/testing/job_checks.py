@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from coldpress import registry
 from coldpress.arguments import DEFAULT_FORMAT
-from coldpress.modifier import MOVES_SIGNAL, PRUNES, QUANTIZES
+from coldpress.bases.quantizer import weight_qparams
+from coldpress.modifier import PRUNES, QUANTIZES, TRANSFORMS
 from coldpress.numerics import dequantize, quantize
-from coldpress.quantizer import weight_qparams
 from coldpress.stage import Layer
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress.testing.subject import Subject
@@ -33,9 +33,9 @@ def does_its_job(subject: Subject) -> None:
     if PRUNES in traits:
         _check_sparsity(layers, trial, getattr(modifier, "sparsity", None))
     rounds = [layer for layer in layers if modifier.scheme_for(layer) is not None]
-    if MOVES_SIGNAL in traits and rounds:
+    if TRANSFORMS in traits and rounds:
         _check_grid(rounds, trial)  # its scales are in the weights, so they cannot be compared with those before
-    elif MOVES_SIGNAL in traits and not traits & {QUANTIZES, PRUNES}:
+    elif TRANSFORMS in traits and not traits & {QUANTIZES, PRUNES}:
         assert changed(trial.before, model), "it changes no weight, so it moves nothing"
         error = _relative(logits(model, data), said)
         assert error < 1e-3, f"the model's function is not kept: its output moves by {error:.2%}"

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from coldpress import hookspecs
 from coldpress.errors import CalibrationError, RecipeError
-from coldpress.lifecycle import hook_manager
-from coldpress.modifier import MOVES_SIGNAL, PRUNES, QUANTIZES, TRAITS
+from coldpress.modifier import PRUNES, QUANTIZES, TRAITS, TRANSFORMS
 from coldpress.recipe import Recipe, read_recipe, write_recipe
+from coldpress.run.lifecycle import hook_manager
 from coldpress.stage import Stage, find_layers
 from coldpress.state import LayerReport, State
 from coldpress.testing.check import Check
@@ -217,11 +217,11 @@ def _random_numbers(seed: int) -> Iterator[None]:
 
 
 def _has_a_job(subject: Subject) -> bool:
-    return bool(set(subject.cls.traits) & {QUANTIZES, PRUNES, MOVES_SIGNAL})
+    return bool(set(subject.cls.traits) & {QUANTIZES, PRUNES, TRANSFORMS})
 
 
 def _changes_targets_only(subject: Subject) -> bool:
-    return MOVES_SIGNAL not in subject.cls.traits  # moving the signal changes the neighbours too
+    return TRANSFORMS not in subject.cls.traits  # moving the signal changes the neighbours too
 
 
 _RUNS = ("hooks", "runs")

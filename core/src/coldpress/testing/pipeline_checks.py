@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from coldpress.calibration.tap import Enough, Tap
+from coldpress.calibration.tap import InputTap, StopForward
 from coldpress.errors import CalibrationError
-from coldpress.lifecycle import Run
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Recipe
+from coldpress.run.lifecycle import Run
 from coldpress.stage import Stage, find_layers
 from coldpress.state import State
 from coldpress.testing.check import Check
@@ -86,11 +86,11 @@ def sweeps_once_in_order(subject: Subject) -> None:
 
 
 def takes_enough(subject: Subject) -> None:
-    """A forward that is ended with `Enough`, because nobody looks at the rest of it, is no error."""
+    """A forward that is ended with `StopForward`, because nobody looks at the rest of it, is no error."""
     try:
         _swept(_pipeline(subject), _state(tiny_llama()))
-    except Enough:
-        raise AssertionError("Enough went through the sweep: catch it around the forward") from None
+    except StopForward:
+        raise AssertionError("StopForward went through the sweep: catch it around the forward") from None
 
 
 def inputs_are_the_models_own(subject: Subject) -> None:
@@ -175,7 +175,7 @@ def _swept(pipeline: Pipeline, state: State) -> dict[str, Tensor]:
     seen: dict[str, list[Tensor]] = {}
     with torch.no_grad(), _closing(pipeline.stages(state)) as stages:
         for stage in _parts(pipeline, state, stages):
-            with Tap(stage.every_layer) as tap, _closing(pipeline.sweep(state, stage)) as sweep:
+            with InputTap(stage.every_layer) as tap, _closing(pipeline.sweep(state, stage)) as sweep:
                 for index in sweep:
                     for name, x in tap.collect(index, state.batches[index]).batch().inputs.items():
                         seen.setdefault(name, []).append(x)

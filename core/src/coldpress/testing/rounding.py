@@ -3,9 +3,9 @@
 from attrs import evolve, frozen
 from torch import Tensor
 
+from coldpress.bases.quantizer import Quantizer
 from coldpress.hookspecs import hookimpl
 from coldpress.numerics import calculate_global_scale, calculate_qparams, group, quantize
-from coldpress.quantizer import Quantizer
 from coldpress.schemes import Scheme
 from coldpress.stage import Layer, Stage
 from coldpress.state import Quantized, State

@@ -84,11 +84,11 @@ def merge_is_seeing_all(subject: Subject) -> None:
         _check_same(statistic.finish(statistic.merge(first, second)), _value(subject, x), "merged")
 
 
-def carries(subject: Subject) -> None:
+def supports(subject: Subject) -> None:
     """What is carried along with a signal that moves is what would have been seen of it."""
     statistic, x = _statistic(subject), _tokens(subject)
-    unknown = statistic.carries - {RESCALE, ROTATE}
-    assert not unknown, f"carries has {', '.join(map(repr, unknown))}; there are {RESCALE!r} and {ROTATE!r}"
+    unknown = statistic.supports - {RESCALE, ROTATE}
+    assert not unknown, f"supports has {', '.join(map(repr, unknown))}; there are {RESCALE!r} and {ROTATE!r}"
     for how, by in _moves(statistic):
         moved = x / by if how == RESCALE else x @ by
         _check_same(getattr(statistic, how)(_value(subject, x), by), _value(subject, moved), f"after {how}")
@@ -97,21 +97,25 @@ def carries(subject: Subject) -> None:
 def _tokens(subject: Subject, *, seed: int = 0) -> Tensor:
     """Inputs of a layer, some channels larger than others, [T, I], or [T, 2, I] for a statistic that compares."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (_TOKENS, 2, _WIDTH) if subject.cls.compares else (_TOKENS, _WIDTH)
+    shape = (_TOKENS, 2, _WIDTH) if subject.cls.needs_original_inputs else (_TOKENS, _WIDTH)
     return torch.randn(shape, generator=generator) * torch.logspace(-1, 0.5, _WIDTH) + 0.2
 
 
 def _seen(statistic: Statistic, value: Any, x: Tensor) -> Any:
-    return statistic.compare(value, x[:, 0], x[:, 1]) if statistic.compares else statistic.update(value, x)
+    return (
+        statistic.update_with_original(value, x[:, 0], x[:, 1])
+        if statistic.needs_original_inputs
+        else statistic.update(value, x)
+    )
 
 
 def _moves(statistic: Statistic) -> Iterator[tuple[str, Tensor]]:
     """What the statistic says that it can follow, each with a scale, [I], or a rotation, [I, I]."""
     generator = torch.Generator().manual_seed(2)
-    if RESCALE in statistic.carries:
+    if RESCALE in statistic.supports:
         signs = torch.tensor([1.0, -1.0]).repeat(_WIDTH // 2)
         yield RESCALE, (torch.rand(_WIDTH, generator=generator) + 0.5) * signs
-    if ROTATE in statistic.carries:
+    if ROTATE in statistic.supports:
         yield ROTATE, torch.linalg.qr(torch.randn(_WIDTH, _WIDTH, generator=generator))[0]
 
 
@@ -168,5 +172,5 @@ CHECKS = (
     Check(parts_give_the_whole, after=_SOUND),
     Check(finish_goes_on, after=(*_SOUND, "parts_give_the_whole")),
     Check(merge_is_seeing_all, after=(*_SOUND, "parts_give_the_whole", "finish_goes_on")),
-    Check(carries, after=_SOUND),
+    Check(supports, after=_SOUND),
 )

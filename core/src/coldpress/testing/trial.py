@@ -7,12 +7,13 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
-from coldpress.calibration.tap import Enough, Tap
+from coldpress.calibration.tap import InputTap, StopForward
 from coldpress.checkpoint.output import Output
-from coldpress.lifecycle import Run
+from coldpress.dataflow.partition import partition
 from coldpress.modifier import Modifier
-from coldpress.pipeline import Pipeline, partition
+from coldpress.pipeline import Pipeline
 from coldpress.recipe import Recipe
+from coldpress.run.lifecycle import Run
 from coldpress.stage import Layer, Stage, find_layers
 from coldpress.state import State
 from coldpress.testing.models import batches, tiny_llama
@@ -35,7 +36,7 @@ class Parts(Pipeline):
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the whole model on every batch."""
         for index, batch in enumerate(state.batches):
-            with suppress(Enough):
+            with suppress(StopForward):
                 state.model(**batch)
             yield index
 
@@ -96,9 +97,9 @@ def ignoring(modifier: Modifier, name: str) -> Modifier:
 def inputs_of(model: nn.Module, data: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Layer name to everything that the layer is called with on the data, [T, I]."""
     seen: dict[str, list[Tensor]] = {}
-    with torch.no_grad(), Tap(find_layers(model.named_modules())) as tap:
+    with torch.no_grad(), InputTap(find_layers(model.named_modules())) as tap:
         for index, batch in enumerate(data):
-            with suppress(Enough):
+            with suppress(StopForward):
                 model(**batch)
             for name, x in tap.collect(index, batch).batch().inputs.items():
                 seen.setdefault(name, []).append(x)

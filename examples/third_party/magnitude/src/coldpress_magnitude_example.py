@@ -6,7 +6,7 @@ from attrs import field, frozen
 from attrs.validators import ge, lt
 from torch import Tensor
 
-from coldpress import PRUNES, Modifier, Stage, State, hookimpl
+from coldpress.plugin import PRUNES, Modifier, Stage, State, hookimpl
 
 
 def prune(weight: Tensor, sparsity: float) -> Tensor:

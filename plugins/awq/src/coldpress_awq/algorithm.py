@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coldpress import QuantizationArgs
 from coldpress.numerics import calculate_global_scale, calculate_qparams, fake_quantize_groups, group, search_range
+from coldpress.plugin import QuantizationArgs
 
 FEW_ROWS, ROWS = 32, 256
 """Rows of a matrix that vote: on all candidates, and on the best of them; more change the choice little (README)."""

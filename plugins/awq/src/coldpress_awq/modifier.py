@@ -8,7 +8,7 @@ from attrs import field, frozen
 from attrs.validators import ge, in_
 from torch import Tensor
 
-from coldpress import (
+from coldpress.plugin import (
     Layer,
     Modifier,
     QuantizationArgs,
@@ -124,7 +124,7 @@ class AWQModifier(Smoother):
             self._record(state, stage)
         for layer in self.layers(stage):
             if self._clips(state, layer) is not None:
-                state.ask(layer, SAMPLED)
+                state.request(layer, SAMPLED)
         if self.rounding is not None:
             self.rounding.initialize(state, stage)
 
@@ -224,7 +224,7 @@ class AWQModifier(Smoother):
             return
         factor = quantizer.global_scale(state, layer)
         low, high = clip_range(layer.weight, args, seen.total.diagonal(), global_scale=factor)
-        state.ranges[layer.name] = low, high
+        state.clip_ranges[layer.name] = low, high
         state.report[layer.name].notes["clipped_to"] = round(share_of_range(layer.weight, args, low, high), 4)
 
     def _weights(self, state: State, layer: Layer) -> QuantizationArgs | None:
@@ -244,7 +244,7 @@ def _alike(
 ) -> list[tuple[list[Layer], QuantizationArgs]]:
     """Layers that read the same input and are quantized alike, together."""
     found: list[tuple[list[Layer], QuantizationArgs]] = []
-    for group in state.sharing(layers):
+    for group in state.input_groups(layers):
         for layer in group:
             args = how[layer.name]
             assert args is not None

@@ -2,7 +2,7 @@
 
 from attrs import frozen
 
-from coldpress import Quantizer, Stage, State, hookimpl
+from coldpress.plugin import Quantizer, Stage, State, hookimpl
 
 
 @frozen(kw_only=True, eq=False)

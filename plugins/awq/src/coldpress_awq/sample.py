@@ -7,8 +7,8 @@ from attrs import evolve, field, frozen
 from attrs.validators import ge
 from torch import Tensor
 
-from coldpress import RESCALE, ROTATE, Statistic
 from coldpress.numerics import gram
+from coldpress.plugin import RESCALE, ROTATE, Statistic
 
 _CHUNK = 4096  # tokens that are multiplied at once
 
@@ -39,7 +39,7 @@ class SampledGram(Statistic):
         every: n; a prime, so that texts of a usual length do not always give the same places.
     """
 
-    carries: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
+    supports: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
 
     first: int = field(default=1024, validator=ge(0))
     every: int = field(default=5, validator=ge(1))

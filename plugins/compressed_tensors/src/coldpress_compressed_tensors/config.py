@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from coldpress import CheckpointError, QuantizationArgs, Scheme, SchemeError, preset
+from coldpress.plugin import CheckpointError, QuantizationArgs, Scheme, SchemeError, preset
 from coldpress_compressed_tensors.layout import DENSE, choose
 
 QUANT_METHOD = "compressed-tensors"

@@ -14,7 +14,7 @@ on request                          dense              the dequantized weight, b
 
 from torch import uint8
 
-from coldpress import QuantizationArgs, Scheme
+from coldpress.plugin import QuantizationArgs, Scheme
 
 PACK = "pack-quantized"
 INT = "int-quantized"

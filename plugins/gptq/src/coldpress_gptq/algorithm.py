@@ -19,8 +19,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from coldpress import NumberFormat, QuantizationArgs, number_format
 from coldpress.numerics import Factor, dequantize, factorize, quantize, search_qparams
+from coldpress.plugin import NumberFormat, QuantizationArgs, number_format
 
 LEAST = 0.325
 """Share of its range to which a group is shrunk at most in a search for scales."""

@@ -6,17 +6,17 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from coldpress import RESCALE, ROTATE, Statistic
+from coldpress.plugin import RESCALE, ROTATE, Statistic
 
 
 @frozen(kw_only=True)
 class Cross(Statistic):
     """(X' - X)^T X, [I, I] float32, with inputs X and those of the original model X', tokens are rows."""
 
-    carries: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
-    compares: ClassVar[bool] = True
+    supports: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
+    needs_original_inputs: ClassVar[bool] = True
 
-    def compare(self, value: Tensor | None, x: Tensor, original: Tensor) -> Tensor:
+    def update_with_original(self, value: Tensor | None, x: Tensor, original: Tensor) -> Tensor:
         """Add the tokens, [T, I] both."""
         x = x.float()
         change = (original.float() - x).t()

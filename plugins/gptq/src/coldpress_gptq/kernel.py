@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from coldpress import NumberFormat
+from coldpress.plugin import NumberFormat
 
 _ROWS = 64  # of the weight in one program: small, so that a small layer fills the device too
 _HALF_WAY = tl.constexpr(1.5 * 2**23)  # plus and minus this is rounding to the nearest integer, ties to even

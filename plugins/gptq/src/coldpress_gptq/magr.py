@@ -13,7 +13,7 @@ what is large gets smaller.  No step of proximal gradient descent (algorithm 1) 
 import torch
 from torch import Tensor
 
-from coldpress import QuantizationArgs
+from coldpress.plugin import QuantizationArgs
 
 STEPS = 20
 """Of descent.  The paper has 150 to 200 of them, which do not get to the minimum either: what counts is alpha times

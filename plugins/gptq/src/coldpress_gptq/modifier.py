@@ -8,7 +8,7 @@ from attrs import evolve, field, frozen
 from attrs.validators import ge, gt, in_, optional
 from torch import Tensor
 
-from coldpress import (
+from coldpress.plugin import (
     READS_DATA,
     Layer,
     QuantizationArgs,
@@ -110,9 +110,9 @@ class GPTQModifier(Quantizer):
         super().initialize(state, stage)
         for layer in self.layers(stage):
             if self._weights(layer) is not None:
-                state.ask(layer, "gram")
+                state.request(layer, "gram")
                 if self.correction is not None:
-                    state.ask(layer, Cross())
+                    state.request(layer, Cross())
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
@@ -123,7 +123,7 @@ class GPTQModifier(Quantizer):
                 state.set_quantized(layer, self.quantized(state, layer))
             else:
                 rounded.append(layer)
-        for layers in state.sharing(rounded):
+        for layers in state.input_groups(rounded):
             if state.statistic(layers[0], "gram") is None:
                 with state.timed(*layers):
                     self._round(state, layers, reason="no token of the calibration data reached it")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from attrs import frozen
 
-from coldpress import Layer, QuantizationArgs
+from coldpress.plugin import Layer, QuantizationArgs
 
 ROWS = 16384
 """Rows of weights that are rounded at once: more are no faster, and take four times their memory in float32."""

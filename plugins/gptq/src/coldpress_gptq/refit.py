@@ -13,8 +13,8 @@ group, and the error (w - q) H (w - q)^T is least where
 import torch
 from torch import Tensor
 
-from coldpress import QuantizationArgs
 from coldpress.numerics import group
+from coldpress.plugin import QuantizationArgs
 from coldpress_gptq.algorithm import Prepared, Solution, measured
 
 _RIDGE = 1e-6  # of the mean diagonal: groups whose codes are zero, or alike, keep their scales

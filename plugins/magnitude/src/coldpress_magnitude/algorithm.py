@@ -6,9 +6,9 @@ Letters: O out, I in, r and c rows and columns of a block.
 import torch
 from torch import Tensor
 
-from coldpress import QuantizationArgs
 from coldpress.numerics import dequantize, quantize
 from coldpress.numerics.mask import smallest, smallest_in_groups
+from coldpress.plugin import QuantizationArgs
 
 
 def prune_weights(weight: Tensor, *, sparsity: float) -> Tensor:

@@ -5,7 +5,7 @@ from typing import ClassVar
 from attrs import evolve, frozen
 from torch import Tensor
 
-from coldpress import COMES_LAST, Layer, Modifier, SchemeError, Stage, State, hookimpl
+from coldpress.plugin import RUNS_LAST, Layer, Modifier, SchemeError, Stage, State, hookimpl
 from coldpress_magnitude.algorithm import codes_with_zeros
 
 
@@ -16,7 +16,7 @@ class ConstantPruningModifier(Modifier):
     It keeps the zeros that a model comes with, not those that a modifier of the same recipe makes.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({COMES_LAST})
+    traits: ClassVar[frozenset[str]] = frozenset({RUNS_LAST})
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:

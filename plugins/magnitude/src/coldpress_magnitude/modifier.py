@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from attrs import Attribute, field, frozen
 from torch import Tensor
 
-from coldpress import PRUNES, Layer, Modifier, SchemeError, Stage, State, hookimpl
 from coldpress.numerics.mask import check_n_of_m, parse_n_of_m
+from coldpress.plugin import PRUNES, Layer, Modifier, SchemeError, Stage, State, hookimpl
 from coldpress_magnitude.algorithm import prune_blocks, prune_groups, prune_weights
 
 _BLOCK = re.compile(r"block_([1-9]\d*),([1-9]\d*)")

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coldpress import QuantizationArgs
 from coldpress.numerics import calculate_qparams, fake_quantize_groups
+from coldpress.plugin import QuantizationArgs
 
 _BLOCK = 2**20  # elements that are rounded at once: temporaries stay small beside a weight
 

@@ -12,7 +12,7 @@ import greenlet
 from attrs import define, field, frozen
 from torch import nn
 
-from coldpress import CalibrationError, Enough
+from coldpress.plugin import CalibrationError, StopForward
 
 _ENTER = object()  # said to a forward at a door: go through it yourself
 
@@ -105,7 +105,7 @@ class Frames:
         """Call layers with what a forward is about to call the first of them with; nothing is computed."""
         call = self.waiting[index]
         for layer in layers.values():
-            with suppress(Enough, _Shown), _stub(layer):
+            with suppress(StopForward, _Shown), _stub(layer):
                 layer(*call.args, **call.kwargs)
 
     def open(self, layers: Sequence[str]) -> None:

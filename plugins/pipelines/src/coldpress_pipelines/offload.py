@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from coldpress import CalibrationError, State
+from coldpress.plugin import CalibrationError, State
 
 Place = Literal["cpu", "disk"]
 PLACES = ("cpu", "disk")

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coldpress import CalibrationError, Enough, Stage, State
+from coldpress.plugin import CalibrationError, Stage, State, StopForward
 
 HOW = "sequential_targets=[...]: a class such as 'LlamaDecoderLayer', names, or 're:' and a pattern"
 
 
 @contextmanager
 def batch_named(index: int, batch: Mapping[str, Any]) -> Iterator[None]:
-    """Let `Enough` pass for an end, and say which batch the model refuses."""
+    """Let `StopForward` pass for an end, and say which batch the model refuses."""
     try:
         yield
-    except Enough:
+    except StopForward:
         pass
     except torch.OutOfMemoryError:
         raise

@@ -4,7 +4,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from coldpress import (
+from coldpress.plugin import (
     QuantizationArgs,
     Quantizer,
     Scheme,

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coldpress import QuantizationArgs
 from coldpress.numerics import calculate_global_scale, calculate_qparams, dynamic_qparams, fake_quantize, group
+from coldpress.plugin import QuantizationArgs
 
 SMALLEST = 1e-5
 """No scale is smaller: a channel of weights that are almost zero would make it so."""

@@ -8,7 +8,7 @@ from attrs import field, frozen
 from attrs.validators import in_
 from torch import Tensor
 
-from coldpress import Smoother, Smoothing, State, Statistic
+from coldpress.plugin import Smoother, Smoothing, State, Statistic
 from coldpress_smoothquant.algorithm import (
     STRENGTHS,
     Reader,

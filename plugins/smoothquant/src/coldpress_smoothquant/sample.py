@@ -7,7 +7,7 @@ from attrs import field, frozen
 from attrs.validators import ge
 from torch import Tensor
 
-from coldpress import RESCALE, ROTATE, Statistic
+from coldpress.plugin import RESCALE, ROTATE, Statistic
 
 _PRIME = 2_147_483_629
 
@@ -33,7 +33,7 @@ class Sample(Statistic):
         count: how many are kept.
     """
 
-    carries: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
+    supports: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
 
     count: int = field(default=256, validator=ge(1))
 

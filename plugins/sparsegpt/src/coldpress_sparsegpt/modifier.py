@@ -6,7 +6,7 @@ from attrs import field, frozen
 from attrs.validators import ge
 from torch import Tensor
 
-from coldpress import Layer, Pruner, Stage, State, hookimpl, note_fit
+from coldpress.plugin import Layer, Pruner, Stage, State, hookimpl, note_fit
 from coldpress_sparsegpt.algorithm import prepare, prune_by_norm, sparsegpt
 
 
@@ -33,7 +33,7 @@ class SparseGPTModifier(Pruner):
         """Ask for the Gram matrices of inputs."""
         super().initialize(state, stage)
         for layer in self.layers(stage):
-            state.ask(layer, "gram")
+            state.request(layer, "gram")
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
@@ -44,7 +44,7 @@ class SparseGPTModifier(Pruner):
             return None if gram is None else gram.total.diagonal().clamp(min=0).sqrt()
 
         sparsities = self.sparsities(state, stage, norms)
-        for layers in state.sharing(self.layers(stage)):
+        for layers in state.input_groups(self.layers(stage)):
             with state.timed(*layers):
                 self._prune(state, layers, [sparsities[layer.name] for layer in layers])
 

@@ -3,7 +3,7 @@
 from attrs import frozen
 from torch import Tensor
 
-from coldpress import Layer, Pruner, Stage, State, hookimpl
+from coldpress.plugin import Layer, Pruner, Stage, State, hookimpl
 from coldpress_wanda.algorithm import wanda
 
 
@@ -19,7 +19,7 @@ class WandaModifier(Pruner):
         """Ask for the mean squares of inputs."""
         super().initialize(state, stage)
         for layer in self.layers(stage):
-            state.ask(layer, "second_moment")
+            state.request(layer, "second_moment")
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:

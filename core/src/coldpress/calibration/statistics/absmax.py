@@ -13,7 +13,7 @@ from coldpress.statistic import RESCALE, Statistic
 class Absmax(Statistic):
     """The maximum of |x| over tokens; its value is a tensor, [I] float32."""
 
-    carries: ClassVar[frozenset[str]] = frozenset({RESCALE})
+    supports: ClassVar[frozenset[str]] = frozenset({RESCALE})
 
     def update(self, value: Tensor | None, x: Tensor) -> Tensor:
         """Compare with the tokens, [T, I]."""

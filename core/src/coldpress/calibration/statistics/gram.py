@@ -41,7 +41,7 @@ class Gram(Statistic):
         chunk: tokens that are multiplied at once.
     """
 
-    carries: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
+    supports: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
 
     chunk: int = field(default=4096, validator=ge(1))
 

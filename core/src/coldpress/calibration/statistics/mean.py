@@ -13,7 +13,7 @@ from coldpress.statistic import RESCALE, ROTATE, Statistic
 class Mean(Statistic):
     """The mean over tokens; its value is an `Average`."""
 
-    carries: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
+    supports: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
 
     def update(self, value: Average | None, x: Tensor) -> Average:
         """Add the tokens, [T, I]."""

@@ -13,7 +13,7 @@ from coldpress.statistic import RESCALE, Statistic
 class MeanAbs(Statistic):
     """The mean of |x| over tokens; its value is an `Average`."""
 
-    carries: ClassVar[frozenset[str]] = frozenset({RESCALE})
+    supports: ClassVar[frozenset[str]] = frozenset({RESCALE})
 
     def update(self, value: Average | None, x: Tensor) -> Average:
         """Add the tokens, [T, I]."""

@@ -26,7 +26,7 @@ class Range:
 class Minmax(Statistic):
     """The smallest and the largest x over tokens; its value is a `Range`."""
 
-    carries: ClassVar[frozenset[str]] = frozenset({RESCALE})
+    supports: ClassVar[frozenset[str]] = frozenset({RESCALE})
 
     def update(self, value: Range | None, x: Tensor) -> Range:
         """Compare with the tokens, [T, I]."""

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 from attrs import Attribute, evolve, field, frozen
 from torch import Tensor, float8_e4m3fn, int8, uint8, zeros_like
 
-from coldpress import (
+from coldpress.numerics import pack_floats, quantize, scale_shape, unpack_floats
+from coldpress.plugin import (
     CheckpointError,
     Format,
     QuantizationArgs,
@@ -16,7 +17,6 @@ from coldpress import (
     SchemeLookup,
     number_format,
 )
-from coldpress.numerics import pack_floats, quantize, scale_shape, unpack_floats
 from coldpress_compressed_tensors.algorithm import (
     load_scale,
     pack_codes,

@@ -6,7 +6,7 @@ from typing import Any
 from attrs import frozen
 from torch import Tensor
 
-from coldpress import CheckpointError, Format, Quantized, Scheme, SchemeError, SchemeLookup
+from coldpress.plugin import CheckpointError, Format, Quantized, Scheme, SchemeError, SchemeLookup
 
 
 @frozen(kw_only=True)

@@ -6,7 +6,7 @@ from attrs import field, frozen
 from attrs.validators import gt
 from torch import Tensor
 
-from coldpress import Observer
+from coldpress.plugin import Observer
 from coldpress_observers.algorithm import Range, Search, best_range, union
 
 _FACTORS = [1.0, 1.5]

@@ -6,7 +6,7 @@ from attrs import field, frozen
 from attrs.validators import and_, ge, gt, instance_of, le
 from torch import Tensor
 
-from coldpress import Observer
+from coldpress.plugin import Observer
 from coldpress_observers.algorithm import Range, Search, search_range, union
 
 

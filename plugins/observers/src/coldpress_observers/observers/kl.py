@@ -5,7 +5,7 @@ from attrs import field, frozen
 from attrs.validators import and_, ge, gt, instance_of, lt
 from torch import Tensor
 
-from coldpress import Observer
+from coldpress.plugin import Observer
 from coldpress_observers.algorithm import Counts, Range, counted, divergent_range, joined
 
 

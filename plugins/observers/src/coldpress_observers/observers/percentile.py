@@ -4,7 +4,7 @@ from attrs import field, frozen
 from attrs.validators import and_, gt, le
 from torch import Tensor
 
-from coldpress import Observer
+from coldpress.plugin import Observer
 from coldpress_observers.algorithm import Counts, Range, counted, joined, middle_range
 
 

@@ -4,7 +4,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from coldpress import Observer, number_format
+from coldpress.plugin import Observer, number_format
 from coldpress_observers.algorithm import Range, extremes, union
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 from attrs import frozen
 from torch import Tensor
 
-from coldpress import Observer
+from coldpress.plugin import Observer
 from coldpress_observers.algorithm import Range, extremes, union
 
 

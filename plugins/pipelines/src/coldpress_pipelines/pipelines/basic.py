@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from coldpress import Pipeline, Stage, State
+from coldpress.plugin import Pipeline, Stage, State
 from coldpress_pipelines.walking import batch_named, placed
 
 

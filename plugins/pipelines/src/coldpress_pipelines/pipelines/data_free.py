@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from coldpress import CalibrationError, Pipeline, Stage, State, partition
+from coldpress.plugin import CalibrationError, Pipeline, Stage, State, partition
 
 
 @frozen(kw_only=True, eq=False)

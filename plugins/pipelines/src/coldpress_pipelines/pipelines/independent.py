@@ -6,7 +6,7 @@ from typing import ClassVar
 from attrs import field, fields, frozen
 from attrs.validators import ge, in_
 
-from coldpress import Pipeline, Stage, State
+from coldpress.plugin import Pipeline, Stage, State
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Place
 from coldpress_pipelines.pipelines.layer_sequential import LayerSequential
 from coldpress_pipelines.pipelines.sequential import Sequential

@@ -8,7 +8,7 @@ from attrs import define, evolve, field, frozen
 from attrs.validators import ge, in_
 from torch import Tensor, nn
 
-from coldpress import CalibrationError, ModelError, Pipeline, Stage, State, block_names, partition
+from coldpress.plugin import CalibrationError, ModelError, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Call
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
 from coldpress_pipelines.walking import HOW, batch_named, matters, placed, refuse_gaps
@@ -47,14 +47,14 @@ class LayerSequential(Pipeline):
         blocks = {name: state.model.get_submodule(name) for name in names}
         refuse_gaps(parts, blocks, state)
         with Offload.of(state, place=self.offload_activations, limit=self.offload_limit) as room:
-            state.walk = walk = _Walk(state, blocks, room)
+            state.pipeline_state = walk = _Walk(state, blocks, room)
             try:
                 if "prologue" in parts:
                     yield parts.pop("prologue")
                 yield from self._blocks_in_order(state, walk, parts)
                 yield from parts.values()
             finally:
-                state.walk = None
+                state.pipeline_state = None
 
     def count(self, state: State) -> int:
         """As many as the model has parts."""
@@ -62,7 +62,7 @@ class LayerSequential(Pipeline):
 
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the stage on every batch."""
-        walk: _Walk = state.walk
+        walk: _Walk = state.pipeline_state
         for index, batch in enumerate(state.batches):
             with batch_named(index, batch):
                 if stage.name in walk.blocks:
@@ -75,7 +75,7 @@ class LayerSequential(Pipeline):
 
     def needs_sweep(self, state: State, stage: Stage) -> bool:
         """Where later blocks are fed with what the original puts out."""
-        walk: _Walk = state.walk
+        walk: _Walk = state.pipeline_state
         return walk.keeps
 
     def _blocks_in_order(self, state: State, walk: "_Walk", parts: dict[str, Stage]) -> Iterator[Stage]:

@@ -9,7 +9,7 @@ from attrs import define, field, frozen
 from attrs.validators import ge, in_
 from torch import Tensor, nn
 
-from coldpress import CalibrationError, Layer, Pipeline, Stage, State, Tap, block_names, partition
+from coldpress.plugin import CalibrationError, InputTap, Layer, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Frames
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
 from coldpress_pipelines.walking import HOW, batch_named, matters, placed, refuse_gaps
@@ -65,14 +65,14 @@ class Sequential(Pipeline):
             )
         room = Offload.of(state, place=self.offload_activations, limit=self.offload_limit)
         with room, Frames(state.model, blocks) as frames:
-            state.walk = walk = _Walk(state, frames, room)
+            state.pipeline_state = walk = _Walk(state, frames, room)
             try:
                 if "prologue" in parts:
                     yield parts.pop("prologue")
                 yield from self._blocks_in_order(state, walk, parts)
                 yield from parts.values()
             finally:
-                state.walk = None
+                state.pipeline_state = None
 
     def count(self, state: State) -> int:
         """As many as the model has parts."""
@@ -80,7 +80,7 @@ class Sequential(Pipeline):
 
     def parts(self, state: State, stage: Stage) -> Iterator[Stage]:
         """Yield what nobody observes, and then the layers of a block, those that read the same input together."""
-        walk: _Walk = state.walk
+        walk: _Walk = state.pipeline_state
         observed = [layer for layer in stage.every_layer if layer.name in state.observed]
         if observed and walk.at(stage.name) and self._leads_through(walk, stage):
             yield from walk.pass_through(stage, observed)
@@ -89,7 +89,7 @@ class Sequential(Pipeline):
 
     def sweep(self, state: State, stage: Stage) -> Iterator[int]:
         """Run the stage on every batch that waits at it; what nobody observes is not computed."""
-        walk: _Walk = state.walk
+        walk: _Walk = state.pipeline_state
         if walk.part is not None:
             yield from walk.show()
         elif stage.name in ("prologue", "model"):
@@ -101,7 +101,7 @@ class Sequential(Pipeline):
 
     def needs_sweep(self, state: State, stage: Stage) -> bool:
         """Where later blocks, or those who compare, are shown what the original puts out."""
-        walk: _Walk = state.walk
+        walk: _Walk = state.pipeline_state
         looks = state.compares and stage.name in walk.frames.blocks and walk.part != {}
         return walk.keeps or looks
 
@@ -305,7 +305,7 @@ class _Walk:
         kind = (type(self.frames.blocks[stage.name]), *inside)
         if kind not in self._groups:
             index = self.at(stage.name)[0]
-            with Tap(layers) as tap:
+            with InputTap(layers) as tap:
                 self._run(index)
                 calls = tap.collect(index, self.state.batches[index]).calls
             groups: dict[tuple[int, ...], list[str]] = {}

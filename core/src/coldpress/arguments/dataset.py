@@ -1,0 +1,114 @@
+"""What the model is calibrated with."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import Attribute, field, frozen
+
+from coldpress.arguments.checks import at_least, is_a, one_of, path
+from coldpress.errors import ArgumentError
+
+DATA_COLLATORS = ("truncation", "padding")
+
+# Arguments that say which data are read and how they become batches; `warn_idle` where no data are read.
+DATA_SOURCE = ("dataset_config_name", "dataset_path", "splits", "raw_kwargs", "streaming")
+DATA_PREPARATION = (
+    "batch_size",
+    "data_collator",
+    "num_calibration_samples",
+    "shuffle_calibration_samples",
+    "max_seq_length",
+    "pad_to_max_length",
+    "text_column",
+    "preprocessing_func",
+    "concatenate_data",
+)
+
+_READERS = ("csv", "custom", "json", "jsonl", "parquet", "text", "txt")  # llm-compressor's data sets of files
+
+
+@frozen(kw_only=True, eq=False)
+class DatasetArguments:
+    """What the model is calibrated with.
+
+    One default differs from llm-compressor's.
+    `preprocessing_func` is a function, never "file.py:name": an argument does not run a file.
+
+    Attributes:
+        dataset: a name, a file or folder (json, jsonl, csv, txt, parquet), a hub id, a `Dataset` or `DatasetDict`,
+            a list of texts or of rows, or a `DataLoader`, whose batches are taken as they are.
+        dataset_config_name: configuration of a data set on the hub.
+        dataset_path: file or folder to read; the same as giving it as `dataset`, which may then name the kind of file
+            ("json", "csv", "custom", ...), as in llm-compressor.
+        dvc_data_repository: no effect.
+        splits: the split to use, such as "train" or "train[:10%]"; a list (its first) or {"calibration": ...}.
+        batch_size: samples per batch; None puts neighbours of one length together, up to 2048 tokens, which is faster,
+            or keeps samples apart where the outcome would depend on it (averages of ranges of static inputs).
+        data_collator: samples of a batch are cut to the shortest ("truncation"), padded to the longest ("padding"),
+            or joined by a function from a list of rows to a batch.
+        num_calibration_samples: how many samples are used; None uses all.
+        shuffle_calibration_samples: draw them at random (see `seed`), else take the first ones.
+        max_seq_length: tokens per sample at most; None cuts where the tokenizer says that the model ends.
+        pad_to_max_length: pad every sample to `max_seq_length`.
+        text_column: the column that holds the text.
+        remove_columns: no effect.
+        preprocessing_func: a function from row to row, applied before the tokenizer.
+        raw_kwargs: more arguments of `datasets.load_dataset`.
+        concatenate_data: join the texts and cut the join into samples of `max_seq_length` tokens.
+        streaming: read a data set of the hub as it comes instead of fetching it whole.
+        overwrite_cache: no effect.
+        preprocessing_num_workers: no effect.
+        dataloader_num_workers: no effect.
+        min_tokens_per_module: no effect.
+        moe_calibrate_all_experts: show every expert every token while it is calibrated; False shows it those that the
+            router sends it.  What the model says is the same.
+        tracing_ignore: no effect.
+        sequential_offload_device: no effect; see `offload_activations`.
+        sequential_targets_per_subgraph: no effect yet.
+        quantization_aware_calibration: no effect.
+        use_loss_mask: no effect yet.
+        sequential_prefetch: no effect.
+    """
+
+    dataset: Any = field(default=None, converter=path)
+    dataset_config_name: str | None = field(default=None, validator=is_a(str, optional=True))
+    dataset_path: str | None = field(default=None, converter=path, validator=is_a(str, optional=True))
+    dvc_data_repository: str | None = None
+    splits: Any = field(default=None, validator=is_a(str, list, tuple, Mapping, optional=True))
+    batch_size: int | None = field(default=None, validator=at_least(1, optional=True))
+    data_collator: Any = field(default="truncation", validator=one_of(DATA_COLLATORS, or_callable=True))
+    num_calibration_samples: int | None = field(default=512, validator=at_least(1, optional=True))
+    shuffle_calibration_samples: bool = field(default=True, validator=is_a(bool))
+    max_seq_length: int | None = field(default=None, validator=at_least(1, optional=True))
+    pad_to_max_length: bool = field(default=False, validator=is_a(bool))
+    text_column: str = field(default="text", validator=is_a(str))
+    remove_columns: list[str] | None = None
+    preprocessing_func: Callable[[dict[str, Any]], dict[str, Any]] | None = field(default=None)
+    raw_kwargs: dict[str, Any] = field(factory=dict, validator=is_a(dict))
+    concatenate_data: bool = field(default=False, validator=is_a(bool))
+    streaming: bool = field(default=False, validator=is_a(bool))
+    overwrite_cache: bool = False
+    preprocessing_num_workers: int | None = None
+    dataloader_num_workers: int = 0
+    min_tokens_per_module: float | None = None
+    moe_calibrate_all_experts: bool = field(default=True, validator=is_a(bool))
+    tracing_ignore: list[str] | None = None
+    sequential_offload_device: str = "cpu"
+    sequential_targets_per_subgraph: int = 1
+    quantization_aware_calibration: bool = True
+    use_loss_mask: bool = False
+    sequential_prefetch: bool = False
+
+    @preprocessing_func.validator
+    def _check_preprocessing(self, _: "Attribute[Any]", function: Any) -> None:
+        if function is not None and not callable(function):
+            raise ArgumentError(f"preprocessing_func must be a function from row to row, got {function!r}")
+
+    @dataset_path.validator
+    def _check_path(self, _: "Attribute[Any]", path: str | None) -> None:
+        if path is not None and self.dataset is not None and not isinstance(self.dataset, str):
+            raise ArgumentError("dataset_path names a file, but dataset is data already: pass one of them")
+        if path is not None and self.dataset not in (None, *_READERS):
+            raise ArgumentError(
+                f"dataset={self.dataset!r} and dataset_path={path!r} name two data sets: pass one of them"
+            )

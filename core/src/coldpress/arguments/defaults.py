@@ -1,0 +1,12 @@
+"""Names of plugins that a run takes where its user names none."""
+
+# The only plugin names that core holds: a default must be a name that somebody may override, and these are the
+# ones that the distributions beside core offer.  Core looks them up like any other name and never imports them.
+DEFAULT_PIPELINE = "data_free"  # when no modifier of the recipe reads data
+DEFAULT_CALIBRATION_PIPELINE = "sequential"  # when one does
+DEFAULT_FORMAT = "compressed-tensors"
+DENSE_FORMAT = "dense"  # what save_compressed=False asks for
+DEFAULT_WEIGHT_OBSERVER = "memoryless_minmax"
+DEFAULT_ACTIVATION_OBSERVER = "minmax"
+DEFAULT_DATASET = "coldpress/short"  # what the demo calibrates with, and errors propose
+DEFAULT_QUANTIZER = "QuantizationModifier"  # what a scheme by name, without a recipe, is applied with

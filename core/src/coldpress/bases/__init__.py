@@ -1,0 +1,1 @@
+"""What modifiers of one family share: quantizers, smoothers, pruners, the KV cache."""

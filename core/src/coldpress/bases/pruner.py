@@ -1,0 +1,189 @@
+"""Pruner: the settings that modifiers share which drop weights by what calibration data say of their inputs."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from attrs import field, frozen
+from attrs.validators import gt, optional
+from torch import Tensor, nn
+
+from coldpress.dataflow.partition import block_names
+from coldpress.errors import CalibrationError, SchemeError
+from coldpress.hookspecs import hookimpl
+from coldpress.modifier import PRUNES, READS_DATA, Modifier
+from coldpress.numerics.mask import check_n_of_m, parse_n_of_m
+from coldpress.stage import Layer, Stage
+from coldpress.state import State
+
+log = logging.getLogger(__name__)
+
+Norms = Callable[[Layer], Tensor | None]
+"""The norms of the inputs of a layer, [I]; None when no token reached it."""
+
+
+@frozen(kw_only=True, eq=False)
+class Pruner(Modifier):
+    """Base of modifiers that prune with the help of calibration data.
+
+    A subclass implements `finalize`, where it reads what it asked for and zeroes weights.
+
+    Attributes:
+        sparsity: share of weights to drop, at least 0 and below 1; a list has one for each block of the model;
+            not needed with `n:m`.
+        sparsity_profile: `owl` gives blocks whose inputs have more outliers a lower sparsity (arXiv 2310.05175).
+        owl_m: how many times the mean an outlier is.
+        owl_lmbda: how far the sparsities of two blocks may be apart, halved.
+        mask_structure: `n:m` keeps n of every m weights side by side in a row; `0:0` for unstructured.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA, PRUNES})
+
+    sparsity: float | list[float] | None = field(default=None)
+    sparsity_profile: Literal["owl"] | None = field(default=None)
+    owl_m: float | None = field(default=None, validator=optional(gt(0)))
+    owl_lmbda: float | None = field(default=None, validator=optional(gt(0)))
+    mask_structure: str = field(default="0:0")
+
+    @sparsity.validator
+    def _check_sparsity(self, attribute: object, value: Any) -> None:
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and not 0 <= one < 1:
+                raise SchemeError(f"sparsity must be at least 0 and below 1, got {one!r}")
+
+    @sparsity_profile.validator
+    def _check_profile(self, attribute: object, value: object) -> None:
+        if value is None:
+            if self.owl_m is not None or self.owl_lmbda is not None:
+                raise SchemeError("owl_m and owl_lmbda belong to sparsity_profile: owl, which is not set")
+            return
+        if self.owl_m is None or self.owl_lmbda is None:
+            raise SchemeError("sparsity_profile: owl needs owl_m and owl_lmbda; the paper has 5 and 0.08")
+        reach = 2 * self.owl_lmbda
+        if not isinstance(self.sparsity, float | int) or not reach <= self.sparsity < 1 - reach:
+            raise SchemeError(
+                f"sparsity_profile: owl moves the sparsity of a block by up to 2 * owl_lmbda = {reach:g}, so sparsity "
+                f"must be one number at least that far from 0 and 1; got {self.sparsity!r}"
+            )
+
+    @mask_structure.validator
+    def _check_structure(self, attribute: object, value: str) -> None:
+        structure = parse_n_of_m(value, self.sparsity)
+        if structure is None and self.sparsity is None:
+            raise SchemeError("sparsity is missing: say what share of the weights to drop, or a mask_structure n:m")
+        if structure is not None and self.sparsity_profile is not None:
+            raise SchemeError(f"mask_structure {value} has one sparsity, and sparsity_profile: owl many: choose one")
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        """Look, before anything is computed, whether all layers of the model can be pruned as asked.
+
+        Raises:
+            SchemeError: groups do not divide the columns of a layer, or the list of sparsities does not fit the model.
+            CalibrationError: `owl` would have to prune one block before it has seen the others.
+        """
+        layers = self.layers(Stage("model", 0, dict(state.model.named_modules())))
+        structure = self.structure()
+        if structure is not None:
+            for layer in layers:
+                check_n_of_m(layer.name, layer.weight.shape[1], structure[1])
+        if isinstance(self.sparsity, list) or self.sparsity_profile is not None:
+            blocks = _by_block(state.model, layers)
+            if isinstance(self.sparsity, list) and len(self.sparsity) != len(blocks):
+                raise SchemeError(
+                    f"sparsity has {len(self.sparsity)} numbers, and {len(blocks)} blocks of the model have layers "
+                    "that are pruned; give one for each block"
+                )
+        if self.sparsity_profile is not None and len(self.layers(stage)) != len(layers):
+            raise CalibrationError(
+                "sparsity_profile: owl compares all blocks before it prunes the first one, and this pipeline "
+                "compresses them one after the other: use the pipeline basic; the sparsities that it finds are in the "
+                "report, and any pipeline takes them as a list"
+            )
+
+    def structure(self) -> tuple[int, int] | None:
+        """(n, m) where n of every m weights stay; None for unstructured."""
+        return parse_n_of_m(self.mask_structure)
+
+    def sparsities(self, state: State, stage: Stage, norms: Norms) -> dict[str, float]:
+        """In `finalize`: the share of weights that each layer of the stage loses, by name.
+
+        Args:
+            state: of the run.
+            stage: which layers.
+            norms: of the inputs of a layer; asked for by `owl` only.
+        """
+        layers = self.layers(stage)
+        structure = self.structure()
+        if structure is not None:
+            return dict.fromkeys((layer.name for layer in layers), 1 - structure[0] / structure[1])
+        if self.sparsity_profile is None and not isinstance(self.sparsity, list):
+            assert self.sparsity is not None
+            return dict.fromkeys((layer.name for layer in layers), self.sparsity)
+        blocks = _by_block(state.model, self.layers(Stage("model", 0, dict(state.model.named_modules()))))
+        shares = self.sparsity if isinstance(self.sparsity, list) else self._owl(blocks, norms)
+        chosen = {one.name: share for block, share in zip(blocks.values(), shares, strict=True) for one in block}
+        for layer in layers:
+            state.report[layer.name].notes["sparsity_asked"] = chosen[layer.name]
+        return chosen
+
+    def _owl(self, blocks: Mapping[str, Sequence[Layer]], norms: Norms) -> list[float]:
+        """The sparsities of the paper, one for each block, rounded to 0.0001; their mean is `sparsity`."""
+        assert isinstance(self.sparsity, float | int)
+        assert self.owl_m is not None
+        assert self.owl_lmbda is not None
+        shares = [_outlier_share(block, norms, self.owl_m) for block in blocks.values()]
+        sizes = [sum(layer.weight.numel() for layer in block) for block in blocks.values()]
+        chosen = owl_sparsities(shares, sizes, sparsity=self.sparsity, lmbda=self.owl_lmbda)
+        log.info("owl chose sparsity: %s", [round(one, 4) for one in chosen])
+        return [round(one, 4) for one in chosen]
+
+
+def owl_sparsities(shares: Sequence[float], sizes: Sequence[int], *, sparsity: float, lmbda: float) -> list[float]:
+    """Outlier Weighed Layerwise sparsity: the more outliers a block has, the fewer of its weights go.
+
+    Args:
+        shares: of outliers, one for each block.
+        sizes: weights of each block.
+        sparsity: of all blocks together.
+        lmbda: half the difference between the highest and the lowest sparsity.
+
+    Returns:
+        A sparsity for each block.
+    """
+    low, high = min(shares), max(shares)
+    if high == low:
+        return [sparsity] * len(shares)
+    raised = [(share - low) / (high - low) * 2 * lmbda for share in shares]
+    mean = sum(one * size for one, size in zip(raised, sizes, strict=True)) / sum(sizes)
+    return [sparsity - one + mean for one in raised]
+
+
+def _outlier_share(block: Iterable[Layer], norms: Norms, times: float) -> float:
+    """The share of |w| * norm in a block that is more than `times` its mean."""
+    known = [(layer, norm) for layer in block if (norm := norms(layer)) is not None]
+    count = sum(layer.weight.numel() for layer, _ in known)
+    if not count:
+        return 0.0
+    sums = [torch.mv(layer.weight.abs().float(), norm.float()).double().sum() for layer, norm in known]
+    edge = float(sum(float(one) for one in sums)) / count * times
+    above = [(layer.weight.float().abs() * norm > edge).sum().item() for layer, norm in known]
+    return sum(above) / count
+
+
+def _by_block(model: nn.Module, layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+    """The layers of each block that has some, in model order.
+
+    Raises:
+        SchemeError: a layer is in no block.
+    """
+    blocks: dict[str, list[Layer]] = {name: [] for name in block_names(model)}
+    for layer in layers:
+        home = next((name for name in blocks if layer.name.startswith(f"{name}.")), None)
+        if home is None:
+            raise SchemeError(
+                f"{layer.name} is in none of the model's blocks, which a list of sparsities and owl go by; ignore it"
+            )
+        blocks[home].append(layer)
+    return {name: inside for name, inside in blocks.items() if inside}

@@ -1,0 +1,297 @@
+"""Quantizer: the settings and the input observers that every modifier shares that ends in a scheme."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from attrs import evolve, field, frozen
+from torch import Tensor
+
+from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
+from coldpress.calibration.observer import observer_for
+from coldpress.calibration.statistics import Observed
+from coldpress.dataflow.fused import fused_with
+from coldpress.errors import CalibrationError, SchemeError, suggest
+from coldpress.experts.tokens import siblings
+from coldpress.hookspecs import hookimpl
+from coldpress.modifier import QUANTIZES, Modifier
+from coldpress.numerics import calculate_global_scale, calculate_qparams, group, quantize
+from coldpress.schemes import QuantizationArgs, Scheme, preset
+from coldpress.stage import Layer, Stage
+from coldpress.state import Quantized, State
+
+_PARTS = ("weights", "input")
+
+
+def _as_groups(value: Mapping[str, Scheme] | None) -> dict[str, Scheme] | None:
+    if value is None:
+        return None
+    return {k: v if isinstance(v, Scheme) else Scheme.from_dict(v) for k, v in value.items()}
+
+
+@frozen(kw_only=True, eq=False)
+class Quantizer(Modifier):
+    """Base of modifiers that quantize weights and, by scheme, inputs.
+
+    A subclass implements `finalize`, where it turns each weight into codes; the observers of static inputs are
+    asked for and read here.
+
+    Attributes:
+        scheme: a preset by name (`W4A16`), or preset to targets, `{W4A16: [...], W8A8: [...]}`.
+        config_groups: schemes in full, by a name of your choice; instead of `scheme`.
+        group_size: columns that share a scale, in place of the preset's; -1 for one scale a row.
+        weight_observer: observer of weights, in place of the scheme's.
+        input_observer: observer of static inputs, in place of the scheme's.
+        observer: both of them at once, `{weights: ..., input: ...}`; instead of the two above.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset({QUANTIZES})
+
+    scheme: str | dict[str, str | list[str]] | None = None
+    config_groups: dict[str, Scheme] | None = field(default=None, converter=_as_groups)
+    group_size: int | None = None
+    weight_observer: str | None = None
+    input_observer: str | None = None
+    observer: dict[str, str] | None = None
+
+    @config_groups.validator
+    def _check(self, attribute: object, value: object) -> None:
+        if (self.scheme is None) == (self.config_groups is None) and not (
+            self.scheme is None and self.needs_no_scheme()
+        ):
+            raise SchemeError("give either scheme (a preset such as 'W4A16') or config_groups, one of the two")
+        if self.observer is not None:
+            if self.weight_observer or self.input_observer:
+                raise SchemeError("give either observer or weight_observer and input_observer")
+            for part in self.observer:
+                if part not in _PARTS:
+                    raise SchemeError(f"observer has no part {part!r}{suggest(part, _PARTS)}; it has weights and input")
+        if self.config_groups is not None and self.group_size is not None:
+            raise SchemeError("group_size changes a preset; in config_groups write it into the weights")
+        self.schemes()
+
+    def needs_no_scheme(self) -> bool:
+        """Whether there is something to do without any scheme of layers."""
+        return False
+
+    def schemes(self) -> list[Scheme]:
+        """Every scheme of this modifier with its targets and observers.
+
+        Raises:
+            SchemeError: a preset that does not exist; near names are suggested.
+        """
+        if self.config_groups is not None:
+            schemes = list(self.config_groups.values())
+        elif self.scheme is None:
+            return []
+        elif isinstance(self.scheme, str):
+            schemes = [evolve(self._preset(self.scheme), targets=tuple(self.targets))]
+        else:
+            pairs = [(name, [t] if isinstance(t, str) else t) for name, t in self.scheme.items()]
+            schemes = [evolve(self._preset(name), targets=tuple(targets)) for name, targets in pairs]
+        return [self._observed(scheme) for scheme in schemes]
+
+    def scheme_for(self, layer: Layer) -> Scheme | None:
+        """The scheme whose target means this layer most exactly: a name before a pattern, a pattern before a class."""
+        if layer.matches(self.ignore):
+            return None
+        ranked = [(_rank(t, layer), i) for i, s in enumerate(self.schemes()) for t in s.targets if layer.matches([t])]
+        return self.schemes()[min(ranked)[1]] if ranked else None
+
+    def patterns(self) -> list[str]:
+        """The targets of every scheme; its own where there is none."""
+        return [target for scheme in self.schemes() for target in scheme.targets] or list(self.targets)
+
+    def layers(self, stage: Stage) -> list[Layer]:
+        """The layers of a stage that some scheme of this modifier means."""
+        return stage.layers(self.patterns(), self.ignore)
+
+    def needs_data(self) -> bool:
+        """Whether inputs have scales that do not change while serving, or an observer of weights looks at inputs."""
+        return any(_is_static(scheme.input_activations) or _weighs(scheme.weights) for scheme in self.schemes())
+
+    def follows_error(self) -> bool:
+        """Whether anything is rounded to fewer than 8 bits: what 8 bits do to later inputs is too little to matter."""
+        parts = [part for scheme in self.schemes() for part in (scheme.weights, scheme.input_activations)]
+        return any(part is not None and part.num_bits < 8 for part in parts)
+
+    def takes_whole_range(self, layer: Layer) -> bool:
+        """Whether scales of a layer's weight will span it from its smallest to its largest element.
+
+        Then a modifier that comes before may choose another range, in `state.clip_ranges`, which
+        `rounded` takes instead.
+        Who searches for scales says no.
+        """
+        scheme = self.scheme_for(layer)
+        args = None if scheme is None else scheme.weights
+        return args is not None and observer_for(args, DEFAULT_WEIGHT_OBSERVER).whole_range
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        """Ask for what the scales of static inputs are made of, and for what observers of weights look at."""
+        for layer in self.layers(stage):
+            scheme = self.scheme_for(layer)
+            if scheme is None:
+                continue
+            if _weighs(scheme.weights):
+                state.request(layer, "second_moment")
+            observed = self._observed_input(layer)
+            if observed is not None:
+                state.request(layer, observed)
+
+    def quantized(self, state: State, layer: Layer) -> Quantized:
+        """The layer with its scheme and the scales of its inputs; `finalize` adds codes and scales of the weights.
+
+        Raises:
+            CalibrationError: inputs are static and no token ever reached the layer.
+        """
+        scheme, global_scale = self._scheme(layer), self.global_scale(state, layer)
+        if global_scale is not None:
+            state.scratch.pop(self, layer)
+        observed = self._observed_input(layer)
+        if observed is None:
+            return Quantized(scheme, global_scale=global_scale)
+        ranges = self._input_ranges(state, layer, observed)
+        if not ranges:
+            raise CalibrationError(
+                f"{layer.name} saw no token of the calibration data, so its static inputs have no scale; "
+                "calibrate with more data, ignore the layer, or choose a scheme with dynamic inputs"
+            )
+        low, high = torch.stack([low for low, _ in ranges]), torch.stack([high for _, high in ranges])
+        low, high = low.amin(dim=0), high.amax(dim=0)
+        assert scheme.input_activations is not None
+        if scheme.input_activations.dynamic == "local":
+            inputs = calculate_global_scale(torch.maximum(-low, high), scheme.input_activations)
+            return Quantized(scheme, global_scale=global_scale, input_global_scale=inputs)
+        scale, zero_point = calculate_qparams(low, high, observed.observer.args)
+        return Quantized(scheme, global_scale=global_scale, input_scale=scale, input_zero_point=zero_point)
+
+    def rounded(self, state: State, layer: Layer, qparams: tuple[Tensor, Tensor] | None = None) -> Quantized:
+        """In `finalize`: `quantized`, with every weight at the nearest point of its grid; as it is without a grid.
+
+        Args:
+            state: of the run.
+            layer: whose weight is read.
+            qparams: scale and zero point of the weight; None for those of its range in `state.clip_ranges`, where the
+                scheme's observer would take the whole range, or those that the observer finds.
+        """
+        found = self.quantized(state, layer)
+        args, factor, chosen = found.scheme.weights, found.global_scale, state.clip_ranges.pop(layer.name, None)
+        if args is None:
+            return found
+        if qparams is None and chosen is not None and self.takes_whole_range(layer):
+            scale, point = calculate_qparams(*chosen, args, global_scale=factor)
+            qparams = scale.to(layer.weight.dtype), point
+        scale, point = qparams or weight_qparams(
+            layer.weight, args, global_scale=factor, importance=self.importance(state, layer)
+        )
+        codes = quantize(layer.weight, scale, point, args, global_scale=factor)
+        return evolve(found, codes=codes, scale=scale, zero_point=point)
+
+    def global_scale(self, state: State, layer: Layer) -> Tensor | None:
+        """In `finalize`, before `quantized`: what the weight's scales are multiplied by, [1]; None for most schemes.
+
+        Layers that engines fuse have one in common: it is computed for all of them when the first is asked for.
+        """
+        args = self._scheme(layer).weights
+        if args is None or args.strategy != "tensor_group":
+            return None
+        if (self, layer) not in state.scratch:
+            together = [layer]
+            for other in fused_with(state.model, layer):
+                scheme = self.scheme_for(other)
+                if scheme is not None and scheme.weights == args and (self, other) not in state.scratch:
+                    together.append(other)
+            largest = torch.stack([one.weight.abs().amax() for one in together]).amax()
+            for one in together:
+                state.scratch[self, one] = calculate_global_scale(largest, args)
+        found: Tensor = state.scratch[self, layer]
+        return found
+
+    def importance(self, state: State, layer: Layer) -> Tensor | None:
+        """In `finalize`: the mean squares of the layer's inputs, [I] float32, for an observer that weighs columns.
+
+        None where the scheme names no such observer, and where no token reached the layer.
+        """
+        if not _weighs(self._scheme(layer).weights):
+            return None
+        seen = state.statistic(layer, "second_moment")
+        return None if seen is None else seen.mean
+
+    def _input_ranges(self, state: State, layer: Layer, observed: Observed) -> list[tuple[Tensor, Tensor]]:
+        """Smallest and largest input, of the layer itself, or of the other experts when no token reached this one."""
+        own = state.statistic(layer, observed)
+        if own is not None:
+            return [observed.observer.range(own)]
+        others = [
+            other
+            for other in siblings(state.model, layer)
+            if self.scheme_for(other) is not None and self._observed_input(other) == observed
+        ]
+        seen = [value for other in others if (value := state.statistic(other, observed)) is not None]
+        return [observed.observer.range(value) for value in seen]
+
+    def _observed_input(self, layer: Layer) -> Observed | None:
+        """What is watched of the layer's inputs; None when their scales are found while serving, or they have none."""
+        args = self._scheme(layer).input_activations
+        if args is None or not _is_static(args):
+            return None
+        if args.dynamic == "local":  # the global scale is that of the tensor; those of groups are found while serving
+            args = evolve(args, strategy="tensor", group_size=None, dynamic=False, scale_dtype=None)
+        return Observed(observer=observer_for(args, DEFAULT_ACTIVATION_OBSERVER))
+
+    def _scheme(self, layer: Layer) -> Scheme:
+        scheme = self.scheme_for(layer)
+        assert scheme is not None, layer.name
+        return scheme
+
+    def _preset(self, name: str) -> Scheme:
+        return preset(name) if self.group_size is None else preset(name, group_size=self.group_size)
+
+    def _observed(self, scheme: Scheme) -> Scheme:
+        named = self.observer or {}
+        return evolve(
+            scheme,
+            weights=_with_observer(scheme.weights, named.get("weights", self.weight_observer)),
+            input_activations=_with_observer(scheme.input_activations, named.get("input", self.input_observer)),
+        )
+
+
+def weight_qparams(
+    weight: Tensor, args: QuantizationArgs, *, global_scale: Tensor | None = None, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a weight as its scheme's observer finds them.
+
+    Args:
+        weight: [O, I].
+        args: of the weight.
+        global_scale: [1], of schemes with the strategy tensor_group, see `Quantizer.global_scale`.
+        importance: of the columns, [I] float32, for observers that weigh errors; None where nothing is known.
+
+    Returns:
+        Both of the shape that the strategy gives; the scale in the dtype of the weight.
+    """
+    observer = observer_for(args, DEFAULT_WEIGHT_OBSERVER)
+    grouped = group(weight, args)  # [*scale shape, n]
+    costs = None if importance is None else group(importance.expand_as(weight), args)  # [*scale shape, n]
+    found = observer.weight_range(grouped, global_scale=global_scale, importance=costs)
+    scale, zero_point = calculate_qparams(*found, args, global_scale=global_scale)
+    return scale.to(weight.dtype), zero_point
+
+
+def _rank(pattern: str, layer: Layer) -> int:
+    if pattern == layer.name:
+        return 0
+    return 1 if pattern.startswith("re:") else 2
+
+
+def _weighs(args: QuantizationArgs | None) -> bool:
+    return args is not None and args.observer is not None and observer_for(args, args.observer).weighs_columns
+
+
+def _is_static(args: QuantizationArgs | None) -> bool:
+    return args is not None and args.dynamic is not True
+
+
+def _with_observer(args: QuantizationArgs | None, observer: str | None) -> QuantizationArgs | None:
+    return args if args is None or observer is None else evolve(args, observer=observer)

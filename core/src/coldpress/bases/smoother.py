@@ -1,0 +1,265 @@
+"""Smoother: the settings and the wiring that every modifier shares that moves per-channel scales between layers."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from attrs import field, frozen
+from torch import Tensor, nn
+
+from coldpress.dataflow import (
+    Dataflow,
+    Pair,
+    capture,
+    find_pairs,
+    fold,
+    parse_mappings,
+    resolve_in,
+    shared_parameters,
+    signature,
+    token_batch,
+    unmatched,
+)
+from coldpress.dataflow.partition import block_names
+from coldpress.dataflow.skeleton import is_meta, skeleton
+from coldpress.errors import ModelError, NumericsError
+from coldpress.hookspecs import hookimpl
+from coldpress.modifier import READS_DATA, TRANSFORMS, Modifier
+from coldpress.numerics import check_finite
+from coldpress.stage import Layer, Stage, class_names
+from coldpress.state import State
+from coldpress.statistic import Statistic
+
+log = logging.getLogger(__name__)
+
+_TEXT = frozenset({"input_ids", "attention_mask", "labels", "use_cache"})
+
+
+@frozen(eq=False)
+class Smoothing:
+    """A producer of a stage and those of its readers that count.
+
+    Attributes:
+        pair: named from the root of the model.
+        layers: readers whose inputs and weights decide about the scale; the others only have it undone.
+        readers: every reader that is a layer.
+    """
+
+    pair: Pair
+    layers: tuple[Layer, ...]
+    readers: tuple[Layer, ...]
+
+
+@frozen(kw_only=True, eq=False)
+class Smoother(Modifier):
+    """Base of modifiers that divide channels by a scale where they are made, and undo it where they are read.
+
+    A subclass says which statistics it needs, and which scale a pair gets; pairs are found, folded and reported here.
+    A pair has a producer (a norm, a linear layer, a stack of experts) and all of its readers.
+    It comes from probing, or from `mappings` that probing has found to be true, so that the model keeps its function.
+
+    Attributes:
+        mappings: `[[readers], producer]` each, or `{balance_layers: ..., smooth_layer: ...}`, in names, `re:` patterns
+            or class names; None takes every pair that probing finds.
+        targets: readers that count, in the same forms.
+        ignore: readers that do not count, and producers that are left alone.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA, TRANSFORMS})
+
+    mappings: list[Any] | None = field(default=None)
+
+    @mappings.validator
+    def _check_mappings(self, attribute: object, value: Any) -> None:
+        parse_mappings([] if value is None else value)
+
+    def statistics(self, smoothing: Smoothing) -> Iterable[str | Statistic]:
+        """What must be known of the inputs of the layers that count."""
+        raise NotImplementedError
+
+    def scale(self, state: State, smoothing: Smoothing) -> Tensor | str:
+        """In `finalize`: what the channels of a pair are divided by, [C], positive; or why they are left alone."""
+        raise NotImplementedError
+
+    def layers(self, stage: Stage) -> list[Layer]:
+        """The layers that are meant and lie in a block: no other has a producer that is looked at."""
+        found = super().layers(stage)
+        root = stage.modules.get("")
+        heads = tuple(f"{name}." for name in block_names(root)) if root is not None else ()
+        return [layer for layer in found if "Linear" in layer.classes and (not heads or layer.name.startswith(heads))]
+
+    def follows_error(self) -> bool:
+        """No: scales that were found on what the original puts out are as good."""
+        return False
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        """Look for the pairs of the stage, and ask for what their scales are made of.
+
+        Raises:
+            TargetError: a mapping matches nothing, or is not true.
+        """
+        for smoothing in self.smoothings(state, stage):
+            for layer in smoothing.layers:
+                for statistic in self.statistics(smoothing):
+                    state.request(layer, statistic)
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        """Fold a scale into every pair of the stage, one after the other."""
+        for smoothing in self.smoothings(state, stage):
+            with state.timed(*smoothing.layers):
+                scale = self.scale(state, smoothing)
+                problem = scale if isinstance(scale, str) else smooth(state, smoothing, scale)
+            if problem is not None:
+                leave(state, smoothing.layers, f"{smoothing.pair.producer}: {problem}")
+
+    def smoothings(self, state: State, stage: Stage) -> list[Smoothing]:
+        """The pairs of the stage with somebody who counts; layers that are in none get a reason in their report."""
+        if self.mappings is not None:
+            unmatched(state.model, self.mappings)
+        found: list[Smoothing] = []
+        claimed, every = self.layers(stage), {layer.name: layer for layer in stage.every_layer}
+        for name in _blocks_within(state.model, stage):
+            found += self._of_block(state, name, [one for one in claimed if _is_within(one.name, name)], every)
+        return found
+
+    def _of_block(
+        self, state: State, name: str, claimed: Sequence[Layer], every: Mapping[str, Layer]
+    ) -> list[Smoothing]:
+        block = state.model.get_submodule(name)
+        counting = {layer.name: layer for layer in claimed}
+        flow = dataflow_of(state, name)
+        if isinstance(flow, str):
+            if self.mappings is not None and counting:
+                raise ModelError(f"{name or type(block).__name__}: mappings cannot be checked: {flow}")
+            log.warning("nothing in %s is smoothed: %s", name or type(block).__name__, flow)
+            leave(state, counting.values(), flow)
+            return []
+        pairs = flow.pairs if self.mappings is None else resolve_in(block, flow, self.mappings, prefix=name)
+        found = []
+        head = f"{name}." if name else ""
+        reasons = {layer: flow.unpaired.get(layer.removeprefix(head), "no mapping names it") for layer in counting}
+        for pair in (one.within(name) for one in pairs):
+            layers = tuple(counting[reader] for reader in pair.consumers if reader in counting)
+            if layers and not self._ignores(state.model, pair):
+                readers = tuple(every[reader] for reader in pair.consumers if reader in every)
+                found.append(Smoothing(pair, layers, readers))
+            else:
+                reasons |= {layer.name: f"{pair.producer}, which makes its input, is ignored" for layer in layers}
+        served = {layer.name for one in found for layer in one.layers}
+        for layer in counting.values():
+            if layer.name not in served:
+                leave(state, [layer], reasons[layer.name])
+        return found
+
+    def _ignores(self, model: nn.Module, pair: Pair) -> bool:
+        """Whether the producer, or the owner of a stack of experts, is to be left alone."""
+        owner = pair.sites[0].parameter.rpartition(".")[0]
+        module = model.get_submodule(owner)
+        return Layer(owner, module, class_names(module)).matches(self.ignore)
+
+
+def smooth(state: State, smoothing: Smoothing, scale: Tensor) -> str | None:
+    """Fold a scale into a pair, let the statistics follow, and report it; or say why that cannot be.
+
+    Args:
+        state: of the run.
+        smoothing: the pair.
+        scale: what its channels are divided by, [C], positive.
+    """
+    pair, model = smoothing.pair, state.model
+    if not bool((scale.isfinite() & (scale > 0)).all()):
+        return "no finite scale fits its activations and weights"
+    scale = _as_stored(model, pair, scale)
+    names = {site.parameter for site in pair.sites} | {member.site.parameter for member in pair.members}
+    before = {name: model.get_parameter(name).detach().clone() for name in sorted(names)}
+    fold(model, pair, scale)
+    for name in names:
+        state.clip_ranges.pop(name.rpartition(".")[0], None)
+    try:
+        for name in before:
+            check_finite(name, model.get_parameter(name))
+    except NumericsError:
+        for name, value in before.items():
+            model.get_parameter(name).copy_(value)
+        return f"a weight would leave the range of {next(iter(before.values())).dtype}"
+    for layer in smoothing.readers:
+        state.carry([layer], rescale=pair.spread(scale, layer.name).float())
+    for layer in smoothing.layers:
+        state.report[layer.name].notes |= {"smoothed_in": pair.producer, "largest_scale": float(scale.max())}
+    return None
+
+
+def leave(state: State, layers: Iterable[Layer], reason: str) -> None:
+    """Note why the inputs of some layers are not smoothed."""
+    for layer in layers:
+        state.report[layer.name].notes["not_smoothed"] = reason
+        if layer.name not in state.planned:
+            state.skip(layer, f"not smoothed: {reason}")
+        log.debug("%s is not smoothed: %s", layer.name, reason)
+
+
+def dataflow_of(state: State, block: str) -> Dataflow | str:
+    """What probing finds of a block, once for each kind of block in a run; or why it could not be probed."""
+    module = state.model.get_submodule(block)
+    shared = shared_parameters(state.model, block) if block else {}
+    key = (signature(module), tuple(sorted(shared.items(), key=lambda item: item[0])))
+    known = state.statistics.flows
+    if key not in known:
+        known[key] = _probed(state, block, module, shared)
+    found: Dataflow | str = known[key]
+    return found
+
+
+def _probed(state: State, block: str, module: nn.Module, shared: Any) -> Dataflow | str:
+    model = skeleton(state.model, block_names(state.model)) if is_meta(state.model) else state.model
+    reason = "the block is never called"
+    for batch in _probing_batches(state):
+        try:
+            calls = capture(model, [block], batch)
+            if block in calls:
+                return find_pairs(module, calls[block], shared=shared, seed=state.seed)
+        except ModelError as error:
+            reason = str(error)
+    return f"probing failed: {reason.splitlines()[0][:200]}"
+
+
+def _probing_batches(state: State) -> list[dict[str, Any]]:
+    """What may be run to see how a block is called: random tokens where text is all that there is, then real ones."""
+    if not state.batches:
+        return [token_batch(state.model, seed=state.seed)]
+    first = state.batches[0]
+    device = next((p.device for p in state.model.parameters() if not p.is_meta), torch.device("cpu"))
+    real = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in first.items()}
+    try:
+        return [token_batch(state.model, seed=state.seed), real] if first.keys() <= _TEXT else [real]
+    except ModelError:
+        return [real]
+
+
+def _blocks_within(model: nn.Module, stage: Stage) -> list[str]:
+    """The blocks that lie in a stage; the model itself where it has none."""
+    blocks = block_names(model)
+    return [name for name in blocks if name in stage.modules] if blocks else [""]
+
+
+def _is_within(layer: str, block: str) -> bool:
+    return not block or layer.startswith(f"{block}.")
+
+
+def _as_stored(model: nn.Module, pair: Pair, scale: Tensor) -> Tensor:
+    """What the weight of a norm will have been divided by, once it is rounded to its dtype, [C] float64.
+
+    Readers then undo exactly this, and a channel is not off by the rounding of one number.
+    """
+    scale = scale.double()
+    site = pair.sites[0]
+    parameter = model.get_parameter(site.parameter).detach()
+    if pair.kind != "norm":
+        return scale
+    rows = pair.rows.to(parameter.device)
+    old = parameter.double()[rows] + site.offset  # [C]
+    new = (old / scale - site.offset).to(parameter.dtype).double() + site.offset  # [C]
+    return torch.where((new * old > 0) & new.isfinite(), old / new, scale)

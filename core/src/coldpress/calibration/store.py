@@ -1,0 +1,298 @@
+"""StatisticStore: who asked for which statistic of which layer, and what is known of every distinct input of a stage.
+
+initialize    ask          a modifier names a layer and a statistic
+the sweep     see          one update for each distinct input and statistic, however many layers and modifiers read it
+finalize      value        layers that share an input share the value
+              carry        a modifier moved the signal: values follow, or are lost
+              is_stale     whether the stage must be swept again before a modifier can read
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+
+from coldpress.errors import BrokenPluginError, CalibrationError
+from coldpress.modifier import Modifier
+from coldpress.stage import Layer
+from coldpress.statistic import RESCALE, ROTATE, Statistic, statistic_for
+
+Calls = Mapping[str, tuple[int, ...]]
+"""Layer name to the keys of the tensors that it was called with in one batch, in order."""
+
+
+@frozen(eq=False)
+class Request:
+    """One wish.
+
+    Attributes:
+        layer: whose inputs.
+        statistic: of what kind.
+        modifier: who wishes; None outside a run.
+    """
+
+    layer: Layer
+    statistic: Statistic
+    modifier: Modifier | None
+
+
+@frozen(eq=False)
+class Source:
+    """One distinct input of the stage.
+
+    Attributes:
+        layers: names of those who read it.
+        values: the statistics that are wanted of it, and what they say.
+    """
+
+    layers: tuple[str, ...]
+    values: tuple[tuple[Statistic, Any], ...]
+
+    def value(self, statistic: Statistic) -> Any | None:
+        """What a statistic says; None when it is not held."""
+        return next((value for held, value in self.values if held == statistic), None)
+
+    def seeing(self, x: Tensor, original: Tensor) -> "Source":
+        """The source after some tokens, and what they are in the original model, [T, I] both."""
+        seen = [
+            one.update_with_original(v, x, original) if one.needs_original_inputs else one.update(v, x)
+            for one, v in self.values
+        ]
+        return Source(self.layers, tuple((one, value) for (one, _), value in zip(self.values, seen, strict=True)))
+
+
+@define(eq=False)
+class StatisticStore:
+    """The statistics of one stage.
+
+    Attributes:
+        requester: the modifier whose hook is running.
+        carried: somebody said, since it was last set to False, how the signal moves.
+        flows: what probing has found of the blocks, for all of the run; the business of `coldpress.bases.smoother`.
+    """
+
+    requester: Modifier | None = None
+    carried: bool = False
+    flows: dict[Any, Any] = field(factory=dict)
+    _asks: list[Request] = field(factory=list)
+    _wanted: list[Request] = field(factory=list)
+    _sources: list[Source] = field(factory=list)
+    _lost: list[Request] = field(factory=list)
+    _moved: set[str] = field(factory=set)
+
+    def request(self, layer: Layer, which: str | Statistic) -> None:
+        """Wish for a statistic of the inputs of a layer; wishing twice is wishing once.
+
+        Raises:
+            PluginError: nobody offers a statistic of this name.
+            BrokenPluginError: the modifier does not say that it needs data, or that it compares.
+            CalibrationError: the layer is an embedding.
+        """
+        if self.requester is not None and not self.requester.needs_data():
+            raise BrokenPluginError(
+                f"{type(self.requester).__name__} asks for statistics: it must have the trait READS_DATA"
+            )
+        if "Linear" not in layer.classes:
+            raise CalibrationError(
+                f"{layer.name} is called with token ids, of which there are no statistics: ignore it"
+            )
+        statistic = statistic_for(which)
+        if statistic.needs_original_inputs and self.requester is not None and not self.requester.compares():
+            raise BrokenPluginError(
+                f"{type(self.requester).__name__} asks for {statistic!r}, which compares inputs with those of the "
+                "original model: its compares() must say so"
+            )
+        if not any(_is(ask, layer, statistic) and ask.modifier is self.requester for ask in self._asks):
+            self._asks.append(Request(layer, statistic, self.requester))
+
+    @contextmanager
+    def requesting(self, modifier: Modifier) -> Iterator[None]:
+        """Who asks inside."""
+        self.requester = modifier
+        try:
+            yield
+        finally:
+            self.requester = None
+
+    def begin(self, modifiers: Sequence[Modifier]) -> list[Layer]:
+        """Forget what was seen, and get ready to see what these modifiers asked for.
+
+        Returns:
+            The layers whose inputs are wanted, each once.
+        """
+        self._wanted = [ask for ask in self._asks if any(ask.modifier is one for one in modifiers)]
+        self._sources, self._lost, self._moved = [], [], set()
+        return list({ask.layer.name: ask.layer for ask in self._wanted}.values())
+
+    def see(
+        self, calls: Calls, tokens: Mapping[int, Tensor], originals: Mapping[str, Sequence[Tensor]] | None = None
+    ) -> None:
+        """Take in one batch.
+
+        Layers that read the same tensors in every batch so far are one source; where they part, each goes on from what
+        they had in common.
+
+        Args:
+            calls: of every layer that some token reached.
+            tokens: key to the tensor, [T, I].
+            originals: layer name to what it is called with in the original model, [T, I], in the order of its calls;
+                None where that is the same.
+
+        Raises:
+            CalibrationError: in the original model a layer sees other tokens.
+        """
+        known = {name for source in self._sources for name in source.layers}
+        names = dict.fromkeys(ask.layer.name for ask in self._wanted)
+        parts = [part for source in self._sources for part in self._split(source, _grouped(source.layers, calls))]
+        fresh = _grouped([name for name in names if name not in known and calls.get(name)], calls)
+        parts += [Source(group, tuple((one, None) for one in self._statistics(group))) for group in fresh]
+        for index, source in enumerate(parts):
+            seen = [tokens[key] for key in calls.get(source.layers[0], ())]
+            for x, original in zip(seen, _beside(source, seen, originals), strict=True):
+                parts[index] = parts[index].seeing(x, original)
+        self._sources = parts
+
+    def finish(self) -> None:
+        """Bring every value into the form that is read."""
+        self._sources = [
+            Source(source.layers, tuple((one, one.finish(value)) for one, value in source.values))
+            for source in self._sources
+        ]
+
+    def value(self, layer: Layer, which: str | Statistic) -> Any | None:
+        """What was seen of the inputs of a layer; None when no token reached it.
+
+        Raises:
+            LookupError: it was not requested in `initialize`.
+        """
+        statistic = statistic_for(which)
+        if not any(_is(ask, layer, statistic) for ask in self._asks):
+            raise LookupError(
+                f"{which!r} of {layer.name} was not requested: call state.request(layer, ...) in initialize"
+            )
+        if any(_is(ask, layer, statistic) for ask in self._lost):
+            raise LookupError(f"{which!r} of {layer.name} cannot follow a signal that moved: read it before moving")
+        source = self._source(layer.name)
+        return None if source is None else source.value(statistic)
+
+    def input_groups(self, layers: Iterable[Layer]) -> list[list[Layer]]:
+        """The layers in groups that read the same input, in order; a layer that nothing is known of is alone."""
+        groups: dict[object, list[Layer]] = {}
+        for layer in layers:
+            source = self._source(layer.name)
+            groups.setdefault(layer.name if source is None else id(source), []).append(layer)
+        return list(groups.values())
+
+    def rescale(self, layers: Sequence[Layer], scale: Tensor) -> None:
+        """The inputs of these layers are divided by `scale`, [I], from now on.
+
+        Raises:
+            ValueError: the scale is not [I], not finite, or zero somewhere.
+        """
+        scale = _on_device(scale, layers, rank=1)
+        if not bool((torch.isfinite(scale) & (scale != 0)).all()):
+            raise ValueError("a scale must be finite and nowhere zero")
+        self._carry(layers, RESCALE, scale)
+
+    def rotate(self, layers: Sequence[Layer], rotation: Tensor) -> None:
+        """The inputs of these layers are multiplied by `rotation`, [I, I], from the right, from now on.
+
+        Raises:
+            ValueError: the rotation is not [I, I].
+        """
+        self._carry(layers, ROTATE, _on_device(rotation, layers, rank=2))
+
+    def lose(self) -> None:
+        """The signal moved, and nobody said how."""
+        self._lost = list(self._wanted)
+        self._moved |= {ask.layer.name for ask in self._wanted}
+        self._sources = []
+
+    def lacks(self, modifier: Modifier) -> bool:
+        """Whether something that this modifier asked for was lost."""
+        return any(ask.modifier is modifier for ask in self._lost)
+
+    def has_moved(self, names: Iterable[str]) -> bool:
+        """Whether the inputs of any of these layers are no longer what they were in the sweep."""
+        return not self._moved.isdisjoint(names)
+
+    def clear(self) -> None:
+        """Forget everything: the stage is done."""
+        self._asks, self._wanted, self._sources, self._lost, self._moved = [], [], [], [], set()
+
+    def _carry(self, layers: Sequence[Layer], how: str, by: Tensor) -> None:
+        named = {layer.name for layer in layers}
+        sources = []
+        for source in self._sources:
+            inside = tuple(name for name in source.layers if name in named)
+            outside = tuple(name for name in source.layers if name not in named)
+            for part in self._split(source, [group for group in (inside, outside) if group]):
+                sources.append(self._moved_source(part, how, by) if part.layers == inside else part)
+        self._sources = sources
+        self._moved |= named
+        self.carried = True
+
+    def _moved_source(self, source: Source, how: str, by: Tensor) -> Source:
+        lost = [one for one, _ in source.values if how not in one.supports]
+        self._lost += [ask for ask in self._wanted if ask.layer.name in source.layers and ask.statistic in lost]
+        kept = [(one, value) for one, value in source.values if how in one.supports]
+        return Source(source.layers, tuple((one, getattr(one, how)(value, by)) for one, value in kept))
+
+    def _source(self, name: str) -> Source | None:
+        return next((source for source in self._sources if name in source.layers), None)
+
+    def _split(self, source: Source, groups: Sequence[tuple[str, ...]]) -> list[Source]:
+        """A source as one for each group, each with the statistics that its layers were asked for."""
+        if len(groups) == 1:
+            return [source]
+        return [
+            Source(group, tuple((one, value) for one, value in source.values if one in self._statistics(group)))
+            for group in groups
+        ]
+
+    def _statistics(self, names: Sequence[str]) -> list[Statistic]:
+        """What is wanted of these layers, each statistic once."""
+        wanted: list[Statistic] = []
+        for ask in self._wanted:
+            if ask.layer.name in names and ask.statistic not in wanted:
+                wanted.append(ask.statistic)
+        return wanted
+
+
+def _beside(
+    source: Source, seen: Sequence[Tensor], originals: Mapping[str, Sequence[Tensor]] | None
+) -> Sequence[Tensor]:
+    """What a source is in the original model, tensor by tensor."""
+    if originals is None or not any(one.needs_original_inputs for one, _ in source.values):
+        return seen
+    found = originals.get(source.layers[0], ())
+    if [len(x) for x in found] != [len(x) for x in seen]:
+        raise CalibrationError(
+            f"{source.layers[0]} sees other tokens than in the original model, so its inputs cannot be compared; "
+            "calibrate all experts with all tokens, or compress this layer without comparing"
+        )
+    return found
+
+
+def _is(ask: Request, layer: Layer, statistic: Statistic) -> bool:
+    return ask.layer.name == layer.name and ask.statistic == statistic
+
+
+def _grouped(names: Sequence[str], calls: Calls) -> list[tuple[str, ...]]:
+    """Names in groups that were called with the same tensors; one group of all that were not called."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in names:
+        groups.setdefault(calls.get(name, ()), []).append(name)
+    return [tuple(group) for group in groups.values()]
+
+
+def _on_device(by: Tensor, layers: Sequence[Layer], *, rank: int) -> Tensor:
+    """A scale or rotation in float32 where the inputs of the layers are, after a look at its shape."""
+    for layer in layers:
+        width = layer.weight.shape[1]
+        if by.shape != (width,) * rank:
+            raise ValueError(f"{layer.name} has inputs of width {width}; {tuple(by.shape)} does not fit")
+    return by.detach().to(layers[0].weight.device if layers else by.device, torch.float32)

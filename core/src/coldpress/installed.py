@@ -1,0 +1,56 @@
+"""Plugins of one kind as names of a module: `from coldpress.modifiers import GPTQModifier`."""
+
+import re
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, metadata
+from typing import Any
+
+from coldpress import registry
+from coldpress.errors import UnknownPluginError, suggest
+
+
+def installed_names(module: str, kind: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a module that offers what is installed of a kind, whoever published it.
+
+    A plugin is found by the name that recipes use, or by that of its class.
+
+    Args:
+        module: name of the module.
+        kind: of plugin, one of `registry.KINDS`.
+    """
+
+    def load(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        offered = _names(kind)
+        try:
+            return registry.find(kind, offered.get(name, name))
+        except UnknownPluginError as error:
+            raise AttributeError(
+                f"module {module!r} has no {name!r}{suggest(name, list(offered))}: {_remedy(kind, name)}"
+            ) from error
+
+    def listed() -> list[str]:
+        return sorted(_names(kind))
+
+    return load, listed
+
+
+def _names(kind: str) -> dict[str, str]:
+    """What a plugin may be called in Python to its name in recipes; the latter wins."""
+    found = registry.available(kind)
+    classes = {plugin.entry.attr.rpartition(".")[2]: plugin.name for plugin in reversed(found) if plugin.entry.attr}
+    return {name: own for name, own in {**classes, **{p.name: p.name for p in found}}.items() if name.isidentifier()}
+
+
+def _remedy(kind: str, name: str) -> str:
+    """The extra of coldpress that is called as the plugin is, or that there is none."""
+    try:
+        extras = metadata("coldpress").get_all("Provides-Extra") or []
+    except PackageNotFoundError:
+        extras = []
+    plain = re.sub(r"[\W_]", "", name.lower())
+    for extra in sorted(extras, key=len, reverse=True):
+        if re.sub(r"[\W_]", "", extra.lower()) in plain:
+            return f"pip install 'coldpress[{extra}]'"
+    return f"no installed distribution offers a {kind[:-1]} of this name"

@@ -1,0 +1,127 @@
+"""What plugin authors import: the contract, the bases of modifiers, and errors; loaded at first use.
+
+Tensor functions are in `coldpress.numerics`, the conformance kit in `coldpress.testing`.
+"""
+
+from typing import TYPE_CHECKING
+
+from coldpress.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from coldpress.bases.fit_report import note_fit
+    from coldpress.bases.kv_cache import cache_args, quantize_cache, watch_cache
+    from coldpress.bases.pruner import Pruner
+    from coldpress.bases.quantizer import Quantizer, weight_qparams
+    from coldpress.bases.smoother import Smoother, Smoothing
+    from coldpress.calibration.observer import Observer, observer_for
+    from coldpress.calibration.tap import InputTap, StopForward
+    from coldpress.checkpoint import CheckpointReader
+    from coldpress.dataflow.partition import block_names, partition
+    from coldpress.errors import (
+        ArgumentError,
+        CalibrationError,
+        CheckpointError,
+        ColdpressError,
+        ModelError,
+        NumericsError,
+        PluginError,
+        RecipeError,
+        SchemeError,
+        TargetError,
+    )
+    from coldpress.format import Format, SchemeLookup
+    from coldpress.hookspecs import hookimpl
+    from coldpress.modifier import PRUNES, QUANTIZES, READS_DATA, RUNS_LAST, TRANSFORMS, Modifier
+    from coldpress.pipeline import Pipeline
+    from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset
+    from coldpress.stage import Batch, Layer, Stage
+    from coldpress.state import LayerReport, Quantized, State
+    from coldpress.statistic import RESCALE, ROTATE, Statistic
+
+__all__ = [
+    "PRUNES",
+    "QUANTIZES",
+    "READS_DATA",
+    "RESCALE",
+    "ROTATE",
+    "RUNS_LAST",
+    "TRANSFORMS",
+    "ArgumentError",
+    "Batch",
+    "CalibrationError",
+    "CheckpointError",
+    "CheckpointReader",
+    "ColdpressError",
+    "Format",
+    "InputTap",
+    "Layer",
+    "LayerReport",
+    "ModelError",
+    "Modifier",
+    "NumberFormat",
+    "NumericsError",
+    "Observer",
+    "Pipeline",
+    "PluginError",
+    "Pruner",
+    "QuantizationArgs",
+    "Quantized",
+    "Quantizer",
+    "RecipeError",
+    "Scheme",
+    "SchemeError",
+    "SchemeLookup",
+    "Smoother",
+    "Smoothing",
+    "Stage",
+    "State",
+    "Statistic",
+    "StopForward",
+    "TargetError",
+    "block_names",
+    "cache_args",
+    "hookimpl",
+    "note_fit",
+    "number_format",
+    "observer_for",
+    "partition",
+    "preset",
+    "quantize_cache",
+    "watch_cache",
+    "weight_qparams",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "bases.fit_report": ("note_fit",),
+        "bases.kv_cache": ("cache_args", "quantize_cache", "watch_cache"),
+        "bases.pruner": ("Pruner",),
+        "bases.quantizer": ("Quantizer", "weight_qparams"),
+        "bases.smoother": ("Smoother", "Smoothing"),
+        "calibration.observer": ("Observer", "observer_for"),
+        "calibration.tap": ("InputTap", "StopForward"),
+        "checkpoint": ("CheckpointReader",),
+        "dataflow.partition": ("block_names", "partition"),
+        "errors": (
+            "ArgumentError",
+            "CalibrationError",
+            "CheckpointError",
+            "ColdpressError",
+            "ModelError",
+            "NumericsError",
+            "PluginError",
+            "RecipeError",
+            "SchemeError",
+            "TargetError",
+        ),
+        "format": ("Format", "SchemeLookup"),
+        "hookspecs": ("hookimpl",),
+        "modifier": ("PRUNES", "QUANTIZES", "READS_DATA", "RUNS_LAST", "TRANSFORMS", "Modifier"),
+        "pipeline": ("Pipeline",),
+        "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset"),
+        "stage": ("Batch", "Layer", "Stage"),
+        "state": ("LayerReport", "Quantized", "State"),
+        "statistic": ("RESCALE", "ROTATE", "Statistic"),
+    },
+)

@@ -1,0 +1,160 @@
+"""The survey: what it says, shortened where there is much of it."""
+
+import pytest
+import torch
+
+from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError
+from coldpress.modifier import QUANTIZES, READS_DATA, RUNS_LAST, Modifier
+from coldpress.run.preflight import (
+    averages_batches,
+    check_data,
+    check_devices,
+    claims_of,
+    quantizers_of,
+    reason_untouched,
+    schemes_of,
+    shortened,
+)
+from coldpress.state import State
+from coldpress.testing.models import batches, tiny_llama
+from coldpress.testing.rounding import Rounding
+from coldpress.testing.trial import Parts, claimed
+
+
+def test_claims_are_in_recipe_order_and_model_order():
+    first, second = Modifier(targets=["lm_head"]), Modifier(ignore=["re:.*mlp", "lm_head"])
+    claims = claims_of([first, second], tiny_llama())
+
+    assert [claim.modifier for claim in claims] == [first, second]
+    assert [layer.name for layer in claims[0].layers] == ["lm_head"]
+    assert [layer.name.split(".")[-1] for layer in claims[1].layers] == ["q_proj", "k_proj", "v_proj", "o_proj"] * 2
+
+
+class Keeper(Modifier):
+    """Must come last."""
+
+    traits = frozenset({RUNS_LAST})
+
+
+def test_who_must_come_last_does():
+    layer = ["model.layers.0.mlp.up_proj"]
+
+    assert claims_of([Modifier(), Keeper(), Keeper()], tiny_llama())
+    assert claims_of([Keeper(targets=layer), Modifier(ignore=layer)], tiny_llama())
+    with pytest.raises(TargetError, match="Keeper: Modifier comes after it and changes layers .*; name Keeper last"):
+        claims_of([Keeper(targets=layer), Modifier()], tiny_llama())
+
+
+def test_modifiers_that_quantize_nothing_have_no_schemes():
+    assert schemes_of(claims_of([Modifier()], tiny_llama())) == {}
+
+
+def test_every_quantized_layer_has_its_scheme():
+    modifier = Rounding(scheme={"W8A16": ["re:.*mlp"], "W4A16": ["lm_head"]}, group_size=64)
+    schemes = schemes_of(claims_of([modifier], tiny_llama()))
+
+    assert {name: scheme.weights.num_bits for name, scheme in schemes.items() if "layers.1" not in name} == {
+        "model.layers.0.mlp.gate_proj": 8,
+        "model.layers.0.mlp.up_proj": 8,
+        "model.layers.0.mlp.down_proj": 8,
+        "lm_head": 4,
+    }
+
+
+def test_every_quantized_layer_has_its_quantizer():
+    first, second = Rounding(scheme="W8A16", targets=["re:.*mlp"]), Rounding(scheme="W8A16", targets=["lm_head"])
+    found = quantizers_of(claims_of([Modifier(), first, second], tiny_llama()))
+
+    assert set(found.values()) == {first, second}
+    assert found["lm_head"] is second
+    assert len(found) == 7
+
+
+class Reader(Rounding):
+    """Reads data, whatever its scheme."""
+
+    traits = frozenset({QUANTIZES, READS_DATA})
+
+
+@pytest.mark.parametrize("kind", [Rounding, Reader])
+@pytest.mark.parametrize(("scheme", "averages"), [("W8A16", False), ("W8A8", False), ("FP8", True)])
+def test_what_a_batch_is_matters_where_ranges_are_averaged_over_batches(kind, scheme, averages):
+    assert averages_batches([Modifier(), kind(scheme=scheme)], tiny_llama()) is averages
+
+
+class Cached(Rounding):
+    """Needs data for something beside the layers."""
+
+    def needs_data(self):
+        return True
+
+
+def test_what_a_batch_is_matters_where_a_modifier_that_rounds_needs_data_for_other_scales():
+    assert averages_batches([Cached(scheme="W8A16")], tiny_llama())
+
+
+def test_many_problems_are_counted_and_not_all_listed():
+    with pytest.raises(SchemeError) as caught:
+        schemes_of(claims_of([Rounding(scheme="W4A16", group_size=48)], tiny_llama()))
+
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 9
+    assert lines[-1] == "... and 7 more of this kind"
+
+
+def test_few_problems_are_all_listed():
+    assert shortened(["a", "b"]) == "a\nb"
+
+
+def test_the_reason_names_who_ignores():
+    one, two = Rounding(scheme="W8A16", ignore=["lm_head"]), Modifier(targets=["re:.*mlp"])
+    model = tiny_llama()
+    (head,) = claimed(Modifier(targets=["lm_head"]), model)
+    (query, _) = claimed(Modifier(targets=["re:.*q_proj"]), model)
+
+    assert reason_untouched(head, [one, two]) == "ignored by Rounding"
+    assert reason_untouched(query, [two]) == "no target of the recipe matches it"
+
+
+def test_a_model_whose_weights_are_not_there_is_refused_unless_they_are_streamed():
+    model = tiny_llama().to("meta")
+
+    with pytest.raises(ModelError, match="no weights in memory"):
+        check_devices(model, streamed=False)
+    check_devices(model, streamed=True)
+
+
+def test_a_model_on_several_devices_is_refused_by_name():
+    model = tiny_llama()
+    model.lm_head.to("meta")
+
+    with pytest.raises(ModelError, match=r"embed_tokens.weight is on cpu and lm_head.weight is on meta.*device_map"):
+        check_devices(model, streamed=False)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"input_ids": torch.ones(0, 4)},
+        {"input_ids": torch.ones(2, 0)},
+        {"input_ids": torch.ones(2, 4), "attention_mask": torch.zeros(2, 4)},
+        {"inputs_embeds": torch.ones(2, 0, 8)},
+    ],
+    ids=["no rows", "no columns", "padding only", "no vectors"],
+)
+def test_batches_without_a_token_are_named_if_somebody_reads_them(batch):
+    state = State(model=tiny_llama(), batches=[*batches(rows=2), batch])
+
+    with pytest.raises(CalibrationError, match="1 of 3 batches hold no token: 2; leave them out"):
+        check_data([Reader()], Parts(), state)
+    check_data([Modifier()], Parts(), state)
+
+
+def test_batches_of_which_nobody_can_say_what_they_hold_are_taken():
+    check_data([Reader()], Parts(), State(model=tiny_llama(), batches=[{"x": torch.ones(0, 4)}]))
+
+
+class Reader(Modifier):
+    """Reads data."""
+
+    traits = frozenset({READS_DATA})
