@@ -12,6 +12,7 @@ from coldpress.cli.evaluate import evaluate
 from coldpress.cli.inspect import inspect
 from coldpress.cli.option import Debug
 from coldpress.cli.plugins import plugins
+from coldpress.cli.port import port
 from coldpress.cli.trace import trace
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-_COMMANDS = (compress, evaluate, inspect, trace, plugins, demo)
+_COMMANDS = (compress, evaluate, inspect, trace, plugins, port, demo)
 
 
 def _version(asked: bool) -> None:

@@ -1,4 +1,7 @@
-"""The schemes that have names: every preset of the field (compressed-tensors 0.20), upper or lower case."""
+"""The schemes that have names: every preset of the field (compressed-tensors 0.20), upper or lower case.
+
+`from coldpress.schemes.presets import NVFP4` is what `Scheme(targets=..., **NVFP4)` takes.
+"""
 
 from typing import Any
 
@@ -60,6 +63,13 @@ _PRESETS: dict[str, _Tensors] = {
     **{f"W{bits}A8": (_grouped(bits), _INT8_TOKENS) for bits in range(2, 8)},
     **{f"W{bits}A4": (_grouped(bits), _int(4, strategy="token", dynamic=True)) for bits in range(2, 5)},
 }
+
+
+def __getattr__(name: str) -> dict[str, QuantizationArgs | None]:
+    if name not in _PRESETS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{suggest(name, _PRESETS)}")
+    weights, inputs = _PRESETS[name]
+    return {"weights": weights, "input_activations": inputs}
 
 
 def preset_names() -> tuple[str, ...]:

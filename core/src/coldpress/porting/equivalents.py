@@ -1,0 +1,131 @@
+"""What a name of llm-compressor, or of compressed-tensors, is here: the only table of `coldpress port`.
+
+from llmcompressor.modifiers.quantization import GPTQModifier      moved to coldpress.modifiers
+from compressed_tensors.offload import dispatch_model              dropped: a call of it is its argument
+from llmcompressor.datasets.utils import get_rank_partition        an expression stands for it
+from compressed_tensors.quantization import QuantizationStrategy   kept: it works as it is
+from llmcompressor.observers import Observer                       missing
+"""
+
+import re
+from typing import Literal
+
+from attrs import frozen
+
+import coldpress
+from coldpress import registry
+
+Kind = Literal["moved", "dropped", "expression", "kept", "missing"]
+
+PACKAGES = ("llmcompressor", "compressed_tensors")
+
+_PRESET = re.compile(r"(W\d+A\d+|MXFP\d|NVFP\d|FP8|INT8|UNQUANTIZED)\w*")
+
+# Names of the package llmcompressor, wherever in it they are, that mean the same in coldpress.
+_SAME = (
+    "Oneshot",
+    "active_session",
+    "create_session",
+    "load_context",
+    "model_free_ptq",
+    "oneshot",
+    "reset_session",
+    "train",
+    "__version__",
+)
+
+_STAYS = "the model stays where it is; model.to(device) moves it"
+_EXPERTS = "experts are made linear layers by the run itself"
+
+# Functions whose result is their first argument, as far as a script is concerned -> why nothing is lost.
+_DROPPED = {
+    "dispatch_for_generation": _STAYS,
+    "dispatch_model": _STAYS,
+    "modify_save_pretrained": "save_pretrained writes the compressed model after oneshot as it is",
+    "prepare_for_calibration": _EXPERTS,
+    "replace_modules_for_calibration": _EXPERTS,
+}
+
+_ADVICE = {
+    "AWQMapping": "write [[balance layers], smooth layer], or drop it: pairs are found by probing",
+    "CompressedTensorsDequantizer": "coldpress.load_model(folder) decodes a compressed checkpoint",
+    "FP8BlockDequantizer": "load the checkpoint with transformers and dequantize=True, and save it",
+    "Modifier": "a modifier of one's own is written for other hooks here: docs/plugins.md",
+    "ModelCompressor": "coldpress.load_model(folder) decodes a compressed checkpoint",
+    "Observer": "an observer of one's own has another contract here: docs/plugins.md",
+    "Recipe": "pass the recipe's file or text to oneshot(recipe=...)",
+    "TextGenerationDataset": "pass the data themselves to oneshot(dataset=...), or write a plugin: docs/plugins.md",
+    "convert_checkpoint": "load the checkpoint with transformers, and save it",
+    "get_device_map": "no device map is kept: weights are streamed, or where the model is",
+    "train": "nothing trains here yet",
+}
+
+
+@frozen
+class Equivalent:
+    """What becomes of one name.
+
+    Attributes:
+        kind: moved to another module; dropped, since a call of it is its argument; an expression that is written in
+            its place; kept, since it works as it is; or missing, and left in the script all the same.
+        module: where it is imported from; where nothing is, it is where the script has it from.
+        name: what it is called there; or the expression.
+        why: what a user should know; empty where nothing changes.
+        offered: whether it is there, as far as that can be known.
+    """
+
+    kind: Kind
+    module: str
+    name: str
+    why: str = ""
+    offered: bool = True
+
+
+def is_foreign(module: str | None) -> bool:
+    """Whether a module belongs to one of the packages whose imports are rewritten."""
+    return module is not None and module.partition(".")[0] in PACKAGES
+
+
+def find_equivalent(module: str, name: str) -> Equivalent:
+    """What the name of a module of llm-compressor or compressed-tensors is here.
+
+    Args:
+        module: full name, `llmcompressor.modifiers.quantization`.
+        name: of an attribute of it.
+    """
+    if name in _DROPPED:
+        return Equivalent("dropped", module, name, _DROPPED[name])
+    if name == "init_dist":
+        why = "with one process: torchrun --nproc-per-node 1"
+        return Equivalent("moved", "torch.distributed", "init_process_group", why)
+    if name == "get_rank_partition":  # split, num_samples; dividing batches among processes is the run's business
+        return Equivalent("expression", module, '"{}[:{}]".format')
+    if module.partition(".")[0] == "llmcompressor":
+        return _of_llmcompressor(module, name)
+    return _of_compressed_tensors(module, name)
+
+
+def _of_llmcompressor(module: str, name: str) -> Equivalent:
+    if name in _SAME and name in (*coldpress.__all__, "__version__"):
+        return Equivalent("moved", "coldpress", name)
+    if module.startswith("llmcompressor.modifiers") and name.endswith("Modifier") and name != "Modifier":
+        installed = any(plugin.name == name for plugin in registry.available("modifiers"))
+        why = "" if installed else "no installed plugin offers it"
+        return Equivalent("moved", "coldpress.modifiers", name, why, offered=installed)
+    if name == "SparseAutoModelForCausalLM":
+        return Equivalent("moved", "transformers", "AutoModelForCausalLM")
+    if name.startswith("Traceable") and "For" in name:  # nothing is traced: transformers' own class will do
+        return Equivalent("moved", "transformers", name.removeprefix("Traceable"))
+    return Equivalent("missing", module, name, _ADVICE.get(name, "it has no equivalent"))
+
+
+def _of_compressed_tensors(module: str, name: str) -> Equivalent:
+    if not module.startswith("compressed_tensors.quantization"):
+        return Equivalent("missing", module, name, _ADVICE.get(name, "it has no equivalent"))
+    if name == "QuantizationArgs":
+        return Equivalent("moved", "coldpress", name)
+    if name == "QuantizationScheme":
+        return Equivalent("moved", "coldpress", "Scheme")
+    if _PRESET.fullmatch(name) and not name.endswith("_DATA"):
+        return Equivalent("moved", "coldpress.schemes.presets", name)
+    return Equivalent("kept", module, name, "works as it is where the library compressed-tensors is installed")
