@@ -1,6 +1,7 @@
 """`coldpress port`: results on standard output, remarks on standard error, and no file written unasked."""
 
 import os
+import runpy
 
 import pytest
 
@@ -104,3 +105,20 @@ def test_misuse_is_refused_in_one_line(coldpress, script, monkeypatch, words, me
     assert message in answer.err
     assert len(answer.err.strip().splitlines()) == 1
     assert script.read_text() == SCRIPT
+
+
+def test_a_ported_script_runs(coldpress, script, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script.write_text(
+        "from llmcompressor import oneshot\n"
+        "from llmcompressor.modifiers.quantization import QuantizationModifier\n"
+        "from compressed_tensors.offload import dispatch_model\n"
+        "recipe = QuantizationModifier(scheme='FP8_DYNAMIC', ignore=['lm_head'])\n"
+        f"model = oneshot({str(model)!r}, recipe=recipe, output_dir='compressed')\n"
+        "dispatch_model(model)\n"
+    )
+    assert coldpress("port", script, "--in-place").code == 0
+
+    runpy.run_path(str(script))
+
+    assert (tmp_path / "compressed/config.json").is_file()

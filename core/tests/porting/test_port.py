@@ -263,7 +263,7 @@ def test_presets_are_what_a_scheme_takes():
 def test_arguments_of_oneshot_that_are_unknown_or_idle_are_listed():
     script = """
         from llmcompressor import oneshot as run
-        run(model=model, datasett="c4",
+        run(model=model, datasett="c4", sequential_targets=["LlamaDecoderLayer"],
             min_tokens_per_module=3)
     """
 
