@@ -15,7 +15,7 @@ from compressed_tensors.quantization import QuantizationScheme, preset_name_to_s
 from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
 
 from coldpress.errors import SchemeError
-from coldpress.schemes import QuantizationArgs, preset, preset_names
+from coldpress.schemes import QuantizationArgs, Scheme, preset, preset_names
 
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "num_bits": st.sampled_from([2, 3, 4, 8]),
@@ -83,3 +83,19 @@ def test_a_preset_validates_in_the_library(name):
     written = preset(name).to_dict()
 
     assert QuantizationScheme.model_validate(written).model_dump() == written
+
+
+@pytest.mark.parametrize("name", sorted(PRESET_SCHEMES))
+def test_an_object_of_the_library_is_read_as_what_it_says(name):
+    theirs = preset_name_to_scheme(name, ["Linear"])
+    parts = {"targets": ["Linear"], **PRESET_SCHEMES[name]}  # a mapping with objects in it
+
+    assert Scheme.from_dict(theirs) == Scheme.from_dict(parts) == preset(name)
+
+
+@given(st.fixed_dictionaries({}, optional=FIELDS))
+@settings(max_examples=200, deadline=None)
+def test_arguments_of_the_library_are_read_as_ours(data):
+    theirs = attempt(LibraryArgs, {name: value for name, value in data.items() if value is not None}, ValueError)
+    if theirs is not None:
+        assert QuantizationArgs.from_dict(theirs).to_dict() == QuantizationArgs.from_dict(theirs.model_dump()).to_dict()

@@ -1,6 +1,7 @@
 """`QuantizationArgs`: what is read, what is refused and with which words."""
 
 import pytest
+import torch
 
 from coldpress.errors import SchemeError
 from coldpress.schemes import QuantizationArgs
@@ -23,6 +24,16 @@ def test_the_older_form_with_every_key_written_is_read():
     }
 
     assert QuantizationArgs.from_dict(old) == QuantizationArgs(num_bits=4, group_size=128, observer="minmax")
+
+
+@pytest.mark.parametrize(("num_bits", "given", "dtype"), [(4, None, torch.float8_e4m3fn), (8, None, None),
+                                                          (4, "uint8", torch.uint8)])  # fmt: skip
+def test_scales_of_nvfp4_are_float8_where_nothing_else_is_given(num_bits, given, dtype):
+    args = QuantizationArgs(
+        num_bits=num_bits, type="float", strategy="tensor_group", group_size=16, dynamic="local", scale_dtype=given
+    )
+
+    assert args.scale_dtype == dtype
 
 
 def test_equal_arguments_have_equal_hashes():

@@ -388,3 +388,11 @@ def test_a_correction_needs_a_pipeline_that_shows_the_original():
 def test_other_corrections_are_refused():
     with pytest.raises(ValueError, match="correction"):
         gptq(correction="foem")
+
+
+def test_an_order_of_columns_that_is_turned_off_and_given_to_a_group_is_refused():
+    group = {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 32, "actorder": "static"}}
+
+    with pytest.raises(SchemeError, match="actorder is null"):
+        GPTQModifier(config_groups={"group_0": group}, actorder=None)
+    assert GPTQModifier(config_groups={"group_0": group}).actorder == "static"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coldpress import QuantizationArgs, preset
+from coldpress import CalibrationError, QuantizationArgs, preset
 from coldpress.numerics import calculate_global_scale, calculate_qparams, fake_quantize_groups, group
 from coldpress.plugin import Observer
 from coldpress_observers import (
@@ -21,6 +21,7 @@ from coldpress_observers import (
     MemorylessMinMax,
     MemorylessMSE,
     MinMax,
+    NVFP4ExpandedImatrix,
     NVFP4ExpandedMSE,
     Percentile,
     RoundedUp,
@@ -36,6 +37,7 @@ ALL = [
     MemorylessMinMax,
     MemorylessMSE,
     MinMax,
+    NVFP4ExpandedImatrix,
     NVFP4ExpandedMSE,
     Percentile,
     RoundedUp,
@@ -431,3 +433,36 @@ def test_divergence_is_that_of_a_slow_sum():
             q.append((mass * centers[i].abs() / room).item())
         expected = sum(a / 78 * math.log((a / 78) / (b / sum(q))) for a, b in zip(p, q, strict=True))
         assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_weighed_columns_and_a_wider_range_are_one_search_when_all_columns_count_the_same():
+    w = group(normal(8, 64), NVFP4)  # [8, 4, 16]
+    scale = calculate_global_scale(w.abs().amax(), NVFP4)
+
+    found = NVFP4ExpandedImatrix(args=NVFP4).weight_range(w, global_scale=scale)
+
+    torch.testing.assert_close(found, NVFP4ExpandedMSE(args=NVFP4).weight_range(w, global_scale=scale))
+
+
+def test_a_strict_observer_refuses_a_weight_whose_inputs_are_not_known():
+    observer = ImatrixMSE(args=SCHEMES[0], strict=True)
+    w = group(normal(8, 64), SCHEMES[0])  # [8, 8, 8]
+
+    with pytest.raises(CalibrationError, match="strict"):
+        observer.weight_range(w)
+    observer.weight_range(w, importance=torch.ones_like(w))
+
+
+@pytest.mark.parametrize("kind", [MSE, MemorylessMSE])
+def test_an_expanded_search_is_never_worse(kind):
+    args, w = NVFP4, group(normal(8, 64), NVFP4)  # [8, 4, 16]
+    scale = calculate_global_scale(w.abs().amax(), args)
+
+    def error(**settings: float) -> float:
+        found = kind(args=args, maxshrink=0.5, norm=2.0, **settings).weight_range(w, global_scale=scale)
+        rounded = fake_quantize_groups(
+            w, *calculate_qparams(*found, args, global_scale=scale), args, global_scale=scale
+        )
+        return float((rounded - w).square().sum())
+
+    assert error(expand=1.6, triton_error_buffer=0.3) < error()

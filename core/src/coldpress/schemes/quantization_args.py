@@ -106,8 +106,9 @@ def _to_dtype(name: str, value: Any) -> torch.dtype | None:
     return found
 
 
-def _to_scale_dtype(value: Any) -> torch.dtype | None:
-    return _to_dtype("scale_dtype", value)
+def _to_scale_dtype(value: Any, args: "QuantizationArgs") -> torch.dtype | None:
+    two_levels = args.strategy == "tensor_group" and (args.type, args.num_bits) == ("float", 4)
+    return _to_dtype("scale_dtype", torch.float8_e4m3fn if value is None and two_levels else value)
 
 
 def _to_zp_dtype(value: Any) -> torch.dtype | None:
@@ -143,7 +144,8 @@ class QuantizationArgs:
         dynamic: scales are computed as the model runs; "local" computes the scales of groups so and the global
             scale from calibration data.
         actorder: "weight" rounds columns in the order of their activations; "static" is another word for it.
-        scale_dtype: what scales are rounded to; left out, they keep the dtype of the tensor.
+        scale_dtype: what scales are rounded to; left out, they keep the dtype of the tensor, and those of NVFP4 are
+            float8_e4m3fn, which is the format.
         zp_dtype: what zero points are rounded to; left out, it follows from the grid.
         observer: how a range becomes a scale, a plugin's name; left out, the caller's default.
         observer_kwargs: settings of the observer.
@@ -160,7 +162,7 @@ class QuantizationArgs:
     block_structure: tuple[int, int] | None = field(default=None, converter=_to_block_structure)
     dynamic: bool | Literal["local"] = field(default=False, converter=_to_dynamic)
     actorder: Literal["weight"] | None = field(default=None, converter=_to_actorder)
-    scale_dtype: torch.dtype | None = field(default=None, converter=_to_scale_dtype)
+    scale_dtype: torch.dtype | None = field(default=None, converter=Converter(_to_scale_dtype, takes_self=True))  # type: ignore[misc]
     zp_dtype: torch.dtype | None = field(default=None, converter=_to_zp_dtype)
     observer: str | None = field(default=None, converter=_to_observer)
     observer_kwargs: dict[str, Any] = field(factory=dict, converter=_to_observer_kwargs, hash=False)
@@ -189,12 +191,13 @@ class QuantizationArgs:
             raise SchemeError(f"dynamic='local' needs strategy 'tensor_group', got {strategy!r}")
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "QuantizationArgs":
-        """Read what `to_dict` or the library compressed-tensors wrote, null values included.
+    def from_dict(cls, data: Any) -> "QuantizationArgs":
+        """Read what `to_dict` or the library compressed-tensors wrote, nulls included, or an object of that library.
 
         Raises:
             SchemeError: a field is unknown, or its value is.
         """
+        data = dumped(data)
         check_fields(cls, data)
         return cls(**data)
 
@@ -220,6 +223,12 @@ class QuantizationArgs:
 def is_microscaled(args: QuantizationArgs) -> bool:
     """Whether scales are powers of two that are stored as bare exponents (E8M0), as in MXFP4, MXFP6 and MXFP8."""
     return args.type == "float" and args.scale_dtype == torch.uint8
+
+
+def dumped(data: Any) -> Any:
+    """The fields of an object of the library compressed-tensors, by its own `model_dump`; other data as they are."""
+    dump = getattr(data, "model_dump", None)
+    return dump() if callable(dump) else data
 
 
 def check_fields(cls: type, data: Any) -> None:

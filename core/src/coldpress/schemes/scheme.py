@@ -1,12 +1,11 @@
 """A scheme: which layers, and how their weights, inputs and outputs are quantized."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from attrs import Attribute, field, frozen
 
 from coldpress.errors import SchemeError
-from coldpress.schemes.quantization_args import QuantizationArgs, check_fields
+from coldpress.schemes.quantization_args import QuantizationArgs, check_fields, dumped
 
 ACTIVATION_STRATEGIES = ("token", "tensor", "group", "tensor_group", "attn_head")
 TENSORS = ("weights", "input_activations", "output_activations")
@@ -63,12 +62,13 @@ class Scheme:
             raise SchemeError(f"{attribute.name}: actorder is for weights; drop it")
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Scheme":
-        """Read what `to_dict` or the library compressed-tensors wrote.
+    def from_dict(cls, data: Any) -> "Scheme":
+        """Read what `to_dict` or the library compressed-tensors wrote, or an object of that library.
 
         Raises:
             SchemeError: a field is unknown or missing, or its value is not understood; the path to it comes first.
         """
+        data = dumped(data)
         check_fields(cls, data)
         if "targets" not in data:
             raise SchemeError("targets is missing: name the layers, for example ['Linear']")

@@ -79,6 +79,14 @@ class GPTQModifier(Quantizer):
     offload_hessians: bool = False
     batched_quantization: int | Literal["auto"] | None = field(default="auto", validator=_check_batch)
 
+    @actorder.validator
+    def _check_order(self, attribute: object, value: object) -> None:
+        ordered = [scheme for scheme in self.schemes() if scheme.weights is not None and scheme.weights.actorder]
+        if value is None and ordered:
+            raise SchemeError(
+                "actorder is null, and weights of config_groups have actorder 'weight': drop one of the two"
+            )
+
     @refit_scales.validator
     def _check_refit(self, attribute: object, value: bool) -> None:
         for scheme in self.schemes() if value else []:

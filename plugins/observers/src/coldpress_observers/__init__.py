@@ -1,7 +1,7 @@
 """Observers: how the range of a weight or an activation is found, from which its scale follows."""
 
 from coldpress_observers.observers.four_over_six import FourOverSix
-from coldpress_observers.observers.imatrix_mse import ImatrixMSE
+from coldpress_observers.observers.imatrix_mse import ImatrixMSE, NVFP4ExpandedImatrix
 from coldpress_observers.observers.kl import KL
 from coldpress_observers.observers.memoryless_minmax import MemorylessMinMax
 from coldpress_observers.observers.memoryless_mse import MemorylessMSE
@@ -20,6 +20,7 @@ __all__ = [
     "MemorylessMSE",
     "MemorylessMinMax",
     "MinMax",
+    "NVFP4ExpandedImatrix",
     "NVFP4ExpandedMSE",
     "Percentile",
     "RoundedUp",

@@ -6,7 +6,7 @@ from attrs import field, frozen
 from attrs.validators import and_, ge, gt, instance_of, le
 from torch import Tensor
 
-from coldpress.plugin import Observer
+from coldpress.plugin import CalibrationError, Observer
 from coldpress_observers.algorithm import Range, Search, search_range, union
 
 
@@ -22,6 +22,7 @@ class ImatrixMSE(Observer):
         grid: a step is 1/grid of the range.
         norm: exponent of the error; 2 is the mean squared error of the outputs, were inputs uncorrelated.
         expand: the first factor; above 1 the largest weight may leave the end of the grid free.
+        strict: a weight whose inputs are not known is refused.
     """
 
     order_matters: ClassVar[bool] = True
@@ -32,6 +33,7 @@ class ImatrixMSE(Observer):
     grid: float = field(default=20.0, validator=ge(1))
     norm: float = field(default=3.0, validator=gt(0))
     expand: float = field(default=1.0, validator=ge(1))
+    strict: bool = False
 
     def update(self, statistic: Range | None, x: Tensor) -> Range:
         """Search for `x`, [*scale_shape, n], and forget what was before."""
@@ -46,6 +48,30 @@ class ImatrixMSE(Observer):
         return statistic
 
     def weight_range(self, x: Tensor, *, global_scale: Tensor | None = None, importance: Tensor | None = None) -> Range:
-        """Search for a weight, [*scale_shape, n], whose errors cost what `importance` says."""
+        """Search for a weight, [*scale_shape, n], whose errors cost what `importance` says.
+
+        Raises:
+            CalibrationError: nothing is known of its inputs, and the observer is strict.
+        """
+        if self.strict and importance is None:
+            raise CalibrationError(
+                "a weight's inputs are not known, and its observer is strict: calibrate with more data, "
+                "or set strict: false"
+            )
         search = Search(self.maxshrink, self.patience, self.grid, self.norm, self.expand)
         return search_range(x, self.args, search, global_scale=global_scale, importance=importance)
+
+
+@frozen(kw_only=True)
+class NVFP4ExpandedImatrix(ImatrixMSE):
+    """The same from `expand` times the range downwards, in finer steps: for NVFP4, as `nvfp4_expanded_mse` is.
+
+    Attributes:
+        maxshrink: share of the first factor that may be given up, in (0, 1].
+    """
+
+    maxshrink: float = field(default=1 - 0.8 / 1.8, validator=and_(gt(0), le(1)))
+    patience: int = field(default=1000, validator=and_(instance_of(int), ge(1)))
+    grid: float = field(default=200.0, validator=ge(1))
+    norm: float = field(default=2.4, validator=gt(0))
+    expand: float = field(default=1.8, validator=ge(1))

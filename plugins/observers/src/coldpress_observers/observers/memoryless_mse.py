@@ -19,6 +19,8 @@ class MemorylessMSE(Observer):
         patience: factors in a row without gain in any group after which the search ends.
         grid: a step is 1/grid of the range.
         norm: exponent of the error; 2 is the mean squared error.
+        expand: the first factor.
+        triton_error_buffer: understood and without effect: no search here ends early for speed.
     """
 
     order_matters: ClassVar[bool] = True
@@ -27,6 +29,8 @@ class MemorylessMSE(Observer):
     patience: int = field(default=5, validator=and_(instance_of(int), ge(1)))
     grid: float = field(default=100.0, validator=ge(1))
     norm: float = field(default=2.4, validator=gt(0))
+    expand: float = field(default=1.0, validator=ge(1))
+    triton_error_buffer: float | None = None
 
     def update(self, statistic: Range | None, x: Tensor) -> Range:
         """Search for `x`, [*scale_shape, n], and forget what was before."""
@@ -45,4 +49,4 @@ class MemorylessMSE(Observer):
         return search_range(x, self.args, self._search(), global_scale=global_scale)
 
     def _search(self) -> Search:
-        return Search(self.maxshrink, self.patience, self.grid, self.norm)
+        return Search(self.maxshrink, self.patience, self.grid, self.norm, self.expand)

@@ -20,6 +20,8 @@ class MSE(Observer):
         patience: factors in a row without gain in any group after which the search ends.
         grid: a step is 1/grid of the range.
         norm: exponent of the error; 2 is the mean squared error.
+        expand: the first factor.
+        triton_error_buffer: understood and without effect: no search here ends early for speed.
     """
 
     order_matters: ClassVar[bool] = True
@@ -29,6 +31,8 @@ class MSE(Observer):
     patience: int = field(default=5, validator=and_(instance_of(int), ge(1)))
     grid: float = field(default=100.0, validator=ge(1))
     norm: float = field(default=2.4, validator=gt(0))
+    expand: float = field(default=1.0, validator=ge(1))
+    triton_error_buffer: float | None = None
 
     def update(self, statistic: Average | None, x: Tensor) -> Average:
         """Search for `x`, [*scale_shape, n], and average what is found in."""
@@ -48,4 +52,4 @@ class MSE(Observer):
         return search_range(x, self.args, self._search(), global_scale=global_scale)
 
     def _search(self) -> Search:
-        return Search(self.maxshrink, self.patience, self.grid, self.norm)
+        return Search(self.maxshrink, self.patience, self.grid, self.norm, self.expand)

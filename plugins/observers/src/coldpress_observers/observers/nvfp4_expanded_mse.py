@@ -23,6 +23,7 @@ class NVFP4ExpandedMSE(Observer):
         patience: factors in a row without gain in any group after which the search ends.
         grid: a step is 1/grid of the expanded range.
         norm: exponent of the error.
+        triton_error_buffer: understood and without effect: no search here ends early for speed.
     """
 
     order_matters: ClassVar[bool] = True
@@ -32,6 +33,7 @@ class NVFP4ExpandedMSE(Observer):
     patience: int = field(default=1000, validator=and_(instance_of(int), ge(1)))
     grid: float = field(default=200.0, validator=ge(1))
     norm: float = field(default=2.4, validator=gt(0))
+    triton_error_buffer: float | None = None
 
     def update(self, statistic: Range | None, x: Tensor) -> Range:
         """Search for `x`, [*scale_shape, n], and forget what was before."""
