@@ -1,9 +1,9 @@
 """Modifier: the frozen settings of one algorithm, and what core must know of it without knowing its name."""
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 from coldpress.schemes import Scheme
 from coldpress.stage import Layer, Stage
@@ -26,13 +26,26 @@ RUNS_LAST = "runs_last"
 TRAITS = frozenset({READS_DATA, QUANTIZES, PRUNES, TRANSFORMS, RUNS_LAST})
 
 
+HOUSEKEEPING = ("group", "index", "start", "end", "update", "requires_calibration_data")
+"""What llm-compressor keeps beside the settings of every modifier; without effect there and here."""
+
+
 def names(value: str | Iterable[str]) -> list[str]:
     """One pattern or several, as a list."""
     return [value] if isinstance(value, str) else list(value)
 
 
+class _TakesHousekeeping(type):
+    """Drops the keywords of `HOUSEKEEPING` that a class has no field for."""
+
+    def __call__(cls, *args: Any, **settings: Any) -> Any:
+        own = {attribute.alias for attribute in fields(cls)}  # type: ignore[arg-type]
+        kept = {name: value for name, value in settings.items() if name in own or name not in HOUSEKEEPING}
+        return super().__call__(*args, **kept)
+
+
 @frozen(kw_only=True, eq=False)
-class Modifier:
+class Modifier(metaclass=_TakesHousekeeping):
     """One step of a recipe; subclasses add their settings as attrs fields and implement hooks.
 
     Its fields are the recipe schema: renaming one is a breaking change.

@@ -142,8 +142,11 @@ def test_a_stage_of_training_is_read_with_a_warning(read, caplog):
 HOUSEKEEPING = "{start: 0.0, end: 2, update: null, index: 3, group: a, requires_calibration_data: true, block_size: 7}"
 
 
-def test_what_llm_compressor_keeps_beside_the_settings_of_modifiers_is_understood(read):
+def test_what_llm_compressor_keeps_beside_the_settings_of_modifiers_is_understood(read, solve_modifier):
+    kept = {"start": 0.0, "end": 2, "update": None, "index": 3, "group": "a", "requires_calibration_data": True}
+
     assert steps(read(f"SolveModifier: {HOUSEKEEPING}")) == [("SolveModifier", 7, None)]
+    assert solve_modifier(block_size=7, **kept).block_size == 7
 
 
 def test_housekeeping_of_another_form_is_a_problem(problems):

@@ -6,7 +6,7 @@ from typing import Any
 
 from coldpress import registry
 from coldpress.errors import PluginError, RecipeError, near
-from coldpress.modifier import Modifier
+from coldpress.modifier import HOUSEKEEPING, Modifier
 from coldpress.recipe.document import MAX_LENGTH, parse
 from coldpress.recipe.front_matter import SUFFIX, front_matter
 from coldpress.recipe.grammar import Grammar, Step
@@ -19,9 +19,6 @@ from coldpress.recipe.structure import accepted_types, build
 Find = Callable[[str, str], Any]
 
 TEXT = "<recipe>"
-HOUSEKEEPING = ("group", "index", "start", "end", "update", "requires_calibration_data")
-"""What llm-compressor keeps beside the settings of every modifier; without effect there and here."""
-
 SUFFIXES = (".yaml", ".yml", ".json", SUFFIX)
 
 

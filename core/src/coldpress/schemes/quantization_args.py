@@ -162,7 +162,7 @@ class QuantizationArgs:
     block_structure: tuple[int, int] | None = field(default=None, converter=_to_block_structure)
     dynamic: bool | Literal["local"] = field(default=False, converter=_to_dynamic)
     actorder: Literal["weight"] | None = field(default=None, converter=_to_actorder)
-    scale_dtype: torch.dtype | None = field(default=None, converter=Converter(_to_scale_dtype, takes_self=True))  # type: ignore[misc]
+    scale_dtype: torch.dtype | None = field(default=None, converter=Converter(_to_scale_dtype, takes_self=True))  # type: ignore[call-overload, misc]
     zp_dtype: torch.dtype | None = field(default=None, converter=_to_zp_dtype)
     observer: str | None = field(default=None, converter=_to_observer)
     observer_kwargs: dict[str, Any] = field(factory=dict, converter=_to_observer_kwargs, hash=False)
