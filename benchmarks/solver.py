@@ -23,8 +23,8 @@ from gram import processor
 from torch import Tensor
 
 from coldpress import QuantizationArgs
-from coldpress_gptq import algorithm
-from coldpress_gptq.algorithm import Problem, Steps, gptq, prepare, searched_qparams
+from coldpress_gptq.algorithm import solver
+from coldpress_gptq.algorithm.solver import Problem, Steps, gptq, prepare, searched_qparams
 
 HERE = Path(__file__).parent
 ARGS = QuantizationArgs(num_bits=4, group_size=128)
@@ -97,11 +97,11 @@ def experts(device: str, repeats: int) -> list[dict[str, Any]]:
 @contextmanager
 def loop(factory: Any) -> Any:
     """The solver with another inner loop."""
-    usual, algorithm.inner_loop = algorithm.inner_loop, factory
+    usual, solver.inner_loop = solver.inner_loop, factory
     try:
         yield
     finally:
-        algorithm.inner_loop = usual
+        solver.inner_loop = usual
 
 
 def dense(device: str, repeats: int) -> list[dict[str, Any]]:

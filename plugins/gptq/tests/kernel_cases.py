@@ -9,9 +9,9 @@ from attrs import evolve
 
 from coldpress import QuantizationArgs
 from coldpress.plugin import number_format
-from coldpress_gptq import algorithm
-from coldpress_gptq.algorithm import Grid, Steps, prepare, scale_rows, searched_qparams, solve
-from coldpress_gptq.kernel import FusedSteps, supports
+from coldpress_gptq.algorithm import solver
+from coldpress_gptq.algorithm.kernel import FusedSteps, supports
+from coldpress_gptq.algorithm.solver import Grid, Steps, prepare, scale_rows, searched_qparams, solve
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GRIDS = {
@@ -98,7 +98,7 @@ def test_matrices_are_solved_as_in_torch(args, problems, keep_zeros, monkeypatch
     grid = Grid(args, *(torch.cat(parts, 1) for parts in zip(*rows, strict=True)))
     found = []
     for loop in (FusedSteps, Steps):
-        monkeypatch.setattr(algorithm, "inner_loop", loop)
+        monkeypatch.setattr(solver, "inner_loop", loop)
         found.append(solve(weights, prepared, grid, block_size=40, keep_zeros=keep_zeros))
 
     ours, expected = found

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from coldpress import QuantizationArgs
 from coldpress.numerics import calculate_qparams, dequantize, group, quantize
-from coldpress_gptq.algorithm import (
+from coldpress_gptq.algorithm.solver import (
     Grid,
     Problem,
     gptq,

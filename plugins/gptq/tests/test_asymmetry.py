@@ -5,8 +5,8 @@ import torch
 
 from coldpress import QuantizationArgs
 from coldpress.numerics import dequantize, quantize
-from coldpress_gptq.algorithm import Grid, Problem, gptq, prepare, scale_rows, searched_qparams, solve
-from coldpress_gptq.asymmetry import gptaq_weights, qronos_weights
+from coldpress_gptq.algorithm.asymmetry import gptaq_weights, qronos_weights
+from coldpress_gptq.algorithm.solver import Grid, Problem, gptq, prepare, scale_rows, searched_qparams, solve
 
 INT4 = QuantizationArgs(num_bits=4, strategy="channel")
 both = pytest.mark.parametrize("method", [gptaq_weights, qronos_weights])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldpress import QuantizationArgs
-from coldpress_gptq.magr import clip_tops, shrink_ranges
+from coldpress_gptq.algorithm.magr import clip_tops, shrink_ranges
 
 CHANNEL = QuantizationArgs(num_bits=3, strategy="channel")
 GROUP = QuantizationArgs(num_bits=3, group_size=8)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from coldpress import QuantizationArgs
 from coldpress.numerics import dequantize
-from coldpress_gptq.algorithm import Problem, gptq, measured, prepare, searched_qparams
-from coldpress_gptq.refit import has_own_scales, refitted
+from coldpress_gptq.algorithm.refit import has_own_scales, refitted
+from coldpress_gptq.algorithm.solver import Problem, gptq, measured, prepare, searched_qparams
 
 GRIDS = {
     "int4 group": QuantizationArgs(num_bits=4, group_size=16),

@@ -20,12 +20,12 @@ from coldpress.plugin import (
     note_fit,
     weight_qparams,
 )
-from coldpress_gptq.algorithm import Prepared, Problem, Solution, gptq, measured, prepare, searched_qparams
-from coldpress_gptq.asymmetry import gptaq_weights, qronos_weights
+from coldpress_gptq.algorithm.asymmetry import gptaq_weights, qronos_weights
+from coldpress_gptq.algorithm.magr import shrink_ranges
+from coldpress_gptq.algorithm.refit import has_own_scales, refitted
+from coldpress_gptq.algorithm.solver import Prepared, Problem, Solution, gptq, measured, prepare, searched_qparams
 from coldpress_gptq.cross import Cross
-from coldpress_gptq.magr import shrink_ranges
 from coldpress_gptq.readers import Readers, batches_of, divided
-from coldpress_gptq.refit import has_own_scales, refitted
 
 PRUNED = 0.2
 """From this share of zeros on a layer counts as pruned."""

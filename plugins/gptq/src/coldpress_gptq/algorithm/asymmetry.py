@@ -18,7 +18,7 @@ if no other could, v = w_1 + (W D)_1 / G_11; what follows knows of it.
 import torch
 from torch import Tensor
 
-from coldpress_gptq.algorithm import Prepared
+from coldpress_gptq.algorithm.solver import Prepared
 
 
 def gptaq_weights(weight: Tensor, cross: Tensor, prepared: Prepared) -> Tensor:

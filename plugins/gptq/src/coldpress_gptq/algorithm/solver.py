@@ -303,7 +303,7 @@ def inner_loop(scales: Tensor, points: Tensor | None, grid: NumberFormat, groups
         groups: row of `scales` of each column of each problem, in the order in which they are rounded, [P, I] int64.
     """
     if scales.is_cuda and find_spec("triton") is not None:
-        from coldpress_gptq.kernel import FusedSteps, supports
+        from coldpress_gptq.algorithm.kernel import FusedSteps, supports
 
         if supports(grid):
             return FusedSteps(scales, points, grid, groups)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from coldpress.numerics import group
 from coldpress.plugin import QuantizationArgs
-from coldpress_gptq.algorithm import Prepared, Solution, measured
+from coldpress_gptq.algorithm.solver import Prepared, Solution, measured
 
 _RIDGE = 1e-6  # of the mean diagonal: groups whose codes are zero, or alike, keep their scales
 _MOST = 2**24  # elements of the matrices of (1) that are in memory at once
