@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from coldpress.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from coldpress.bases.quantizer import weight_qparams
     from coldpress.entrypoints.oneshot import oneshot
     from coldpress.entrypoints.session import Session, active_session, create_session, reset_session
     from coldpress.errors import (
@@ -57,12 +58,14 @@ __all__ = [
     "preset_names",
     "read_recipe",
     "reset_session",
+    "weight_qparams",
     "write_recipe",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "bases.quantizer": ("weight_qparams",),
         "entrypoints.oneshot": ("oneshot",),
         "entrypoints.session": ("Session", "active_session", "create_session", "reset_session"),
         "errors": (

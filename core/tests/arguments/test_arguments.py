@@ -52,9 +52,13 @@ def test_every_unknown_name_is_told_at_once_with_a_suggestion():
 
 
 def test_no_name_belongs_to_two_classes():
-    names = argument_names()
+    names = [attribute.name for cls in CLASSES for attribute in fields(cls)]
 
     assert len(names) == len(set(names))
+
+
+def test_settings_of_pipelines_are_arguments_too():
+    assert {"model", "output_dir", "sequential_targets", "propagate_error"} <= set(argument_names())
 
 
 @pytest.mark.parametrize("cls", CLASSES)

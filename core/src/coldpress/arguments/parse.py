@@ -47,7 +47,11 @@ _CLASSES = (ModelArguments, RecipeArguments, DatasetArguments, PipelineArguments
 
 
 def argument_names() -> list[str]:
-    """Every name that `parse_arguments` knows, in the order of the classes."""
+    """Every name that `parse_arguments` knows: those of the classes in their order, then settings of pipelines."""
+    return list(dict.fromkeys([*_own_names(), *pipeline_setting_names()]))
+
+
+def _own_names() -> list[str]:
     return [attribute.name for cls in _CLASSES for attribute in fields(cls)]
 
 
@@ -66,7 +70,7 @@ def parse_arguments(arguments: Mapping[str, Any]) -> Arguments:
     Raises:
         ArgumentError: an unknown name (all of them at once, each with a suggestion), a missing model, a bad value.
     """
-    known = argument_names()
+    known = _own_names()
     others = {name: value for name, value in arguments.items() if name not in known}
     settings = pipeline_setting_names() if others else []
     unknown = [name for name in others if name not in settings]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from attrs import define, field, frozen
 
-from coldpress.arguments import WITHOUT_EFFECT, argument_names, pipeline_setting_names
+from coldpress.arguments import WITHOUT_EFFECT, argument_names
 from coldpress.errors import ArgumentError, suggest
 from coldpress.porting.edit import Edit, Source
 from coldpress.porting.equivalents import Equivalent, Kind, is_foreign
@@ -245,8 +245,6 @@ def _bodies(tree: ast.Module) -> Iterator[list[ast.stmt]]:
 def _of_argument(word: ast.keyword) -> Iterator[Remark]:
     """What there is to say of an argument of `oneshot`."""
     known = argument_names()
-    if word.arg is not None and word.arg not in known:
-        known += pipeline_setting_names()
     if word.arg in WITHOUT_EFFECT:
         yield Remark(word.value.lineno, word.arg, "note", f"it has no effect: {WITHOUT_EFFECT[word.arg]}")
     elif word.arg is not None and word.arg not in known:
