@@ -190,3 +190,13 @@ def test_two_classes_of_one_name_are_refused():
 
     with pytest.raises(RecipeError, match="would not replay"):
         write_recipe(Recipe([BareModifier(), other()]))
+
+
+def test_a_whole_number_where_a_number_is_meant_is_written_as_one():
+    recipe = Recipe([WideModifier(share=1, pair=(1, 2), either=1, count=2)])
+
+    text = write_recipe(recipe)
+
+    assert "share: 1.0" in text
+    assert "pair" not in text  # (1, 2.0) is the default
+    assert write_recipe(replayed(recipe)) == text

@@ -12,7 +12,7 @@ from coldpress.run.lifecycle import Run
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
 from coldpress.testing.rounding import Rounding
 from coldpress.testing.trial import Parts
-from coldpress_awq import AWQModifier
+from coldpress_awq import AWQMapping, AWQModifier
 from coldpress_awq.replay import Replay
 
 V, OUT, UP, DOWN = (
@@ -242,6 +242,15 @@ def test_mappings_in_the_peers_words_are_understood_in_a_recipe():
     assert "smoothed_in" not in state.report[OUT].notes
 
 
+def test_mappings_are_objects_or_plain_data_and_are_written_as_the_latter():
+    mapping = AWQMapping("re:.*up_proj", ["re:.*down_proj"], activation_hook_target="mlp")
+    recipe = Recipe([AWQModifier(mappings=[mapping])])
+
+    plain = {"balance_layers": ["re:.*down_proj"], "smooth_layer": "re:.*up_proj"}
+    assert recipe.modifiers[0].mappings == [plain]
+    assert read_recipe(write_recipe(recipe)).modifiers[0].mappings == [plain]
+
+
 def test_ranges_are_kept_for_a_quantizer_that_has_its_own_sweep():
     modifiers = AWQModifier(), find("modifiers", "QuantizationModifier")(**W4)
     together, apart = (
@@ -251,7 +260,7 @@ def test_ranges_are_kept_for_a_quantizer_that_has_its_own_sweep():
     found, expected = apart.model.state_dict(), together.model.state_dict()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     assert not together.clip_ranges
-    assert not apart.ranges
+    assert not apart.clip_ranges
 
 
 @pytest.mark.parametrize("settings", [{"n_grid": 0}, {"duo_scaling": "yes"}, {"scheme": "W4A17"}])

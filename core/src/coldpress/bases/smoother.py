@@ -15,6 +15,7 @@ from coldpress.dataflow import (
     find_pairs,
     fold,
     parse_mappings,
+    plain_mapping,
     resolve_in,
     shared_parameters,
     signature,
@@ -51,6 +52,10 @@ class Smoothing:
     readers: tuple[Layer, ...]
 
 
+def _plain_mappings(value: list[Any] | None) -> list[Any] | None:
+    return [plain_mapping(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
 @frozen(kw_only=True, eq=False)
 class Smoother(Modifier):
     """Base of modifiers that divide channels by a scale where they are made, and undo it where they are read.
@@ -68,7 +73,7 @@ class Smoother(Modifier):
 
     traits: ClassVar[frozenset[str]] = frozenset({READS_DATA, TRANSFORMS})
 
-    mappings: list[Any] | None = field(default=None)
+    mappings: list[Any] | None = field(default=None, converter=_plain_mappings)
 
     @mappings.validator
     def _check_mappings(self, attribute: object, value: Any) -> None:

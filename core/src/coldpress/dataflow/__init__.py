@@ -11,7 +11,7 @@ from coldpress.dataflow.call import Call, capture
 from coldpress.dataflow.describe import BlockKind, Description, describe, first_of_each_kind, token_batch
 from coldpress.dataflow.fold import fold, unfold
 from coldpress.dataflow.inputs import distinct_inputs
-from coldpress.dataflow.mapping import UserMapping, parse_mappings, resolve, resolve_in, unmatched
+from coldpress.dataflow.mapping import UserMapping, parse_mappings, plain_mapping, resolve, resolve_in, unmatched
 from coldpress.dataflow.orientation import input_dim, is_linear, output_dim
 from coldpress.dataflow.pair import Consumer, Pair, Site
 from coldpress.dataflow.probe import Dataflow, find_pairs
@@ -41,6 +41,7 @@ __all__ = [
     "is_linear",
     "output_dim",
     "parse_mappings",
+    "plain_mapping",
     "resolve",
     "resolve_in",
     "shared_parameters",

@@ -22,6 +22,9 @@ from coldpress.dataflow.workbench import Workbench
 from coldpress.errors import TargetError, suggest
 
 
+_SIDES = ("balance_layers", "smooth_layer")
+
+
 @frozen
 class UserMapping:
     """One claim of a user.
@@ -36,6 +39,13 @@ class UserMapping:
 
     def __str__(self) -> str:
         return f"[{list(self.consumers)}, {self.producer!r}]"
+
+
+def plain_mapping(entry: Any) -> Any:
+    """An object with `balance_layers` and `smooth_layer`, such as an `AWQMapping`, as a mapping of plain data."""
+    if all(hasattr(entry, name) for name in _SIDES):
+        return {name: getattr(entry, name) for name in _SIDES}
+    return entry
 
 
 def parse_mappings(value: object) -> tuple[UserMapping, ...]:
@@ -102,8 +112,8 @@ def unmatched(model: nn.Module, mappings: Sequence[UserMapping | object]) -> Non
 
 
 def _parse(entry: Any) -> UserMapping:
-    if isinstance(entry, Mapping) and {"balance_layers", "smooth_layer"} <= entry.keys():
-        entry = (entry["balance_layers"], entry["smooth_layer"])
+    if isinstance(entry, Mapping) and set(_SIDES) <= entry.keys():
+        entry = tuple(entry[name] for name in _SIDES)
     if isinstance(entry, list | tuple) and len(entry) == 2:
         consumers, producer = entry
         consumers = [consumers] if isinstance(consumers, str) else consumers

@@ -15,11 +15,14 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScala
 
 from coldpress.errors import RecipeError, UnknownPluginError
 from coldpress.modifier import Modifier
+from coldpress.recipe.converter import structure
 from coldpress.recipe.grammar import STAGE
+from coldpress.recipe.mistake import Mistakes
 from coldpress.recipe.placeholder import escape
 from coldpress.recipe.problem import Path, show
 from coldpress.recipe.reading import read_recipe
 from coldpress.recipe.recipe import Recipe
+from coldpress.recipe.structure import accepted_types
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 
@@ -60,13 +63,21 @@ def settings_of(instance: Any, path: Path = ()) -> dict[str, Any]:
     Raises:
         RecipeError: one cannot be written.
     """
-    settings = {}
+    settings, types = {}, accepted_types(type(instance))
     for a in attrs.fields(type(instance)):
         if a.init:
-            value = _plain(getattr(instance, a.name), (*path, a.alias))
+            value = _plain(_as_read(getattr(instance, a.name), types[a.name]), (*path, a.alias))
             if repr(value) != _default(a):  # repr tells 1 from True and 0.0 from -0.0
                 settings[a.alias] = value
     return settings
+
+
+def _as_read(value: Any, wanted: Any) -> Any:
+    """A setting as a recipe would read it: 1 where a number is meant is 1.0."""
+    try:
+        return structure(value, wanted)
+    except Mistakes:
+        return value  # text cannot express it, or not as it is
 
 
 def _document(recipe: Recipe) -> dict[str, Any]:
