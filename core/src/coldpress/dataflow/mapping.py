@@ -21,7 +21,6 @@ from coldpress.dataflow.sharing import Shared
 from coldpress.dataflow.workbench import Workbench
 from coldpress.errors import TargetError, suggest
 
-
 _SIDES = ("balance_layers", "smooth_layer")
 
 
