@@ -4,8 +4,9 @@ import hashlib
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from coldpress import oneshot
+from coldpress import Oneshot, RecipeError, load_context, oneshot
 from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
 from coldpress_quantization import QuantizationModifier
 
@@ -116,3 +117,31 @@ def test_what_is_observed_is_what_compressed_blocks_put_out_where_they_are_told_
 
     assert reports["sequential"] == reports["layer_sequential"] == reports["independent"]  # of one modifier
     assert (reports["basic"] == reports["sequential"]) == (told is None)
+
+
+def test_oneshot_as_an_object_checks_first_and_runs_when_it_is_called(tmp_path):
+    with pytest.raises(RecipeError, match="no modifier is called"):
+        Oneshot(model=tiny_llama(), recipe="modifiers: [QuantisationModifier]")
+    job = Oneshot(model=tiny_llama(), recipe=[static()], dataset=batches(), output_dir=tmp_path / "out", quiet=True)
+    before = digest(tmp_path)
+
+    assert before == {}
+    assert [type(modifier) for modifier in job.recipe.modifiers] == [QuantizationModifier]
+    assert job() is job.model
+    oneshot(tiny_llama(), static(), dataset=batches(), output_dir=tmp_path / "same", quiet=True)
+    assert digest(tmp_path / "out") == digest(tmp_path / "same")
+
+
+@pytest.mark.parametrize("loader", [None, LlamaForCausalLM])
+def test_the_device_maps_of_llm_compressor_are_understood_in_its_context(loader, tmp_path, caplog):
+    tiny_llama().save_pretrained(tmp_path)
+    cls = loader or AutoModelForCausalLM
+    before = cls.from_pretrained
+
+    with load_context(loader):
+        for device_map in (None, "auto_offload", "disk"):
+            model = cls.from_pretrained(tmp_path, device_map=device_map)
+            assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+    assert cls.from_pretrained == before
+    assert caplog.text.count("pass the model's folder and an output_dir") == 1

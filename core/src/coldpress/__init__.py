@@ -11,8 +11,9 @@ from coldpress.lazy import lazy_names
 
 if TYPE_CHECKING:
     from coldpress.bases.quantizer import weight_qparams
+    from coldpress.entrypoints.load_context import load_context
     from coldpress.entrypoints.oneshot import oneshot
-    from coldpress.entrypoints.session import Session, active_session, create_session, reset_session
+    from coldpress.entrypoints.session import Oneshot, Session, active_session, create_session, reset_session
     from coldpress.errors import (
         ArgumentError,
         CalibrationError,
@@ -39,6 +40,7 @@ __all__ = [
     "ColdpressError",
     "ModelError",
     "NumericsError",
+    "Oneshot",
     "PluginError",
     "QuantizationArgs",
     "Recipe",
@@ -50,6 +52,7 @@ __all__ = [
     "active_session",
     "create_session",
     "divergence",
+    "load_context",
     "load_model",
     "load_tokenizer",
     "oneshot",
@@ -67,7 +70,8 @@ __getattr__, __dir__ = lazy_names(
     {
         "bases.quantizer": ("weight_qparams",),
         "entrypoints.oneshot": ("oneshot",),
-        "entrypoints.session": ("Session", "active_session", "create_session", "reset_session"),
+        "entrypoints.load_context": ("load_context",),
+        "entrypoints.session": ("Oneshot", "Session", "active_session", "create_session", "reset_session"),
         "errors": (
             "ArgumentError",
             "CalibrationError",

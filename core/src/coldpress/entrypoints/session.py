@@ -1,4 +1,7 @@
-"""Sessions: the last run's state, kept for those who ask later; a convenience that nothing in the library reads."""
+"""A run as an object: `Oneshot`, in two steps; `Session`, which remembers the last run.
+
+Conveniences for scripts; nothing in the library reads either.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +12,37 @@ from coldpress.arguments import parse_arguments
 from coldpress.entrypoints.oneshot import run
 from coldpress.recipe import Recipe, read_recipe
 from coldpress.state import State
+
+
+class Oneshot:
+    """A run in two steps: arguments and recipe are checked at once, the model is compressed by the call.
+
+        job = Oneshot(model="smollm2", recipe="recipe.yaml", output_dir="out")
+        model = job()
+
+    Args:
+        model: as `coldpress.oneshot` takes it.
+        recipe: as `coldpress.oneshot` takes it.
+        **arguments: as `coldpress.oneshot` takes them.
+
+    Attributes:
+        model: as given; the compressed model after the call.
+        processor: the tokenizer or processor as given; after the call, that of the run.
+        recipe: what is done to the model.
+    """
+
+    def __init__(self, model: Any = None, recipe: Any = None, **arguments: Any) -> None:
+        self._arguments = parse_arguments({"model": model, "recipe": recipe, **arguments})
+        settings, steps = self._arguments.model, self._arguments.recipe
+        self.model: Any = settings.model
+        self.processor: Any = settings.tokenizer if settings.tokenizer is not None else settings.processor
+        self.recipe = read_recipe(steps.recipe, arguments=steps.recipe_args, stage=steps.stage)
+
+    def __call__(self) -> Any:
+        """Do it; returns what `coldpress.oneshot` returns."""
+        state = run(self._arguments)
+        self.model, self.processor = state.model, state.tokenizer
+        return state.model if self._arguments.output.return_model else None
 
 
 class Session:
