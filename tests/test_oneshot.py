@@ -64,7 +64,7 @@ def test_settings_of_the_pipeline_are_arguments_and_are_written_down(tmp_path):
         tiny_llama(), static(), dataset=batches(), sequential_targets="LlamaDecoderLayer", output_dir=tmp_path / "out"
     )
 
-    assert pipeline_of(tmp_path / "out") == {"sequential": {"sequential_targets": ["LlamaDecoderLayer"]}}
+    assert pipeline_of(tmp_path / "out") == {"sequential": {"sequential_targets": "LlamaDecoderLayer"}}
 
 
 @pytest.mark.parametrize("pipeline", ["sequential", "layer_sequential", "independent"])

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from coldpress.dataflow.partition import partition
+from coldpress.dataflow.partition import block_names, partition
 from coldpress.testing.models import tiny_conv1d, tiny_llama
 
 
@@ -37,3 +37,28 @@ def test_a_model_without_blocks_is_one_stage():
 
     assert stage.name == "model"
     assert len(stage.layers(["Linear"])) == 2
+
+
+class Halves(nn.Module):
+    """Two lists of blocks in a list of their own, as in models that change width half-way."""
+
+    _no_split_modules = ("Inner",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halves = nn.ModuleList(nn.ModuleList(Inner() for _ in range(2)) for _ in range(2))
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+
+def test_what_lies_in_a_block_stands_for_the_block_unless_the_model_says_that_it_is_one():
+    inner = ["halves.0.0", "halves.0.1", "halves.1.0", "halves.1.1"]
+
+    assert block_names(tiny_llama(), ["LlamaMLP", "q_proj"]) == ["model.layers.0", "model.layers.1"]
+    assert block_names(tiny_llama(), ["model"]) == ["model"]
+    assert block_names(Halves(), ["Inner"]) == inner
+    assert block_names(Halves(), ["re:.*up"]) == inner

@@ -180,9 +180,21 @@ def test_layers_between_two_lists_of_blocks_are_refused_by_name(pipeline):
 
 @BLOCKWISE
 def test_the_blocks_may_be_named(pipeline):
-    _, state = watch(tiny_llama(), batches(), pipeline(sequential_targets=["LlamaMLP"]), targets=["re:.*down_proj"])
+    for targets in ("LlamaDecoderLayer", ["re:model.layers.\\d+$"], ["model.layers.0", "model.layers.1"]):
+        _, state = watch(tiny_llama(), batches(), pipeline(sequential_targets=targets), targets=["re:.*down_proj"])
 
-    assert {"model.layers.0.mlp", "model.layers.1.mlp"} <= set(stages(state))
+        assert {"model.layers.0", "model.layers.1"} <= set(stages(state))
+
+
+@BLOCKWISE
+@pytest.mark.parametrize("targets", ["Linear", ["LlamaAttention", "LlamaMLP"], ["re:.*q_proj"]])
+def test_targets_below_blocks_are_taken_as_their_blocks_with_one_warning(pipeline, targets, caplog):
+    found, state = watch(tiny_llama(), batches(), pipeline(sequential_targets=targets))
+    expected, _ = watch(tiny_llama(), batches(), pipeline())
+
+    assert stages(state) == ["prologue", "model.layers.0", "model.layers.1", "epilogue"]
+    assert len(found) == len(expected)
+    assert caplog.text.count("lies inside of the block model.layers.0: whole blocks are compressed") == 1
 
 
 @pytest.mark.parametrize(("path", "why"), [(twice, "runs twice"), (some, "in another order")])

@@ -1,12 +1,15 @@
 """A model cut into prologue, blocks and epilogue."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from coldpress.dataflow.blocks import Block, block_lists, find_blocks
 from coldpress.errors import ModelError
 from coldpress.stage import Stage, find_layers
+
+log = logging.getLogger(__name__)
 
 
 def partition(model: nn.Module, targets: Sequence[str] | None = None) -> list[Stage]:
@@ -17,12 +20,13 @@ def partition(model: nn.Module, targets: Sequence[str] | None = None) -> list[St
 
     Args:
         model: any module; may be on the meta device.
-        targets: what a block is: names, `re:` patterns or class names; None finds the lists of blocks.
+        targets: what a block is: names, `re:` patterns or class names; None finds the lists of blocks.  A module inside
+            of a block is taken as that block.
 
     Raises:
         TargetError: `targets` match nothing.
     """
-    blocks = block_names(model, targets)
+    blocks = list(_homes(model, targets))
     if not blocks:
         return [Stage("model", 0, dict(model.named_modules()))]
     parts: dict[str, dict[str, nn.Module]] = {}
@@ -39,17 +43,37 @@ def partition(model: nn.Module, targets: Sequence[str] | None = None) -> list[St
 def block_names(model: nn.Module, targets: Sequence[str] | None = None) -> list[str]:
     """Names of the modules that `partition` takes for blocks, in the order of the model; none where none is found.
 
+    Where `targets` name modules inside of blocks, a warning says so.
+
     Raises:
         TargetError: `targets` match nothing.
     """
-    if targets is not None:
-        return [block.name for block in find_blocks(model, targets)]
+    homes = _homes(model, targets)
+    inside = next((name for home, names in homes.items() for name in names if name != home), None)
+    if inside is not None:
+        home = next(home for home, names in homes.items() if inside in names)
+        log.warning("%s lies inside of the block %s: whole blocks are compressed one after the other", inside, home)
+    return list(homes)
+
+
+def _homes(model: nn.Module, targets: Sequence[str] | None) -> Mapping[str, list[str]]:
+    """Name of each block to the names in it that `targets` mean, in the order of the model."""
     try:
         lists = block_lists(model)
     except ModelError:
-        return []
-    found = {block.name for blocks in lists if _is_stack(blocks) for block in blocks}
-    return [name for name, _ in model.named_modules() if name in found]
+        lists = []
+    blocks = {block.name for blocks in lists if _is_stack(blocks) for block in blocks}
+    if targets is None:
+        return {name: [name] for name, _ in model.named_modules() if name in blocks}
+    unsplit = set(getattr(model, "_no_split_modules", None) or ())
+    homes: dict[str, list[str]] = {}
+    for block in find_blocks(model, targets):
+        around = [name for name in blocks if block.name.startswith(f"{name}.")]
+        is_one = type(block.module).__name__ in unsplit or not around
+        homes.setdefault(block.name if is_one else max(around, key=len), []).append(block.name)
+    if any(names != [home] for home, names in homes.items()):  # then a single layer outside is no block either
+        homes = {home: names for home, names in homes.items() if list(model.get_submodule(home).children())}
+    return homes
 
 
 def _is_stack(blocks: Sequence[Block]) -> bool:

@@ -1,6 +1,6 @@
 """What pipelines that go block by block have in common."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from coldpress.plugin import CalibrationError, Stage, State, StopForward
 
 HOW = "sequential_targets=[...]: a class such as 'LlamaDecoderLayer', names, or 're:' and a pattern"
+
+
+def as_list(value: str | Iterable[str] | None) -> list[str] | None:
+    """Targets, as a list; one is understood."""
+    return [value] if isinstance(value, str) else None if value is None else list(value)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from coldpress.plugin import Pipeline, Stage, State
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Place
 from coldpress_pipelines.pipelines.layer_sequential import LayerSequential
 from coldpress_pipelines.pipelines.sequential import Sequential
+from coldpress_pipelines.walking import as_list
 
 _INNER: Mapping[str, type[Sequential | LayerSequential]] = {
     "sequential": Sequential,
@@ -38,7 +39,7 @@ class Independent(Pipeline):
     shares_sweeps: ClassVar[bool] = False
 
     pipeline: str = field(default="sequential", validator=in_(tuple(_INNER)))
-    sequential_targets: list[str] | None = None
+    sequential_targets: list[str] | None = field(default=None, converter=as_list)
     propagate_error: bool | None = None
     true_sequential: bool | None = None
     offload_activations: Place = field(default="cpu", validator=in_(PLACES))

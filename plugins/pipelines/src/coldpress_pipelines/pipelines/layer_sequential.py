@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from coldpress.plugin import CalibrationError, ModelError, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Call
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
-from coldpress_pipelines.walking import HOW, batch_named, matters, placed, refuse_gaps
+from coldpress_pipelines.walking import HOW, as_list, batch_named, matters, placed, refuse_gaps
 
 
 @frozen(kw_only=True, eq=False)
@@ -31,7 +31,7 @@ class LayerSequential(Pipeline):
         offload_limit: bytes of activations that "disk" leaves in memory.
     """
 
-    sequential_targets: list[str] | None = None
+    sequential_targets: list[str] | None = field(default=None, converter=as_list)
     propagate_error: bool | None = None
     offload_activations: Place = field(default="cpu", validator=in_(PLACES))
     offload_limit: int = field(default=DEFAULT_LIMIT, validator=ge(0))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from coldpress.plugin import CalibrationError, InputTap, Layer, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Frames
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
-from coldpress_pipelines.walking import HOW, batch_named, matters, placed, refuse_gaps
+from coldpress_pipelines.walking import HOW, as_list, batch_named, matters, placed, refuse_gaps
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Sequential(Pipeline):
 
     compares: ClassVar[bool] = True
 
-    sequential_targets: list[str] | None = None
+    sequential_targets: list[str] | None = field(default=None, converter=as_list)
     propagate_error: bool | None = None
     true_sequential: bool | None = None
     offload_activations: Place = field(default="cpu", validator=in_(PLACES))
