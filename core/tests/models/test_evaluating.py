@@ -1,5 +1,7 @@
 """A model while it is evaluated."""
 
+import pytest
+import torch
 import transformers
 
 from coldpress.models.evaluating import evaluating
@@ -27,3 +29,33 @@ def test_parts_of_a_model_get_their_own_mode_of_training_back():
     assert not inside
     assert model.model.layers[1].mlp.training
     assert not model.model.layers[0].training
+
+
+def test_the_mode_comes_back_when_the_work_fails():
+    model = tiny_llama().train()
+
+    with pytest.raises(RuntimeError), evaluating(model):
+        raise RuntimeError
+
+    assert model.training
+
+
+def test_a_class_whose_train_does_more_is_not_asked():
+    class Frozen(torch.nn.Linear):
+        def train(self, mode=True):
+            raise AssertionError("called")
+
+    with evaluating(Frozen(2, 2)):
+        pass
+
+
+def test_a_cache_that_was_off_stays_off():
+    config = transformers.LlavaConfig()
+    model = torch.nn.Module()
+    model.config = config
+    config.text_config.use_cache = False
+
+    with evaluating(model):
+        pass
+
+    assert config.text_config.use_cache is False

@@ -10,7 +10,8 @@ from torch import Tensor
 from coldpress.errors import ArgumentError, NumericsError
 from coldpress.evaluation.cluster import mean_of_windows
 from coldpress.evaluation.perplexity import CHUNK
-from coldpress.evaluation.windows import Tracker, batched, check_fits, cut_windows, evaluating, logits_of, tracked
+from coldpress.evaluation.windows import Tracker, batched, check_fits, cut_windows, logits_of, tracked
+from coldpress.models.evaluating import evaluating
 
 
 @frozen
@@ -63,7 +64,7 @@ def divergence(
     check_fits(model, windows)
     check_fits(reference, windows)
     found: list[Tensor] = []
-    with evaluating(model, reference):
+    with evaluating(model, reference), torch.no_grad():
         for ids in tracked(batched(windows, batch_size), progress, "divergence"):
             said, wanted = logits_of(model, ids), logits_of(reference, ids)
             if said.shape != wanted.shape:

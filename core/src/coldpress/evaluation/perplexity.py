@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from coldpress.errors import NumericsError
 from coldpress.evaluation.cluster import mean_of_windows
-from coldpress.evaluation.windows import Tracker, batched, check_fits, cut_windows, evaluating, logits_of, tracked
+from coldpress.evaluation.windows import Tracker, batched, check_fits, cut_windows, logits_of, tracked
+from coldpress.models.evaluating import evaluating
 
 CHUNK = 128  # tokens whose log-probabilities are held at once: 25 MB in float32 for a vocabulary of 49,152
 
@@ -62,7 +63,7 @@ def perplexity(
     windows = cut_windows(tokenizer, text, window=window, max_tokens=max_tokens)
     check_fits(model, windows)
     sums: list[Tensor] = []
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         for ids in tracked(batched(windows, batch_size), progress, "perplexity"):
             sums += [_loss(logits, row) for logits, row in zip(logits_of(model, ids), ids, strict=True)]
     losses, counts = torch.stack(sums).cpu(), torch.tensor([len(part) - 1 for part in windows])

@@ -1,7 +1,6 @@
 """A text cut into windows of tokens that do not overlap, and a model run on them."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any, Protocol
 
@@ -96,17 +95,3 @@ def logits_of(model: Any, ids: Tensor) -> Tensor:
 def tracked(batches: Sequence[Tensor], progress: Tracker | None, description: str) -> Iterable[Tensor]:
     """The batches, with a bar where somebody watches."""
     return batches if progress is None else progress.track(batches, description=description, total=len(batches))
-
-
-@contextmanager
-def evaluating(*models: Any) -> Iterator[None]:
-    """No gradients and no dropout, and training mode back afterwards."""
-    training = [[module for module in model.modules() if module.training] for model in models]
-    for model in models:
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in (module for modules in training for module in modules):
-            module.training = True

@@ -1,4 +1,4 @@
-"""A model as it is evaluated: no dropout, no key-value cache."""
+"""A model as it is evaluated: no dropout, no key-value cache; afterwards as it was."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,29 +8,33 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model without dropout and without a key-value cache, which a block that runs twice would fill twice.
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Inside, no module is in training mode and no configuration asks for a key-value cache.
 
+    A block that runs twice would fill a cache twice.  Afterwards every module has the mode that it had by itself.
     Parts of a model may have configurations of their own: the decoder of T5 has a copy, in which the cache stays on.
     """
-    training = [module for module in model.modules() if module.training]
-    configs = {id(config): config for module in model.modules() for config in _configs(module)}
-    caching = [config for config in configs.values() if getattr(config, "use_cache", False)]
-    model.eval()
-    for config in caching:
+    modules = [module for model in models for module in model.modules()]
+    training = [module for module in modules if module.training]
+    configs = {id(config): config for module in modules for config in _configs(getattr(module, "config", None))}
+    caching = [(config, config.use_cache) for config in configs.values()]
+    for module in training:
+        module.training = False  # not `eval()`, which a class may override to do more
+    for config, _ in caching:
         config.use_cache = False
     try:
         yield
     finally:
         for module in training:
             module.training = True
-        for config in caching:
-            config.use_cache = True
+        for config, use_cache in caching:
+            config.use_cache = use_cache
 
 
-def _configs(module: nn.Module) -> Iterator[Any]:
-    """The configuration of a module and those inside of it, such as `text_config`."""
-    config: Any = getattr(module, "config", None)
-    if config is not None:
+def _configs(config: Any) -> Iterator[Any]:
+    """A configuration and those inside of it, as of the text, vision and audio parts of a model, that name a cache."""
+    if hasattr(config, "use_cache"):
         yield config
-        yield from (part for part in getattr(config, "__dict__", {}).values() if hasattr(part, "use_cache"))
+    for part in list(getattr(config, "__dict__", {}).values()):
+        if hasattr(part, "to_dict") and hasattr(part, "model_type"):
+            yield from _configs(part)
