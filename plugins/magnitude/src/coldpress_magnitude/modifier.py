@@ -12,9 +12,6 @@ from coldpress_magnitude.algorithm import prune_blocks, prune_groups, prune_weig
 
 _BLOCK = re.compile(r"block_([1-9]\d*),([1-9]\d*)")
 _NOT_HERE = {
-    "init_sparsity": "one step goes to the final sparsity: nothing is trained in between",
-    "update_scheduler": "one step goes to the final sparsity: nothing is trained in between",
-    "scheduler_args": "one step goes to the final sparsity: nothing is trained in between",
     "leave_enabled": "name ConstantPruningModifier as the last modifier of the recipe to keep zeros zero",
     "apply_globally": "layers are pruned one after the other, each to the sparsity that is asked for",
 }
@@ -29,16 +26,17 @@ def _refuse(instance: object, attribute: "Attribute[Any]", value: object) -> Non
 class MagnitudePruningModifier(Modifier):
     """Drop the smallest weights of each layer; no data are read.
 
-    The last five settings belong to pruning while training; they are understood, and refused with a reason.
+    The last five settings belong to pruning while training: here one step goes to the final sparsity, so the schedule
+    that leads there has no effect, and what would go on after it is refused with a reason.
 
     Attributes:
         sparsity: share of weights to drop, at least 0 and below 1; not needed with `n:m`.
         final_sparsity: the same, as llm-compressor calls it; give one of the two.
         mask_structure: `unstructured`; `n:m` keeps n of every m weights side by side in a row; `channel` drops whole
             columns, `filter` whole rows, `block_r,c` blocks of r rows and c columns.
-        init_sparsity: refused, unless 0.
-        update_scheduler: refused.
-        scheduler_args: refused.
+        init_sparsity: understood and without effect.
+        update_scheduler: understood and without effect.
+        scheduler_args: understood and without effect.
         leave_enabled: refused, unless false.
         apply_globally: refused, unless false.
     """
@@ -48,9 +46,9 @@ class MagnitudePruningModifier(Modifier):
     sparsity: float | None = field(default=None)
     final_sparsity: float | None = field(default=None)
     mask_structure: str = field(default="unstructured")
-    init_sparsity: float | None = field(default=None, validator=_refuse)
-    update_scheduler: str | None = field(default=None, validator=_refuse)
-    scheduler_args: dict[str, Any] | None = field(default=None, validator=_refuse)
+    init_sparsity: float | None = None
+    update_scheduler: str | None = None
+    scheduler_args: dict[str, Any] | None = None
     leave_enabled: bool = field(default=False, validator=_refuse)
     apply_globally: bool = field(default=False, validator=_refuse)
 
