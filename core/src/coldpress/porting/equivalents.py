@@ -8,12 +8,15 @@ from llmcompressor.observers import Observer                       missing
 """
 
 import re
+from contextlib import suppress
+from importlib import import_module
 from typing import Literal
 
 from attrs import frozen
 
 import coldpress
 from coldpress import registry
+from coldpress.errors import BrokenPluginError
 
 Kind = Literal["moved", "dropped", "expression", "kept", "missing"]
 
@@ -47,7 +50,6 @@ _DROPPED = {
 }
 
 _ADVICE = {
-    "AWQMapping": "write [[balance layers], smooth layer], or drop it: pairs are found by probing",
     "CompressedTensorsDequantizer": "coldpress.load_model(folder) decodes a compressed checkpoint",
     "FP8BlockDequantizer": "load the checkpoint with transformers and dequantize=True, and save it",
     "Modifier": "a modifier of one's own is written for other hooks here: docs/plugins.md",
@@ -112,11 +114,24 @@ def _of_llmcompressor(module: str, name: str) -> Equivalent:
         installed = any(plugin.name == name for plugin in registry.available("modifiers"))
         why = "" if installed else "no installed plugin offers it"
         return Equivalent("moved", "coldpress.modifiers", name, why, offered=installed)
+    beside = _beside_a_modifier(name) if module.startswith("llmcompressor.modifiers") else None
+    if beside is not None:
+        return Equivalent("moved", beside, name)
     if name == "SparseAutoModelForCausalLM":
         return Equivalent("moved", "transformers", "AutoModelForCausalLM")
     if name.startswith("Traceable") and "For" in name:  # nothing is traced: transformers' own class will do
         return Equivalent("moved", "transformers", name.removeprefix("Traceable"))
     return Equivalent("missing", module, name, _ADVICE.get(name, "it has no equivalent"))
+
+
+def _beside_a_modifier(name: str) -> str | None:
+    """The module of an installed modifier that also offers this name, as one offers `AWQMapping`."""
+    for plugin in registry.available("modifiers"):
+        with suppress(BrokenPluginError):
+            plugin.load()
+            if name in getattr(import_module(plugin.entry.module), "__all__", ()):
+                return plugin.entry.module
+    return None
 
 
 def _of_compressed_tensors(module: str, name: str) -> Equivalent:

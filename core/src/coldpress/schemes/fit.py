@@ -25,5 +25,6 @@ def check_fit(scheme: Scheme, shape: tuple[int, int]) -> None:
             fitting = [str(size) for size in USUAL_GROUP_SIZES if width % size == 0]
             advice = f"{', '.join(fitting)} would divide it" if fitting else "only one scale a row (-1) would do"
             raise SchemeError(
-                f"{name}: group_size {args.group_size} does not divide the {width} columns of this layer; {advice}"
+                f"{name}: group_size {args.group_size} does not divide the {width} columns of this layer; {advice}, or "
+                "ignore the layer"
             )
