@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from coldpress.bases.pruner import Pruner
     from coldpress.bases.quantizer import Quantizer, weight_qparams
     from coldpress.bases.smoother import Smoother, Smoothing
+    from coldpress.calibration.hub_dataset import HubDataset
     from coldpress.calibration.observer import Observer, observer_for
     from coldpress.calibration.tap import InputTap, StopForward
     from coldpress.checkpoint import CheckpointReader
@@ -53,6 +54,7 @@ __all__ = [
     "CheckpointReader",
     "ColdpressError",
     "Format",
+    "HubDataset",
     "InputTap",
     "Layer",
     "LayerReport",
@@ -99,6 +101,7 @@ __getattr__, __dir__ = lazy_names(
         "bases.pruner": ("Pruner",),
         "bases.quantizer": ("Quantizer", "weight_qparams"),
         "bases.smoother": ("Smoother", "Smoothing"),
+        "calibration.hub_dataset": ("HubDataset",),
         "calibration.observer": ("Observer", "observer_for"),
         "calibration.tap": ("InputTap", "StopForward"),
         "checkpoint": ("CheckpointReader",),

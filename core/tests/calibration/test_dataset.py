@@ -376,3 +376,89 @@ def test_a_tokenizer_with_truncation_of_its_own_keeps_it(tokenizer):
 
     assert len(_batches(tokenizer, dataset=["abcdefghijklm"], max_seq_length=10)[0]["input_ids"][0]) == 10
     assert tokenizer.backend_tokenizer.truncation["max_length"] == 7
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_conversations_in_sharegpts_form_are_understood(tokenizer, column):
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}"
+    turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+
+    assert _words(tokenizer, _batches(tokenizer, dataset=[{column: turns}])) == ["system:s\nuser:q\nassistant:a\n"]
+
+
+def test_a_template_that_refuses_a_conversation_is_told(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+
+    with pytest.raises(CalibrationError, match="refuses a conversation: .*System role not supported"):
+        _batches(tokenizer, dataset=[{"messages": [{"role": "system", "content": "s"}]}])
+
+
+def test_columns_that_the_model_takes_go_along(tokenizer):
+    rows = [{"input_ids": [1, 2, 3], "token_type_ids": [0, 1, 1], "pixel_values": [[0.5]], "id": i} for i in range(2)]
+
+    (batch,) = load_batches(
+        DatasetArguments(dataset=rows, batch_size=2, max_seq_length=2),
+        tokenizer,
+        takes=frozenset({"token_type_ids", "pixel_values", "labels"}),
+    )
+
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+        "input_ids": (2, 2),
+        "attention_mask": (2, 2),
+        "token_type_ids": (2, 2),
+        "pixel_values": (2, 1, 1),
+    }
+
+
+def test_a_collator_that_is_a_function_is_handed_the_row_as_it_is():
+    row = {"input_ids": [[1, 2, 3]], "attention_mask": [[1, 1, 1]], "pixel_values": [[[0.5]]], "name": "x"}
+    seen = []
+
+    def collator(rows):
+        seen.extend(rows)
+        return {name: torch.tensor(value) for name, value in rows[0].items() if name != "name"}
+
+    (batch,) = _batches(None, dataset=[row], data_collator=collator)
+
+    assert seen == [row]
+    assert batch["pixel_values"].shape == (1, 1, 1)
+
+
+def test_rows_of_several_samples_are_refused():
+    with pytest.raises(CalibrationError, match="a row holds 2 samples"):
+        _batches(None, dataset=[{"input_ids": [[1, 2], [3, 4]]}])
+
+
+def test_texts_are_read_by_the_tokenizer_of_a_processor(tokenizer):
+    class Processor:
+        tokenizer = tiny_tokenizer()
+        chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+        def apply_chat_template(self, messages, tokenize):
+            return "!" + "".join(turn["content"] for turn in messages)
+
+    found = _batches(Processor(), dataset=[{"text": "abc"}, {"messages": [{"role": "user", "content": "de"}]}])
+
+    assert sorted(_words(tokenizer, found)) == ["!de", "abc"]
+
+
+def test_samples_that_do_not_go_together_are_refused():
+    rows = [{"input_ids": [1], "pixel_values": [0.0] * width} for width in (2, 3)]
+    takes = frozenset({"pixel_values"})
+
+    assert len(load_batches(DatasetArguments(dataset=rows), None, takes=takes)) == 2
+    with pytest.raises(CalibrationError, match="differ in the shape of pixel_values"):
+        load_batches(DatasetArguments(dataset=rows, batch_size=2), None, takes=takes)
+    with pytest.raises(CalibrationError, match="different columns"):
+        load_batches(DatasetArguments(dataset=[rows[0], {"input_ids": [1]}], batch_size=2), None, takes=takes)
+    with pytest.raises(CalibrationError, match="concatenate_data joins texts"):
+        load_batches(DatasetArguments(dataset=rows, concatenate_data=True, max_seq_length=1), None, takes=takes)
+
+
+def test_a_reader_that_breaks_off_is_told(tokenizer):
+    def rows():
+        yield {"text": "a"}
+        raise OSError("connection lost")
+
+    with pytest.raises(CalibrationError, match="cannot be read: OSError: connection lost"):
+        _batches(tokenizer, dataset=rows())

@@ -55,7 +55,7 @@ def test_a_plugin_that_cannot_be_imported_says_why(coldpress, installed):
         ("modifiers", "json:JSONDecoder", "is not a subclass of coldpress.Modifier"),
         ("statistics", "json:JSONDecoder", "is not a subclass of coldpress.Statistic"),
         ("number_formats", "json:JSONDecoder", "is not a coldpress.schemes.NumberFormat called Odd"),
-        ("datasets", "json:__all__", "is not a function from the name of a split to rows"),
+        ("datasets", "json:__all__", "is neither a function from the name of a split to rows nor a HubDataset"),
     ],
 )
 def test_a_plugin_of_the_wrong_kind_is_broken(coldpress, installed, kind, value, problem):

@@ -24,8 +24,6 @@ DATA_PREPARATION = (
     "concatenate_data",
 )
 
-_READERS = ("csv", "custom", "json", "jsonl", "parquet", "text", "txt")  # llm-compressor's data sets of files
-
 
 @frozen(kw_only=True, eq=False)
 class DatasetArguments:
@@ -37,9 +35,9 @@ class DatasetArguments:
     Attributes:
         dataset: a name, a file or folder (json, jsonl, csv, txt, parquet), a hub id, a `Dataset` or `DatasetDict`,
             a list of texts or of rows, or a `DataLoader`, whose batches are taken as they are.
-        dataset_config_name: configuration of a data set on the hub.
+        dataset_config_name: configuration of a data set on the hub; one that a plugin knows has a default.
         dataset_path: file or folder to read; the same as giving it as `dataset`, which may then name the kind of file
-            ("json", "csv", "custom", ...), as in llm-compressor.
+            ("json", "csv", "custom", ...), as in llm-compressor, or the data set that this is a copy of ("gsm8k").
         dvc_data_repository: no effect.
         splits: the split to use, such as "train" or "train[:10%]"; a list (its first) or {"calibration": ...}.
         batch_size: samples per batch; None puts neighbours of one length together, up to 2048 tokens, which is faster,
@@ -50,12 +48,13 @@ class DatasetArguments:
         shuffle_calibration_samples: draw them at random (see `seed`), else take the first ones.
         max_seq_length: tokens per sample at most; None cuts where the tokenizer says that the model ends.
         pad_to_max_length: pad every sample to `max_seq_length`.
-        text_column: the column that holds the text.
+        text_column: the column that holds the text; of data sets that a plugin knows, that says what it is.
         remove_columns: no effect.
         preprocessing_func: a function from row to row, applied before the tokenizer.
         raw_kwargs: more arguments of `datasets.load_dataset`.
         concatenate_data: join the texts and cut the join into samples of `max_seq_length` tokens.
-        streaming: read a data set of the hub as it comes instead of fetching it whole.
+        streaming: read a data set of the hub as it comes instead of fetching it whole, as those always are that a
+            plugin knows.
         overwrite_cache: no effect.
         preprocessing_num_workers: no effect.
         dataloader_num_workers: no effect.
@@ -108,7 +107,3 @@ class DatasetArguments:
     def _check_path(self, _: "Attribute[Any]", path: str | None) -> None:
         if path is not None and self.dataset is not None and not isinstance(self.dataset, str):
             raise ArgumentError("dataset_path names a file, but dataset is data already: pass one of them")
-        if path is not None and self.dataset not in (None, *_READERS):
-            raise ArgumentError(
-                f"dataset={self.dataset!r} and dataset_path={path!r} name two data sets: pass one of them"
-            )

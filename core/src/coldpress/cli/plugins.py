@@ -88,8 +88,8 @@ def _defect(plugin: "Plugin") -> str | None:
     base = _BASES.get(plugin.kind)
     if base is not None and not (isinstance(value, type) and issubclass(value, getattr(coldpress.plugin, base))):
         return f"{plugin.entry.value} is not a subclass of coldpress.{base}"
-    if plugin.kind == "datasets" and not callable(value):
-        return f"{plugin.entry.value} is not a function from the name of a split to rows"
+    if plugin.kind == "datasets" and not callable(value) and not isinstance(value, coldpress.plugin.HubDataset):
+        return f"{plugin.entry.value} is neither a function from the name of a split to rows nor a HubDataset"
     if plugin.kind == "number_formats" and getattr(value, "name", None) != plugin.name:
         return f"{plugin.entry.value} is not a coldpress.schemes.NumberFormat called {plugin.name}"
     return None

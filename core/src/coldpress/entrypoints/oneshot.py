@@ -26,6 +26,7 @@ from coldpress.arguments import (
     warn_idle,
 )
 from coldpress.calibration.dataset import load_batches
+from coldpress.calibration.multimodal import forward_names
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.output import Output
@@ -179,7 +180,8 @@ def _state(arguments: Arguments, recipe: Recipe, model: Any) -> State:
     needy = any(modifier.needs_data() for modifier in recipe.modifiers)
     if needy:  # from a copy: how calibration cuts and pads texts must not be saved with the tokenizer
         apart = averages_batches(recipe.modifiers, model)
-        batches = load_batches(arguments.dataset, deepcopy(tokenizer), seed, apart=apart)
+        takes = forward_names(model)
+        batches = load_batches(arguments.dataset, deepcopy(tokenizer), seed, apart=apart, takes=takes)
     else:
         asked = arguments.dataset.dataset != DEFAULT_DATASET  # which the command line passes unasked
         names = (*(["dataset"] if asked else []), *DATA_SOURCE, *DATA_PREPARATION)
