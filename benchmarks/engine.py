@@ -21,7 +21,6 @@ import statistics
 import time
 from datetime import date
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from attrs import frozen
@@ -29,9 +28,9 @@ from attrs import frozen
 from coldpress import load_model, load_tokenizer, registry
 from coldpress.arguments import DatasetArguments
 from coldpress.calibration.dataset import load_batches
-from coldpress.plugin import READS_DATA, Batch, Modifier, Stage, State, hookimpl
+from coldpress.plugin import Batch, Modifier, Needs, Stage, State, hookimpl
 from coldpress.recipe import Recipe
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLES, TOKENS = 32, 512
@@ -41,7 +40,9 @@ SAMPLES, TOKENS = 32, 512
 class Looker(Modifier):
     """Looks at every batch and does nothing."""
 
-    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA})
+    def needs(self) -> Needs:
+        """Data."""
+        return Needs(data=True)
 
     @hookimpl
     def calibrate_batch(self, state: State, stage: Stage, batch: Batch) -> None:
@@ -52,7 +53,9 @@ class Looker(Modifier):
 class Asker(Modifier):
     """Asks for the Gram matrix of every layer and does nothing with it."""
 
-    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA})
+    def needs(self) -> Needs:
+        """Data."""
+        return Needs(data=True)
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
@@ -88,7 +91,7 @@ def measure(repeats: int) -> dict:
 
     def run(modifier: Modifier, **settings: bool) -> None:
         state = State(model=model, batches=batches)
-        Run(recipe=Recipe(modifier), state=state, pipeline=pipeline(**settings)).execute()
+        Job(recipe=Recipe(modifier), state=state, pipeline=pipeline(**settings)).run()
 
     jobs = {
         "plain": plain,

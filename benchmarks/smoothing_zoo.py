@@ -30,7 +30,7 @@ from coldpress.entrypoints.experts import open_experts
 from coldpress.plugin import Layer, Modifier, Stage, State, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.trial import Parts
 
 SECONDS = 120  # limit for one type
@@ -66,7 +66,7 @@ def smooth(name: str, model: nn.Module) -> dict[str, Any]:
     with InputTap(()):
         before = zoo.logits(model, batch)
         state = State(model=model, batches=[{**batch, "use_cache": False}])
-        Run(recipe=Recipe(modifiers), state=state, pipeline=Parts()).execute()
+        Job(recipe=Recipe(modifiers), state=state, pipeline=Parts()).run()
         after = zoo.logits(model, batch)
     notes = {layer: line.notes for layer, line in state.report.items()}
     return {

@@ -45,10 +45,10 @@ def _class(cls: type) -> str:
     """A class: its docstring, and one line for each public method."""
     lines = [f"### `{cls.__name__}`\n", _prose(inspect.getdoc(cls) or ""), ""]
     for name, value in vars(cls).items():
-        function = value.fget if isinstance(value, property) else value
+        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         if name.startswith("_") or not inspect.isfunction(inspect.unwrap(function)):
             continue
-        parameters = [each for each in inspect.signature(function).parameters if each != "self"]
+        parameters = [each for each in inspect.signature(function).parameters if each not in ("self", "cls")]
         call = "" if isinstance(value, property) else f"({', '.join(parameters)})"
         first = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
         lines.append(f"- `.{name}{call}`: {first}")

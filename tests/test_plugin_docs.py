@@ -56,6 +56,8 @@ def plugins(tmp_path_factory):
     [
         ("ColumnPruner", {}),
         ("PeakPruner", {}),
+        ("OutputCorrection", {}),
+        ("GlobalMagnitude", {}),
         ("MyRounding", {"scheme": "W4A16", "ignore": ["lm_head"]}),
         ("Largest", {"count": 3}),
         ("FullRange", {}),

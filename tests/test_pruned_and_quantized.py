@@ -8,7 +8,7 @@ from coldpress.calibration.statistics import Gram
 from coldpress.plugin import Modifier, State, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.models import batches, tiny_llama
 
 FOURS = {"mask_structure": "2:4"}
@@ -31,7 +31,7 @@ def modifier(name, **settings):
 
 def run(*modifiers, pipeline="sequential"):
     state = State(model=tiny_llama(), batches=batches())
-    Run(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).execute()
+    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).run()
     return state
 
 

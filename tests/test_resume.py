@@ -13,7 +13,7 @@ from coldpress import load_model, oneshot
 from coldpress.checkpoint import CheckpointReader
 from coldpress.errors import CheckpointError
 from coldpress.models import simulated
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.interrupt import interrupted, kept_stages
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 
@@ -182,15 +182,15 @@ def test_independent_sweeps_go_on_in_the_last_of_them(tmp_path, source, stages, 
 
 def test_an_independent_sweep_that_is_not_the_last_leaves_nothing_when_it_is_interrupted(tmp_path, monkeypatch, source):
     compress(source, tmp_path / "whole", TWO, pipeline="independent")
-    before = Run._compress
+    before = Job._compress_stage
 
-    def stop_at_once(self, stage, *rest):
+    def stop_at_once(self, run, stage):
         if stage.name == "model.layers.1":
             raise StopError
-        before(self, stage, *rest)
+        before(self, run, stage)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_compress", stop_at_once)
+        patch.setattr(Job, "_compress_stage", stop_at_once)
         with pytest.raises(StopError):
             compress(source, tmp_path / "out", TWO, pipeline="independent")
     assert not (tmp_path / "out.partial").exists()

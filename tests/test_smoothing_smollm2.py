@@ -11,7 +11,7 @@ from coldpress.calibration.short import load
 from coldpress.plugin import Modifier, State, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 
 pytestmark = [pytest.mark.slow, pytest.mark.demo]
 
@@ -50,7 +50,7 @@ def tokens(original):
 def smoothed(model, name, data):
     state = State(model=model, batches=[{"input_ids": row[None], "use_cache": False} for row in data])
     modifiers = find("modifiers", name)(**METHODS[name], ignore=["lm_head"]), Planned(ignore=["lm_head"])
-    Run(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", "sequential")()).execute()
+    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", "sequential")()).run()
     assert sum("smoothed_in" in line.notes for line in state.report.values()) == 210  # 30 blocks, 7 layers each
     return model
 

@@ -21,7 +21,7 @@ class Special(nn.Linear):
 
 
 def stage_of(model):
-    return Stage("model", 0, dict(model.named_modules()))
+    return Stage.whole(model)
 
 
 def names(layers):

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from coldpress.errors import NumericsError
+from coldpress.layer_report import LayerReport
 from coldpress.numerics import calculate_qparams, group, quantize
+from coldpress.quantized import Quantized
 from coldpress.schemes import preset
 from coldpress.stage import Layer, find_layers
-from coldpress.state import LayerReport, Quantized, Scratch, State, relative_error
+from coldpress.state import Scratch, State, relative_error
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Protocol
 from attrs import frozen
 from torch import Tensor
 
+from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme
-from coldpress.state import Quantized
 
 
 class SchemeLookup(Protocol):

@@ -1,15 +1,15 @@
 """Modifier: the frozen settings of one algorithm, and what core must know of it without knowing its name."""
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, fields, frozen
 
 from coldpress.schemes import Scheme
 from coldpress.stage import Layer, Stage
 
-READS_DATA = "reads_data"
-"""The modifier needs calibration batches, whatever its settings."""
+if TYPE_CHECKING:
+    from coldpress.state import State
 
 QUANTIZES = "quantizes"
 """Every layer that it claims ends up quantized, or is reported as skipped with a reason."""
@@ -18,12 +18,57 @@ PRUNES = "prunes"
 """Every layer that it claims ends up with a new weight, or is reported as skipped with a reason."""
 
 TRANSFORMS = "transforms"
-"""It changes what flows between layers and keeps the model's function: it belongs before anything that quantizes."""
+"""It changes weights and what flows between layers, and keeps the model's function: an equivalent transformation, which
+belongs before anything that quantizes.  Only such a modifier may change weights in `initialize`."""
 
 RUNS_LAST = "runs_last"
-"""It looks after what all others made of its layers: no modifier that comes after it may claim one of them."""
+"""No modifier that comes after it may change one of its layers."""
 
-TRAITS = frozenset({READS_DATA, QUANTIZES, PRUNES, TRANSFORMS, RUNS_LAST})
+TRAITS = frozenset({QUANTIZES, PRUNES, TRANSFORMS, RUNS_LAST})
+
+
+@frozen(kw_only=True)
+class Needs:
+    """What a modifier needs of a run, with the settings that it has.
+
+    Attributes:
+        data: calibration batches.
+        propagated_error: it calibrates on activations from the compressed preceding blocks; where no modifier of a
+            recipe does, the outputs of the original blocks are passed on, and no block runs twice.
+        original_inputs: statistics of inputs beside those of the original model (asymmetric calibration), and the
+            calls of a stage as the original model makes them.
+        original_weights: the weights that the stage had before it was compressed, through equivalent transformations:
+            `state.original_weight`, `state.original`.
+        calls: the calls of a stage with their arguments: `state.calls`.  The stage is not divided.
+        gradients: calls are run with autograd.
+        whole_stage: the stage is not divided into parts that are compressed one after the other.
+        batch_boundaries: the result depends on which samples are in one batch, such as averages over batches.
+        measuring_pass: all stages are measured, and one decision is made, before the first is compressed: `measure`
+            and `decide`.
+    """
+
+    data: bool = False
+    propagated_error: bool = True
+    original_inputs: bool = False
+    original_weights: bool = False
+    calls: bool = False
+    gradients: bool = False
+    whole_stage: bool = False
+    batch_boundaries: bool = False
+    measuring_pass: bool = False
+
+
+@frozen(kw_only=True)
+class Decision:
+    """What a modifier decides after its measuring pass.
+
+    Attributes:
+        value: for its hooks, which read it by `state.decision`; JSON must be able to hold it.
+        schemes: layer name to scheme, in place of what the layer's quantizer would take.
+    """
+
+    value: Any = None
+    schemes: Mapping[str, Scheme] = field(factory=dict)
 
 
 HOUSEKEEPING = ("group", "index", "start", "end", "update", "requires_calibration_data")
@@ -61,6 +106,10 @@ class Modifier(metaclass=_TakesHousekeeping):
     targets: list[str] = field(factory=lambda: ["Linear"], converter=names)
     ignore: list[str] = field(factory=list, converter=names)
 
+    def needs(self) -> Needs:
+        """What it needs of a run with these settings; nothing but weights by default."""
+        return Needs()
+
     def layers(self, stage: Stage) -> list[Layer]:
         """The layers of a stage that this modifier claims, in model order."""
         return stage.layers(self.targets, self.ignore)
@@ -70,23 +119,25 @@ class Modifier(metaclass=_TakesHousekeeping):
         return list(self.targets)
 
     def scheme_for(self, layer: Layer) -> Scheme | None:
-        """How this modifier will quantize a layer that it claims; None when it quantizes nothing.
+        """How its settings quantize a layer that it claims; None when they do not.
 
-        Core asks before the run starts, so that a scheme that does not fit a layer costs nobody an hour.
+        Core asks before the run starts, so that a scheme that does not fit a layer costs nobody an hour.  What holds
+        is `state.scheme_of(layer)`, which a decision may have changed.
         """
         return None
 
-    def needs_data(self) -> bool:
-        """Whether it must see calibration batches with these settings."""
-        return READS_DATA in self.traits
+    def measure(self, state: "State", stage: Stage) -> Any:
+        """In the measuring pass, in place of `finalize`: what `decide` must know of this stage.
 
-    def compares(self) -> bool:
-        """Whether it asks for statistics of inputs beside those of the original model (`Statistic.compares`)."""
-        return False
+        Args:
+            state: statistics that `initialize` requested are there; weights must not be changed.
+            stage: one after the other, in the order of the run.
 
-    def follows_error(self) -> bool:
-        """Whether it makes more of batches that show what compressed stages put out than of the original's.
-
-        Asked of a modifier that needs data; where none of a recipe does, a stage need not run again once compressed.
+        Returns:
+            Something that JSON can hold; an interrupted run reads it again.
         """
-        return True
+        raise NotImplementedError(f"{type(self).__name__} needs a measuring pass, and does not implement measure")
+
+    def decide(self, state: "State", measured: Sequence[Any]) -> Decision:
+        """After the measuring pass: one decision for the whole model, from what `measure` returned of each stage."""
+        raise NotImplementedError(f"{type(self).__name__} needs a measuring pass, and does not implement decide")

@@ -1,11 +1,12 @@
 """Pipeline: how a model is cut into stages and how calibration batches travel through them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import ClassVar
 
 from attrs import frozen
 
-from coldpress.stage import Stage
+from coldpress.errors import CalibrationError
+from coldpress.stage import Call, Pass, Stage
 from coldpress.state import State
 
 
@@ -17,45 +18,65 @@ class Pipeline:
         runs_batches: whether `sweep` runs anything; a recipe that needs data cannot use a pipeline that does not.
         shares_sweeps: whether all modifiers go over the stages together; if not, core asks for the stages once for each
             modifier, one after the other, and writes what the last of them leaves.
-        compares: whether `sweep` can show what the original model's stages see, beside what is seen after compression.
+        runs_original: whether `sweep` can also run stages on the outputs of the original blocks before them.
+        holds_calls: whether `calls` yields the calls of the stages that hold a block.
     """
 
     runs_batches: ClassVar[bool] = True
     shares_sweeps: ClassVar[bool] = True
-    compares: ClassVar[bool] = False
+    runs_original: ClassVar[bool] = False
+    holds_calls: ClassVar[bool] = False
 
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield the stages in the order in which the model runs them.
 
-        A generator: when it is asked for the next stage, the one before is compressed, and it pushes every batch on
+        A generator: when it is asked for the next stage, the one before is compressed, and it passes every batch on
         through it.  It undoes whatever it did to the model when it ends or is closed.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement stages(state)")
 
     def count(self, state: State) -> int | None:
-        """How many stages there will be, for a progress bar; None when nobody knows."""
+        """How many stages there will be, for a progress bar; None when that is not known."""
         return None
 
     def parts(self, state: State, stage: Stage) -> Iterator[Stage]:
         """Yield the parts of a stage that are compressed one after the other; `sweep` is called for each of them.
 
         Together they are the stage, whose name and index they have; the base yields the stage itself.
-        Core does not ask where a modifier moves the signal between layers, nor where the stage has experts.
+        Core does not ask where a modifier needs the stage whole, or transforms it, nor where the stage has experts.
         A generator: when it is asked for the next part, the one before is compressed.
         """
         yield stage
 
-    def sweep(self, state: State, stage: Stage) -> Iterator[int]:
-        """Run the stage once on every batch; yield the index of each batch just after the stage ran on it.
+    def sweep(self, state: State, stage: Stage) -> Iterator[Pass]:
+        """Run the stage once on every batch; yield a `Pass` just after the stage ran on it.
 
         What counts is that every observed layer of it is called with what it sees in the batch.
-        Where `state.compares`, it is run first on what the original model has there, which yields ~index.
+        Where `state.sweep.original_inputs`, each batch first runs on what the original blocks before the stage output.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement sweep(state, stage)")
 
     def needs_sweep(self, state: State, stage: Stage) -> bool:
-        """Whether the stage must be swept, to its end, before it changes, also if nobody looks at it.
+        """Whether the stage must be swept, to its end, before it changes, also if no statistic was requested.
 
-        For pipelines that hand on what the sweep puts out; the base does not.
+        For pipelines that pass on the outputs of the sweep; the base does not.
         """
         return False
+
+    def calls(
+        self, state: State, stage: Stage, *, original: bool = False, batches: Collection[int] | None = None
+    ) -> Iterator[Call]:
+        """Yield the call of the stage for every batch that reaches it, in the order of the batches.
+
+        Its tensors are where the model is until the next one is asked for, and may then be offloaded again.
+
+        Args:
+            state: of the run.
+            stage: that is compressed now, whole.
+            original: the call with what the original blocks before the stage output.
+            batches: indices of the batches that are wanted; None for all.
+
+        Raises:
+            CalibrationError: there are no calls of this stage.
+        """
+        raise CalibrationError(f"the pipeline {type(self).__name__} holds no calls of {stage.name}")

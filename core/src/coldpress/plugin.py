@@ -32,17 +32,18 @@ if TYPE_CHECKING:
     )
     from coldpress.format import Format, SchemeLookup
     from coldpress.hookspecs import hookimpl
-    from coldpress.modifier import PRUNES, QUANTIZES, READS_DATA, RUNS_LAST, TRANSFORMS, Modifier
+    from coldpress.layer_report import LayerReport
+    from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Decision, Modifier, Needs
     from coldpress.pipeline import Pipeline
+    from coldpress.quantized import Quantized
     from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset
-    from coldpress.stage import Batch, Layer, Stage
-    from coldpress.state import LayerReport, Quantized, State
+    from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor
+    from coldpress.state import State
     from coldpress.statistic import RESCALE, ROTATE, Statistic
 
 __all__ = [
     "PRUNES",
     "QUANTIZES",
-    "READS_DATA",
     "RESCALE",
     "ROTATE",
     "RUNS_LAST",
@@ -50,9 +51,11 @@ __all__ = [
     "ArgumentError",
     "Batch",
     "CalibrationError",
+    "Call",
     "CheckpointError",
     "CheckpointReader",
     "ColdpressError",
+    "Decision",
     "Format",
     "HubDataset",
     "InputTap",
@@ -60,9 +63,11 @@ __all__ = [
     "LayerReport",
     "ModelError",
     "Modifier",
+    "Needs",
     "NumberFormat",
     "NumericsError",
     "Observer",
+    "Pass",
     "Pipeline",
     "PluginError",
     "Pruner",
@@ -82,6 +87,7 @@ __all__ = [
     "TargetError",
     "block_names",
     "cache_args",
+    "first_tensor",
     "hookimpl",
     "note_fit",
     "number_format",
@@ -120,11 +126,13 @@ __getattr__, __dir__ = lazy_names(
         ),
         "format": ("Format", "SchemeLookup"),
         "hookspecs": ("hookimpl",),
-        "modifier": ("PRUNES", "QUANTIZES", "READS_DATA", "RUNS_LAST", "TRANSFORMS", "Modifier"),
+        "modifier": ("PRUNES", "QUANTIZES", "RUNS_LAST", "TRANSFORMS", "Decision", "Modifier", "Needs"),
         "pipeline": ("Pipeline",),
         "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset"),
-        "stage": ("Batch", "Layer", "Stage"),
-        "state": ("LayerReport", "Quantized", "State"),
+        "stage": ("Batch", "Call", "Layer", "Pass", "Stage", "first_tensor"),
+        "layer_report": ("LayerReport",),
+        "quantized": ("Quantized",),
+        "state": ("State",),
         "statistic": ("RESCALE", "ROTATE", "Statistic"),
     },
 )

@@ -1,8 +1,10 @@
-"""What hooks are handed: a stage of the model, its layers, and one batch of their inputs."""
+"""What hooks are handed: a stage of the model, its layers, a batch of their inputs, and a call of a module."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
@@ -29,6 +31,11 @@ def matches(pattern: str, name: str, classes: Sequence[str]) -> bool:
     return pattern == name or pattern in classes
 
 
+def oriented(weight: Tensor, classes: Sequence[str]) -> Tensor:
+    """A weight as [O, I], whichever way its module stores it; its own inverse, and a view."""
+    return weight.t() if "Conv1D" in classes else weight
+
+
 @frozen(eq=False)
 class Layer:
     """A module with a matrix of weights: linear, `Conv1D` or embedding.
@@ -47,7 +54,7 @@ class Layer:
     def weight(self) -> Tensor:
         """The weights, [O, I]; a view, so that `layer.weight.copy_(...)` changes the module."""
         weight: Tensor = self.module.weight.detach()  # type: ignore[operator]
-        return weight.t() if "Conv1D" in self.classes else weight
+        return oriented(weight, self.classes)
 
     def matches(self, patterns: Iterable[str]) -> bool:
         """Whether any of the patterns means this layer."""
@@ -73,6 +80,11 @@ class Stage:
     def _find_layers(self) -> tuple[Layer, ...]:
         return tuple(find_layers(self.modules.items()))
 
+    @classmethod
+    def whole(cls, model: nn.Module) -> "Stage":
+        """All of a model as one stage."""
+        return cls("model", 0, dict(model.named_modules()))
+
     def layers(self, targets: Iterable[str], ignore: Iterable[str] = ()) -> list[Layer]:
         """The layers that `targets` mean and `ignore` does not, in model order."""
         targets, ignore = tuple(targets), tuple(ignore)
@@ -90,6 +102,80 @@ class Batch:
 
     index: int
     inputs: Mapping[str, Tensor]
+
+
+@frozen
+class Pass:
+    """One run of a batch through a stage.
+
+    Attributes:
+        index: of the batch, from 0.
+        original: whether it saw the outputs of the original blocks before the stage, and not of the compressed ones.
+    """
+
+    index: int
+    original: bool = False
+
+
+@frozen(eq=False)
+class Call:
+    """What the model calls a stage with, or a module of it, for one batch.
+
+    Attributes:
+        index: of the batch, from 0.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        forward: the forward of the module, as it is now.
+    """
+
+    index: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    forward: Callable[..., Any]
+
+    def run(self, *, grad: bool = False) -> Any:
+        """The module's output for these arguments, with the weights that it has now.
+
+        Args:
+            grad: record the graph, so that gradients of parameters that require them, and of floating-point tensors
+                among the arguments that do, can be computed.
+        """
+        with torch.set_grad_enabled(grad):
+            return self.forward(*self.args, **self.kwargs)
+
+    def output(self, *, grad: bool = False) -> Tensor:
+        """The first tensor of the output, such as the hidden states of a block, [B, S, D]."""
+        return first_tensor(self.run(grad=grad))
+
+
+def calls_inside(call: Call, module: nn.Module) -> Iterator[Call]:
+    """What a stage, run for one of its calls, calls a module inside of it with; nothing is left on the module."""
+    seen: list[Call] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(Call(call.index, args, kwargs, module.__call__))
+
+    handle = module.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        call.run()
+    finally:
+        handle.remove()
+    yield from seen
+
+
+def first_tensor(value: Any) -> Tensor:
+    """The first tensor of a module's output, whatever holds it.
+
+    Raises:
+        TypeError: there is none.
+    """
+    if isinstance(value, Tensor):
+        return value
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, Sequence) else ()
+    for part in parts:
+        if isinstance(part, Tensor):
+            return part
+    raise TypeError(f"{type(value).__name__} holds no tensor")
 
 
 def find_layers(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[Layer]:

@@ -1,90 +1,25 @@
 """State: everything that changes during a run, handed from hook to hook."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, TypeVar, cast
 
 import torch
-from attrs import asdict, define, field, frozen
+from attrs import define, field
 from torch import Tensor, nn
 
-from coldpress.calibration.store import StatisticStore
-from coldpress.errors import CalibrationError
-from coldpress.numerics import check_finite, dequantize
+from coldpress.errors import BrokenPluginError, CalibrationError
+from coldpress.layer_report import LayerReport
+from coldpress.modifier import Modifier
+from coldpress.numerics import check_finite
+from coldpress.plan import CallSource, Planned, Running, Sweep, no_calls
+from coldpress.quantized import Quantized
 from coldpress.schemes import Scheme, describe
-from coldpress.stage import Layer
-from coldpress.statistic import Statistic
+from coldpress.stage import Call, Layer, Stage, calls_inside, oriented
+from coldpress.statistic import Statistic, Statistics
 
-Status = Literal["quantized", "changed", "fallback", "untouched"]
-
-
-@frozen(eq=False)
-class Quantized:
-    """A layer as a checkpoint keeps it; the shapes of scales follow the strategy of the scheme.
-
-    Attributes:
-        scheme: how weights and inputs are quantized.
-        codes: points of the number format's grid, [O, I]; None when only the inputs are quantized.
-        scale: of the weights.
-        zero_point: of the weights, the shape of `scale`; zeros when symmetric.
-        global_scale: of the weights' scales, [1].
-        input_scale: of static inputs.
-        input_zero_point: of static inputs, the shape of `input_scale`.
-        input_global_scale: of the inputs' scales, [1].
-    """
-
-    scheme: Scheme
-    codes: Tensor | None = None
-    scale: Tensor | None = None
-    zero_point: Tensor | None = None
-    global_scale: Tensor | None = None
-    input_scale: Tensor | None = None
-    input_zero_point: Tensor | None = None
-    input_global_scale: Tensor | None = None
-
-    def weight(self, dtype: torch.dtype) -> Tensor:
-        """The weights that the codes stand for, [O, I], computed in the wider of this dtype and that of the scales."""
-        assert self.scheme.weights is not None
-        assert self.codes is not None
-        assert self.scale is not None
-        scale = self.scale.to(torch.promote_types(self.scale.dtype, dtype))
-        return dequantize(
-            self.codes, scale, self.zero_point, self.scheme.weights, dtype=dtype, global_scale=self.global_scale
-        )
-
-
-@define
-class LayerReport:
-    """What became of one layer.
-
-    Attributes:
-        name: from the root of the model.
-        kind: class of the module.
-        shape: of the weight, (O, I).
-        status: quantized, changed (pruned, smoothed), fallback (not as asked, see `reason`) or untouched.
-        reason: why it is untouched or fell back.
-        scheme: in words, e.g. `int4 group 64`.
-        weight_error: size of the change over the size of the weight (Frobenius norms); None when not measured.
-        sparsity: share of weights that are zero; None when not measured.
-        seconds: spent on this layer.
-        notes: what a modifier adds.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, int]
-    status: Status = "untouched"
-    reason: str | None = None
-    scheme: str | None = None
-    weight_error: float | None = None
-    sparsity: float | None = None
-    seconds: float = 0.0
-    notes: dict[str, Any] = field(factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The line as `report.json` has it."""
-        return asdict(self)
+T = TypeVar("T")
 
 
 class Scratch:
@@ -119,16 +54,15 @@ class State:
         tokenizer: or processor, saved with the model; may be None.
         batches: calibration data, keyword arguments of the model each.
         seed: of everything random.
-        observed: names of the layers whose inputs somebody reads; what comes after the last of them need not run.
-        follows_error: whether somebody makes use of seeing what compressed stages put out, and not the original.
-        compares: whether somebody asks what inputs are in the original model.
-        pipeline_state: what the pipeline remembers between two stages; nobody else's business.
+        sweep: what the pass over the stages is for.
+        plan: layer name to quantizer and scheme, of every layer that will be quantized.
+        running: the hook that is running; None between hooks.
+        pipeline_state: what the pipeline remembers between two stages; the pipeline's own.
         scratch: what modifiers remember between hooks.
-        statistics: of the stage's inputs; read and written by the methods below.
         quantized: layer name to its codes and scales, until they are written.
         schemes: layer name to scheme, of every layer quantized so far.
-        planned: layer name to the modifier of the recipe that quantizes it, of every layer that one does.
-        clip_ranges: layer name to the range that scales of its weight shall cover, both [*scale shape].
+        global_scales: layer name to the global scale of its weight, [1], and the versions of the weights that it is of.
+        clip_ranges: layer name to the range that scales of its weight shall cover, low and high, [*scale shape] both.
         report: layer name to what became of it, every layer of the model.
         log: what was done, one entry a stage.
     """
@@ -137,21 +71,68 @@ class State:
     tokenizer: Any = None
     batches: Sequence[Mapping[str, Any]] = ()
     seed: int = 0
-    observed: frozenset[str] = frozenset()
-    follows_error: bool = True
-    compares: bool = False
+    sweep: Sweep = field(factory=Sweep)
+    plan: dict[str, Planned] = field(factory=dict)
+    running: Running | None = None
     pipeline_state: Any = None
     scratch: Scratch = field(factory=Scratch)
-    statistics: StatisticStore = field(factory=StatisticStore)
     quantized: dict[str, Quantized] = field(factory=dict)
     schemes: dict[str, Scheme] = field(factory=dict)
-    planned: Mapping[str, Any] = field(factory=dict)
+    global_scales: dict[str, tuple[Tensor, Mapping[str, int]]] = field(factory=dict)
     clip_ranges: dict[str, tuple[Tensor, Tensor]] = field(factory=dict)
     report: dict[str, LayerReport] = field(factory=dict)
     log: list[dict[str, Any]] = field(factory=list)
+    _statistics: Statistics | None = None
+    _call_source: CallSource = no_calls
+    _originals: dict[str, tuple[nn.Parameter, Tensor]] | None = None
+    _decisions: dict[int, Any] = field(factory=dict)
+    _facts: dict[Any, Any] = field(factory=dict)
+
+    # --- what is known before a stage runs
+
+    def scheme_of(self, layer: Layer) -> Scheme | None:
+        """How the layer will be quantized; None when it will not."""
+        planned = self.plan.get(layer.name)
+        return None if planned is None else planned.scheme
+
+    def quantizer_of(self, layer: Layer) -> Modifier | None:
+        """The modifier of the recipe that will quantize the layer."""
+        planned = self.plan.get(layer.name)
+        return None if planned is None else planned.quantizer
+
+    def decision(self, modifier: Modifier) -> Any:
+        """What the modifier decided after its measuring pass (`Decision.value`); None before."""
+        return self._decisions.get(id(modifier))
+
+    def fact(self, kind: Callable[[nn.Module], T]) -> T:
+        """Something that is found out about the model once a run, at its first use, such as `FusedLayers`.
+
+        Args:
+            kind: a class or function; it is called with the model, and the same one returns the same result.
+        """
+        if kind not in self._facts:
+            self._facts[kind] = kind(self.model)
+        return cast(T, self._facts[kind])
+
+    def note_decision(self, modifier: Modifier, value: Any) -> None:
+        """Keep what a modifier decided; core's business."""
+        self._decisions[id(modifier)] = value
+
+    def begin_pass(self, sweep: Sweep, statistics: Statistics, call_source: CallSource) -> None:
+        """Say what a pass over the stages is for, and where its statistics and calls come from; core's business."""
+        self.sweep, self._statistics, self._call_source = sweep, statistics, call_source
+
+    # --- what the stage is called with
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of the stage that is calibrated; the methods below read and write them."""
+        if self._statistics is None:
+            raise BrokenPluginError("statistics are there while a stage is compressed, and none is")
+        return self._statistics
 
     def request(self, layer: Layer, which: str | Statistic) -> None:
-        """In `initialize`: wish for a statistic of the layer's inputs, by name or with settings."""
+        """In `initialize`: request a statistic of the layer's inputs, by name or with settings."""
         self.statistics.request(layer, which)
 
     def statistic(self, layer: Layer, which: str | Statistic) -> Any | None:
@@ -171,15 +152,96 @@ class State:
         """In `finalize`: the layers in groups that read the same input, and so share their statistics."""
         return self.statistics.input_groups(layers)
 
-    def carry(self, layers: Sequence[Layer], *, rescale: Tensor | None = None, rotate: Tensor | None = None) -> None:
-        """In `finalize`: say that the inputs x of these layers are now x / rescale, [I], or x @ rotate, [I, I].
+    def rescale_inputs(self, layers: Sequence[Layer], scale: Tensor) -> None:
+        """After an equivalent transformation: the inputs x of these layers are now x / scale, scale [I].
 
         Statistics follow, or are collected anew before a later modifier reads them.
         """
-        if rescale is not None:
-            self.statistics.rescale(layers, rescale)
-        if rotate is not None:
-            self.statistics.rotate(layers, rotate)
+        self.statistics.rescale(layers, scale)
+
+    def rotate_inputs(self, layers: Sequence[Layer], rotation: Tensor) -> None:
+        """After an equivalent transformation: the inputs x of these layers are now x @ rotation, rotation [I, I]."""
+        self.statistics.rotate(layers, rotation)
+
+    def calls(
+        self,
+        stage: Stage,
+        module: str | None = None,
+        *,
+        original: bool = False,
+        batches: Collection[int] | None = None,
+    ) -> Iterator[Call]:
+        """What the model calls the stage with, or a module of it, batch by batch; `Call.run` runs it again.
+
+        Outputs are those of the weights as they are when a call is run: compressed so far, or, inside of
+        `state.original()`, the original ones.  One batch at a time is where the model is; a call is not kept
+        beyond the next one, except one of a module, whose arguments were computed for it.
+
+        Args:
+            stage: that is compressed now.
+            module: full name of a module of it; None for the stage itself.
+            original: called with the outputs of the original blocks before the stage, not of the compressed ones.
+            batches: indices of the batches that are wanted; None for all.
+
+        Raises:
+            CalibrationError: the pipeline holds no calls of this stage: it is no block and not the whole model.
+        """
+        found = self._call_source(stage, original=original, batches=batches)
+        if module is None or module == stage.name:
+            yield from found
+            return
+        for call in found:
+            yield from calls_inside(call, stage.modules[module])
+
+    # --- what the stage was before it was compressed
+
+    def original_weight(self, layer: Layer) -> Tensor:
+        """The layer's weight before the stage was compressed, [O, I]; equivalent transformations act on it too.
+
+        Raises:
+            BrokenPluginError: no modifier says that it needs original weights.
+        """
+        return oriented(self._kept()[f"{layer.name}.weight"][1], layer.classes)
+
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """Inside, the stage has the parameters of before it was compressed; `Call.run` gives their outputs."""
+        kept = self._kept()
+        current = {name: parameter.data for name, (parameter, _) in kept.items()}
+        for parameter, before in kept.values():
+            parameter.data = before
+        try:
+            yield
+        finally:
+            for name, (parameter, _) in kept.items():
+                parameter.data = current[name]
+
+    def transform_original(self, apply: Callable[[], None]) -> None:
+        """After an equivalent transformation, in place, of the stage as it is: do the same to what is kept of it."""
+        if self._originals is not None:
+            with self.original():
+                apply()
+
+    def keep_originals(self, stage: Stage) -> None:
+        """Keep a copy of the parameters of a stage that is about to be compressed; core's business."""
+        self._originals = {
+            f"{name}.{part}" if name else part: (parameter, parameter.detach().clone())
+            for name, module in stage.modules.items()
+            for part, parameter in module.named_parameters(recurse=False)
+        }
+
+    def drop_originals(self) -> None:
+        """Forget them: the stage is compressed."""
+        self._originals = None
+
+    def _kept(self) -> dict[str, tuple[nn.Parameter, Tensor]]:
+        if self._originals is None:
+            raise BrokenPluginError(
+                f"{self.running or 'a modifier'} reads original weights: its needs() must say original_weights=True"
+            )
+        return self._originals
+
+    # --- what it becomes
 
     def set_quantized(self, layer: Layer, quantized: Quantized) -> None:
         """Make `quantized` what the layer is: write the weights it stands for, measure and report the change."""

@@ -1,12 +1,14 @@
 """Statistic: what is remembered of the inputs of a layer, without the inputs."""
 
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Protocol
 
 from attrs import frozen
 from torch import Tensor
 
 from coldpress.errors import BrokenPluginError
 from coldpress.registry import find
+from coldpress.stage import Layer
 
 RESCALE = "rescale"
 """The statistic of inputs divided by a scale follows from that of the inputs."""
@@ -34,7 +36,7 @@ class Statistic:
 
     needs_original_inputs: ClassVar[bool] = False
     """Whether it sees inputs beside those of the original model, by `update_with_original` in place of `update`; a
-    modifier that requests it says so by `Modifier.compares`."""
+    modifier that requests it says so by `Needs.original_inputs`."""
 
     def update(self, value: Any | None, x: Tensor) -> Any:
         """See some tokens.
@@ -67,6 +69,25 @@ class Statistic:
     def rotate(self, value: Any, rotation: Tensor) -> Any:
         """The value that inputs x @ rotation would have given, rotation [I, I] float32; any matrix."""
         raise NotImplementedError
+
+
+class Statistics(Protocol):
+    """The statistics of the stage that is calibrated; modifiers reach them by the methods of `State`."""
+
+    def request(self, layer: Layer, which: str | Statistic) -> None:
+        """Collect a statistic of the inputs of a layer; requesting twice is requesting once."""
+
+    def value(self, layer: Layer, which: str | Statistic) -> Any | None:
+        """What was seen; None when no token reached the layer."""
+
+    def input_groups(self, layers: Iterable[Layer]) -> list[list[Layer]]:
+        """The layers in groups that read the same input."""
+
+    def rescale(self, layers: Sequence[Layer], scale: Tensor) -> None:
+        """The inputs of these layers are divided by `scale`, [I], from now on."""
+
+    def rotate(self, layers: Sequence[Layer], rotation: Tensor) -> None:
+        """The inputs of these layers are multiplied by `rotation`, [I, I], from the right, from now on."""
 
 
 def statistic_for(which: str | Statistic) -> Statistic:

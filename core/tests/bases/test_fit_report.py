@@ -3,9 +3,9 @@
 import pytest
 from torch import nn
 
+from coldpress.layer_report import LayerReport
 from coldpress.plugin import State, note_fit
 from coldpress.stage import Layer
-from coldpress.state import LayerReport
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from attrs import field, frozen
 from torch import Tensor, nn
 
 from coldpress import RecipeError, TargetError
-from coldpress.plugin import QUANTIZES, Modifier, Smoother, Smoothing, State, hookimpl
+from coldpress.plugin import QUANTIZES, Modifier, Needs, Smoother, Smoothing, State, hookimpl
 from coldpress.recipe import Recipe
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
 from coldpress.testing.trial import Parts, inputs_of
 
@@ -41,10 +41,11 @@ class RootOfAbsmax(Smoother):
 class Reader(Modifier):
     """Remembers the Gram matrices that it reads."""
 
-    traits: ClassVar[frozenset[str]] = frozenset({"reads_data"})
-
     targets: list[str] = field(factory=lambda: ["re:.*layers"])
     grams: dict = field(factory=dict)
+
+    def needs(self):
+        return Needs(data=True)
 
     @hookimpl
     def initialize(self, state, stage):
@@ -70,7 +71,7 @@ class Rounder(Modifier):
 def run(*modifiers, model=None, data=None):
     model = tiny_llama() if model is None else model
     state = State(model=model, batches=batches(batch_size=4) if data is None else data)
-    Run(recipe=Recipe(list(modifiers)), state=state, pipeline=Parts()).execute()
+    Job(recipe=Recipe(list(modifiers)), state=state, pipeline=Parts()).run()
     return state
 
 

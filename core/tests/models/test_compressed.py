@@ -12,8 +12,8 @@ from coldpress.checkpoint import Format
 from coldpress.errors import BrokenPluginError, CheckpointError, ModelError
 from coldpress.models import load_model, simulated
 from coldpress.numerics import dynamic_qparams, fake_quantize
+from coldpress.quantized import Quantized
 from coldpress.schemes import Scheme, preset
-from coldpress.state import Quantized
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
 
 SCALE = 0.05

@@ -6,10 +6,10 @@ from time import sleep
 import pytest
 from rich.console import Console
 
-from coldpress.plugin import READS_DATA, Modifier, hookimpl
+from coldpress.plugin import Modifier, Needs, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.report import Progress
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.state import State
 from coldpress.testing.models import batches, tiny_llama
 from coldpress.testing.trial import Parts
@@ -71,7 +71,8 @@ def test_a_bar_is_gone_after_an_error():
 
 def test_a_run_shows_its_stages_and_the_batches_of_each():
     class Reader(Modifier):
-        traits = frozenset({READS_DATA})
+        def needs(self):
+            return Needs(data=True)
 
         @hookimpl
         def calibrate_batch(self, state, stage, batch):
@@ -79,6 +80,6 @@ def test_a_run_shows_its_stages_and_the_batches_of_each():
 
     console = screen()
     state = State(model=tiny_llama(), batches=batches(rows=4, batch_size=2))
-    Run(recipe=Recipe(Reader()), state=state, pipeline=Parts(), progress=Progress(console=console)).execute()
+    Job(recipe=Recipe(Reader()), state=state, pipeline=Parts(), progress=Progress(console=console)).run()
 
     assert all(word in shown(console) for word in ("compressing", "calibrating model.layers.1", "/2", "tok/s"))

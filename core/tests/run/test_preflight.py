@@ -1,18 +1,16 @@
-"""The survey: what it says, shortened where there is much of it."""
+"""Before a run: which layers a modifier claims, how they will be quantized, and what cannot begin."""
 
 import pytest
 import torch
 
 from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError
-from coldpress.modifier import QUANTIZES, READS_DATA, RUNS_LAST, Modifier
+from coldpress.modifier import RUNS_LAST, Modifier, Needs
+from coldpress.run.outcome import reason_untouched
 from coldpress.run.preflight import (
-    averages_batches,
-    check_data,
     check_devices,
+    check_needs,
     claims_of,
-    quantizers_of,
-    reason_untouched,
-    schemes_of,
+    plan_of,
     shortened,
 )
 from coldpress.state import State
@@ -46,14 +44,14 @@ def test_who_must_come_last_does():
 
 
 def test_modifiers_that_quantize_nothing_have_no_schemes():
-    assert schemes_of(claims_of([Modifier()], tiny_llama())) == {}
+    assert plan_of(claims_of([Modifier()], tiny_llama())) == {}
 
 
 def test_every_quantized_layer_has_its_scheme():
     modifier = Rounding(scheme={"W8A16": ["re:.*mlp"], "W4A16": ["lm_head"]}, group_size=64)
-    schemes = schemes_of(claims_of([modifier], tiny_llama()))
+    plan = plan_of(claims_of([modifier], tiny_llama()))
 
-    assert {name: scheme.weights.num_bits for name, scheme in schemes.items() if "layers.1" not in name} == {
+    assert {name: one.scheme.weights.num_bits for name, one in plan.items() if "layers.1" not in name} == {
         "model.layers.0.mlp.gate_proj": 8,
         "model.layers.0.mlp.up_proj": 8,
         "model.layers.0.mlp.down_proj": 8,
@@ -63,39 +61,31 @@ def test_every_quantized_layer_has_its_scheme():
 
 def test_every_quantized_layer_has_its_quantizer():
     first, second = Rounding(scheme="W8A16", targets=["re:.*mlp"]), Rounding(scheme="W8A16", targets=["lm_head"])
-    found = quantizers_of(claims_of([Modifier(), first, second], tiny_llama()))
+    found = plan_of(claims_of([Modifier(), first, second], tiny_llama()))
 
-    assert set(found.values()) == {first, second}
-    assert found["lm_head"] is second
+    assert {one.quantizer for one in found.values()} == {first, second}
+    assert found["lm_head"].quantizer is second
     assert len(found) == 7
 
 
-class Reader(Rounding):
-    """Reads data, whatever its scheme."""
-
-    traits = frozenset({QUANTIZES, READS_DATA})
-
-
-@pytest.mark.parametrize("kind", [Rounding, Reader])
-@pytest.mark.parametrize(("scheme", "averages"), [("W8A16", False), ("W8A8", False), ("FP8", True)])
-def test_what_a_batch_is_matters_where_ranges_are_averaged_over_batches(kind, scheme, averages):
-    assert averages_batches([Modifier(), kind(scheme=scheme)], tiny_llama()) is averages
+@pytest.mark.parametrize(
+    ("scheme", "observer", "matter"),
+    [("W8A16", "minmax", False), ("W8A8", "minmax", False), ("FP8", "minmax", True), ("FP8", "static_minmax", False)],
+)
+def test_batch_boundaries_matter_where_ranges_are_averaged_over_batches(scheme, observer, matter):
+    assert Rounding(scheme=scheme, input_observer=observer).needs().batch_boundaries is matter
 
 
-class Cached(Rounding):
-    """Needs data for something beside the layers."""
+def test_batch_boundaries_do_not_matter_to_second_moments():
+    needs = Rounding(scheme="W8A16", weight_observer="imatrix_mse").needs()
 
-    def needs_data(self):
-        return True
-
-
-def test_what_a_batch_is_matters_where_a_modifier_that_rounds_needs_data_for_other_scales():
-    assert averages_batches([Cached(scheme="W8A16")], tiny_llama())
+    assert needs.data
+    assert not needs.batch_boundaries
 
 
 def test_many_problems_are_counted_and_not_all_listed():
     with pytest.raises(SchemeError) as caught:
-        schemes_of(claims_of([Rounding(scheme="W4A16", group_size=48)], tiny_llama()))
+        plan_of(claims_of([Rounding(scheme="W4A16", group_size=48)], tiny_llama()))
 
     lines = str(caught.value).splitlines()
     assert len(lines) == 9
@@ -146,15 +136,16 @@ def test_batches_without_a_token_are_named_if_somebody_reads_them(batch):
     state = State(model=tiny_llama(), batches=[*batches(rows=2), batch])
 
     with pytest.raises(CalibrationError, match="1 of 3 batches hold no token: 2; leave them out"):
-        check_data([Reader()], Parts(), state)
-    check_data([Modifier()], Parts(), state)
+        check_needs([Reader()], Parts(), state)
+    check_needs([Modifier()], Parts(), state)
 
 
 def test_batches_of_which_nobody_can_say_what_they_hold_are_taken():
-    check_data([Reader()], Parts(), State(model=tiny_llama(), batches=[{"x": torch.ones(0, 4)}]))
+    check_needs([Reader()], Parts(), State(model=tiny_llama(), batches=[{"x": torch.ones(0, 4)}]))
 
 
 class Reader(Modifier):
     """Reads data."""
 
-    traits = frozenset({READS_DATA})
+    def needs(self):
+        return Needs(data=True)

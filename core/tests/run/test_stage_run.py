@@ -1,4 +1,4 @@
-"""StageRun and the ledger: what is asked for is collected once, follows the signal, or is collected again."""
+"""StageRun and the store: what is asked for is collected once, follows the signal, or is collected again."""
 
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -14,11 +14,12 @@ from coldpress.calibration.tap import InputTap, StopForward
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.experts import linearize_experts
 from coldpress.plugin import (
-    READS_DATA,
     ROTATE,
     TRANSFORMS,
     Batch,
     Modifier,
+    Needs,
+    Pass,
     Pipeline,
     Stage,
     State,
@@ -26,7 +27,7 @@ from coldpress.plugin import (
     hookimpl,
 )
 from coldpress.recipe import Recipe
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.stage import find_layers
 from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_llama
@@ -60,12 +61,13 @@ class StubbornMax(Absmax):
 class Reader(Modifier):
     """Reads a statistic of every layer, and remembers what it read."""
 
-    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA})
-
     ignore: list[str] = field(factory=lambda: ["lm_head"])
     statistic: Any = "gram"
     read: dict = field(factory=dict)
     groups: list = field(factory=list)
+
+    def needs(self):
+        return Needs(data=True)
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
@@ -83,12 +85,15 @@ class Reader(Modifier):
 class Smoother(Reader):
     """Divides the inputs of q, k and v by a scale, in the norm that makes them, and says so unless told not to."""
 
-    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA, TRANSFORMS})
+    traits: ClassVar[frozenset[str]] = frozenset({TRANSFORMS})
 
     targets: list[str] = field(factory=lambda: [f"re:.*{name}" for name in READS_NORM])
     statistic: Any = "absmax"
     says: bool = True
     rotates: bool = False
+
+    def needs(self):
+        return Needs(data=True)
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
@@ -98,20 +103,21 @@ class Smoother(Reader):
             for layer in group:
                 layer.weight.mul_(scale)
             if self.says and self.rotates:
-                state.carry(group, rotate=torch.diag(1 / scale))
+                state.rotate_inputs(group, torch.diag(1 / scale))
             elif self.says:
-                state.carry(group, rescale=scale)
+                state.rescale_inputs(group, scale)
 
 
 @frozen(kw_only=True, eq=False)
 class Watcher(Modifier):
     """Looks at batches itself, and keeps their largest number."""
 
-    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA})
-
     ignore: list[str] = field(factory=lambda: ["lm_head"])
     seen: dict = field(factory=dict)
     names: set = field(factory=set)
+
+    def needs(self):
+        return Needs(data=True)
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
@@ -140,7 +146,7 @@ def run(*modifiers: Modifier, model: nn.Module | None = None, data=None, pipelin
     model = tiny_llama() if model is None else model
     state = State(model=model, batches=batches(batch_size=4) if data is None else data)
     pipeline = CountedParts() if pipeline is None else pipeline
-    Run(recipe=Recipe(list(modifiers)), state=state, pipeline=pipeline).execute()
+    Job(recipe=Recipe(list(modifiers)), state=state, pipeline=pipeline).run()
     return state, pipeline
 
 
@@ -268,9 +274,10 @@ def test_a_pipeline_that_cannot_run_a_stage_twice_is_named():
 
 def test_who_asks_must_say_that_it_needs_data():
     class Liar(Reader):
-        traits: ClassVar[frozenset[str]] = frozenset()
+        def needs(self):
+            return Needs()
 
-    with pytest.raises(BrokenPluginError, match="Liar asks for statistics: it must have the trait READS_DATA"):
+    with pytest.raises(BrokenPluginError, match=r"Liar requests statistics: its needs\(\) must say data=True"):
         run(Liar())
 
 
@@ -300,13 +307,13 @@ def test_an_error_in_a_hook_leaves_no_hook_on_the_model_and_no_statistic():
     before, state = trace_of(model), State(model=model, batches=batches())
 
     with pytest.raises(ZeroDivisionError):
-        Run(recipe=Recipe([Clumsy()]), state=state, pipeline=Parts()).execute()
+        Job(recipe=Recipe([Clumsy()]), state=state, pipeline=Parts()).run()
 
     assert differences(before, trace_of(model)) == []
     assert state.statistics.begin([]) == []
 
 
-# --- the ledger alone
+# --- the statistics store alone
 
 
 class Two(nn.Module):
@@ -320,27 +327,27 @@ class Two(nn.Module):
 class Comparer(Reader):
     """Says that it compares."""
 
-    def compares(self):
-        return True
+    def needs(self):
+        return Needs(data=True, original_inputs=True)
 
 
-def ledger_of(model: nn.Module, which="gram", modifier=None):
-    ledger, layers = StatisticStore(), list(find_layers(model.named_modules()))
+def store_of(model: nn.Module, which="gram", modifier=None):
+    store, layers = StatisticStore(), list(find_layers(model.named_modules()))
     modifier = modifier or Comparer()
-    with ledger.requesting(modifier):
+    with store.requesting(modifier):
         for layer in layers:
-            ledger.request(layer, which)
-    ledger.begin([modifier])
-    return ledger, layers
+            store.request(layer, which)
+    store.begin([modifier])
+    return store, layers
 
 
-def see(ledger: StatisticStore, model: Two, layers, a: Tensor | None, b: Tensor | None) -> None:
+def see(store: StatisticStore, model: Two, layers, a: Tensor | None, b: Tensor | None) -> None:
     with torch.no_grad(), InputTap(layers) as tap:
         for layer, x in ((model.a, a), (model.b, b)):
             if x is not None:
                 layer(x)
-        sighting = tap.collect(0, {})
-    ledger.see(sighting.calls, sighting.tokens)
+        seen_inputs = tap.collect(0, {})
+    store.see(seen_inputs.calls, seen_inputs.tokens)
 
 
 def tokens(seed: int) -> Tensor:
@@ -358,45 +365,45 @@ class Differences(Statistic):
 
 def test_inputs_are_compared_with_those_of_the_original_call_by_call():
     model = Two()
-    ledger, (a, b) = ledger_of(model, Differences())
+    store, (a, b) = store_of(model, Differences())
     one, two, three = tokens(1), tokens(2), tokens(3)
     calls, seen = {a.name: (0, 1), b.name: (0, 1)}, {0: one, 1: two}
 
-    ledger.see(calls, seen, {a.name: [two, three], b.name: [two, three]})
-    ledger.see(calls, seen)  # as nothing is compressed yet
-    ledger.finish()
+    store.see(calls, seen, {a.name: [two, three], b.name: [two, three]})
+    store.see(calls, seen)  # as nothing is compressed yet
+    store.finish()
 
-    torch.testing.assert_close(ledger.value(a, Differences()), (two - one + three - two).sum(0))
-    assert ledger.value(b, Differences()) is ledger.value(a, Differences())
+    torch.testing.assert_close(store.value(a, Differences()), (two - one + three - two).sum(0))
+    assert store.value(b, Differences()) is store.value(a, Differences())
 
 
 def test_who_compares_must_say_so():
-    with pytest.raises(BrokenPluginError, match=r"Reader asks for Differences\(\).*compares\(\) must say so"):
-        ledger_of(Two(), Differences(), Reader())
+    with pytest.raises(BrokenPluginError, match=r"Reader requests Differences\(\).*must say original_inputs=True"):
+        store_of(Two(), Differences(), Reader())
 
 
 @pytest.mark.parametrize("originals", [{}, {"a": []}, {"a": [torch.ones(4, 4)]}])
 def test_layers_that_see_other_tokens_in_the_original_cannot_be_compared(originals):
-    ledger, (a, _) = ledger_of(Two(), Differences())
+    store, (a, _) = store_of(Two(), Differences())
 
     with pytest.raises(CalibrationError, match="a sees other tokens than in the original model"):
-        ledger.see({a.name: (0,)}, {0: tokens(1)}, originals)
+        store.see({a.name: (0,)}, {0: tokens(1)}, originals)
 
 
 def test_layers_that_part_go_on_from_what_they_had_in_common():
     model = Two()
-    ledger, layers = ledger_of(model)
+    store, layers = store_of(model)
     one, two, three = tokens(1), tokens(2), tokens(3)
 
-    see(ledger, model, layers, one, one)
-    together = [len(group) for group in ledger.input_groups(layers)]
-    see(ledger, model, layers, two, three)
-    see(ledger, model, layers, one, one)
-    ledger.finish()
-    a, b = (ledger.value(layer, "gram") for layer in layers)
+    see(store, model, layers, one, one)
+    together = [len(group) for group in store.input_groups(layers)]
+    see(store, model, layers, two, three)
+    see(store, model, layers, one, one)
+    store.finish()
+    a, b = (store.value(layer, "gram") for layer in layers)
 
     assert together == [2]
-    assert [len(group) for group in ledger.input_groups(layers)] == [1, 1]
+    assert [len(group) for group in store.input_groups(layers)] == [1, 1]
     for value, parts in ((a, (one, two, one)), (b, (one, three, one))):
         whole = torch.cat(parts)
         torch.testing.assert_close(value.total, whole.t() @ whole)
@@ -404,23 +411,23 @@ def test_layers_that_part_go_on_from_what_they_had_in_common():
 
 def test_a_layer_that_a_batch_leaves_out_parts_from_the_others():
     model = Two()
-    ledger, layers = ledger_of(model)
+    store, layers = store_of(model)
 
-    see(ledger, model, layers, tokens(1), None)
+    see(store, model, layers, tokens(1), None)
     one = tokens(2)
-    see(ledger, model, layers, one, one)
-    ledger.finish()
+    see(store, model, layers, one, one)
+    store.finish()
 
-    assert [ledger.value(layer, "gram").count for layer in layers] == [10, 5]
+    assert [store.value(layer, "gram").count for layer in layers] == [10, 5]
 
 
 def test_a_layer_that_no_token_reached_has_no_statistic():
     model = Two()
-    ledger, layers = ledger_of(model)
+    store, layers = store_of(model)
 
-    see(ledger, model, layers, tokens(1), None)
-    ledger.finish()
-    state = State(model=model, statistics=ledger)
+    see(store, model, layers, tokens(1), None)
+    store.finish()
+    state = State(model=model, statistics=store)
 
     assert state.statistic(layers[1], "gram") is None
     assert [len(group) for group in state.input_groups(layers)] == [1, 1]
@@ -430,13 +437,13 @@ def test_a_layer_that_no_token_reached_has_no_statistic():
 
 def test_only_the_layers_that_are_named_move():
     model = Two()
-    ledger, layers = ledger_of(model)
+    store, layers = store_of(model)
     one, scale = tokens(1), torch.tensor([1.0, 2.0, 4.0, 8.0])
-    see(ledger, model, layers, one, one)
-    ledger.finish()
+    see(store, model, layers, one, one)
+    store.finish()
 
-    ledger.rescale(layers[:1], scale)
-    a, b = (ledger.value(layer, "gram") for layer in layers)
+    store.rescale(layers[:1], scale)
+    a, b = (store.value(layer, "gram") for layer in layers)
 
     torch.testing.assert_close(a.total, b.total / scale[:, None] / scale)
     torch.testing.assert_close(b.total, one.t() @ one)
@@ -444,16 +451,16 @@ def test_only_the_layers_that_are_named_move():
 
 def test_a_lost_statistic_cannot_be_read():
     model = Two()
-    ledger, layers = ledger_of(model, "absmax")
+    store, layers = store_of(model, "absmax")
     assert ROTATE not in Absmax().supports
     one = tokens(1)
-    see(ledger, model, layers, one, one)
+    see(store, model, layers, one, one)
 
-    ledger.rotate(layers[:1], torch.eye(4))
+    store.rotate(layers[:1], torch.eye(4))
 
     with pytest.raises(LookupError, match="'absmax' of a cannot follow a signal that moved"):
-        ledger.value(layers[0], "absmax")
-    assert torch.equal(ledger.value(layers[1], "absmax"), one.abs().amax(0))
+        store.value(layers[0], "absmax")
+    assert torch.equal(store.value(layers[1], "absmax"), one.abs().amax(0))
 
 
 @pytest.mark.parametrize(
@@ -465,10 +472,10 @@ def test_a_lost_statistic_cannot_be_read():
     ],
 )
 def test_a_scale_that_makes_no_sense_is_refused(scale, message):
-    ledger, layers = ledger_of(Two())
+    store, layers = store_of(Two())
 
     with pytest.raises(ValueError, match=message):
-        ledger.rescale(layers, scale)
+        store.rescale(layers, scale)
 
 
 @frozen(kw_only=True, eq=False)
@@ -478,7 +485,7 @@ class Halves(Pipeline):
     asked: list = field(factory=list)
 
     def stages(self, state):
-        yield Stage("model", 0, dict(state.model.named_modules()))
+        yield Stage.whole(state.model)
 
     def parts(self, state, stage):
         modules = list(stage.modules.items())
@@ -490,13 +497,13 @@ class Halves(Pipeline):
         for index, batch in enumerate(state.batches):
             with suppress(StopForward):
                 state.model(**batch)
-            yield index
+            yield Pass(index)
 
 
 @pytest.mark.parametrize(("modifiers", "parts"), [([Reader()], 2), ([Smoother(), Reader()], 1)])
 def test_a_stage_is_divided_where_no_signal_moves_between_its_parts(modifiers, parts):
     pipeline = Halves()
-    Run(recipe=Recipe(modifiers), state=State(model=tiny_llama(), batches=batches()), pipeline=pipeline).execute()
+    Job(recipe=Recipe(modifiers), state=State(model=tiny_llama(), batches=batches()), pipeline=pipeline).run()
 
     assert len(set(pipeline.asked)) == parts
 
@@ -504,6 +511,6 @@ def test_a_stage_is_divided_where_no_signal_moves_between_its_parts(modifiers, p
 def test_a_stage_with_experts_is_not_divided():
     pipeline, model = Halves(), tiny_mixture("mixtral")
     linearize_experts(model)
-    Run(recipe=Recipe([Reader()]), state=State(model=model, batches=batches()), pipeline=pipeline).execute()
+    Job(recipe=Recipe([Reader()]), state=State(model=model, batches=batches()), pipeline=pipeline).run()
 
     assert len(set(pipeline.asked)) == 1

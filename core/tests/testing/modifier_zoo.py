@@ -11,11 +11,11 @@ from coldpress import CalibrationError
 from coldpress.numerics import quantize
 from coldpress.plugin import (
     PRUNES,
-    READS_DATA,
     TRANSFORMS,
     Batch,
     Layer,
     Modifier,
+    Needs,
     Quantizer,
     Stage,
     State,
@@ -42,9 +42,12 @@ class GoodPruner(Modifier):
         sparsity: share of the weights of a row to drop.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA, PRUNES})
+    traits: ClassVar[frozenset[str]] = frozenset({PRUNES})
 
     sparsity: float = field(default=0.5, validator=[ge(0.0), lt(1.0)])
+
+    def needs(self):
+        return Needs(data=True)
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:

@@ -8,7 +8,7 @@ from attrs import frozen
 from torch import Tensor
 
 from coldpress import CalibrationError, CheckpointError, SchemeError
-from coldpress.plugin import Format, Observer, Pipeline, Stage, StopForward, partition
+from coldpress.plugin import Format, Observer, Pass, Pipeline, Stage, StopForward, partition
 
 # --- observers
 
@@ -116,14 +116,14 @@ class GoodPipeline(Pipeline):
     def stages(self, state) -> Iterator[Stage]:
         yield from partition(state.model)
 
-    def sweep(self, state, stage) -> Iterator[int]:
+    def sweep(self, state, stage) -> Iterator[Pass]:
         for index, batch in enumerate(state.batches):
             try:
                 with suppress(StopForward):
                     state.model(**batch)
             except IndexError as error:
                 raise CalibrationError(f"batch {index}: {error}") from error
-            yield index
+            yield Pass(index)
 
 
 @frozen(kw_only=True, eq=False)
@@ -171,7 +171,7 @@ class DropsMask(GoodPipeline):
                     state.model(input_ids=batch["input_ids"].flip(1))
             except IndexError as error:
                 raise CalibrationError(str(error)) from error
-            yield index
+            yield Pass(index)
 
 
 @frozen(kw_only=True, eq=False)
@@ -202,7 +202,7 @@ class BareErrors(GoodPipeline):
         for index, batch in enumerate(state.batches):
             with suppress(StopForward):
                 state.model(**batch)
-            yield index
+            yield Pass(index)
 
 
 @frozen(kw_only=True, eq=False)
@@ -215,7 +215,7 @@ class NeverEnough(GoodPipeline):
                 state.model(**batch)
             except IndexError as error:
                 raise CalibrationError(f"batch {index}: {error}") from error
-            yield index
+            yield Pass(index)
 
 
 @frozen(kw_only=True, eq=False)
@@ -226,7 +226,7 @@ class SkipsBadBatches(GoodPipeline):
         for index, batch in enumerate(state.batches):
             with suppress(IndexError, StopForward):
                 state.model(**batch)
-            yield index
+            yield Pass(index)
 
 
 # --- formats

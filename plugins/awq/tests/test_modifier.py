@@ -5,15 +5,15 @@ import torch
 from attrs import frozen
 
 from coldpress import NumericsError, RecipeError, SchemeError, TargetError, preset, read_recipe, write_recipe
-from coldpress.plugin import Modifier, State, hookimpl
+from coldpress.plugin import Call, Modifier, State, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
 from coldpress.testing.rounding import Rounding
 from coldpress.testing.trial import Parts
 from coldpress_awq import AWQMapping, AWQModifier
-from coldpress_awq.replay import Replay
+from coldpress_awq.block_objective import first_calls
 
 V, OUT, UP, DOWN = (
     f"model.layers.0.{name}" for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
@@ -51,7 +51,7 @@ def outlying(make=tiny_llama, **arguments):
 def run(*modifiers, model=None, pipeline=None, data=None):
     model = outlying() if model is None else model
     state = State(model=model, batches=batches(batch_size=4) if data is None else data)
-    Run(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Parts()).execute()
+    Job(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Parts()).run()
     return state
 
 
@@ -138,13 +138,12 @@ def test_running_blocks_again_chooses_by_their_outputs_and_leaves_nothing():
 
 @pytest.mark.parametrize("size", [2, 8])
 def test_blocks_are_run_again_on_the_first_tokens_however_they_are_batched(size, monkeypatch):
-    monkeypatch.setattr("coldpress_awq.replay.TOKENS", 250)
-    replay = Replay(torch.nn.Linear(4, 4)).start()
+    monkeypatch.setattr("coldpress_awq.block_objective.TOKENS", 250)
+    calls = [Call(index, (torch.zeros(size, 16, 4),), {}, torch.nn.Identity()) for index in range(40 // size)]
 
-    for _ in range(40 // size):
-        replay.module(torch.zeros(size, 16, 4))
+    found = first_calls(calls)
 
-    assert sum(call[0][0].shape[:-1].numel() for call in replay.calls) == 256
+    assert sum(call.args[0].shape[:-1].numel() for call in found) == 256
 
 
 def test_every_pair_is_scaled_and_says_how():

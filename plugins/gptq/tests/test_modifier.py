@@ -14,7 +14,7 @@ from coldpress.calibration.statistics import Gram
 from coldpress.plugin import State
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress_gptq import GPTQModifier, modifier
@@ -26,7 +26,7 @@ DOWN, V = "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.v_proj"
 def run(*modifiers, model=None, pipeline="sequential", data=None, **settings):
     model = tiny_llama() if model is None else model
     state = State(model=model, batches=batches() if data is None else data)
-    Run(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)(**settings)).execute()
+    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)(**settings)).run()
     return state
 
 
@@ -361,7 +361,9 @@ def test_a_correction_follows_scales_that_move(monkeypatch):
 
 @pytest.mark.parametrize("correction", [None, "gptaq"])
 def test_a_correction_sees_what_eight_bits_have_changed_too(correction):
-    assert gptq(scheme="W8A16", group_size=None, correction=correction).follows_error() is (correction is not None)
+    assert gptq(scheme="W8A16", group_size=None, correction=correction).needs().propagated_error is (
+        correction is not None
+    )
 
 
 def corrected_mixture(*, all_experts):

@@ -12,7 +12,7 @@ from coldpress.numerics import quantize
 from coldpress.plugin import QUANTIZES, Modifier, Quantizer, State, hookimpl, weight_qparams
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.models import tiny_conv1d, tiny_llama
 from coldpress_magnitude import ConstantPruningModifier, MagnitudePruningModifier
 from coldpress_magnitude.algorithm import prune_weights
@@ -23,7 +23,7 @@ LINEAR = {"ignore": ["lm_head"]}
 
 def run(*modifiers, model=None):
     state = State(model=tiny_llama() if model is None else model)
-    Run(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", "data_free")()).execute()
+    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", "data_free")()).run()
     return state
 
 

@@ -1,15 +1,15 @@
 """Models with a path of their own through three blocks, and a modifier that remembers what its layers saw."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from coldpress.plugin import READS_DATA, Batch, Modifier, Stage, State, hookimpl
+from coldpress.plugin import Batch, Modifier, Needs, Stage, State, hookimpl
 from coldpress.recipe import Recipe
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 
 SEEN = "seen"
 
@@ -18,13 +18,11 @@ SEEN = "seen"
 class Watcher(Modifier):
     """Remembers every input of its layers, and halves their weights if told to."""
 
-    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA})
-
     halves: bool = False
     follows: bool = True
 
-    def follows_error(self) -> bool:
-        return self.follows
+    def needs(self) -> Needs:
+        return Needs(data=True, propagated_error=self.follows)
 
     @hookimpl
     def calibrate_batch(self, state: State, stage: Stage, batch: Batch) -> None:
@@ -43,9 +41,10 @@ class Watcher(Modifier):
 class Halver(Watcher):
     """Halves weights, and looks at nothing."""
 
-    traits: ClassVar[frozenset[str]] = frozenset()
-
     halves: bool = True
+
+    def needs(self) -> Needs:
+        return Needs()
 
 
 class Block(nn.Module):
@@ -97,7 +96,7 @@ def vectors(count: int = 4) -> list[dict[str, Tensor]]:
 
 def watch(model: nn.Module, data: Any, pipeline: Any, **settings: Any) -> tuple[dict[Any, Tensor], State]:
     state = State(model=model, batches=data)
-    Run(recipe=Recipe(Watcher(**settings)), state=state, pipeline=pipeline).execute()
+    Job(recipe=Recipe(Watcher(**settings)), state=state, pipeline=pipeline).run()
     return {entry[SEEN]: entry["input"] for entry in state.log if SEEN in entry}, state
 
 

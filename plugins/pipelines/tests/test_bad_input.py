@@ -28,7 +28,7 @@ def test_batches_of_unequal_length_are_no_trouble(make, pipeline):
     seen, _ = watch(model, data, pipeline())
 
     expected = inputs_of(model, data)
-    assert len(seen) == 4 * len(list(Watcher().layers(Stage("model", 0, dict(model.named_modules())))))
+    assert len(seen) == 4 * len(list(Watcher().layers(Stage.whole(model))))
     for name in {name for name, _ in seen}:
         torch.testing.assert_close(torch.cat([seen[name, index] for index in range(4)]), expected[name])
 

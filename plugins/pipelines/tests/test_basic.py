@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from coldpress import CalibrationError
-from coldpress.plugin import State
+from coldpress.plugin import Pass, State
 from coldpress.testing.models import batches, tiny_llama
 from coldpress_pipelines import Basic
 
@@ -25,7 +25,7 @@ def test_every_batch_runs_once_in_order():
     run.model.register_forward_pre_hook(lambda m, args, kw: seen.append(kw["input_ids"]), with_kwargs=True)
     (stage,) = Basic().stages(run)
 
-    assert list(Basic().sweep(run, stage)) == [0, 1, 2]
+    assert list(Basic().sweep(run, stage)) == [Pass(0), Pass(1), Pass(2)]
     assert torch.equal(torch.cat(seen), torch.cat([batch["input_ids"] for batch in run.batches]))
 
 
@@ -35,8 +35,8 @@ def test_a_batch_is_run_only_when_it_is_asked_for():
     (stage,) = Basic().stages(run)
     sweep = Basic().sweep(run, stage)
 
-    assert (next(sweep), len(seen)) == (0, 1)
-    assert (next(sweep), len(seen)) == (1, 2)
+    assert (next(sweep), len(seen)) == (Pass(0), 1)
+    assert (next(sweep), len(seen)) == (Pass(1), 2)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from loose import SEEN, Block, Loose, Watcher, stages, straight, untouched, vect
 from coldpress import oneshot
 from coldpress.plugin import State
 from coldpress.recipe import Recipe
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.rounding import Rounding
 from coldpress.testing.trial import inputs_of
@@ -21,7 +21,7 @@ DOWN = "QuantizationModifier: {targets: ['re:.*down_proj'], scheme: W4A16, group
 
 def run(model, *modifiers, pipeline=None, data=None):
     state = State(model=model, batches=vectors() if data is None else data)
-    Run(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Independent()).execute()
+    Job(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Independent()).run()
     return state
 
 

@@ -4,7 +4,6 @@ import gc
 import tempfile
 from copy import deepcopy
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -13,9 +12,9 @@ from loose import Loose, straight, untouched, vectors, watch
 from torch import Tensor, nn
 
 from coldpress import CalibrationError, oneshot
-from coldpress.plugin import READS_DATA, Batch, Modifier, Stage, State, hookimpl
+from coldpress.plugin import Batch, Modifier, Needs, Stage, State, hookimpl
 from coldpress.recipe import Recipe
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress_pipelines import Independent, LayerSequential, Sequential
 from coldpress_pipelines.offload import Offload
@@ -171,7 +170,8 @@ def test_checkpoints_are_the_same_bytes(folder, tmp_path, make, pipeline):
 class Glance(Modifier):
     """Looks at every batch and remembers nothing."""
 
-    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA})
+    def needs(self):
+        return Needs(data=True)
 
     @hookimpl
     def calibrate_batch(self, state: State, stage: Stage, batch: Batch) -> None: ...
@@ -200,7 +200,7 @@ def test_what_waits_in_memory_stays_below_the_limit(folder, pipeline, limit):
     before = living_tensors()  # kept, so that no id is given again
     others = {id(x) for x in before}
     counting = Counting(offload_activations="disk", offload_limit=limit, **WHOLE.get(pipeline, {}))
-    Run(recipe=Recipe(Glance(targets=["re:.*down_proj"])), state=state, pipeline=counting).execute()
+    Job(recipe=Recipe(Glance(targets=["re:.*down_proj"])), state=state, pipeline=counting).run()
 
     row = 16 * 128 * 4  # tokens, width, bytes; six rows wait, and as many positions
     assert len(waiting) == 3

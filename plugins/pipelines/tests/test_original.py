@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from coldpress import CalibrationError
-from coldpress.plugin import State, Statistic, hookimpl
+from coldpress.plugin import Needs, State, Statistic, hookimpl
 from coldpress.recipe import Recipe
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.models import batches, tiny_llama
 from coldpress_pipelines import Basic, Independent, LayerSequential, Sequential
 
@@ -36,8 +36,8 @@ class Comparer(Watcher):
 
     halves: bool = True
 
-    def compares(self):
-        return True
+    def needs(self):
+        return Needs(data=True, original_inputs=True)
 
     @hookimpl
     def initialize(self, state, stage):
@@ -55,7 +55,7 @@ class Comparer(Watcher):
 def compare(model, data, pipeline=None):
     """What each layer saw in each batch, in the compressed model and in the original."""
     state = State(model=model, batches=data)
-    Run(recipe=Recipe(Comparer()), state=state, pipeline=pipeline or Sequential()).execute()
+    Job(recipe=Recipe(Comparer()), state=state, pipeline=pipeline or Sequential()).run()
     found = {entry["pair"]: entry["both"] for entry in state.log if "pair" in entry}
     return {key: x for key, (x, _) in found.items()}, {key: original for key, (_, original) in found.items()}
 
@@ -96,11 +96,11 @@ def test_a_block_runs_once_more_for_each_batch_and_for_nobody_else(through):
     counts = []
     for modifier in (Comparer(), Watcher(halves=True)):
         model = Loose(straight)
-        Run(
+        Job(
             recipe=Recipe(modifier),
             state=State(model=model, batches=vectors()),
             pipeline=Sequential(true_sequential=through),
-        ).execute()
+        ).run()
         counts.append([block.runs for block in model.blocks])
 
     assert counts[0] == [count + len(vectors()) for count in counts[1]]

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from coldpress import CalibrationError, read_recipe
 from coldpress.plugin import State
 from coldpress.recipe import Recipe
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.models import batches, tiny_llama
 from coldpress_pipelines import Basic, LayerSequential, Sequential
 
@@ -92,7 +92,7 @@ def test_the_original_is_seen_also_behind_blocks_that_nobody_looks_at(pipeline):
     plain, _ = watch(model, vectors(), Basic())
     state = State(model=model, batches=vectors())
     modifiers = Halver(targets=["re:blocks.[01]"]), Watcher(targets=["re:blocks.2"], follows=False)
-    Run(recipe=Recipe(modifiers), state=state, pipeline=pipeline()).execute()
+    Job(recipe=Recipe(modifiers), state=state, pipeline=pipeline()).run()
     seen = {entry[SEEN]: entry["input"] for entry in state.log if SEEN in entry}
 
     assert torch.equal(seen["blocks.2.first", 0], plain["blocks.2.first", 0])
@@ -309,7 +309,7 @@ def test_a_part_that_nobody_asks_about_is_compressed_and_passed():
     states = [State(model=tiny_llama(), batches=batches()) for _ in range(2)]
     for state, whole in zip(states, (False, True), strict=True):
         pipeline = Sequential(true_sequential=not whole)
-        Run(recipe=read_recipe(json.dumps(recipe)), state=state, pipeline=pipeline).execute()
+        Job(recipe=read_recipe(json.dumps(recipe)), state=state, pipeline=pipeline).run()
 
     assert {line.status for line in states[0].report.values()} == {"quantized", "untouched"}
     assert [line.status for line in states[0].report.values()] == [line.status for line in states[1].report.values()]

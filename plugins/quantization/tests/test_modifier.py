@@ -9,7 +9,7 @@ from coldpress.numerics import calculate_qparams, fake_quantize, group
 from coldpress.plugin import Modifier, State, hookimpl, observer_for
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.trial import claimed, inputs_of
 from coldpress_quantization import QuantizationModifier
@@ -20,7 +20,7 @@ UP, DOWN, HEAD = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj", "
 def run(*modifiers, model=None, pipeline="data_free", data=()):
     model = tiny_llama() if model is None else model
     state = State(model=model, batches=data)
-    Run(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).execute()
+    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).run()
     return state
 
 
@@ -172,7 +172,7 @@ def test_static_inputs_are_seen_by_the_basic_pipeline():
 
     state = run(modifier, pipeline="basic", data=data)
 
-    assert modifier.needs_data()
+    assert modifier.needs().data
     for name, quantized in state.quantized.items():
         x = inputs[name]
         assert quantized.input_scale.item() == pytest.approx(x.abs().max().item() / 448, rel=1e-4)
@@ -180,8 +180,8 @@ def test_static_inputs_are_seen_by_the_basic_pipeline():
 
 
 def test_dynamic_inputs_and_weights_alone_need_no_data():
-    assert not QuantizationModifier(scheme="W8A8").needs_data()
-    assert not QuantizationModifier(scheme="W4A16").needs_data()
+    assert not QuantizationModifier(scheme="W8A8").needs().data
+    assert not QuantizationModifier(scheme="W4A16").needs().data
 
 
 def test_padding_is_not_seen():
@@ -276,5 +276,5 @@ def test_a_group_whose_targets_match_nothing_is_refused():
 
 @pytest.mark.parametrize(("scheme", "follows"), [("W8A8", False), ("FP8", False), ("W4A16", True), ("W4AFP8", True)])
 def test_later_blocks_need_not_see_what_eight_bits_do(scheme, follows):
-    assert QuantizationModifier(scheme=scheme).follows_error() is follows
-    assert QuantizationModifier(scheme={"W8A16": ["Linear"], scheme: ["re:.*mlp"]}).follows_error() is follows
+    assert QuantizationModifier(scheme=scheme).needs().propagated_error is follows
+    assert QuantizationModifier(scheme={"W8A16": ["Linear"], scheme: ["re:.*mlp"]}).needs().propagated_error is follows

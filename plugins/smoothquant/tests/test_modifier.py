@@ -7,7 +7,7 @@ from coldpress import NumericsError, RecipeError, read_recipe
 from coldpress.plugin import State
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing import conformance
 from coldpress.testing.models import batches, logits, tiny_llama
 from coldpress.testing.rounding import Rounding
@@ -39,7 +39,7 @@ def outlying():
 def run(*modifiers, model=None, pipeline=None, data=None):
     model = outlying() if model is None else model
     state = State(model=model, batches=batches(batch_size=4) if data is None else data)
-    Run(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Parts()).execute()
+    Job(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Parts()).run()
     return state
 
 

@@ -10,7 +10,7 @@ from coldpress.errors import RecipeError
 from coldpress.plugin import State, block_names
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress.testing.trial import inputs_of
@@ -25,7 +25,7 @@ LINEAR = {"ignore": ["lm_head"]}
 def run(*modifiers, model=None, pipeline="sequential", data=None, seed=0):
     model = tiny_llama() if model is None else model
     state = State(model=model, batches=batches(batch_size=4) if data is None else data, seed=seed)
-    Run(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).execute()
+    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).run()
     return state
 
 

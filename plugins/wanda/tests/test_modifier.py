@@ -7,7 +7,7 @@ from coldpress import CalibrationError, SchemeError, read_recipe
 from coldpress.plugin import State
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.trial import inputs_of
 from coldpress_wanda import WandaModifier
@@ -20,7 +20,7 @@ LINEAR = {"ignore": ["lm_head"]}
 def run(*modifiers, model=None, pipeline="sequential", data=None):
     model = tiny_llama() if model is None else model
     state = State(model=model, batches=batches(batch_size=4) if data is None else data)
-    Run(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).execute()
+    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).run()
     return state
 
 

@@ -1,7 +1,7 @@
 """Pruner: the settings that modifiers share which drop weights by what calibration data say of their inputs."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,24 +10,21 @@ from attrs.validators import gt, optional
 from torch import Tensor, nn
 
 from coldpress.dataflow.partition import block_names
-from coldpress.errors import CalibrationError, SchemeError
+from coldpress.errors import SchemeError
 from coldpress.hookspecs import hookimpl
-from coldpress.modifier import PRUNES, READS_DATA, Modifier
+from coldpress.modifier import PRUNES, Decision, Modifier, Needs
 from coldpress.numerics.mask import check_n_of_m, parse_n_of_m
 from coldpress.stage import Layer, Stage
 from coldpress.state import State
 
 log = logging.getLogger(__name__)
 
-Norms = Callable[[Layer], Tensor | None]
-"""The norms of the inputs of a layer, [I]; None when no token reached it."""
-
 
 @frozen(kw_only=True, eq=False)
 class Pruner(Modifier):
     """Base of modifiers that prune with the help of calibration data.
 
-    A subclass implements `finalize`, where it reads what it asked for and zeroes weights.
+    A subclass implements `finalize`, where it reads what it requested and zeroes weights, and `input_norms`.
 
     Attributes:
         sparsity: share of weights to drop, at least 0 and below 1; a list has one for each block of the model;
@@ -38,7 +35,7 @@ class Pruner(Modifier):
         mask_structure: `n:m` keeps n of every m weights side by side in a row; `0:0` for unstructured.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA, PRUNES})
+    traits: ClassVar[frozenset[str]] = frozenset({PRUNES})
 
     sparsity: float | list[float] | None = field(default=None)
     sparsity_profile: Literal["owl"] | None = field(default=None)
@@ -81,9 +78,8 @@ class Pruner(Modifier):
 
         Raises:
             SchemeError: groups do not divide the columns of a layer, or the list of sparsities does not fit the model.
-            CalibrationError: `owl` would have to prune one block before it has seen the others.
         """
-        layers = self.layers(Stage("model", 0, dict(state.model.named_modules())))
+        layers = self.layers(Stage.whole(state.model))
         structure = self.structure()
         if structure is not None:
             for layer in layers:
@@ -95,25 +91,43 @@ class Pruner(Modifier):
                     f"sparsity has {len(self.sparsity)} numbers, and {len(blocks)} blocks of the model have layers "
                     "that are pruned; give one for each block"
                 )
-        if self.sparsity_profile is not None and len(self.layers(stage)) != len(layers):
-            raise CalibrationError(
-                "sparsity_profile: owl compares all blocks before it prunes the first one, and this pipeline "
-                "compresses them one after the other: use the pipeline basic; the sparsities that it finds are in the "
-                "report, and any pipeline takes them as a list"
-            )
+
+    def needs(self) -> Needs:
+        """Data, and for `owl` a look at all blocks before the first is pruned."""
+        return Needs(data=True, measuring_pass=self.sparsity_profile is not None)
+
+    def input_norms(self, state: State, layer: Layer) -> Tensor | None:
+        """In `finalize` or `measure`: the norms of the inputs of a layer, [I]; None when no token reached it."""
+        raise NotImplementedError(f"{type(self).__name__} must implement input_norms(state, layer)")
+
+    def measure(self, state: State, stage: Stage) -> dict[str, tuple[float, int]]:
+        """The share of outliers in each block of the stage, and how many weights it has."""
+        inside = {layer.name for layer in self.layers(stage)}
+        found = {}
+        for name, block in self._blocks(state).items():
+            layers = [layer for layer in block if layer.name in inside]
+            if layers:
+                norms = [(layer, self.input_norms(state, layer)) for layer in layers]
+                assert self.owl_m is not None
+                found[name] = outlier_share(norms, self.owl_m), sum(layer.weight.numel() for layer in layers)
+        return found
+
+    def decide(self, state: State, measured: Sequence[Mapping[str, Sequence[float]]]) -> Decision:
+        """The sparsities of the paper, one for each block, rounded to 0.0001; their mean is `sparsity`."""
+        assert isinstance(self.sparsity, float | int)
+        assert self.owl_lmbda is not None
+        blocks = {name: pair for stage in measured for name, pair in stage.items()}
+        shares, sizes = [share for share, _ in blocks.values()], [int(size) for _, size in blocks.values()]
+        chosen = owl_sparsities(shares, sizes, sparsity=self.sparsity, lmbda=self.owl_lmbda)
+        log.info("owl chose sparsity: %s", [round(one, 4) for one in chosen])
+        return Decision(value={name: round(one, 4) for name, one in zip(blocks, chosen, strict=True)})
 
     def structure(self) -> tuple[int, int] | None:
         """(n, m) where n of every m weights stay; None for unstructured."""
         return parse_n_of_m(self.mask_structure)
 
-    def sparsities(self, state: State, stage: Stage, norms: Norms) -> dict[str, float]:
-        """In `finalize`: the share of weights that each layer of the stage loses, by name.
-
-        Args:
-            state: of the run.
-            stage: which layers.
-            norms: of the inputs of a layer; asked for by `owl` only.
-        """
+    def sparsities(self, state: State, stage: Stage) -> dict[str, float]:
+        """In `finalize`: the share of weights that each layer of the stage loses, by name."""
         layers = self.layers(stage)
         structure = self.structure()
         if structure is not None:
@@ -121,23 +135,15 @@ class Pruner(Modifier):
         if self.sparsity_profile is None and not isinstance(self.sparsity, list):
             assert self.sparsity is not None
             return dict.fromkeys((layer.name for layer in layers), self.sparsity)
-        blocks = _by_block(state.model, self.layers(Stage("model", 0, dict(state.model.named_modules()))))
-        shares = self.sparsity if isinstance(self.sparsity, list) else self._owl(blocks, norms)
-        chosen = {one.name: share for block, share in zip(blocks.values(), shares, strict=True) for one in block}
+        blocks = self._blocks(state)
+        listed = self.sparsity if isinstance(self.sparsity, list) else [state.decision(self)[name] for name in blocks]
+        chosen = {one.name: share for block, share in zip(blocks.values(), listed, strict=True) for one in block}
         for layer in layers:
             state.report[layer.name].notes["sparsity_asked"] = chosen[layer.name]
         return chosen
 
-    def _owl(self, blocks: Mapping[str, Sequence[Layer]], norms: Norms) -> list[float]:
-        """The sparsities of the paper, one for each block, rounded to 0.0001; their mean is `sparsity`."""
-        assert isinstance(self.sparsity, float | int)
-        assert self.owl_m is not None
-        assert self.owl_lmbda is not None
-        shares = [_outlier_share(block, norms, self.owl_m) for block in blocks.values()]
-        sizes = [sum(layer.weight.numel() for layer in block) for block in blocks.values()]
-        chosen = owl_sparsities(shares, sizes, sparsity=self.sparsity, lmbda=self.owl_lmbda)
-        log.info("owl chose sparsity: %s", [round(one, 4) for one in chosen])
-        return [round(one, 4) for one in chosen]
+    def _blocks(self, state: State) -> dict[str, list[Layer]]:
+        return _by_block(state.model, self.layers(Stage.whole(state.model)))
 
 
 def owl_sparsities(shares: Sequence[float], sizes: Sequence[int], *, sparsity: float, lmbda: float) -> list[float]:
@@ -160,9 +166,14 @@ def owl_sparsities(shares: Sequence[float], sizes: Sequence[int], *, sparsity: f
     return [sparsity - one + mean for one in raised]
 
 
-def _outlier_share(block: Iterable[Layer], norms: Norms, times: float) -> float:
-    """The share of |w| * norm in a block that is more than `times` its mean."""
-    known = [(layer, norm) for layer in block if (norm := norms(layer)) is not None]
+def outlier_share(block: Iterable[tuple[Layer, Tensor | None]], times: float) -> float:
+    """The share of |w| * norm in a block that is more than `times` its mean.
+
+    Args:
+        block: its layers, and the norms of their inputs, [I]; None of a layer that no token reached.
+        times: how many times the mean an outlier is.
+    """
+    known = [(layer, norm) for layer, norm in block if norm is not None]
     count = sum(layer.weight.numel() for layer, _ in known)
     if not count:
         return 0.0

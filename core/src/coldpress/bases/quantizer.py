@@ -10,15 +10,16 @@ from torch import Tensor
 from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
 from coldpress.calibration.observer import observer_for
 from coldpress.calibration.statistics import Observed
-from coldpress.dataflow.fused import fused_with
+from coldpress.dataflow.fused import FusedLayers
 from coldpress.errors import CalibrationError, SchemeError, suggest
 from coldpress.experts.tokens import siblings
 from coldpress.hookspecs import hookimpl
-from coldpress.modifier import QUANTIZES, Modifier
-from coldpress.numerics import calculate_global_scale, calculate_qparams, group, quantize
+from coldpress.modifier import QUANTIZES, Modifier, Needs
+from coldpress.numerics import calculate_global_scale, calculate_qparams, group, quantize, version
+from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme, preset
 from coldpress.stage import Layer, Stage
-from coldpress.state import Quantized, State
+from coldpress.state import State
 
 _PARTS = ("weights", "input")
 
@@ -31,10 +32,10 @@ def _as_groups(value: Mapping[str, Scheme] | None) -> dict[str, Scheme] | None:
 
 @frozen(kw_only=True, eq=False)
 class Quantizer(Modifier):
-    """Base of modifiers that quantize weights and, by scheme, inputs.
+    """Base of modifiers that quantize weights and, by scheme, inputs; by itself it rounds to nearest.
 
     A subclass implements `finalize`, where it turns each weight into codes; the observers of static inputs are
-    asked for and read here.
+    requested and read here.
 
     Attributes:
         scheme: a preset by name (`W4A16`), or preset to targets, `{W4A16: [...], W8A8: [...]}`.
@@ -55,7 +56,7 @@ class Quantizer(Modifier):
     observer: dict[str, str] | None = None
 
     @config_groups.validator
-    def _check(self, attribute: object, value: object) -> None:
+    def _check_relations(self, attribute: object, value: object) -> None:
         if (self.scheme is None) == (self.config_groups is None) and not (
             self.scheme is None and self.needs_no_scheme()
         ):
@@ -106,23 +107,29 @@ class Quantizer(Modifier):
         """The layers of a stage that some scheme of this modifier means."""
         return stage.layers(self.patterns(), self.ignore)
 
-    def needs_data(self) -> bool:
-        """Whether inputs have scales that do not change while serving, or an observer of weights looks at inputs."""
-        return any(_is_static(scheme.input_activations) or _weighs(scheme.weights) for scheme in self.schemes())
+    def needs(self) -> Needs:
+        """Data for scales of static inputs, and for an observer of weights that weighs columns.
 
-    def follows_error(self) -> bool:
-        """Whether anything is rounded to fewer than 8 bits: what 8 bits do to later inputs is too little to matter."""
-        parts = [part for scheme in self.schemes() for part in (scheme.weights, scheme.input_activations)]
-        return any(part is not None and part.num_bits < 8 for part in parts)
+        Propagated error where anything is rounded to fewer than 8 bits: what 8 bits do to later inputs is too little
+        to matter.  Batch boundaries where the observer of static inputs averages over batches.
+        """
+        schemes = self.schemes()
+        static = [args for one in schemes if (args := one.input_activations) is not None and _is_static(args)]
+        parts = [part for scheme in schemes for part in (scheme.weights, scheme.input_activations)]
+        return Needs(
+            data=bool(static) or any(_weighs(scheme.weights) for scheme in schemes),
+            propagated_error=any(part is not None and part.num_bits < 8 for part in parts),
+            batch_boundaries=any(observer_for(args, DEFAULT_ACTIVATION_OBSERVER).order_matters for args in static),
+        )
 
-    def takes_whole_range(self, layer: Layer) -> bool:
+    def takes_whole_range(self, state: State, layer: Layer) -> bool:
         """Whether scales of a layer's weight will span it from its smallest to its largest element.
 
         Then a modifier that comes before may choose another range, in `state.clip_ranges`, which
         `rounded` takes instead.
         Who searches for scales says no.
         """
-        scheme = self.scheme_for(layer)
+        scheme = state.scheme_of(layer)
         args = None if scheme is None else scheme.weights
         return args is not None and observer_for(args, DEFAULT_WEIGHT_OBSERVER).whole_range
 
@@ -130,14 +137,22 @@ class Quantizer(Modifier):
     def initialize(self, state: State, stage: Stage) -> None:
         """Ask for what the scales of static inputs are made of, and for what observers of weights look at."""
         for layer in self.layers(stage):
-            scheme = self.scheme_for(layer)
+            scheme = state.scheme_of(layer)
             if scheme is None:
                 continue
             if _weighs(scheme.weights):
                 state.request(layer, "second_moment")
-            observed = self._observed_input(layer)
+            observed = _observed_input(scheme)
             if observed is not None:
                 state.request(layer, observed)
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        """Round the weights of the stage to nearest."""
+        for layer in self.layers(stage):
+            if state.scheme_of(layer) is not None:
+                with state.timed(layer):
+                    state.set_quantized(layer, self.rounded(state, layer))
 
     def quantized(self, state: State, layer: Layer) -> Quantized:
         """The layer with its scheme and the scales of its inputs; `finalize` adds codes and scales of the weights.
@@ -145,10 +160,8 @@ class Quantizer(Modifier):
         Raises:
             CalibrationError: inputs are static and no token ever reached the layer.
         """
-        scheme, global_scale = self._scheme(layer), self.global_scale(state, layer)
-        if global_scale is not None:
-            state.scratch.pop(self, layer)
-        observed = self._observed_input(layer)
+        scheme, global_scale = scheme_of(state, layer), self.global_scale(state, layer)
+        observed = _observed_input(scheme)
         if observed is None:
             return Quantized(scheme, global_scale=global_scale)
         ranges = self._input_ranges(state, layer, observed)
@@ -179,7 +192,7 @@ class Quantizer(Modifier):
         args, factor, chosen = found.scheme.weights, found.global_scale, state.clip_ranges.pop(layer.name, None)
         if args is None:
             return found
-        if qparams is None and chosen is not None and self.takes_whole_range(layer):
+        if qparams is None and chosen is not None and self.takes_whole_range(state, layer):
             scale, point = calculate_qparams(*chosen, args, global_scale=factor)
             qparams = scale.to(layer.weight.dtype), point
         scale, point = qparams or weight_qparams(
@@ -189,31 +202,30 @@ class Quantizer(Modifier):
         return evolve(found, codes=codes, scale=scale, zero_point=point)
 
     def global_scale(self, state: State, layer: Layer) -> Tensor | None:
-        """In `finalize`, before `quantized`: what the weight's scales are multiplied by, [1]; None for most schemes.
+        """In `finalize`: what the weight's scales are multiplied by, [1]; None for most schemes.
 
-        Layers that engines fuse have one in common: it is computed for all of them when the first is asked for.
+        Layers that engines fuse have one in common.  It holds as long as none of their weights changes but by being
+        quantized with it.
         """
-        args = self._scheme(layer).weights
+        args = scheme_of(state, layer).weights
         if args is None or args.strategy != "tensor_group":
             return None
-        if (self, layer) not in state.scratch:
-            together = [layer]
-            for other in fused_with(state.model, layer):
-                scheme = self.scheme_for(other)
-                if scheme is not None and scheme.weights == args and (self, other) not in state.scratch:
-                    together.append(other)
-            largest = torch.stack([one.weight.abs().amax() for one in together]).amax()
-            for one in together:
-                state.scratch[self, one] = calculate_global_scale(largest, args)
-        found: Tensor = state.scratch[self, layer]
-        return found
+        together = [one for one in state.fact(FusedLayers).beside(layer) if _weights_of(state, one) == args]
+        left = [layer, *(one for one in together if one.name not in state.quantized)]
+        versions = {one.name: version(one.weight) for one in left}
+        known = state.global_scales.get(layer.name)
+        if known is None or any(known[1].get(name) != number for name, number in versions.items()):
+            largest = torch.stack([one.weight.abs().amax() for one in left]).amax()
+            scale = calculate_global_scale(largest, args)
+            state.global_scales.update({one.name: (scale, versions) for one in left})
+        return state.global_scales[layer.name][0]
 
     def importance(self, state: State, layer: Layer) -> Tensor | None:
         """In `finalize`: the mean squares of the layer's inputs, [I] float32, for an observer that weighs columns.
 
         None where the scheme names no such observer, and where no token reached the layer.
         """
-        if not _weighs(self._scheme(layer).weights):
+        if not _weighs(scheme_of(state, layer).weights):
             return None
         seen = state.statistic(layer, "second_moment")
         return None if seen is None else seen.mean
@@ -226,24 +238,10 @@ class Quantizer(Modifier):
         others = [
             other
             for other in siblings(state.model, layer)
-            if self.scheme_for(other) is not None and self._observed_input(other) == observed
+            if (scheme := state.scheme_of(other)) is not None and _observed_input(scheme) == observed
         ]
         seen = [value for other in others if (value := state.statistic(other, observed)) is not None]
         return [observed.observer.range(value) for value in seen]
-
-    def _observed_input(self, layer: Layer) -> Observed | None:
-        """What is watched of the layer's inputs; None when their scales are found while serving, or they have none."""
-        args = self._scheme(layer).input_activations
-        if args is None or not _is_static(args):
-            return None
-        if args.dynamic == "local":  # the global scale is that of the tensor; those of groups are found while serving
-            args = evolve(args, strategy="tensor", group_size=None, dynamic=False, scale_dtype=None)
-        return Observed(observer=observer_for(args, DEFAULT_ACTIVATION_OBSERVER))
-
-    def _scheme(self, layer: Layer) -> Scheme:
-        scheme = self.scheme_for(layer)
-        assert scheme is not None, layer.name
-        return scheme
 
     def _preset(self, name: str) -> Scheme:
         return preset(name) if self.group_size is None else preset(name, group_size=self.group_size)
@@ -255,6 +253,13 @@ class Quantizer(Modifier):
             weights=_with_observer(scheme.weights, named.get("weights", self.weight_observer)),
             input_activations=_with_observer(scheme.input_activations, named.get("input", self.input_observer)),
         )
+
+
+def scheme_of(state: State, layer: Layer) -> Scheme:
+    """The scheme of a layer that is quantized."""
+    scheme = state.scheme_of(layer)
+    assert scheme is not None, layer.name
+    return scheme
 
 
 def weight_qparams(
@@ -277,6 +282,21 @@ def weight_qparams(
     found = observer.weight_range(grouped, global_scale=global_scale, importance=costs)
     scale, zero_point = calculate_qparams(*found, args, global_scale=global_scale)
     return scale.to(weight.dtype), zero_point
+
+
+def _observed_input(scheme: Scheme) -> Observed | None:
+    """What is observed of inputs; None when their scales are found while serving, or they have none."""
+    args = scheme.input_activations
+    if args is None or not _is_static(args):
+        return None
+    if args.dynamic == "local":  # the global scale is that of the tensor; those of groups are found while serving
+        args = evolve(args, strategy="tensor", group_size=None, dynamic=False, scale_dtype=None)
+    return Observed(observer=observer_for(args, DEFAULT_ACTIVATION_OBSERVER))
+
+
+def _weights_of(state: State, layer: Layer) -> QuantizationArgs | None:
+    scheme = state.scheme_of(layer)
+    return None if scheme is None else scheme.weights
 
 
 def _rank(pattern: str, layer: Layer) -> int:

@@ -26,7 +26,7 @@ from coldpress.dataflow.partition import block_names
 from coldpress.dataflow.skeleton import is_meta, skeleton
 from coldpress.errors import ModelError, NumericsError
 from coldpress.hookspecs import hookimpl
-from coldpress.modifier import READS_DATA, TRANSFORMS, Modifier
+from coldpress.modifier import TRANSFORMS, Modifier, Needs
 from coldpress.numerics import check_finite
 from coldpress.stage import Layer, Stage, class_names
 from coldpress.state import State
@@ -71,7 +71,7 @@ class Smoother(Modifier):
         ignore: readers that do not count, and producers that are left alone.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({READS_DATA, TRANSFORMS})
+    traits: ClassVar[frozenset[str]] = frozenset({TRANSFORMS})
 
     mappings: list[Any] | None = field(default=None, converter=_plain_mappings)
 
@@ -94,9 +94,9 @@ class Smoother(Modifier):
         heads = tuple(f"{name}." for name in block_names(root)) if root is not None else ()
         return [layer for layer in found if "Linear" in layer.classes and (not heads or layer.name.startswith(heads))]
 
-    def follows_error(self) -> bool:
-        """No: scales that were found on what the original puts out are as good."""
-        return False
+    def needs(self) -> Needs:
+        """Data; scales that are found on the outputs of the original blocks are as good."""
+        return Needs(data=True, propagated_error=False)
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
@@ -190,8 +190,9 @@ def smooth(state: State, smoothing: Smoothing, scale: Tensor) -> str | None:
         for name, value in before.items():
             model.get_parameter(name).copy_(value)
         return f"a weight would leave the range of {next(iter(before.values())).dtype}"
+    state.transform_original(lambda: fold(model, pair, scale))
     for layer in smoothing.readers:
-        state.carry([layer], rescale=pair.spread(scale, layer.name).float())
+        state.rescale_inputs([layer], pair.spread(scale, layer.name).float())
     for layer in smoothing.layers:
         state.report[layer.name].notes |= {"smoothed_in": pair.producer, "largest_scale": float(scale.max())}
     return None
@@ -201,9 +202,17 @@ def leave(state: State, layers: Iterable[Layer], reason: str) -> None:
     """Note why the inputs of some layers are not smoothed."""
     for layer in layers:
         state.report[layer.name].notes["not_smoothed"] = reason
-        if layer.name not in state.planned:
+        if layer.name not in state.plan:
             state.skip(layer, f"not smoothed: {reason}")
         log.debug("%s is not smoothed: %s", layer.name, reason)
+
+
+@frozen(eq=False)
+class _Flows:
+    """What probing has found of the blocks of a model, by kind of block."""
+
+    model: nn.Module
+    found: dict[Any, Dataflow | str] = field(init=False, factory=dict)
 
 
 def dataflow_of(state: State, block: str) -> Dataflow | str:
@@ -211,11 +220,10 @@ def dataflow_of(state: State, block: str) -> Dataflow | str:
     module = state.model.get_submodule(block)
     shared = shared_parameters(state.model, block) if block else {}
     key = (signature(module), tuple(sorted(shared.items(), key=lambda item: item[0])))
-    known = state.statistics.flows
+    known = state.fact(_Flows).found
     if key not in known:
         known[key] = _probed(state, block, module, shared)
-    found: Dataflow | str = known[key]
-    return found
+    return known[key]
 
 
 def _probed(state: State, block: str, module: nn.Module, shared: Any) -> Dataflow | str:

@@ -70,13 +70,11 @@ class StatisticStore:
 
     Attributes:
         requester: the modifier whose hook is running.
-        carried: somebody said, since it was last set to False, how the signal moves.
-        flows: what probing has found of the blocks, for all of the run; the business of `coldpress.bases.smoother`.
+        followed: somebody said, since it was last set to False, how the signal moves.
     """
 
     requester: Modifier | None = None
-    carried: bool = False
-    flows: dict[Any, Any] = field(factory=dict)
+    followed: bool = False
     _asks: list[Request] = field(factory=list)
     _wanted: list[Request] = field(factory=list)
     _sources: list[Source] = field(factory=list)
@@ -91,19 +89,20 @@ class StatisticStore:
             BrokenPluginError: the modifier does not say that it needs data, or that it compares.
             CalibrationError: the layer is an embedding.
         """
-        if self.requester is not None and not self.requester.needs_data():
+        needs = None if self.requester is None else self.requester.needs()
+        if needs is not None and not needs.data:
             raise BrokenPluginError(
-                f"{type(self.requester).__name__} asks for statistics: it must have the trait READS_DATA"
+                f"{type(self.requester).__name__} requests statistics: its needs() must say data=True"
             )
         if "Linear" not in layer.classes:
             raise CalibrationError(
                 f"{layer.name} is called with token ids, of which there are no statistics: ignore it"
             )
         statistic = statistic_for(which)
-        if statistic.needs_original_inputs and self.requester is not None and not self.requester.compares():
+        if statistic.needs_original_inputs and needs is not None and not needs.original_inputs:
             raise BrokenPluginError(
-                f"{type(self.requester).__name__} asks for {statistic!r}, which compares inputs with those of the "
-                "original model: its compares() must say so"
+                f"{type(self.requester).__name__} requests {statistic!r}, which sees inputs of the original model too: "
+                "its needs() must say original_inputs=True"
             )
         if not any(_is(ask, layer, statistic) and ask.modifier is self.requester for ask in self._asks):
             self._asks.append(Request(layer, statistic, self.requester))
@@ -233,7 +232,7 @@ class StatisticStore:
                 sources.append(self._moved_source(part, how, by) if part.layers == inside else part)
         self._sources = sources
         self._moved |= named
-        self.carried = True
+        self.followed = True
 
     def _moved_source(self, source: Source, how: str, by: Tensor) -> Source:
         lost = [one for one, _ in source.values if how not in one.supports]

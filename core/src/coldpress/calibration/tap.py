@@ -1,4 +1,4 @@
-"""The tap: records what layers are called with; the only hooks that a run puts on a model, always removed."""
+"""The tap: records what layers are called with, by hooks that are always removed."""
 
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from coldpress.errors import CalibrationError, NumericsError
-from coldpress.numerics import is_finite
+from coldpress.numerics import is_finite, version
 from coldpress.stage import Batch, Layer
 
 
-class StopForward(Exception):  # noqa: N818 - not an error: a forward ends early because nobody reads the rest
+class StopForward(Exception):  # noqa: N818 - not an error: a forward ends early because the rest is not read
     """Raised by the tap inside a forward, when every observed layer of the stage has been called."""
 
 
@@ -134,7 +134,7 @@ class InputTap:
             if not args or not isinstance(args[0], Tensor):
                 raise CalibrationError(f"{name} is not called with a tensor as its first argument")
             x = args[0].detach()
-            self._calls.append(_Call(name, x, _version(x), rows_of(args[0])))
+            self._calls.append(_Call(name, x, version(x), rows_of(args[0])))
             if self._is_enough():
                 raise StopForward
 
@@ -155,7 +155,7 @@ class InputTap:
 
 def _checked(call: _Call, padding: Tensor | None, index: int) -> Tensor:
     """The tokens of a call, [T, I], if they are sound."""
-    if _version(call.x) != call.version:
+    if version(call.x) != call.version:
         raise CalibrationError(f"the model changes the input of {call.name} in place after it was used: not supported")
     x = _tokens(call.x, padding) if call.rows is None else _marked(call.x, call.rows, padding)
     if not is_finite(x):
@@ -166,10 +166,6 @@ def _checked(call: _Call, padding: Tensor | None, index: int) -> Tensor:
 def _identity(x: Tensor, version: int) -> tuple[Any, ...]:
     """Equal for two tensors, both alive, that are the same numbers in the same memory."""
     return x.data_ptr(), x.shape, x.stride(), x.dtype, x.device, version
-
-
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
 
 
 def _padding(mask: Any) -> Tensor | None:

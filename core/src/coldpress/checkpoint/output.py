@@ -24,12 +24,14 @@ from coldpress.checkpoint.named import (
 from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
 from coldpress.checkpoint.restore import own_tensors, read_inputs, restored, write_inputs
 from coldpress.checkpoint.writer import CheckpointWriter
-from coldpress.dataflow.fused import split_groups
+from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.errors import CheckpointError, SchemeError
 from coldpress.format import Format
+from coldpress.layer_report import LayerReport
+from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme
 from coldpress.stage import Stage, class_names, find_layers
-from coldpress.state import LayerReport, Quantized, State
+from coldpress.state import State
 
 
 class Output:
@@ -66,21 +68,22 @@ class Output:
     ) -> None:
         self._writer.__exit__(kind, error, trace)
 
-    def prepare(self, model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
+    def prepare(self, state: State, schemes: Mapping[str, Scheme]) -> None:
         """See whether a model can be written, and learn what its tensors are called on disk.
 
         Args:
-            model: whose experts, if it has any, are linear layers.
+            state: of the run; experts of its model, if it has any, are linear layers.
             schemes: of all layers that are or will be quantized.
 
         Raises:
             SchemeError: a layer cannot be written in this format, or layers that its readers fuse differ.
             CheckpointError: transformers turns the joint tensors of experts round when it loads them.
         """
+        model = state.model
         for name, scheme in schemes.items():
             layer = next(find_layers([(name, model.get_submodule(name))]))
             self.format.check(scheme, name, (layer.weight.shape[0], layer.weight.shape[1]))
-        split = split_groups(model, schemes) if self.format.fuses_layers else []
+        split = split_groups(model, schemes, lambda: state.fact(FusedLayers)) if self.format.fuses_layers else []
         if split:
             raise SchemeError(
                 "\n".join(split[:4]) + f"\n{len(split)} groups of layers read one input, and engines make one layer of "
@@ -104,6 +107,10 @@ class Output:
             CheckpointError: the interrupted run worked on something else.
         """
         return self._writer.begin(binding)
+
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Make a record durable that belongs to no stage's tensors; `begin` returns it again."""
+        self._writer.commit(record)
 
     def write(self, stage: Stage, state: State) -> None:
         """Write every tensor of a finished stage; a tensor that several modules share is written once.

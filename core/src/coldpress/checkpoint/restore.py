@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from coldpress.checkpoint.named import NamedWriter
 from coldpress.errors import CheckpointError
 from coldpress.format import Format
+from coldpress.quantized import Quantized
 from coldpress.schemes import Scheme
 from coldpress.stage import class_names
-from coldpress.state import Quantized
 
 _INPUTS = ("input_scale", "input_zero_point", "input_global_scale")
 

@@ -8,11 +8,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from torch import nn
 
+from coldpress.layer_report import LayerReport, Status
 from coldpress.report.contents import Contents, contents_of
 from coldpress.report.report import NAME
 from coldpress.report.table import facts
 from coldpress.report.words import in_bytes, in_time
-from coldpress.state import LayerReport, State, Status
+from coldpress.state import State
 
 _STATUSES: dict[Status, str] = {
     "quantized": "quantized",

@@ -8,10 +8,9 @@ for fused like those of a module of the same class and children that it did.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Mapping, Sequence
 
-from attrs import evolve
+from attrs import evolve, field, frozen
 from torch import nn
 
 from coldpress.dataflow.describe import capture_blocks, token_batch
@@ -23,32 +22,35 @@ from coldpress.stage import Layer, find_layers
 log = logging.getLogger(__name__)
 
 _Groups = tuple[tuple[str, ...], ...]
-_known: WeakKeyDictionary[nn.Module, _Groups] = WeakKeyDictionary()
 
 
-def fused_layers(model: nn.Module) -> _Groups:
-    """Names of layers in groups of two or more, in model order.
+@frozen(eq=False)
+class FusedLayers:
+    """The layers that engines fuse; a fact of a model, found while it can be run: `state.fact(FusedLayers)`.
 
-    It is remembered: a model that is being compressed must not be run in between.
     Where blocks cannot be run, nothing is found, and the log says so.
 
-    Args:
+    Attributes:
         model: in memory or on the meta device.
+        groups: names of layers in groups of two or more, in model order.
     """
-    if model not in _known:
+
+    model: nn.Module
+    groups: _Groups = field(init=False)
+
+    @groups.default
+    def _found(self) -> _Groups:
         try:
-            _known[model] = _find(model)
+            return _find(self.model)
         except ModelError as error:
             log.warning("which layers share an input is not known: %s", error)
-            _known[model] = ()
-    return _known[model]
+            return ()
 
-
-def fused_with(model: nn.Module, layer: Layer) -> list[Layer]:
-    """The other layers of its group; none where `fused_layers` was not asked before, or nothing was found."""
-    group = next((group for group in _known.get(model, ()) if layer.name in group), ())
-    others = [(name, model.get_submodule(name)) for name in group if name != layer.name]
-    return list(find_layers(others))
+    def beside(self, layer: Layer) -> list[Layer]:
+        """The other layers of its group."""
+        group = next((group for group in self.groups if layer.name in group), ())
+        others = [(name, self.model.get_submodule(name)) for name in group if name != layer.name]
+        return list(find_layers(others))
 
 
 def _find(model: nn.Module) -> _Groups:
@@ -96,11 +98,12 @@ def _looks(module: nn.Module) -> object:
     return type(module), tuple(name for name, _ in module.named_children())
 
 
-def split_groups(model: nn.Module, schemes: Mapping[str, Scheme]) -> list[str]:
-    """Fused layers that do not have one scheme, in words; the model is run only where layers of one module differ.
+def split_groups(model: nn.Module, schemes: Mapping[str, Scheme], fused: Callable[[], FusedLayers]) -> list[str]:
+    """Fused layers that do not have one scheme, in words.
 
     Args:
         model: in memory or on the meta device.
+        fused: which layers are; asked only where layers of one module differ.
         schemes: layer name to scheme; a layer without is left as it is.
     """
 
@@ -113,7 +116,7 @@ def split_groups(model: nn.Module, schemes: Mapping[str, Scheme]) -> list[str]:
     if all(len(kinds) == 1 for kinds in children.values()):
         return []
     problems = []
-    for group in fused_layers(model):
+    for group in fused().groups:
         parts: dict[Scheme | None, list[str]] = {}
         for name in group:
             parts.setdefault(kind(name), []).append(name)

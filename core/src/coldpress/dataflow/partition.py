@@ -28,7 +28,7 @@ def partition(model: nn.Module, targets: Sequence[str] | None = None) -> list[St
     """
     blocks = list(_homes(model, targets))
     if not blocks:
-        return [Stage("model", 0, dict(model.named_modules()))]
+        return [Stage.whole(model)]
     parts: dict[str, dict[str, nn.Module]] = {}
     seen: list[str] = []
     for path, module in model.named_modules():

@@ -9,9 +9,10 @@ from torch import nn
 from coldpress.errors import ModelError
 from coldpress.experts import linearize_experts
 from coldpress.experts.layout import fused_weights
+from coldpress.layer_report import LayerReport
 from coldpress.modifier import Modifier
 from coldpress.stage import Layer, class_names
-from coldpress.state import LayerReport, State
+from coldpress.state import State
 
 log = logging.getLogger(__name__)
 

@@ -7,15 +7,15 @@ from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.output import Output
 from coldpress.experts import fused_state_dict
 from coldpress.report import Report
-from coldpress.run.lifecycle import Run
+from coldpress.run.job import Job
 
 
-def offer_saving(run: Run, form: Format, report: Report) -> None:
+def offer_saving(job: Job, form: Format, report: Report) -> None:
     """Make the model's own `save_pretrained` write the compressed checkpoint, as scripts for llm-compressor expect.
 
     With `save_compressed=False` it is the model's own again, and writes dense weights.
     """
-    model: Any = run.state.model
+    model: Any = job.state.model
     dense = getattr(model, "save_pretrained", None)
     if dense is None:
         return
@@ -32,7 +32,7 @@ def offer_saving(run: Run, form: Format, report: Report) -> None:
             dense(save_directory, **{"state_dict": fused_state_dict(model), **settings})
             return
         with Output(CheckpointWriter(save_directory, **settings), form) as output:
-            output.prepare(run.state.model, run.state.schemes)
-            run.save(output, report)
+            output.prepare(job.state, job.state.schemes)
+            job.save(output, report)
 
     model.save_pretrained = save_pretrained

@@ -17,8 +17,8 @@ from coldpress.experts import linear_experts, linearize_experts
 from coldpress.models.quiet import no_bar
 from coldpress.models.simulation import simulate_activations
 from coldpress.models.streaming import without_weights
+from coldpress.quantized import Quantized
 from coldpress.stage import class_names, find_layers
-from coldpress.state import Quantized
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from coldpress.numerics import dynamic_qparams, fake_quantize
-from coldpress.state import Quantized
+from coldpress.quantized import Quantized
 
 
 @frozen(eq=False)

@@ -93,6 +93,14 @@ class WeightStream:
                     self._replace(parameter, parameter.detach().to("meta"))
         trim_heap()
 
+    def release(self, modules: Mapping[str, nn.Module]) -> None:
+        """Free weights that have not changed; they are read again when they are needed."""
+        for module in modules.values():
+            for _, parameter in list(module.named_parameters(recurse=False)):
+                if not parameter.is_meta:
+                    self._replace(parameter, parameter.detach().to("meta"))
+        trim_heap()
+
     def _put(self, parameter: nn.Parameter, tensor: Tensor) -> None:
         self._replace(parameter, tensor.to(self.device, parameter.dtype))
 

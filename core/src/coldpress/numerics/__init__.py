@@ -13,6 +13,7 @@ from coldpress.numerics.pack_float import decode_exponents, encode_exponents, pa
 from coldpress.numerics.qparams import calculate_global_scale, calculate_qparams, dynamic_qparams
 from coldpress.numerics.quantize import dequantize, fake_quantize, fake_quantize_groups, quantize
 from coldpress.numerics.search import search_qparams, search_range
+from coldpress.numerics.version import version
 
 __all__ = [
     "Factor",
@@ -41,4 +42,5 @@ __all__ = [
     "unpack_floats",
     "unpack_int32",
     "unpack_rows_int32",
+    "version",
 ]

@@ -9,7 +9,8 @@ from typing import Any
 from attrs import frozen
 
 from coldpress.errors import CheckpointError
-from coldpress.state import LayerReport, State
+from coldpress.layer_report import LayerReport
+from coldpress.state import State
 
 NAME = "report.json"
 

@@ -1,6 +1,6 @@
 """What is looked at before the first stage, so that a run that cannot end well does not begin."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from attrs import frozen
@@ -8,11 +8,11 @@ from torch import nn
 
 from coldpress import registry
 from coldpress.calibration.collate import count_tokens
-from coldpress.dataflow.fused import fused_layers
-from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError, near
-from coldpress.modifier import QUANTIZES, READS_DATA, RUNS_LAST, Modifier
+from coldpress.errors import BrokenPluginError, CalibrationError, ModelError, SchemeError, TargetError, near
+from coldpress.modifier import RUNS_LAST, Modifier
 from coldpress.numerics import check_finite
 from coldpress.pipeline import Pipeline
+from coldpress.plan import Planned
 from coldpress.schemes import Scheme, check_fit, check_supported
 from coldpress.stage import Layer, Stage, find_layers
 from coldpress.state import State
@@ -34,14 +34,12 @@ class Claim:
 def claims_of(modifiers: Sequence[Modifier], model: nn.Module) -> list[Claim]:
     """Who claims which layers.
 
-    Where a scheme has global scales, it is also found out which layers have one in common, while the model may be run.
-
     Raises:
         TargetError: a target matches nothing, all that a modifier targets is ignored, or a modifier that must come
             last does not; every such case is listed.
     """
     layers = list(find_layers(model.named_modules()))
-    whole = Stage("model", 0, dict(model.named_modules()))
+    whole = Stage.whole(model)
     known = [layer.name for layer in layers] + sorted({type(layer.module).__name__ for layer in layers})
     claims, problems = [], []
     for modifier in modifiers:
@@ -55,9 +53,6 @@ def claims_of(modifiers: Sequence[Modifier], model: nn.Module) -> list[Claim]:
     problems += _too_early(claims)
     if problems:
         raise TargetError("\n".join(problems))
-    found = [claim.modifier.scheme_for(layer) for claim in claims for layer in claim.layers]
-    if any(scheme and scheme.weights and scheme.weights.strategy == "tensor_group" for scheme in found):
-        fused_layers(model)
     return claims
 
 
@@ -70,85 +65,97 @@ def within(claims: Sequence[Claim], stage: Stage) -> list[Claim]:
 
 def observed(claims: Sequence[Claim]) -> frozenset[str]:
     """Names of the layers whose inputs somebody reads."""
-    return frozenset(layer.name for claim in claims if claim.modifier.needs_data() for layer in claim.layers)
+    return frozenset(layer.name for claim in claims if claim.modifier.needs().data for layer in claim.layers)
 
 
-def schemes_of(claims: Sequence[Claim]) -> dict[str, Scheme]:
-    """Layer name to the scheme that it will be quantized with, of every layer that will be.
+def plan_of(claims: Sequence[Claim]) -> dict[str, Planned]:
+    """Layer name to quantizer and scheme, of every layer that will be quantized.
 
     Raises:
         SchemeError: a scheme does not fit its layer or cannot be quantized yet, or two modifiers quantize one layer.
     """
-    schemes: dict[str, Scheme] = {}
-    owners: dict[str, str] = {}
+    plan: dict[str, Planned] = {}
     problems = []
     for claim in claims:
-        owner = type(claim.modifier).__name__
         for layer in claim.layers:
             scheme = claim.modifier.scheme_for(layer)
             if scheme is None:
                 continue
-            if layer.name in owners:
-                problems.append(
-                    f"{layer.name}: quantized by {owners[layer.name]} and {owner}; let one of them ignore it"
-                )
-            owners[layer.name], schemes[layer.name] = owner, scheme
-            try:
-                check_supported(scheme)
-                check_fit(scheme, (layer.weight.shape[0], layer.weight.shape[1]))
-            except SchemeError as error:
-                problems.append(f"{layer.name}: {error}")
+            if layer.name in plan:
+                first, second = (type(one).__name__ for one in (plan[layer.name].quantizer, claim.modifier))
+                problems.append(f"{layer.name}: quantized by {first} and {second}; let one of them ignore it")
+            plan[layer.name] = Planned(claim.modifier, scheme)
+            problems += _misfit(scheme, layer)
     if problems:
         raise SchemeError(shortened(problems))
-    return schemes
+    return plan
 
 
-def quantizers_of(claims: Sequence[Claim]) -> dict[str, Modifier]:
-    """Layer name to who will quantize it, of every layer that will be."""
-    return {
-        layer.name: claim.modifier for claim in claims for layer in claim.layers if claim.modifier.scheme_for(layer)
-    }
-
-
-def averages_batches(modifiers: Sequence[Modifier], model: nn.Module) -> bool:
-    """Whether the outcome depends on what a batch is, as the field's averages of ranges do.
-
-    So it is where inputs have static scales, and where a modifier that quantizes needs data for other scales only.
-    """
-    if any(QUANTIZES in one.traits and READS_DATA not in one.traits and one.needs_data() for one in modifiers):
-        return True
-    whole = Stage("model", 0, dict(model.named_modules()))
-    found = [modifier.scheme_for(layer) for modifier in modifiers for layer in modifier.layers(whole)]
-    inputs = [scheme.input_activations for scheme in found if scheme is not None]
-    return any(args is not None and args.dynamic is not True for args in inputs)
-
-
-def check_data(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State) -> None:
-    """Refuse a recipe that reads data when there are none, when a batch is empty, or when its pipeline runs none.
+def check_plan(state: State) -> None:
+    """Refuse a plan, after it was decided anew, in which a scheme does not fit its layer.
 
     Raises:
-        CalibrationError: says which modifier needs them and how to pass some, or which batch is empty.
+        SchemeError: names the layers.
     """
-    needy = ", ".join(type(modifier).__name__ for modifier in modifiers if modifier.needs_data())
-    if needy and not state.batches:
+    layers = {layer.name: layer for layer in find_layers(state.model.named_modules())}
+    problems = [one for name, planned in state.plan.items() for one in _misfit(planned.scheme, layers[name])]
+    if problems:
+        raise SchemeError(shortened(problems))
+
+
+def _misfit(scheme: Scheme, layer: Layer) -> list[str]:
+    """Why a layer cannot be quantized so; nothing where it can."""
+    try:
+        check_supported(scheme)
+        check_fit(scheme, (layer.weight.shape[0], layer.weight.shape[1]))
+    except SchemeError as error:
+        return [f"{layer.name}: {error}"]
+    return []
+
+
+def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State) -> None:
+    """Refuse a recipe whose modifiers need what the data or the pipeline do not give.
+
+    Raises:
+        CalibrationError: says which modifier needs what and what to do, or which batch is empty.
+        BrokenPluginError: what a modifier needs contradicts itself.
+    """
+    needs = [(type(modifier).__name__, modifier.needs()) for modifier in modifiers]
+    for name, one in needs:
+        if ((one.original_inputs or one.calls or one.gradients) and not one.data) or (one.gradients and not one.calls):
+            raise BrokenPluginError(f"{name}: original_inputs and calls need data, gradients need calls: {one}")
+    needy = ", ".join(name for name, one in needs if one.data)
+    if not needy:
+        return
+    kind = type(pipeline).__name__
+    if not state.batches:
         raise CalibrationError(f"{needy} needs calibration data: pass dataset=... (on the command line: --dataset)")
-    if needy and not pipeline.runs_batches:
+    if not pipeline.runs_batches:
+        raise CalibrationError(f"{needy} needs calibration data, and the pipeline {kind} runs none; choose another")
+    comparing = ", ".join(name for name, one in needs if one.original_inputs)
+    if comparing and not pipeline.runs_original:
         raise CalibrationError(
-            f"{needy} needs calibration data, and the pipeline {type(pipeline).__name__} runs none; choose another"
+            f"{comparing} compares inputs with those of the original model, which the pipeline {kind} does not show; "
+            f"choose {_pipelines_that('runs_original')}"
         )
-    comparing = ", ".join(type(modifier).__name__ for modifier in modifiers if modifier.compares())
-    if comparing and not pipeline.compares:
-        able = [plugin.name for plugin in registry.available("pipelines") if plugin.load().compares]
+    calling = ", ".join(name for name, one in needs if one.calls)
+    if calling and not pipeline.holds_calls:
         raise CalibrationError(
-            f"{comparing} compares inputs with those of the original model, which the pipeline "
-            f"{type(pipeline).__name__} does not show; choose {' or '.join(able) or 'another'}"
+            f"{calling} runs stages again on what they are called with, which the pipeline {kind} does not hold; "
+            f"choose {_pipelines_that('holds_calls')}"
         )
     empty = [str(index) for index, batch in enumerate(state.batches) if count_tokens(batch) == 0]
-    if needy and empty:
+    if empty:
         raise CalibrationError(
             f"{len(empty)} of {len(state.batches)} batches hold no token: {', '.join(empty[:8])}"
             f"{', ...' if len(empty) > 8 else ''}; leave them out"
         )
+
+
+def _pipelines_that(ability: str) -> str:
+    """The installed pipelines that have an ability, in words."""
+    able = [plugin.name for plugin in registry.available("pipelines") if getattr(plugin.load(), ability)]
+    return " or ".join(able) or "another"
 
 
 def check_devices(model: nn.Module, *, streamed: bool) -> None:
@@ -188,24 +195,6 @@ def shortened(problems: Sequence[str], *, most: int = 8) -> str:
     """The problems, one a line; the first `most` and a count of the rest."""
     more = [f"... and {len(problems) - most} more of this kind"] if len(problems) > most else []
     return "\n".join([*problems[:most], *more])
-
-
-def reason_untouched(layer: Layer, modifiers: Sequence[Modifier]) -> str:
-    """Why a recipe left a layer alone."""
-    ignoring = [type(modifier).__name__ for modifier in modifiers if layer.matches(modifier.ignore)]
-    return f"ignored by {', '.join(ignoring)}" if ignoring else "no target of the recipe matches it"
-
-
-def unreached(claims: Sequence[Claim], versions: Mapping[str, int], state: State) -> list[str]:
-    """Claimed layers that nobody changed and nobody gave a reason for."""
-    return [
-        f"{type(claim.modifier).__name__}: {layer.name}"
-        for claim in claims
-        for layer in claim.layers
-        if state.report[layer.name].status == "untouched"
-        and state.report[layer.name].reason is None
-        and layer.module.weight._version == versions[layer.name]
-    ]
 
 
 def _too_early(claims: Sequence[Claim]) -> list[str]:

@@ -44,12 +44,20 @@ def begin(output: Output, binding: Mapping[str, Any], progress: Progress) -> Seq
     """
     kept = output.begin(binding)
     if kept:
-        last = f" to {kept[-1]['stage']}" if len(kept) > 1 else ""
-        count = f"{len(kept)} finished stage{'s' if last else ''}"
-        message = f"going on where a run was interrupted; kept: {count}, {kept[0]['stage']}{last}"
+        _, stages = by_pass(kept)
+        count = f"{len(stages)} finished stage{'s' if len(stages) != 1 else ''}"
+        names = [record["stage"] for record in (stages[:1] + stages[1:][-1:])]
+        what = f"{count}, {' to '.join(names)}" if stages else "what was measured"
+        message = f"going on where a run was interrupted; kept: {what}"
         log.info("%s", message)
         progress.say(message)
     return kept
+
+
+def by_pass(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The records of the measuring pass, and those of finished stages."""
+    stages = [record for record in records if "report" in record]
+    return [record for record in records if "report" not in record], stages
 
 
 def recall(stage: Stage, record: Mapping[str, Any], state: State, output: Output, weights: WeightStream | None) -> None:

@@ -13,8 +13,8 @@ from torch import nn
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.output import Output
 from coldpress.errors import CheckpointError, SchemeError
+from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme, check_fit, check_supported, preset, preset_names
-from coldpress.state import Quantized
 from coldpress.testing.check import Check
 from coldpress.testing.job_checks import check_same_logits
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama, tiny_tokenizer
@@ -111,9 +111,9 @@ def _check_saved(subject: Subject, model: nn.Module, scheme: str) -> None:
     size = -1 if scheme == "W8A16" else None
     with TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
-        with Output(CheckpointWriter(path), _format(subject)) as output:
-            modifier = Rounding(scheme=scheme, group_size=size, ignore=["lm_head"])
-            trial = run_trial(modifier, model=model, output=output, tokenizer=tiny_tokenizer())
+        output = Output(CheckpointWriter(path), _format(subject))
+        modifier = Rounding(scheme=scheme, group_size=size, ignore=["lm_head"])
+        trial = run_trial(modifier, model=model, output=output, tokenizer=tiny_tokenizer())
         plain = "quantization_config" not in json.loads((path / "config.json").read_text(encoding="utf-8"))
         loaded: Any = coldpress.load_model(str(path), dtype="auto", device="cpu")
         if not plain or preset(scheme).input_activations is None:  # plain weights say nothing of activations

@@ -29,7 +29,7 @@ def does_its_job(subject: Subject) -> None:
     traits = subject.cls.traits
     if QUANTIZES in traits:
         _check_grid(layers, trial)
-        _check_error(layers, trial, inputs if modifier.needs_data() else {})
+        _check_error(layers, trial, inputs if modifier.needs().data else {})
     if PRUNES in traits:
         _check_sparsity(layers, trial, getattr(modifier, "sparsity", None))
     rounds = [layer for layer in layers if modifier.scheme_for(layer) is not None]
@@ -51,8 +51,8 @@ def save_load(subject: Subject) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
         form = registry.find("formats", DEFAULT_FORMAT)()
-        with Output(CheckpointWriter(path), form) as output:
-            trial = run_trial(subject.make(), output=output, tokenizer=tiny_tokenizer())
+        output = Output(CheckpointWriter(path), form)
+        trial = run_trial(subject.make(), output=output, tokenizer=tiny_tokenizer())
         loaded: Any = coldpress.load_model(str(path), dtype="auto", device="cpu")
         check_same_logits(trial.model, loaded, data)
 

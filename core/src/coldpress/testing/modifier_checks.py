@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from coldpress import hookspecs
+from coldpress.calibration.store import StatisticStore
 from coldpress.errors import CalibrationError, RecipeError
+from coldpress.layer_report import LayerReport
 from coldpress.modifier import PRUNES, QUANTIZES, TRAITS, TRANSFORMS
+from coldpress.plan import Sweep, no_calls
 from coldpress.recipe import Recipe, read_recipe, write_recipe
-from coldpress.run.lifecycle import hook_manager
+from coldpress.run.hooks import Hooks
+from coldpress.run.preflight import claims_of, plan_of
 from coldpress.stage import Stage, find_layers
-from coldpress.state import LayerReport, State
+from coldpress.state import State
 from coldpress.testing.check import Check
 from coldpress.testing.job_checks import does_its_job, format_absent, save_load
 from coldpress.testing.models import batches, logits, tiny_llama
@@ -40,7 +44,7 @@ def hooks(subject: Subject) -> None:
             assert not option.get(word), f"{name}: {word} would change the order, which is the recipe's"
     unknown = set(cls.traits) - TRAITS
     assert not unknown, f"{', '.join(map(repr, unknown))} is not a trait; there are {', '.join(sorted(TRAITS))}"
-    hook_manager([subject.make(), subject.make()])
+    Hooks([subject.make(), subject.make()])
 
 
 def recipe_round_trip(subject: Subject) -> None:
@@ -135,7 +139,7 @@ def no_data(subject: Subject) -> None:
     """Without a token it works if it needs none, or else it refuses, or reports each layer, and changes nothing."""
     modifier, model = subject.make(), tiny_llama()
     before = weights_of(model)
-    if not modifier.needs_data():
+    if not modifier.needs().data:
         run_trial(modifier, model=model, data=[])
         _check_finite(model)
         return
@@ -143,11 +147,13 @@ def no_data(subject: Subject) -> None:
     for layer in find_layers(model.named_modules()):
         rows, columns = layer.weight.shape
         state.report[layer.name] = LayerReport(layer.name, "Linear", (rows, columns))
-    manager, stage = hook_manager([modifier]), Stage("model", 0, dict(model.named_modules()))
+    hooks, stage = Hooks([modifier]), Stage.whole(model)
+    state.plan = plan_of(claims_of([modifier], model))
+    state.begin_pass(Sweep(), StatisticStore(), no_calls)
     try:
         with torch.no_grad():
-            manager.hook.initialize(state=state, stage=stage)
-            manager.hook.finalize(state=state, stage=stage)
+            for hook in ("initialize", "finalize"):
+                hooks.fire(hook, modifier, state, stage)
     except CalibrationError:
         touched = changed(before, model)
         assert not touched, f"changed before it refused: {', '.join(touched[:4])}"

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from coldpress.calibration.tap import InputTap, StopForward
 from coldpress.errors import CalibrationError
 from coldpress.pipeline import Pipeline
+from coldpress.plan import Sweep
 from coldpress.recipe import Recipe
-from coldpress.run.lifecycle import Run
-from coldpress.stage import Stage, find_layers
+from coldpress.run.job import Job
+from coldpress.stage import Pass, Stage, find_layers
 from coldpress.state import State
 from coldpress.testing.check import Check
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
@@ -82,7 +83,8 @@ def sweeps_once_in_order(subject: Subject) -> None:
                 assert not pipeline.runs_batches, "it says that it runs batches, and refuses to"
                 return
             assert pipeline.runs_batches, "it says that it runs no batches, and does"
-            assert seen == list(range(len(state.batches))), f"stage {stage.name} saw the batches {seen}"
+            wanted = [Pass(index) for index in range(len(state.batches))]
+            assert seen == wanted, f"stage {stage.name} saw the batches {seen}"
 
 
 def takes_enough(subject: Subject) -> None:
@@ -141,7 +143,7 @@ def serves_a_run(subject: Subject) -> None:
     """Rounding weights through it gives what rounding them block by block gives."""
     model = tiny_llama()
     state = _state(model)
-    Run(recipe=Recipe(_rounding()), state=state, pipeline=_pipeline(subject)).execute()
+    Job(recipe=Recipe(_rounding()), state=state, pipeline=_pipeline(subject)).run()
     other = run_trial(_rounding()).model
     different = changed(weights_of(other), model)
     assert not different, f"not rounded as they should be: {', '.join(different[:4])}"
@@ -176,8 +178,8 @@ def _swept(pipeline: Pipeline, state: State) -> dict[str, Tensor]:
     with torch.no_grad(), _closing(pipeline.stages(state)) as stages:
         for stage in _parts(pipeline, state, stages):
             with InputTap(stage.every_layer) as tap, _closing(pipeline.sweep(state, stage)) as sweep:
-                for index in sweep:
-                    for name, x in tap.collect(index, state.batches[index]).batch().inputs.items():
+                for one in sweep:
+                    for name, x in tap.collect(one.index, state.batches[one.index]).batch().inputs.items():
                         seen.setdefault(name, []).append(x)
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
@@ -226,7 +228,8 @@ def _state(model: nn.Module, data: list[dict[str, Tensor]] | None = None) -> Sta
     config: Any = model.config
     config.use_cache = False
     observed = frozenset(layer.name for layer in find_layers(model.named_modules()))
-    return State(model=model, batches=batches(rows=3, batch_size=2) if data is None else data, observed=observed)
+    data = batches(rows=3, batch_size=2) if data is None else data
+    return State(model=model, batches=data, sweep=Sweep(observed=observed))
 
 
 def _padded() -> list[dict[str, Tensor]]:

@@ -6,16 +6,17 @@ from torch import Tensor
 from coldpress.bases.quantizer import Quantizer
 from coldpress.hookspecs import hookimpl
 from coldpress.numerics import calculate_global_scale, calculate_qparams, group, quantize
+from coldpress.quantized import Quantized
 from coldpress.schemes import Scheme
 from coldpress.stage import Layer, Stage
-from coldpress.state import Quantized, State
+from coldpress.state import State
 
 
 @frozen(kw_only=True, eq=False)
 class Rounding(Quantizer):
     """Weights to the nearest point of the grid that their smallest and largest value span; no observer is asked."""
 
-    def takes_whole_range(self, layer: Layer) -> bool:
+    def takes_whole_range(self, state: State, layer: Layer) -> bool:
         """It takes no other; so nobody need look for one."""
         return False
 

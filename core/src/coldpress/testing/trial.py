@@ -1,7 +1,8 @@
 """A trial: one modifier, one tiny model, a whole run, and what came of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from typing import ClassVar
 
 import torch
 from attrs import evolve, frozen
@@ -13,8 +14,8 @@ from coldpress.dataflow.partition import partition
 from coldpress.modifier import Modifier
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Recipe
-from coldpress.run.lifecycle import Run
-from coldpress.stage import Layer, Stage, find_layers
+from coldpress.run.job import Job
+from coldpress.stage import Call, Layer, Pass, Stage, calls_inside, find_layers
 from coldpress.state import State
 from coldpress.testing.models import batches, tiny_llama
 from coldpress.testing.trace import weights_of
@@ -33,12 +34,25 @@ class Parts(Pipeline):
         """Yield prologue, blocks and epilogue."""
         yield from partition(state.model)
 
-    def sweep(self, state: State, stage: Stage) -> Iterator[int]:
+    holds_calls: ClassVar[bool] = True
+
+    def sweep(self, state: State, stage: Stage) -> Iterator[Pass]:
         """Run the whole model on every batch."""
         for index, batch in enumerate(state.batches):
             with suppress(StopForward):
                 state.model(**batch)
-            yield index
+            yield Pass(index)
+
+    def calls(
+        self, state: State, stage: Stage, *, original: bool = False, batches: Collection[int] | None = None
+    ) -> Iterator[Call]:
+        """Run the whole model for each call, to see what the stage is called with."""
+        if original or stage.name not in stage.modules:
+            yield from super().calls(state, stage, original=original, batches=batches)
+            return
+        for index, batch in enumerate(state.batches):
+            if batches is None or index in batches:
+                yield from calls_inside(Call(index, (), batch, state.model), stage.modules[stage.name])
 
 
 @frozen(eq=False)
@@ -80,13 +94,13 @@ def run_trial(
     data = batches(batch_size=4) if data is None else data
     state = State(model=model, tokenizer=tokenizer, batches=data)
     before = weights_of(model)
-    Run(recipe=Recipe(modifier), state=state, pipeline=Parts(), output=output).execute()
+    Job(recipe=Recipe(modifier), state=state, pipeline=Parts(), output=output).run()
     return Trial(state, before)
 
 
 def claimed(modifier: Modifier, model: nn.Module) -> list[Layer]:
     """The layers of a model that a modifier claims, in model order."""
-    return modifier.layers(Stage("model", 0, dict(model.named_modules())))
+    return modifier.layers(Stage.whole(model))
 
 
 def ignoring(modifier: Modifier, name: str) -> Modifier:

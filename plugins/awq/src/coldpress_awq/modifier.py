@@ -4,13 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs.validators import ge, in_
 from torch import Tensor
 
 from coldpress.plugin import (
+    Call,
     Layer,
     Modifier,
+    Needs,
     QuantizationArgs,
     Quantizer,
     Scheme,
@@ -23,8 +25,7 @@ from coldpress.plugin import (
     hookimpl,
 )
 from coldpress_awq.algorithm import Reader, best, candidate_scales, clip_range, relative_size, rounded, share_of_range
-from coldpress_awq.replay import Replay, common_parent, distance, replaced
-from coldpress_awq.rounding import Rounding
+from coldpress_awq.block_objective import common_parent, distance, first_calls, replaced
 from coldpress_awq.sample import SAMPLED
 
 NO_TOKEN = "no token of the calibration data reached its readers"
@@ -71,10 +72,10 @@ class AWQModifier(Smoother):
     input_observer: str | None = None
     observer: dict[str, str] | None = None
     offload_device: str | None = None
-    rounding: Rounding | None = field(init=False, repr=False)
+    rounding: Quantizer | None = field(init=False, repr=False)
 
     @rounding.default
-    def _own_rounding(self) -> Rounding | None:
+    def _own_rounding(self) -> Quantizer | None:
         given = {
             name: getattr(self, name)
             for name in ("scheme", "config_groups", "group_size", "weight_observer", "input_observer", "observer")
@@ -84,7 +85,7 @@ class AWQModifier(Smoother):
             if given:
                 raise SchemeError(f"{', '.join(given)} is for rounding, which needs a scheme")
             return None
-        return Rounding(**given, targets=self.targets, ignore=self.ignore)
+        return Quantizer(**given, targets=self.targets, ignore=self.ignore)
 
     def scheme_for(self, layer: Layer) -> Scheme | None:
         """That of its own rounding."""
@@ -100,6 +101,10 @@ class AWQModifier(Smoother):
         known |= {layer.name for layer in self.rounding.layers(stage)} if self.rounding is not None else set()
         return [layer for layer in stage.every_layer if layer.name in known]
 
+    def needs(self) -> Needs:
+        """Data, and for the block objective the calls of modules."""
+        return evolve(super().needs(), calls=self.objective == "block")
+
     def statistics(self, smoothing: Smoothing) -> Iterable[str | Statistic]:
         """The Gram matrix of some tokens: candidates are compared on it, and nothing else."""
         return (SAMPLED,)
@@ -112,7 +117,7 @@ class AWQModifier(Smoother):
             SchemeError: nothing in the recipe quantizes weights.
             TargetError: a mapping matches nothing, or is not true.
         """
-        whole = Stage("model", 0, dict(state.model.named_modules()))
+        whole = Stage.whole(state.model)
         own = [] if self.rounding is None else [scheme.weights for scheme in self.rounding.schemes()]
         if not any(own) and not any(self._weights(state, layer) for layer in whole.every_layer):
             raise SchemeError(
@@ -120,8 +125,6 @@ class AWQModifier(Smoother):
                 "QuantizationModifier or a GPTQModifier after it, or give it a scheme that has weights"
             )
         super().initialize(state, stage)
-        if self.objective == "block":
-            self._record(state, stage)
         for layer in self.layers(stage):
             if self._clips(state, layer) is not None:
                 state.request(layer, SAMPLED)
@@ -169,34 +172,30 @@ class AWQModifier(Smoother):
         scales, names = candidate_scales(
             activity, _weight_size(readers, len(activity)), n_grid=self.n_grid, duo_scaling=self.duo_scaling
         )
-        replay = self._replay(state, smoothing)
-        if replay is None:
-            chosen, errors = best(readers, scales)
+        calls = self._calls(state, smoothing)
+        if calls:
+            chosen, errors = self._best_for_outputs(state, smoothing, scales, calls)
         else:
-            chosen, errors = self._best_replayed(state, smoothing, scales, replay)
+            chosen, errors = best(readers, scales)
         for layer in seen:
             gain = float(1 - errors[chosen] / errors[0].clamp(min=1e-30))
             state.report[layer.name].notes |= {**names[chosen], "predicted_gain": round(gain, 4)}
         return scales[chosen]
 
-    def _record(self, state: State, stage: Stage) -> None:
-        """Keep what the parents of several readers are called with; of one reader the Gram matrix tells all."""
-        for smoothing in self.smoothings(state, stage):
-            parent = common_parent([layer.name for layer in smoothing.layers])
-            if len(smoothing.layers) > 1 and parent in stage.modules and parent != stage.name:
-                state.scratch[self, smoothing.layers[0]] = Replay(state.model.get_submodule(parent)).start()
+    def _calls(self, state: State, smoothing: Smoothing) -> list[Call]:
+        """The first calls of the module that holds the readers; none where the Gram matrix tells all, of one reader."""
+        assert state.running is not None
+        stage, parent = state.running.stage, common_parent([layer.name for layer in smoothing.layers])
+        if self.objective != "block" or len(smoothing.layers) < 2 or parent not in stage.modules:
+            return []
+        return first_calls(state.calls(stage, parent))
 
-    def _replay(self, state: State, smoothing: Smoothing) -> Replay | None:
-        if (self, smoothing.layers[0]) not in state.scratch:
-            return None
-        replay: Replay = state.scratch.pop(self, smoothing.layers[0])
-        replay.stop()
-        return replay if replay.calls else None
-
-    def _best_replayed(self, state: State, smoothing: Smoothing, scales: Tensor, replay: Replay) -> tuple[int, Tensor]:
-        """The candidate that changes the outputs of the parent least, and what each of them changes, [P]."""
+    def _best_for_outputs(
+        self, state: State, smoothing: Smoothing, scales: Tensor, calls: Sequence[Call]
+    ) -> tuple[int, Tensor]:
+        """The candidate that changes the outputs of the calls least, and what each of them changes, [P]."""
         layers = {layer.name: layer for layer in smoothing.layers if self._weights(state, layer) is not None}
-        before, errors = list(replay.outputs()), []
+        before, errors = [call.output().float() for call in calls], []
         for scale in scales:
             new = {}
             for name, layer in layers.items():
@@ -206,14 +205,14 @@ class AWQModifier(Smoother):
                 importance = costs if self._clips(state, layer) is not None else None
                 new[name] = rounded(layer.weight.float() * spread, args, importance=importance) / spread
             with replaced({name: layer.weight for name, layer in layers.items()}, new):
-                errors.append(distance(before, replay.outputs()))
+                errors.append(distance(before, (call.output().float() for call in calls)))
         found = torch.stack(errors).nan_to_num(torch.inf)
         return int(found.argmin()), found
 
     def _clips(self, state: State, layer: Layer) -> Quantizer | None:
         """Who quantizes a layer, if its weight is clipped: where that one would take the whole range."""
         quantizer = self._quantizer(state, layer)
-        if self.clip and isinstance(quantizer, Quantizer) and quantizer.takes_whole_range(layer):
+        if self.clip and isinstance(quantizer, Quantizer) and quantizer.takes_whole_range(state, layer):
             return quantizer
         return None
 
@@ -229,13 +228,12 @@ class AWQModifier(Smoother):
 
     def _weights(self, state: State, layer: Layer) -> QuantizationArgs | None:
         """How the weights of a layer will be quantized."""
-        quantizer = self._quantizer(state, layer)
-        scheme = None if quantizer is None else quantizer.scheme_for(layer)
+        scheme = state.scheme_of(layer)
         return None if scheme is None else scheme.weights
 
     def _quantizer(self, state: State, layer: Layer) -> Modifier | None:
-        """Who quantizes a layer: another modifier, or its own rounding."""
-        found = state.planned.get(layer.name)
+        """Which modifier quantizes a layer: a later one, or its own rounding."""
+        found = state.quantizer_of(layer)
         return self.rounding if found is self else found
 
 

@@ -1,7 +1,7 @@
 """GPTQModifier: settings and wiring of GPTQ."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from attrs import evolve, field, frozen
@@ -9,8 +9,8 @@ from attrs.validators import ge, gt, in_, optional
 from torch import Tensor
 
 from coldpress.plugin import (
-    READS_DATA,
     Layer,
+    Needs,
     QuantizationArgs,
     Quantizer,
     SchemeError,
@@ -65,8 +65,6 @@ class GPTQModifier(Quantizer):
             for up to 16384 rows, None for one input after the other.  Speed and memory, not the result, depend on it.
     """
 
-    traits: ClassVar[frozenset[str]] = Quantizer.traits | {READS_DATA}
-
     block_size: int = field(default=128, validator=ge(1))
     dampening_frac: float = field(default=0.01, validator=ge(0))
     actorder: Literal["static", "weight"] | None = field(
@@ -96,19 +94,12 @@ class GPTQModifier(Quantizer):
                     f"this scheme has strategy {scheme.weights.strategy!r} and scale_dtype {scheme.weights.scale_dtype}"
                 )
 
-    def needs_data(self) -> bool:
-        """Always."""
-        return True
+    def needs(self) -> Needs:
+        """Data; where it corrects, original inputs and propagated error."""
+        base, corrects = super().needs(), self.correction is not None
+        return evolve(base, data=True, original_inputs=corrects, propagated_error=corrects or base.propagated_error)
 
-    def compares(self) -> bool:
-        """Where it corrects."""
-        return self.correction is not None
-
-    def follows_error(self) -> bool:
-        """Where it corrects, and as others do."""
-        return self.correction is not None or super().follows_error()
-
-    def takes_whole_range(self, layer: Layer) -> bool:
+    def takes_whole_range(self, state: State, layer: Layer) -> bool:
         """Never: its columns make up for errors against the weights that it is shown."""
         return False
 
@@ -117,7 +108,7 @@ class GPTQModifier(Quantizer):
         """Ask for the Gram matrices of inputs."""
         super().initialize(state, stage)
         for layer in self.layers(stage):
-            if self._weights(layer) is not None:
+            if self._weights(state, layer) is not None:
                 state.request(layer, "gram")
                 if self.correction is not None:
                     state.request(layer, Cross())
@@ -127,7 +118,7 @@ class GPTQModifier(Quantizer):
         """Round the weights of the stage: layers that read the same input together, and several inputs at once."""
         rounded, inputs = list[Layer](), list[Readers]()
         for layer in self.layers(stage):
-            if self._weights(layer) is None:
+            if self._weights(state, layer) is None:
                 state.set_quantized(layer, self.quantized(state, layer))
             else:
                 rounded.append(layer)
@@ -136,16 +127,16 @@ class GPTQModifier(Quantizer):
                 with state.timed(*layers):
                     self._round(state, layers, reason="no token of the calibration data reached it")
             else:
-                inputs += self._readers(layers)
+                inputs += self._readers(state, layers)
         for batch in batches_of(inputs, self.batched_quantization):
             with state.timed(*(layer for readers in batch for layer in readers.layers)):
                 self._solve(state, batch)
 
-    def _readers(self, layers: Sequence[Layer]) -> list[Readers]:
+    def _readers(self, state: State, layers: Sequence[Layer]) -> list[Readers]:
         """Layers that read the same input, those that are alike side by side."""
         alike: dict[tuple[QuantizationArgs, bool, torch.dtype], list[Layer]] = {}
         for layer in layers:
-            args = self._weights(layer)
+            args = self._weights(state, layer)
             assert args is not None
             alike.setdefault((args, self._keeps_zeros(layer), layer.weight.dtype), []).append(layer)
         return [Readers(part, key[0], key[1]) for key, found in alike.items() for part in divided(found)]
@@ -219,7 +210,7 @@ class GPTQModifier(Quantizer):
     def _round(self, state: State, layers: Sequence[Layer], *, reason: str, by: Prepared | None = None) -> None:
         """Round to nearest, where GPTQ cannot."""
         for layer in layers:
-            args = self._weights(layer)
+            args = self._weights(state, layer)
             assert args is not None
             importance = None if by is None else by.importance
             qparams = self._qparams(layer.weight, args, importance, self.global_scale(state, layer))
@@ -239,8 +230,9 @@ class GPTQModifier(Quantizer):
             return self.preserve_sparsity_mask
         return bool(layer.weight.count_nonzero() < (1 - PRUNED) * layer.weight.numel())
 
-    def _weights(self, layer: Layer) -> QuantizationArgs | None:
-        return self._scheme(layer).weights
+    def _weights(self, state: State, layer: Layer) -> QuantizationArgs | None:
+        scheme = state.scheme_of(layer)
+        return None if scheme is None else scheme.weights
 
 
 @frozen(kw_only=True, eq=False)

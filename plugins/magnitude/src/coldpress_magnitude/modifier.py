@@ -80,7 +80,7 @@ class MagnitudePruningModifier(Modifier):
         Raises:
             SchemeError: names the layer that it does not fit.
         """
-        for layer in self.layers(Stage("model", 0, dict(state.model.named_modules()))):
+        for layer in self.layers(Stage.whole(state.model)):
             rows, columns = layer.weight.shape
             block = self._block(layer)
             if block is not None and (rows % block[0] or columns % block[1]):

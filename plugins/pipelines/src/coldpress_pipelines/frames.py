@@ -12,13 +12,14 @@ import greenlet
 from attrs import define, field, frozen
 from torch import nn
 
-from coldpress.plugin import CalibrationError, StopForward
+from coldpress.numerics import version
+from coldpress.plugin import CalibrationError, Pass, StopForward
 
 _ENTER = object()  # said to a forward at a door: go through it yourself
 
 
 @frozen(eq=False)
-class Call:
+class Suspended:
     """What a suspended forward is about to run: a block, or a layer inside of one.
 
     Attributes:
@@ -36,19 +37,19 @@ class Call:
 
 @define(eq=False)
 class Frames:
-    """The forwards of all batches, each waiting at a block or finished; a context that leaves nothing behind.
+    """The forwards of all batches, each suspended at a block or finished; a context that leaves nothing behind.
 
     Attributes:
         model: whose forward runs, unchanged.
         blocks: name to module, of the modules to stop at.
-        waiting: batch index to the call that it waits at; a batch whose forward has ended is not in it.
+        waiting: pass to the call that it waits at; one whose forward has ended is not in it.
     """
 
     model: nn.Module
     blocks: Mapping[str, nn.Module]
-    waiting: dict[int, Call] = field(factory=dict)
+    waiting: dict[Pass, Suspended] = field(factory=dict)
     _forwards: dict[str, Callable[..., Any]] = field(factory=dict)
-    _frames: dict[int, Any] = field(factory=dict)
+    _frames: dict[Pass, Any] = field(factory=dict)
     _driver: Any = None
     _stops: set[str] = field(factory=set)  # layers to stop at
     _due: dict[Any, dict[str, tuple[Any, int]]] = field(factory=dict)  # frame -> layers to come -> input, its version
@@ -57,7 +58,7 @@ class Frames:
         self._driver = greenlet.getcurrent()
         for name, block in self.blocks.items():
             self._forwards[name] = block.forward
-            block.forward = self._door(name, block.forward)
+            block.forward = self._suspend_at(name, block.forward)
         return self
 
     def __exit__(
@@ -67,27 +68,31 @@ class Frames:
         for block in self.blocks.values():
             block.__dict__.pop("forward", None)  # what was set on the instance; the class's own is seen again
 
-    def start(self, index: int, batch: Mapping[str, Any]) -> None:
+    def start(self, place: Pass, batch: Mapping[str, Any]) -> None:
         """Begin the forward of a batch and run it to its first block, or to its end."""
         frame = greenlet.greenlet(lambda: self.model(**batch), parent=self._driver)
-        self._frames[index] = frame
-        self._wait(index, frame.switch())
+        self._frames[place] = frame
+        self._wait(place, frame.switch())
 
-    def resume(self, index: int, output: Any) -> None:
+    def resume(self, place: Pass, output: Any) -> None:
         """Hand a waiting forward the output of its block, and run it to the next one, or to its end."""
-        del self.waiting[index]
-        self._wait(index, self._frames[index].switch(output))
+        del self.waiting[place]
+        self._wait(place, self._frames[place].switch(output))
 
-    def run(self, call: Call) -> Any:
+    def run(self, call: Suspended) -> Any:
         """The output of the block for these arguments, from the block as it is now."""
         return self._forwards[call.name](*call.args, **call.kwargs)
 
+    def forward_of(self, name: str) -> Callable[..., Any]:
+        """The forward of a block, which is not suspended."""
+        return self._forwards[name]
+
     @contextmanager
-    def doors(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    def stopping_at(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
         """Inside, forwards that are let into a block stop in front of these layers of it, by name, hooks included."""
         self._stops.update(layers)
         for name, layer in layers.items():
-            layer._call_impl = self._inner_door(name, layer)  # type: ignore[method-assign]
+            layer._call_impl = self._stop_before(name, layer)  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -96,53 +101,53 @@ class Frames:
             for layer in layers.values():
                 del layer._call_impl
 
-    def enter(self, index: int) -> None:
+    def enter(self, place: Pass) -> None:
         """Let a waiting forward run what it waits at by itself, to the next door."""
-        del self.waiting[index]
-        self._wait(index, self._frames[index].switch(_ENTER))
+        del self.waiting[place]
+        self._wait(place, self._frames[place].switch(_ENTER))
 
-    def show(self, index: int, layers: Mapping[str, nn.Module]) -> None:
-        """Call layers with what a forward is about to call the first of them with; nothing is computed."""
-        call = self.waiting[index]
+    def call_hooks(self, place: Pass, layers: Mapping[str, nn.Module]) -> None:
+        """Suspended layers with what a forward is about to call the first of them with; nothing is computed."""
+        call = self.waiting[place]
         for layer in layers.values():
             with suppress(StopForward, _Shown), _stub(layer):
                 layer(*call.args, **call.kwargs)
 
-    def open(self, layers: Sequence[str]) -> None:
+    def pass_on(self, layers: Sequence[str]) -> None:
         """Stop in front of these layers no more; who waits at the first of them must call the others with the same."""
         self._stops.difference_update(layers)
-        for index, call in self.waiting.items():
+        for place, call in self.waiting.items():
             if call.name in layers and call.args:
-                due = self._due.setdefault(self._frames[index], {})
+                due = self._due.setdefault(self._frames[place], {})
                 due.update({name: _stamped(call.args[0]) for name in layers if name != call.name})
 
-    def drop(self, indices: Sequence[int] | None = None) -> None:
+    def drop(self, places: Sequence[Pass] | None = None) -> None:
         """Unwind forwards that wait, all of them or some; their `finally` blocks and contexts are left in order."""
-        for index in list(self._frames) if indices is None else indices:
-            frame = self._frames.pop(index)
+        for place in list(self._frames) if places is None else places:
+            frame = self._frames.pop(place)
             self._due.pop(frame, None)
-            self.waiting.pop(index, None)
+            self.waiting.pop(place, None)
             if not frame.dead:
                 frame.throw(greenlet.GreenletExit)
 
-    def _wait(self, index: int, said: Any) -> None:
-        if self._frames[index].dead:
-            del self._frames[index]
+    def _wait(self, place: Pass, said: Any) -> None:
+        if self._frames[place].dead:
+            del self._frames[place]
         else:
-            self.waiting[index] = said
+            self.waiting[place] = said
 
-    def _door(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _suspend_at(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def stop_here(*args: Any, **kwargs: Any) -> Any:
             if greenlet.getcurrent() is self._driver:
                 return forward(*args, **kwargs)
-            said = self._driver.switch(Call(name, args, kwargs))
+            said = self._driver.switch(Suspended(name, args, kwargs))
             if said is _ENTER:
-                said = self._driver.switch(Call(name, args, kwargs, (forward(*args, **kwargs),)))
+                said = self._driver.switch(Suspended(name, args, kwargs, (forward(*args, **kwargs),)))
             return said
 
         return stop_here
 
-    def _inner_door(self, name: str, layer: nn.Module) -> Callable[..., Any]:
+    def _stop_before(self, name: str, layer: nn.Module) -> Callable[..., Any]:
         call: Callable[..., Any] = layer._call_impl  # what `layer(...)` runs: its hooks, and between them its forward
 
         def stop_here(*args: Any, **kwargs: Any) -> Any:
@@ -150,10 +155,10 @@ class Frames:
             if frame is self._driver:
                 return call(*args, **kwargs)
             if name in self._stops:
-                self._driver.switch(Call(name, args, kwargs))
+                self._driver.switch(Suspended(name, args, kwargs))
                 return call(*args, **kwargs)
-            x, version = self._due.get(frame, {}).pop(name, (None, 0))
-            if x is not args[0] or _stamped(args[0])[1] != version:
+            x, before = self._due.get(frame, {}).pop(name, (None, 0))
+            if x is not args[0] or _stamped(args[0])[1] != before:
                 raise CalibrationError(
                     f"{name} is called with another input than the layers that it shared one with in the first batch; "
                     "set true_sequential=False"
@@ -165,7 +170,7 @@ class Frames:
 
 def _stamped(x: Any) -> tuple[Any, int]:
     """A tensor and how often it was changed in place."""
-    return x, 0 if x.is_inference() else x._version
+    return x, version(x)
 
 
 class _Shown(Exception):  # noqa: N818 - not an error: the hooks of a layer have seen its input

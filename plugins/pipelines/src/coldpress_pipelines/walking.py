@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coldpress.plugin import CalibrationError, Stage, State, StopForward
+from coldpress.plugin import CalibrationError, Call, Stage, State, StopForward
 
 HOW = "sequential_targets=[...]: a class such as 'LlamaDecoderLayer', names, or 're:' and a pattern"
 
@@ -40,9 +40,16 @@ def placed(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
+def model_calls(state: State, batches: Collection[int] | None) -> Iterator[Call]:
+    """What the whole model is called with, batch by batch."""
+    for index, batch in enumerate(state.batches):
+        if batches is None or index in batches:
+            yield Call(index, (), placed(batch, state.model), state.model)
+
+
 def matters(parts: Mapping[str, Stage], state: State) -> bool:
     """Whether any stage that is still to come is observed."""
-    return any(layer.name in state.observed for part in parts.values() for layer in part.every_layer)
+    return any(layer.name in state.sweep.observed for part in parts.values() for layer in part.every_layer)
 
 
 def refuse_gaps(parts: Mapping[str, Stage], blocks: Collection[str], state: State) -> None:
@@ -54,7 +61,7 @@ def refuse_gaps(parts: Mapping[str, Stage], blocks: Collection[str], state: Stat
     for name, part in parts.items():
         if name in blocks or name in ("prologue", "epilogue", "model"):
             continue
-        lost = [layer.name for layer in part.every_layer if layer.name in state.observed]
+        lost = [layer.name for layer in part.every_layer if layer.name in state.sweep.observed]
         if lost:
             raise CalibrationError(
                 f"{', '.join(lost)}: between two lists of blocks, where nothing is observed block by block; "

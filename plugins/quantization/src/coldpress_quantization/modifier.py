@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from coldpress.plugin import (
+    Needs,
     QuantizationArgs,
     Quantizer,
     Scheme,
@@ -61,9 +62,10 @@ class QuantizationModifier(Quantizer):
         """Keys and values alone may be quantized."""
         return self.kv_cache_scheme is not None
 
-    def needs_data(self) -> bool:
+    def needs(self) -> Needs:
         """Scales of inputs that are static, and those of keys, values and queries, are made of what is seen."""
-        return super().needs_data() or self._cache() is not None
+        base, cache = super().needs(), self._cache() is not None
+        return evolve(base, data=base.data or cache, batch_boundaries=base.batch_boundaries or cache)
 
     def _attention(self) -> list[Scheme]:
         """The groups that mean attention itself and not its layers."""
@@ -93,10 +95,7 @@ class QuantizationModifier(Quantizer):
         """Round the weights of the stage, and keys, values and queries from now on."""
         if self._cache() is not None:
             quantize_cache(state, stage)
+        super().finalize(state, stage)
         for layer in self.layers(stage):
-            if self.scheme_for(layer) is None:
-                if state.report[layer.name].status == "untouched":
-                    state.skip(layer, "only keys and values are quantized")
-                continue
-            with state.timed(layer):
-                state.set_quantized(layer, self.rounded(state, layer))
+            if state.scheme_of(layer) is None and state.report[layer.name].status == "untouched":
+                state.skip(layer, "only keys and values are quantized")

@@ -87,8 +87,7 @@ class SmoothQuantModifier(Smoother):
         """Every reader that will be quantized, and that tokens have reached, by name."""
         found = {}
         for layer in smoothing.layers:
-            quantizer, gram = state.planned.get(layer.name), state.statistic(layer, "gram")
-            scheme = None if quantizer is None else quantizer.scheme_for(layer)
+            scheme, gram = state.scheme_of(layer), state.statistic(layer, "gram")
             if scheme is not None and gram is not None:
                 found[layer.name] = Reader(
                     weight=layer.weight,

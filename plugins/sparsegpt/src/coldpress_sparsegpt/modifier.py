@@ -30,20 +30,20 @@ class SparseGPTModifier(Pruner):
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
-        """Ask for the Gram matrices of inputs."""
+        """Request the Gram matrices of inputs."""
         super().initialize(state, stage)
         for layer in self.layers(stage):
             state.request(layer, "gram")
 
+    def input_norms(self, state: State, layer: Layer) -> Tensor | None:
+        """The root of the sum of squares of each input, [I]; None when no token reached the layer."""
+        gram = state.statistic(layer, "gram")
+        return None if gram is None else gram.total.diagonal().clamp(min=0).sqrt()
+
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
         """Prune the weights of the stage, layers that read the same input together."""
-
-        def norms(layer: Layer) -> Tensor | None:
-            gram = state.statistic(layer, "gram")
-            return None if gram is None else gram.total.diagonal().clamp(min=0).sqrt()
-
-        sparsities = self.sparsities(state, stage, norms)
+        sparsities = self.sparsities(state, stage)
         for layers in state.input_groups(self.layers(stage)):
             with state.timed(*layers):
                 self._prune(state, layers, [sparsities[layer.name] for layer in layers])

@@ -16,23 +16,23 @@ class WandaModifier(Pruner):
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
-        """Ask for the mean squares of inputs."""
+        """Request the mean squares of inputs."""
         super().initialize(state, stage)
         for layer in self.layers(stage):
             state.request(layer, "second_moment")
 
+    def input_norms(self, state: State, layer: Layer) -> Tensor | None:
+        """The root of the sum of squares of each input, [I]; None when no token reached the layer."""
+        seen = state.statistic(layer, "second_moment")
+        return None if seen is None else seen.total.sqrt().float()
+
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
         """Prune the weights of the stage; without data, by magnitude."""
-
-        def norms(layer: Layer) -> Tensor | None:
-            seen = state.statistic(layer, "second_moment")
-            return None if seen is None else seen.total.sqrt().float()
-
-        sparsities = self.sparsities(state, stage, norms)
+        sparsities = self.sparsities(state, stage)
         for layer in self.layers(stage):
             with state.timed(layer):
-                weight, norm = layer.weight, norms(layer)
+                weight, norm = layer.weight, self.input_norms(state, layer)
                 known = weight.new_ones(weight.shape[1]) if norm is None else norm
                 pruned = wanda(weight, known, sparsity=sparsities[layer.name], structure=self.structure())
                 state.set_weight(layer, pruned)

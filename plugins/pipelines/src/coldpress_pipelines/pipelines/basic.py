@@ -1,11 +1,12 @@
 """basic: the whole model is one stage, and every batch runs through all of it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import ClassVar
 
 from attrs import frozen
 
-from coldpress.plugin import Pipeline, Stage, State
-from coldpress_pipelines.walking import batch_named, placed
+from coldpress.plugin import Call, Pass, Pipeline, Stage, State
+from coldpress_pipelines.walking import batch_named, model_calls, placed
 
 
 @frozen(kw_only=True, eq=False)
@@ -15,17 +16,25 @@ class Basic(Pipeline):
     Errors are not propagated: no layer sees what quantizing an earlier one does to its inputs.
     """
 
+    holds_calls: ClassVar[bool] = True
+
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield the model."""
-        yield Stage("model", 0, dict(state.model.named_modules()))
+        yield Stage.whole(state.model)
 
     def count(self, state: State) -> int:
         """One."""
         return 1
 
-    def sweep(self, state: State, stage: Stage) -> Iterator[int]:
+    def sweep(self, state: State, stage: Stage) -> Iterator[Pass]:
         """Run the model on every batch, as far as somebody looks."""
         for index, batch in enumerate(state.batches):
             with batch_named(index, batch):
                 state.model(**placed(batch, state.model))
-            yield index
+            yield Pass(index)
+
+    def calls(
+        self, state: State, stage: Stage, *, original: bool = False, batches: Collection[int] | None = None
+    ) -> Iterator[Call]:
+        """Yield what the model is called with: the original's outputs before it are none."""
+        yield from model_calls(state, batches)

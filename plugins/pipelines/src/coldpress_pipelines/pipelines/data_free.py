@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from coldpress.plugin import CalibrationError, Pipeline, Stage, State, partition
+from coldpress.plugin import CalibrationError, Pass, Pipeline, Stage, State, partition
 
 
 @frozen(kw_only=True, eq=False)
@@ -22,6 +22,6 @@ class DataFree(Pipeline):
         """As many as the model has parts."""
         return len(partition(state.model))
 
-    def sweep(self, state: State, stage: Stage) -> Iterator[int]:
+    def sweep(self, state: State, stage: Stage) -> Iterator[Pass]:
         """Refuse: there is nothing to run."""
         raise CalibrationError("the pipeline data_free runs no batches")

@@ -1,12 +1,12 @@
 """independent: each modifier goes over the whole model by itself, as in llm-compressor; for comparison."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
 from attrs import field, fields, frozen
 from attrs.validators import ge, in_
 
-from coldpress.plugin import Pipeline, Stage, State
+from coldpress.plugin import Call, Pass, Pipeline, Stage, State
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Place
 from coldpress_pipelines.pipelines.layer_sequential import LayerSequential
 from coldpress_pipelines.pipelines.sequential import Sequential
@@ -37,6 +37,7 @@ class Independent(Pipeline):
     """
 
     shares_sweeps: ClassVar[bool] = False
+    holds_calls: ClassVar[bool] = True
 
     pipeline: str = field(default="sequential", validator=in_(tuple(_INNER)))
     sequential_targets: list[str] | None = field(default=None, converter=as_list)
@@ -57,9 +58,15 @@ class Independent(Pipeline):
         """Divide the stage as the inner pipeline does."""
         yield from self._inner().parts(state, stage)
 
-    def sweep(self, state: State, stage: Stage) -> Iterator[int]:
+    def sweep(self, state: State, stage: Stage) -> Iterator[Pass]:
         """Run the stage as the inner pipeline does."""
         yield from self._inner().sweep(state, stage)
+
+    def calls(
+        self, state: State, stage: Stage, *, original: bool = False, batches: Collection[int] | None = None
+    ) -> Iterator[Call]:
+        """Yield what the inner pipeline yields."""
+        yield from self._inner().calls(state, stage, original=original, batches=batches)
 
     def needs_sweep(self, state: State, stage: Stage) -> bool:
         """As the inner pipeline says."""

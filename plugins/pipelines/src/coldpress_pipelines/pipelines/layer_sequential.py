@@ -1,15 +1,15 @@
 """layer_sequential: block after block fed by hand, with no more of the model in memory than one of them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import define, evolve, field, frozen
 from attrs.validators import ge, in_
 from torch import Tensor, nn
 
-from coldpress.plugin import CalibrationError, ModelError, Pipeline, Stage, State, block_names, partition
-from coldpress_pipelines.frames import Call
+from coldpress.plugin import CalibrationError, Call, ModelError, Pass, Pipeline, Stage, State, block_names, partition
+from coldpress_pipelines.frames import Suspended
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
 from coldpress_pipelines.walking import HOW, as_list, batch_named, matters, placed, refuse_gaps
 
@@ -30,6 +30,8 @@ class LayerSequential(Pipeline):
             the limit.
         offload_limit: bytes of activations that "disk" leaves in memory.
     """
+
+    holds_calls: ClassVar[bool] = True
 
     sequential_targets: list[str] | None = field(default=None, converter=as_list)
     propagate_error: bool | None = None
@@ -60,7 +62,7 @@ class LayerSequential(Pipeline):
         """As many as the model has parts."""
         return len(partition(state.model, self.sequential_targets))
 
-    def sweep(self, state: State, stage: Stage) -> Iterator[int]:
+    def sweep(self, state: State, stage: Stage) -> Iterator[Pass]:
         """Run the stage on every batch."""
         walk: _Walk = state.pipeline_state
         for index, batch in enumerate(state.batches):
@@ -71,7 +73,17 @@ class LayerSequential(Pipeline):
                     walk.run_prologue(index)
                 else:
                     walk.run_epilogue(index)
-            yield index
+            yield Pass(index)
+
+    def calls(
+        self, state: State, stage: Stage, *, original: bool = False, batches: Collection[int] | None = None
+    ) -> Iterator[Call]:
+        """Yield what a block is called with."""
+        walk: _Walk = state.pipeline_state
+        if stage.name not in walk.blocks or original:
+            yield from super().calls(state, stage, original=original, batches=batches)
+        else:
+            yield from walk.calls_of(stage.name, batches)
 
     def needs_sweep(self, state: State, stage: Stage) -> bool:
         """Where later blocks are fed with what the original puts out."""
@@ -84,7 +96,7 @@ class LayerSequential(Pipeline):
             walk.rehearse()
         for name in walk.order:
             stage = parts.pop(name)
-            follows = state.follows_error if self.propagate_error is None else self.propagate_error
+            follows = state.sweep.propagated_error if self.propagate_error is None else self.propagate_error
             onward = matters(parts, state)
             walk.keeps = onward and not follows
             yield stage
@@ -111,7 +123,7 @@ class _Walk:
     order: list[str] = field(factory=list)
     keeps: bool = False  # what the block puts out when it is first run is what the next one is fed with
     _outputs: dict[int, Tensor] = field(factory=dict)
-    _calls: list[dict[str, Call]] = field(factory=list)  # with a hole where the tensor goes that is fed
+    _calls: list[dict[str, Suspended]] = field(factory=list)  # with a hole where the tensor goes that is fed
     _fed: list[Tensor] = field(factory=list)
     _tuples: bool = False
 
@@ -140,6 +152,14 @@ class _Walk:
         with self.room.taken(call.args, call.kwargs):
             return self.blocks[name](*call.args, **call.kwargs)
 
+    def calls_of(self, name: str, batches: Collection[int] | None) -> Iterator[Call]:
+        """What a block is called with, batch by batch."""
+        for index in range(len(self._fed)):
+            if batches is None or index in batches:
+                call = _filled(self._calls[index][name], self._fed[index])
+                with self.room.taken(call.args, call.kwargs):
+                    yield Call(index, call.args, call.kwargs, self.blocks[name])
+
     def visit(self, index: int, name: str) -> None:
         """Run a block for those who look at it."""
         if self.keeps and index not in self._outputs:
@@ -163,7 +183,7 @@ class _Walk:
     def run_prologue(self, index: int) -> None:
         """Run the model as far as its first block."""
 
-        def stop(name: str, call: Call) -> Any:
+        def stop(name: str, call: Suspended) -> Any:
             raise _Stop
 
         self._forward(index, stop)
@@ -172,23 +192,23 @@ class _Walk:
         """Run what follows the blocks on what the last one put out."""
         last, tuples, fed = self.order[-1], self._tuples, self._fed[index]
 
-        def answer(name: str, call: Call) -> Any:
+        def answer(name: str, call: Suspended) -> Any:
             x = fed if name == last else _slot(call)
             return (x,) if tuples else x
 
         with self.room.taken(fed):
             self._forward(index, answer)
 
-    def _empty_forward(self, index: int) -> dict[str, Call]:
+    def _empty_forward(self, index: int) -> dict[str, Suspended]:
         """The call of every block, when blocks only hand on what they get.
 
         Whether they hand on a tensor or a tuple is seen from the shapes: indexing a tensor by mistake loses a
         dimension.  The first batch goes on to its end, to see whether a block runs again.
         """
         for tuples in dict.fromkeys((self._tuples, not self._tuples)):
-            calls: dict[str, Call] = {}
+            calls: dict[str, Suspended] = {}
 
-            def note(name: str, call: Call, calls: dict[str, Call] = calls, tuples: bool = tuples) -> Any:
+            def note(name: str, call: Suspended, calls: dict[str, Suspended] = calls, tuples: bool = tuples) -> Any:
                 if name in calls:
                     raise CalibrationError(f"{name} runs twice in one forward; use the pipeline sequential")
                 calls[name] = call
@@ -208,17 +228,17 @@ class _Walk:
                 return calls
         raise CalibrationError("the blocks do not hand on one tensor of one shape; use the pipeline sequential")
 
-    def _forward(self, index: int, answer: Callable[[str, Call], Any]) -> None:
+    def _forward(self, index: int, answer: Callable[[str, Suspended], Any]) -> None:
         with _stand_ins(self.blocks, answer), suppress(_Stop):
             self.state.model(**placed(self.state.batches[index], self.state.model))
 
 
 @contextmanager
-def _stand_ins(blocks: Mapping[str, nn.Module], answer: Callable[[str, Call], Any]) -> Iterator[None]:
+def _stand_ins(blocks: Mapping[str, nn.Module], answer: Callable[[str, Suspended], Any]) -> Iterator[None]:
     """Blocks whose forward is `answer(name, call)`."""
 
     def forward(name: str) -> Callable[..., Any]:
-        return lambda *args, **kwargs: answer(name, Call(name, args, kwargs))
+        return lambda *args, **kwargs: answer(name, Suspended(name, args, kwargs))
 
     for name, block in blocks.items():
         block.forward = forward(name)
@@ -229,7 +249,7 @@ def _stand_ins(blocks: Mapping[str, nn.Module], answer: Callable[[str, Call], An
             block.__dict__.pop("forward", None)
 
 
-def _slot(call: Call) -> Any:
+def _slot(call: Suspended) -> Any:
     """The tensor that travels from block to block: the first that the block is called with."""
     for value in (*call.args, *call.kwargs.values()):
         if isinstance(value, Tensor) and value.is_floating_point():
@@ -237,16 +257,16 @@ def _slot(call: Call) -> Any:
     raise CalibrationError(f"{call.name} is called without a tensor of numbers; use the pipeline sequential")
 
 
-def _with_hole(call: Call) -> Call:
+def _with_hole(call: Suspended) -> Suspended:
     """The call with nothing where that tensor was."""
     return _replaced(call, _slot(call), _HOLE)
 
 
-def _filled(call: Call, x: Tensor) -> Call:
+def _filled(call: Suspended, x: Tensor) -> Suspended:
     """The call with a tensor where there was nothing."""
     return _replaced(call, _HOLE, x)
 
 
-def _replaced(call: Call, old: Any, new: Any) -> Call:
+def _replaced(call: Suspended, old: Any, new: Any) -> Suspended:
     args = tuple(new if value is old else value for value in call.args)
     return evolve(call, args=args, kwargs={name: new if value is old else value for name, value in call.kwargs.items()})

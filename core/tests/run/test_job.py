@@ -17,11 +17,12 @@ from coldpress.errors import (
     SchemeError,
     TargetError,
 )
-from coldpress.modifier import PRUNES, QUANTIZES, READS_DATA, Modifier
+from coldpress.modifier import PRUNES, QUANTIZES, Modifier, Needs
 from coldpress.plugin import hookimpl
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.lifecycle import Run, hook_manager
+from coldpress.run.hooks import Hooks
+from coldpress.run.job import Job
 from coldpress.stage import Stage
 from coldpress.state import State
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
@@ -34,9 +35,11 @@ from coldpress.testing.trial import Parts
 class Diary(Modifier):
     """Writes down which hook is called, and changes every layer that it claims."""
 
-    traits = frozenset({READS_DATA})
     name: str = "diary"
     pages: list = field(factory=list)
+
+    def needs(self):
+        return Needs(data=True)
 
     @hookimpl
     def initialize(self, state, stage):
@@ -76,8 +79,11 @@ class Idle(Modifier):
 class Clumsy(Modifier):
     """Raises where it is told to."""
 
-    traits = frozenset({READS_DATA, PRUNES})
+    traits = frozenset({PRUNES})
     at: str = "finalize"
+
+    def needs(self):
+        return Needs(data=True)
 
     @hookimpl
     def calibrate_batch(self, state, stage, batch):
@@ -92,7 +98,7 @@ class Clumsy(Modifier):
 def run(*modifiers, model=None, data=None, pipeline=None, output=None):
     model = tiny_llama() if model is None else model
     state = State(model=model, batches=batches(rows=4, batch_size=2) if data is None else data)
-    Run(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Parts(), output=output).execute()
+    Job(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Parts(), output=output).run()
     return state
 
 
@@ -142,8 +148,8 @@ def test_stages_without_a_claimed_layer_are_not_swept():
 
 def test_save_is_the_last_hook_and_its_files_are_in_the_checkpoint(tmp_path):
     pages = []
-    with output(tmp_path) as out:
-        run(Diary(pages=pages), output=out)
+    out = output(tmp_path)
+    run(Diary(pages=pages), output=out)
 
     assert pages[-1][:2] == ("diary", "save")
     assert (tmp_path / "out/diary.txt").read_text() == "diary"
@@ -164,7 +170,7 @@ def test_a_misspelt_hook_is_an_error():
         def finalise(self, state, stage): ...
 
     with pytest.raises(BrokenPluginError, match="finalise"):
-        hook_manager([Misspelt()])
+        Hooks([Misspelt()])
 
 
 def test_a_hook_with_an_argument_that_there_is_not_is_an_error():
@@ -173,7 +179,7 @@ def test_a_hook_with_an_argument_that_there_is_not_is_an_error():
         def finalize(self, state, stage, weather): ...
 
     with pytest.raises(BrokenPluginError, match="weather"):
-        hook_manager([Curious()])
+        Hooks([Curious()])
 
 
 # --- what stops it before it begins
@@ -240,7 +246,8 @@ def test_nothing_is_changed_by_a_run_that_does_not_begin(tmp_path):
     model = tiny_llama()
     before = weights_of(model)
 
-    with pytest.raises(TargetError), output(tmp_path) as out:
+    out = output(tmp_path)
+    with pytest.raises(TargetError):
         run(rounding(), Diary(targets=["nowhere"]), model=model, output=out)
 
     assert changed(before, model) == []
@@ -276,7 +283,8 @@ def test_an_error_leaves_no_hook_and_no_output(tmp_path, at):
     model = tiny_llama()
     before = trace_of(model)
 
-    with pytest.raises(RuntimeError, match="dropped it"), output(tmp_path) as out:
+    out = output(tmp_path)
+    with pytest.raises(RuntimeError, match="dropped it"):
         run(Clumsy(at=at), model=model, output=out)
 
     assert differences(before, trace_of(model)) == []
@@ -287,7 +295,8 @@ def test_an_input_that_is_not_finite_names_layer_and_batch(tmp_path):
     model = tiny_llama()
     model.model.layers[0].mlp.act_fn.register_forward_hook(lambda module, args, x: x * float("inf"))
 
-    with pytest.raises(NumericsError, match=r"down_proj.* in batch 0"), output(tmp_path) as out:
+    out = output(tmp_path)
+    with pytest.raises(NumericsError, match=r"down_proj.* in batch 0"):
         run(Diary(targets=["re:.*down_proj"]), model=model, output=out)
 
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]  # the prologue was finished
@@ -297,8 +306,8 @@ def test_an_output_that_exists_is_not_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("mine")
 
-    with pytest.raises(CheckpointError, match="out"), output(tmp_path) as out:
-        run(rounding(), output=out)
+    with pytest.raises(CheckpointError, match="out"):
+        output(tmp_path)
 
     assert (tmp_path / "out/mine.txt").read_text() == "mine"
 

@@ -1,0 +1,177 @@
+"""Preparing: from arguments to a job that can be looked at, and run."""
+
+import logging
+from copy import deepcopy
+from typing import Any
+
+from attrs import evolve, fields_dict
+
+from coldpress import registry
+from coldpress.arguments import (
+    DATA_PREPARATION,
+    DATA_SOURCE,
+    DEFAULT_CALIBRATION_PIPELINE,
+    DEFAULT_DATASET,
+    DEFAULT_FORMAT,
+    DEFAULT_PIPELINE,
+    DENSE_FORMAT,
+    Arguments,
+    ModelArguments,
+    OutputArguments,
+    PipelineArguments,
+    warn_idle,
+)
+from coldpress.calibration.dataset import load_batches
+from coldpress.calibration.multimodal import forward_names
+from coldpress.checkpoint import CheckpointWriter, Format
+from coldpress.checkpoint.companion import Origin
+from coldpress.checkpoint.output import Output
+from coldpress.entrypoints.experts import open_experts, report_refused
+from coldpress.entrypoints.opening import Opened, open_model
+from coldpress.errors import ArgumentError, BrokenPluginError
+from coldpress.models import load_tokenizer
+from coldpress.models.tie import untie_embeddings
+from coldpress.pipeline import Pipeline
+from coldpress.recipe import Choice, Recipe, read_recipe, structure_settings
+from coldpress.report import Progress
+from coldpress.run.job import Job
+from coldpress.state import State
+
+log = logging.getLogger(__name__)
+
+
+def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
+    """Everything up to the first stage: the recipe is read, the model opened, data are tokenized, layers are planned.
+
+    A model that is larger than memory has no weights yet, and nothing is written.
+
+    Args:
+        arguments: of `oneshot`, parsed.
+        progress: what a person sees while it runs; None for a bar, unless the arguments say quiet.
+
+    Returns:
+        A job; `job.state.plan` has the quantizer and scheme of each layer, `job.run()` does it.
+
+    Raises:
+        ColdpressError: the job could not end well.
+    """
+    recipe = _recipe(arguments)
+    pipeline, form = _pipeline(recipe), output_format(recipe)
+    output = _output(form, arguments.output)
+    opened = open_model(arguments)
+    refused = open_experts(opened.model, recipe.modifiers, all_experts=arguments.dataset.moe_calibrate_all_experts)
+    state = _state(arguments, recipe, opened.model)
+    report_refused(state, refused)
+    job = Job(
+        recipe=recipe,
+        state=state,
+        pipeline=pipeline,
+        output=output,
+        weights=opened.weights,
+        origin=_origin(arguments.model, opened),
+        progress=progress or Progress(quiet=arguments.output.quiet),
+    )
+    job.plan()
+    return job
+
+
+def _recipe(arguments: Arguments) -> Recipe:
+    """The recipe, completed by the arguments that may also stand in it."""
+    settings = arguments.recipe
+    if settings.recipe is None:
+        raise ArgumentError("recipe is missing: pass a modifier, a list of them, a YAML file or YAML text")
+    recipe = read_recipe(settings.recipe, arguments=settings.recipe_args, stage=settings.stage)
+    needy = any(modifier.needs().data for modifier in recipe.modifiers)
+    default = DEFAULT_CALIBRATION_PIPELINE if needy else DEFAULT_PIPELINE
+    return evolve(
+        recipe,
+        pipeline=_pipeline_choice(recipe, arguments.pipeline, default),
+        format=_format_choice(recipe, arguments),
+    )
+
+
+def _pipeline_choice(recipe: Recipe, arguments: PipelineArguments, default: str) -> Choice:
+    """Which pipeline with which settings: an argument wins over the recipe."""
+    named = Choice(arguments.pipeline) if arguments.pipeline else None
+    choice = named or recipe.pipeline or Choice(default)
+    known = fields_dict(registry.find("pipelines", choice.name))
+    for name in arguments.pipeline_settings.keys() - known.keys():
+        log.warning("%s has no effect: the pipeline %s has no such setting", name, choice.name)
+    given = {name: value for name, value in arguments.pipeline_settings.items() if name in known}
+    return evolve(choice, settings={**choice.settings, **given})
+
+
+def _format_choice(recipe: Recipe, arguments: Arguments) -> Choice:
+    """Which format with which settings: an argument wins over the recipe."""
+    named = arguments.output.format
+    if not arguments.model.save_compressed:
+        if named not in (None, DENSE_FORMAT):
+            raise ArgumentError(f"save_compressed=False asks for dense weights, and format={named!r} for others")
+        named = DENSE_FORMAT
+    choice = Choice(named) if named else recipe.format or Choice(DEFAULT_FORMAT)
+    wanted = arguments.output.quantization_format
+    return choice if wanted is None else evolve(choice, settings={**choice.settings, "quantization_format": wanted})
+
+
+def _pipeline(recipe: Recipe) -> Pipeline:
+    assert recipe.pipeline is not None
+    name = recipe.pipeline.name
+    pipeline = structure_settings(registry.find("pipelines", name), recipe.pipeline.settings, where=f"pipeline {name}")
+    if not isinstance(pipeline, Pipeline):
+        raise BrokenPluginError(f"the pipeline {name!r} is not a coldpress.Pipeline")
+    return pipeline
+
+
+def output_format(recipe: Recipe) -> Format:
+    """The format that a recipe names, with its settings."""
+    assert recipe.format is not None
+    name = recipe.format.name
+    form = structure_settings(registry.find("formats", name), recipe.format.settings, where=f"format {name}")
+    if not isinstance(form, Format):
+        raise BrokenPluginError(f"the format {name!r} is not a coldpress.Format")
+    return form
+
+
+def _output(form: Format, arguments: OutputArguments) -> Output | None:
+    """The checkpoint to be; complains now about a folder that is in the way, before any work is done."""
+    if arguments.output_dir is None:
+        return None
+    writer = CheckpointWriter(arguments.output_dir, overwrite=arguments.overwrite, restart=arguments.restart)
+    return Output(writer, form)
+
+
+def _state(arguments: Arguments, recipe: Recipe, model: Any) -> State:
+    """The model, its tokenizer, and the data if somebody reads them."""
+    seed, settings = arguments.recipe.seed, arguments.model
+    if not settings.tie_word_embeddings:
+        untie_embeddings(model)
+    tokenizer = _tokenizer(settings, model)
+    needy = any(modifier.needs().data for modifier in recipe.modifiers)
+    if needy:  # from a copy: how calibration cuts and pads texts must not be saved with the tokenizer
+        apart = any(modifier.needs().batch_boundaries for modifier in recipe.modifiers)
+        takes = forward_names(model)
+        batches = load_batches(arguments.dataset, deepcopy(tokenizer), seed, apart=apart, takes=takes)
+    else:
+        asked = arguments.dataset.dataset != DEFAULT_DATASET  # which the command line passes unasked
+        names = (*(["dataset"] if asked else []), *DATA_SOURCE, *DATA_PREPARATION)
+        warn_idle(arguments.dataset, names, "no modifier of the recipe reads data")
+        batches = []
+    return State(model=model, tokenizer=tokenizer, batches=batches, seed=seed)
+
+
+def _origin(settings: ModelArguments, opened: Opened) -> Origin | None:
+    """The folder of the model, whose tokenizer is the run's unless another one was asked for."""
+    if opened.folder is None:
+        return None
+    return Origin(opened.folder, has_tokenizer=settings.tokenizer is None and settings.processor is None)
+
+
+def _tokenizer(settings: ModelArguments, model: Any) -> Any:
+    """The tokenizer that was handed over, or the one beside the model; None where there is none."""
+    asked = settings.tokenizer if settings.tokenizer is not None else settings.processor
+    if asked is not None and not isinstance(asked, str):
+        return asked
+    trust = settings.trust_remote_code_model
+    if asked is not None:
+        return load_tokenizer(asked, model, trust_remote_code=trust)
+    return load_tokenizer(settings.model, model, trust_remote_code=trust, revision=settings.model_revision)

@@ -1,0 +1,40 @@
+"""LayerReport: what became of one layer."""
+
+from typing import Any, Literal
+
+from attrs import asdict, define, field
+
+Status = Literal["quantized", "changed", "fallback", "untouched"]
+
+
+@define
+class LayerReport:
+    """What became of one layer.
+
+    Attributes:
+        name: from the root of the model.
+        kind: class of the module.
+        shape: of the weight, (O, I).
+        status: quantized, changed (pruned, smoothed), fallback (not as asked, see `reason`) or untouched.
+        reason: why it is untouched or fell back.
+        scheme: in words, e.g. `int4 group 64`.
+        weight_error: size of the change over the size of the weight (Frobenius norms); None when not measured.
+        sparsity: share of weights that are zero; None when not measured.
+        seconds: spent on this layer.
+        notes: what a modifier adds.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    status: Status = "untouched"
+    reason: str | None = None
+    scheme: str | None = None
+    weight_error: float | None = None
+    sparsity: float | None = None
+    seconds: float = 0.0
+    notes: dict[str, Any] = field(factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The line as `report.json` has it."""
+        return asdict(self)

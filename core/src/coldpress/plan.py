@@ -1,0 +1,69 @@
+"""What is settled before a stage runs: the plan of layers, what a pass is for, and which hook is running."""
+
+from collections.abc import Collection, Iterator
+from typing import Protocol
+
+from attrs import frozen
+
+from coldpress.errors import CalibrationError
+from coldpress.modifier import Modifier
+from coldpress.schemes import Scheme
+from coldpress.stage import Call, Stage
+
+
+class CallSource(Protocol):
+    """Where the calls of stages come from: `Pipeline.calls`, of the run's pipeline."""
+
+    def __call__(self, stage: Stage, *, original: bool, batches: Collection[int] | None) -> Iterator[Call]:
+        """The call of the stage by each batch."""
+
+
+def no_calls(stage: Stage, *, original: bool, batches: Collection[int] | None) -> Iterator[Call]:
+    """Of a pass that runs no batch."""
+    raise CalibrationError(f"no batch runs, so {stage.name} is not called")
+
+
+@frozen(kw_only=True, eq=False)
+class Sweep:
+    """What a pass over the stages is for; set by core, read by pipelines.
+
+    Attributes:
+        observed: names of the layers whose inputs are read; what comes after the last of them need not run.
+        propagated_error: whether a modifier calibrates on activations from compressed blocks, not from original ones.
+        original_inputs: whether a modifier requests statistics of inputs in the original model.
+    """
+
+    observed: frozenset[str] = frozenset()
+    propagated_error: bool = True
+    original_inputs: bool = False
+
+
+@frozen(eq=False)
+class Planned:
+    """What will become of one layer.
+
+    Attributes:
+        quantizer: the modifier of the recipe that quantizes it.
+        scheme: how.
+    """
+
+    quantizer: Modifier
+    scheme: Scheme
+
+
+@frozen(eq=False)
+class Running:
+    """The hook that is running.
+
+    Attributes:
+        modifier: whose.
+        hook: its name.
+        stage: that is compressed.
+    """
+
+    modifier: Modifier
+    hook: str
+    stage: Stage
+
+    def __str__(self) -> str:
+        return f"{type(self.modifier).__name__}.{self.hook} at {self.stage.name}"

@@ -1,0 +1,59 @@
+"""Firing hooks: modifiers in recipe order, one at a time, and which hook is running."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pluggy
+from attrs import field, frozen
+
+from coldpress import hookspecs
+from coldpress.errors import BrokenPluginError
+from coldpress.modifier import Modifier
+from coldpress.plan import Running
+from coldpress.stage import Stage
+from coldpress.state import State
+
+
+@frozen(eq=False)
+class Hooks:
+    """The hooks of a recipe's modifiers.
+
+    Attributes:
+        modifiers: in recipe order.
+        manager: where they are registered; it checks that hooks exist and fit, the order of calls is ours.
+    """
+
+    modifiers: Sequence[Modifier]
+    manager: pluggy.PluginManager = field(init=False)
+
+    @manager.default
+    def _register(self) -> pluggy.PluginManager:
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        try:
+            for index, modifier in enumerate(self.modifiers):
+                manager.register(modifier, name=f"{index}:{type(modifier).__name__}")
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise BrokenPluginError(f"a hook does not fit coldpress.hookspecs: {error}") from error
+        return manager
+
+    def fire(self, hook: str, modifier: Modifier, state: State, stage: Stage, **arguments: Any) -> None:
+        """Call a hook of one modifier, if it implements it."""
+        others = [one for one in self.manager.get_plugins() if one is not modifier]
+        state.running = Running(modifier, hook, stage)
+        try:
+            self.manager.subset_hook_caller(hook, others)(state=state, stage=stage, **arguments)
+        finally:
+            state.running = None
+
+    def save(self, state: State, folder: Any) -> None:
+        """Call `save` of every modifier, in recipe order."""
+        for modifier in self.modifiers:
+            others = [one for one in self.manager.get_plugins() if one is not modifier]
+            self.manager.subset_hook_caller("save", others)(state=state, folder=folder)
+
+    def reading_batches(self, modifiers: Sequence[Modifier]) -> list[Modifier]:
+        """Those of some modifiers that implement `calibrate_batch`; inputs are kept for no other."""
+        found = [one.plugin for one in self.manager.hook.calibrate_batch.get_hookimpls()]
+        return [one for one in modifiers if one.needs().data and any(one is plugin for plugin in found)]

@@ -1,0 +1,257 @@
+"""A job: a recipe, a model and what it is calibrated with, ready to run.
+
+plan        every layer gets a line in the report, every quantized one a scheme; what cannot end well stops here
+a pass      the stages of the pipeline one after the other: `coldpress.run.stage_run`; one pass for all modifiers, or
+            one for each; before it a measuring pass where a modifier needs one; in the last one stages are written, or
+            recalled from an interrupted run
+save        config, tokenizer, recipe, report, manifest; the folder gets its name
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from attrs import field, frozen
+
+from coldpress.calibration.store import StatisticStore
+from coldpress.checkpoint.companion import Origin
+from coldpress.checkpoint.fingerprint import of_batches
+from coldpress.checkpoint.output import Output
+from coldpress.dataflow.fused import FusedLayers
+from coldpress.layer_report import LayerReport
+from coldpress.models.evaluating import evaluating
+from coldpress.models.heap import steady_heap
+from coldpress.models.streaming import WeightStream
+from coldpress.models.tie import untie
+from coldpress.modifier import Modifier
+from coldpress.numerics import version
+from coldpress.pipeline import Pipeline
+from coldpress.plan import Sweep
+from coldpress.recipe import Recipe, write_recipe
+from coldpress.report import SILENT, Progress, Report, manifest_of, report_of
+from coldpress.run import preflight, resume
+from coldpress.run.hooks import Hooks
+from coldpress.run.measuring import Measuring, run_through
+from coldpress.run.outcome import check_complete, note_changes, reason_untouched
+from coldpress.run.stage_run import StageRun, generator
+from coldpress.stage import Stage, find_layers
+from coldpress.state import State
+
+log = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True, eq=False)
+class Job:
+    """One recipe that will be applied to one model; it can be planned, looked at, and run.
+
+    Attributes:
+        recipe: what to do.
+        state: what it is done to.
+        pipeline: how the model is cut into stages.
+        output: where the checkpoint is written; None keeps the result in memory only.
+        weights: brings the weights of a stage into memory when its turn comes; None when all of them are there.
+        origin: where the model came from, whose small files the checkpoint gets too; None where that is no folder.
+        progress: what a person sees meanwhile.
+        hooks: of the recipe's modifiers.
+        claims: which layers each modifier will change; empty before `plan`.
+    """
+
+    recipe: Recipe
+    state: State
+    pipeline: Pipeline
+    output: Output | None = None
+    weights: WeightStream | None = None
+    origin: Origin | None = None
+    progress: Progress = SILENT
+    hooks: Hooks = field(init=False)
+    claims: list[preflight.Claim] = field(init=False, factory=list)
+
+    @hooks.default
+    def _register(self) -> Hooks:
+        return Hooks(self.recipe.modifiers)
+
+    def plan(self) -> None:
+        """Settle what becomes of every layer, in `state.plan` and `state.report`; no weight is read or changed.
+
+        Raises:
+            ColdpressError: the job could not end well.
+        """
+        modifiers, state = self.recipe.modifiers, self.state
+        self.claims[:] = preflight.claims_of(modifiers, state.model)
+        state.plan = preflight.plan_of(self.claims)
+        preflight.check_needs(modifiers, self.pipeline, state)
+        for layer in find_layers(state.model.named_modules()):
+            rows, columns = layer.weight.shape
+            state.report[layer.name] = LayerReport(layer.name, type(layer.module).__name__, (rows, columns))
+        if any(one.scheme.weights and one.scheme.weights.strategy == "tensor_group" for one in state.plan.values()):
+            state.fact(FusedLayers)  # found while the model can be run
+        self._prepare_output()
+
+    def run(self) -> Report:
+        """Do all of it; afterwards the state's model is compressed and the output, if any, is complete.
+
+        Returns:
+            What became of every layer.
+
+        Raises:
+            ColdpressError: one of its kinds, saying what is wrong and where.
+        """
+        with self.output or nullcontext():
+            return self._run()
+
+    def _run(self) -> Report:
+        start = perf_counter()
+        recipe = write_recipe(self.recipe)  # first of all, because what cannot be written down should not begin
+        preflight.check_devices(self.state.model, streamed=self.weights is not None)
+        binding: Mapping[str, Any] = {}
+        if self.output is not None:
+            what = {"recipe": recipe, "pipeline": repr(self.pipeline), "format": repr(self.output.format)}
+            binding = resume.bind(self.state, self.output, what, self.weights)
+        unseeded = torch.random.fork_rng(devices=[])  # stages are seeded; the caller's own random numbers go on
+        with torch.no_grad(), unseeded, steady_heap(), evaluating(self.state.model), self.weights or nullcontext():
+            if not self.claims:
+                self.plan()
+            untie(self.state.model, {layer.name: None for claim in self.claims for layer in claim.layers})
+            kept = resume.begin(self.output, binding, self.progress) if self.output is not None else []
+            *earlier, last = self._passes()
+            for modifiers in earlier:
+                self._pass(modifiers)
+            self._pass(last, kept)
+        check_complete(self.state, self.claims, self.pipeline)
+        report = report_of(self.state, recipe=recipe, seconds=perf_counter() - start)
+        if self.output is not None:
+            self.save(self.output, report, binding)
+        return report
+
+    def save(self, output: Output, report: Report, binding: Mapping[str, Any] | None = None) -> None:
+        """Complete an output: what stages did not write, the files of modifiers, and all that is not a weight.
+
+        Args:
+            output: with what stages have written.
+            report: of this run.
+            binding: what the run worked on, as its journal has it.
+        """
+        rest = output.rest(self.state)
+        if self.weights is not None:
+            self.weights.read(rest.modules)
+        output.write(rest, self.state)
+        self.hooks.save(self.state, output.folder)
+        parts = (*self.recipe.modifiers, self.pipeline, output.format)
+        manifest = manifest_of(
+            self.state, report, binding=binding or {"data": of_batches(self.state.batches)}, parts=parts
+        )
+        files = {"recipe.yaml": report.recipe, "report.json": report.to_dict(), "manifest.json": manifest}
+        output.finish(self.state, files, origin=self.origin)
+
+    def _prepare_output(self) -> None:
+        if self.output is not None:
+            schemes = {name: planned.scheme for name, planned in self.state.plan.items()}
+            self.output.prepare(self.state, schemes)
+
+    def _passes(self) -> list[Sequence[Modifier]]:
+        """The modifiers that go over the model together, pass by pass; at least one pass."""
+        modifiers = self.recipe.modifiers
+        return [modifiers] if self.pipeline.shares_sweeps or not modifiers else [[modifier] for modifier in modifiers]
+
+    def _pass(self, modifiers: Sequence[Modifier], kept: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Go over the model once, after a measuring pass where a modifier needs one.
+
+        Args:
+            modifiers: of this pass.
+            kept: records of an interrupted run; None when this is not the last pass, so that nothing is written and
+                no weight is dropped.
+        """
+        measuring = [modifier for modifier in modifiers if modifier.needs().measuring_pass]
+        records, stages = resume.by_pass(kept or ())
+        if measuring:
+            self._measure(measuring, records, durable=kept is not None)
+        self._compress(modifiers, None if kept is None else stages)
+
+    def _measure(self, modifiers: Sequence[Modifier], kept: Sequence[Mapping[str, Any]], *, durable: bool) -> None:
+        """One measuring pass, and the plan of layers that follows from it."""
+        output, weights = self.output if durable else None, self.weights
+        Measuring(
+            run=self._stage_run(modifiers),
+            read=self._read,
+            release=(lambda stage: None) if weights is None else (lambda stage: weights.release(stage.modules)),
+            note=(lambda record: None) if output is None else output.note,
+        ).decide(kept)
+        preflight.check_plan(self.state)
+        self._prepare_output()
+
+    def _compress(self, modifiers: Sequence[Modifier], kept: Sequence[Mapping[str, Any]] | None) -> None:
+        """Compress stage by stage.
+
+        Args:
+            modifiers: of this pass.
+            kept: records of the stages that an interrupted run has finished; None when nothing is written.
+        """
+        run = self._stage_run(modifiers)
+        description = "compressing" if self.pipeline.shares_sweeps else f"compressing: {type(modifiers[0]).__name__}"
+        before: Stage | None = None
+        with closing(generator(self.pipeline.stages(self.state))) as stages:
+            turns = self.progress.track(stages, description=description, total=self.pipeline.count(self.state))
+            for number, stage in enumerate(turns):
+                if self.weights is not None and kept is not None and before is not None:
+                    self.weights.drop(before.modules)  # not earlier: the pipeline has now gone on to the next stage
+                before = stage
+                if self.output is not None and kept is not None and number < len(kept):
+                    run_through(self.pipeline, self.state, stage)
+                    resume.recall(stage, kept[number], self.state, self.output, self.weights)
+                    continue
+                torch.manual_seed(self.state.seed + number)  # what is drawn does not depend on earlier stages
+                self._compress_stage(run, stage)
+                if kept is not None:
+                    self._write(stage)
+
+    def _stage_run(self, modifiers: Sequence[Modifier]) -> StageRun:
+        """What works on the stages of a pass, after the state is told what the pass is for."""
+        store, needs = StatisticStore(), [modifier.needs() for modifier in modifiers]
+        claims = [claim for claim in self.claims if any(claim.modifier is modifier for modifier in modifiers)]
+        sweep = Sweep(
+            observed=preflight.observed(claims),
+            propagated_error=any(one.data and one.propagated_error for one in needs),
+            original_inputs=any(one.original_inputs for one in needs),
+        )
+        self.state.begin_pass(sweep, store, partial(self.pipeline.calls, self.state))
+        return StageRun(
+            modifiers=modifiers,
+            hooks=self.hooks,
+            state=self.state,
+            store=store,
+            pipeline=self.pipeline,
+            progress=self.progress,
+        )
+
+    def _read(self, stage: Stage) -> None:
+        if self.weights is not None:
+            self.weights.read(stage.modules)
+        preflight.check_weights(stage)
+
+    def _compress_stage(self, run: StageRun, stage: Stage) -> None:
+        start = perf_counter()
+        self._read(stage)
+        before = {layer.name: version(layer.weight) for layer in stage.every_layer}
+        run.compress(stage)
+        claims = [claim for claim in self.claims if any(claim.modifier is modifier for modifier in run.modifiers)]
+        note_changes(self.state, stage, preflight.within(claims, stage), before)
+        who = {} if self.pipeline.shares_sweeps else {"modifier": type(run.modifiers[0]).__name__}
+        seconds = perf_counter() - start
+        self.state.log.append({"stage": stage.name, **who, "seconds": round(seconds, 3)})
+        log.info("compressed %s in %.2f s", stage.name, seconds)
+
+    def _write(self, stage: Stage) -> None:
+        """Give a reason for every layer that was left alone, and write the stage."""
+        for layer in stage.every_layer:
+            line = self.state.report[layer.name]
+            if line.status == "untouched" and line.reason is None:
+                line.reason = reason_untouched(layer, self.recipe.modifiers)
+        if self.output is not None:
+            self.output.write(stage, self.state)
+            self.output.keep(stage, self.state)
+            for layer in stage.every_layer:
+                self.state.quantized.pop(layer.name, None)
