@@ -71,7 +71,7 @@ def files(folder):
 
 def untimed(value):
     if isinstance(value, dict):
-        return {name: untimed(item) for name, item in value.items() if name != "seconds"}
+        return {name: untimed(item) for name, item in value.items() if name not in ("seconds", "report.json")}
     return [untimed(item) for item in value] if isinstance(value, list) else value
 
 
@@ -323,7 +323,15 @@ def test_what_lies_beside_the_weights_comes_through_unchanged(tmp_path, source):
     (source / "LICENSE").write_text("free")
     (source / "pytorch_model.bin").write_text("not these")
     (source / "adapter_config.json").write_text("{}")
-    (source / "notes.md").write_text("nor these")
+    (source / "notes.md").write_text("card")
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text("{}")
+    (source / "assets").mkdir()
+    (source / "assets" / "picture.png").write_bytes(b"png")
+    shutil.copytree(save("llama", tmp_path / "other"), source / "fp8")  # another model, and what training leaves
+    (source / "optimizer.pt").write_text("nor these")
+    (source / ".cache").mkdir()
+    (source / ".cache" / "x.json").write_text("nor these")
 
     compress(source, tmp_path / "out", "static inputs", max_seq_length=3)
 
@@ -336,6 +344,9 @@ def test_what_lies_beside_the_weights_comes_through_unchanged(tmp_path, source):
         "additional_chat_templates/tool.jinja",
         "generation_config.json",
         "LICENSE",
+        "notes.md",
+        "1_Pooling/config.json",
+        "assets/picture.png",
         "tokenizer.json",
         "tokenizer_config.json",
     }

@@ -151,3 +151,22 @@ def test_reading_the_arguments_imports_neither_torch_nor_transformers():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert out.stdout.strip() == "[]"
+
+
+PATHS = ("model", "config_name", "tokenizer", "processor", "dataset", "dataset_path", "output_dir", "log_dir")
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_tilde_is_expanded_in_every_path(name, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/somebody")
+
+    parsed = parse_arguments({"model": "m", name: "~/x"})
+
+    assert [getattr(part, name) for part in parsed if hasattr(part, name)] == ["/home/of/somebody/x"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize(("value", "message"), [("a\0b", "NUL"), ("~nobody-of-this-name/x", "no user 'nobody-of")])
+def test_what_no_path_can_be_is_refused_in_every_path(name, value, message):
+    with pytest.raises(ArgumentError, match=message):
+        parse_arguments({"model": "m", name: value})

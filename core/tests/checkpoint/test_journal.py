@@ -10,6 +10,7 @@ import torch
 
 import coldpress.checkpoint.writer as writer_module
 from coldpress.checkpoint import CheckpointReader, CheckpointWriter
+from coldpress.checkpoint.destination import Destination
 from coldpress.checkpoint.journal import NAME, Journal, differences
 from coldpress.errors import CheckpointError
 
@@ -98,7 +99,7 @@ def test_a_run_goes_on_after_ctrl_c(tmp_path, undisturbed):
 
 
 def test_what_a_run_leaves_that_is_killed_after_its_rename_is_no_unfinished_run(tmp_path, undisturbed, monkeypatch):
-    monkeypatch.setattr(writer_module.shutil, "rmtree", lambda *path, **settings: None)
+    monkeypatch.setattr(Destination, "_clear", lambda self: None)
     work(tmp_path / "out")
     monkeypatch.undo()
 
@@ -112,7 +113,7 @@ def test_a_run_that_is_killed_before_its_rename_goes_on(tmp_path, undisturbed, m
     def fail(self):
         raise StopError
 
-    monkeypatch.setattr(CheckpointWriter, "_publish", fail)
+    monkeypatch.setattr(Destination, "publish", fail)
     with pytest.raises(StopError):
         work(tmp_path / "out")
     monkeypatch.undo()

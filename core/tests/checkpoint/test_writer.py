@@ -3,6 +3,8 @@ import json
 import os
 import subprocess
 import sys
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import coldpress.checkpoint.destination as destination_module
 import coldpress.checkpoint.writer as writer_module
 from coldpress.checkpoint import CheckpointReader, CheckpointWriter
 from coldpress.checkpoint.journal import NAME
@@ -22,10 +25,10 @@ def tensors(count=5):
     return {f"layer.{i}": torch.randn(4, 8, generator=generator) for i in range(count)}
 
 
-def write(output, content, **settings):
+def write(output, content, *, manifest=None, **settings):
     with CheckpointWriter(output, **settings) as writer:
         writer.add(content)
-        writer.finish()
+        writer.finish(manifest)
 
 
 def files(folder):
@@ -238,13 +241,97 @@ def test_an_output_that_exists_is_refused_before_any_work(tmp_path):
     assert files(tmp_path) == before
 
 
-def test_overwriting_replaces_the_whole_folder(tmp_path):
-    write(tmp_path / "out", tensors(5), max_shard_size=300)
+def test_overwriting_replaces_every_file_that_an_earlier_run_wrote(tmp_path):
+    write(tmp_path / "out", tensors(5), max_shard_size=300, manifest={})
 
-    write(tmp_path / "out", tensors(1), overwrite=True)
+    write(tmp_path / "out", tensors(1), overwrite=True, manifest={"seed": 0})
 
     assert os.listdir(tmp_path) == ["out"]
-    assert os.listdir(tmp_path / "out") == ["model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["manifest.json", "model.safetensors"]
+
+
+def test_the_manifest_has_the_checksum_of_every_file(tmp_path):
+    with CheckpointWriter(tmp_path / "out", max_shard_size=300) as writer:
+        writer.add(tensors(5))
+        writer.write_text("sub/note", "a")
+        writer.finish({"seed": 0})
+
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    content = {name: sha256(data).hexdigest() for name, data in files(tmp_path / "out").items()}
+    assert manifest == {"seed": 0, "files": {name: content[name] for name in content if name != "manifest.json"}}
+
+
+def test_overwriting_leaves_in_place_what_no_run_wrote(tmp_path):
+    write(tmp_path / "out", tensors(1), manifest={})
+    (tmp_path / "out" / "notes" / "deep").mkdir(parents=True)
+    for name in ("thesis.txt", "notes/deep/a", "notes/model.safetensors"):
+        (tmp_path / "out" / name).write_text("mine")
+    (tmp_path / "out" / "link").symlink_to("nowhere")
+    (tmp_path / "out" / "empty").mkdir()
+
+    write(tmp_path / "out", tensors(2), overwrite=True, manifest={})
+
+    assert os.listdir(tmp_path) == ["out"]
+    mine = {name: data for name, data in files(tmp_path / "out").items() if data == b"mine"}
+    assert set(mine) == {"thesis.txt", "notes/deep/a", "notes/model.safetensors"}
+    assert (tmp_path / "out" / "link").is_symlink()
+    assert (tmp_path / "out" / "empty").is_dir()
+    assert CheckpointReader(tmp_path / "out").names() == ["layer.0", "layer.1"]
+
+
+def test_overwriting_keeps_another_tools_checkpoint_beside_the_new_one(tmp_path, caplog):
+    (tmp_path / "out").mkdir()
+    save_file(tensors(1), tmp_path / "out" / "model-00001-of-00001.safetensors")
+    (tmp_path / "out" / "manifest.json").write_text("[]")
+    (tmp_path / "out" / "own").mkdir()
+    before = files(tmp_path / "out")
+
+    for kept in ("out.replaced", "out.replaced-2"):
+        write(tmp_path / "out", tensors(2), overwrite=True, manifest={})
+        assert files(tmp_path / kept) == before
+        assert "did not write" in caplog.text
+        assert (tmp_path / "out" / "own").is_dir()
+        for name, data in before.items():
+            (tmp_path / "out" / name).write_bytes(data)
+
+    assert sorted(os.listdir(tmp_path)) == ["out", "out.replaced", "out.replaced-2"]
+
+
+def test_a_file_of_ours_that_was_changed_is_its_users(tmp_path):
+    write(tmp_path / "out", tensors(1), manifest={})
+    save_file(tensors(3), tmp_path / "out" / "model.safetensors")
+    changed = (tmp_path / "out" / "model.safetensors").read_bytes()
+
+    write(tmp_path / "out", tensors(2), overwrite=True, manifest={})
+
+    assert files(tmp_path / "out.replaced") == {"model.safetensors": changed}
+
+
+def test_what_the_new_checkpoint_has_byte_by_byte_need_not_be_kept(tmp_path):
+    write(tmp_path / "out", tensors(1))
+
+    write(tmp_path / "out", tensors(1), overwrite=True, manifest={})
+
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_run_killed_before_it_had_put_back_what_was_beside_the_old_checkpoint_is_ended_by_the_next(
+    tmp_path, monkeypatch
+):
+    write(tmp_path / "out", tensors(1), manifest={})
+    (tmp_path / "out" / "thesis.txt").touch()
+    monkeypatch.setattr(
+        destination_module.Destination, "_settle", lambda self: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "out", tensors(2), overwrite=True, manifest={})
+    monkeypatch.undo()
+
+    with pytest.raises(CheckpointError, match="exists and is not empty"):
+        CheckpointWriter(tmp_path / "out")
+
+    assert os.listdir(tmp_path) == ["out"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["manifest.json", "model.safetensors", "thesis.txt"]
 
 
 def test_the_old_checkpoint_stays_when_the_new_one_fails(tmp_path):
@@ -274,12 +361,71 @@ def test_a_folder_that_is_no_checkpoint_is_never_overwritten(tmp_path):
         CheckpointWriter(tmp_path / "out", overwrite=True)
 
 
-def test_the_working_folder_is_never_overwritten(tmp_path, monkeypatch):
-    write(tmp_path / "out", tensors(1))
-    monkeypatch.chdir(tmp_path / "out")
+@pytest.mark.parametrize("inside", [".", "sub"])
+def test_the_working_folder_is_refused_even_when_it_is_empty(tmp_path, monkeypatch, inside):
+    (tmp_path / "out" / inside).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path / "out" / inside)
 
-    with pytest.raises(CheckpointError, match="holds the working or home folder"):
-        CheckpointWriter(".", overwrite=True)
+    with pytest.raises(CheckpointError, match="is or holds the working folder"):
+        CheckpointWriter(tmp_path / "out", overwrite=True)
+
+
+def test_a_mount_point_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(destination_module.os.path, "ismount", lambda path: True)
+
+    with pytest.raises(CheckpointError, match="is a mount point"):
+        CheckpointWriter(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "ü" * 125, "a/" + "x" * 300 + "/b", "x/" * 3000], ids=range(4))
+def test_a_name_that_the_file_system_does_not_take_is_refused(tmp_path, name):
+    with pytest.raises(CheckpointError, match="too long"):
+        CheckpointWriter(f"{tmp_path}/{name}")
+
+
+def test_a_name_that_only_just_fits_works(tmp_path):
+    write(tmp_path / ("x" * 247), tensors(1))
+
+    assert len(os.listdir(tmp_path)[0]) == 247
+
+
+@pytest.mark.parametrize("name", ["a\0b", "~nobody-of-this-name/x"])
+def test_what_can_be_no_folder_is_refused(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(CheckpointError, match="cannot be the name of a folder"):
+        CheckpointWriter(name)
+
+
+def test_a_loop_of_links_is_refused(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+
+    with pytest.raises(CheckpointError):
+        CheckpointWriter(tmp_path / "a" / "out")
+
+
+def test_an_output_in_the_home_folder_may_be_written_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert CheckpointWriter("~/out").output == tmp_path.resolve() / "out"
+
+
+def test_a_name_that_is_no_text_is_written_and_read(tmp_path):
+    write(os.fsdecode(os.fsencode(tmp_path) + b"/out\xff"), tensors(1), manifest={"source": "a\udcff"})
+
+    assert os.listdir(os.fsencode(tmp_path)) == [b"out\xff"]
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+
+    write(tmp_path / "out", tensors(1))
+
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "real" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -303,7 +449,7 @@ def test_the_root_is_refused():
 
 
 def test_a_parent_without_permission_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer_module.os, "access", lambda path, mode: False)  # the tests may run as root
+    monkeypatch.setattr(destination_module.os, "access", lambda path, mode: False)  # the tests may run as root
 
     with pytest.raises(CheckpointError, match="no permission to write in"):
         CheckpointWriter(tmp_path / "out")
@@ -338,13 +484,43 @@ def test_two_runs_to_one_output_do_not_meet(tmp_path):
     assert "another run is writing" in other.stderr
 
 
-def test_a_run_killed_between_its_renames_gives_the_old_checkpoint_back(tmp_path):
-    write(tmp_path / "out", tensors(1))
-    (tmp_path / "out").rename(tmp_path / "out.replaced-by-coldpress")
+def test_a_run_killed_between_its_renames_gives_the_old_checkpoint_back(tmp_path, monkeypatch):
+    write(tmp_path / "out", tensors(1), manifest={})
+    before = files(tmp_path / "out")
+    rename = Path.rename
+
+    def killed(self, target):
+        if target == tmp_path / "out":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "out", tensors(2), overwrite=True, manifest={})
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
 
     with pytest.raises(CheckpointError, match="exists and is not empty"):
         CheckpointWriter(tmp_path / "out")
-    assert os.listdir(tmp_path) == ["out"]
+    assert files(tmp_path / "out") == before
+
+
+def test_a_file_of_somebody_else_in_the_folder_of_a_run_stays(tmp_path, caplog):
+    with CheckpointWriter(tmp_path / "out") as writer:
+        (writer.partial / "thesis.txt").touch()
+        writer.add(tensors(1))
+        writer.finish()
+
+    assert os.listdir(tmp_path / "out.partial") == ["thesis.txt"]
+    assert "did not write" in caplog.text
+
+
+def test_a_link_in_place_of_the_folder_of_a_run_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out.partial").symlink_to("elsewhere")
+
+    with pytest.raises(CheckpointError, match="is in the way"):
+        CheckpointWriter(tmp_path / "out")
 
 
 def make_folder(path):

@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -230,3 +232,12 @@ def test_a_list_that_holds_something_else_is_told(problems, solve_modifier):
 def test_stages_must_be_as_many_as_modifiers(solve_modifier):
     with pytest.raises(RecipeError, match="2 stages are named for 1 modifiers"):
         Recipe(solve_modifier(), stages=["a", "b"])
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_tilde_is_expanded(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("wrong")
+
+    with pytest.raises(RecipeError, match=re.escape(str(tmp_path / "recipe.yaml"))):
+        read_recipe(kind("~/recipe.yaml"))

@@ -58,8 +58,20 @@ def plain(name: Any) -> Any:
 
 
 def path(value: Any) -> Any:
-    """A path as text; anything else as it is."""
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    """A path as text, `~` expanded as a shell does; anything else as it is.
+
+    Raises:
+        ArgumentError: no file can have this name.
+    """
+    value = os.fsdecode(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(value, str):
+        return value
+    if "\0" in value:
+        raise ArgumentError(f"{value!r} cannot be a path: it holds a NUL character")
+    found = os.path.expanduser(value)
+    if found.startswith("~") and os.sep in found and not os.path.lexists(found):
+        raise ArgumentError(f"{value!r} is no path: there is no user {found.partition(os.sep)[0][1:]!r} here")
+    return found
 
 
 def device_name(device: Any) -> str | None:

@@ -1,16 +1,44 @@
-"""What lies beside the weights of a model: tokenizer, processor, chat template, code; copied as it is."""
+"""What lies beside the weights of a model: tokenizer, processor, chat template, code, licence; copied as it is."""
 
+import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
-_SUFFIXES = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"}
-_LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
-# What a run writes itself, or what speaks of weights that are not copied.
-_OTHERS = {"config.json", "manifest.json", "report.json", "adapter_config.json"}
+from coldpress.checkpoint.journal import NAME as JOURNAL
+from coldpress.checkpoint.reader import CheckpointReader, read_json
+from coldpress.errors import CheckpointError
+
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+
+# Weights under the names that libraries give them, their indices, and what training leaves beside them.
+_LIBRARIES = "pytorch_model|model|tf_model|flax_model|rust_model|consolidated|openvino_model|adapter_model"
+_WEIGHTS = re.compile(rf"({_LIBRARIES})\b.*\.(safetensors|bin|pt|pth)|.*\.index(\.\w+)?\.json", re.DOTALL)
+_OTHER_LIBRARIES = (".gguf", ".ggml", ".h5", ".llamafile", ".mlmodel", ".msgpack", ".onnx", ".onnx_data", ".ot", ".pte")
+_TRAINING = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state|training_args).*\.(pt|pth|bin)|trainer_state\.json|latest|zero_to_fp32\.py"
+)
+# What a run writes itself, or what speaks of weights that are not copied, and of how they were quantized.
+_OTHERS = {
+    CONFIG,
+    GENERATION_CONFIG,
+    "adapter_config.json",
+    "hf_quant_config.json",
+    "manifest.json",
+    "quant_config.json",
+    "quantization_config.json",
+    "quantize_config.json",
+    "recipe.yaml",
+    "report.json",
+}
+_NO_PART = re.compile(r"\..*|__.*|checkpoint-\d+|global_step\d+|node_modules")  # folders
 _OF_TOKENIZER = (
     "added_tokens",
+    "additional_chat_templates",
     "chat_template",
     "merges",
     "sentencepiece",
@@ -35,31 +63,72 @@ class Origin:
 
 
 def copy_companions(origin: Origin, target: Path) -> None:
-    """Copy the small files of a model's folder that are no weights and that a run does not write.
+    """Copy every file and folder beside a model's weights that a run does not write itself.
+
+    Other models that lie in folders of the model's own, and weights in the form of other libraries, are left behind.
 
     Args:
         origin: the folder of the model.
-        target: the folder of the checkpoint; files that are there are replaced.
+        target: the folder of the checkpoint, which may lie inside of it; files that are there are replaced.
 
     Raises:
         OSError: a file cannot be read or written.
     """
-    for path in sorted(origin.folder.rglob("*")):
-        name = path.relative_to(origin.folder)
-        if not path.is_file() or not _is_companion(name):
-            continue
-        if not origin.has_tokenizer and name.name.startswith(_OF_TOKENIZER):
-            continue
+    for name in companions(origin, target):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target / name)
+        shutil.copyfile(origin.folder / name, target / name)
 
 
-def _is_companion(name: Path) -> bool:
-    parents = name.parts[:-1]
-    if any(part.startswith((".", "__")) for part in parents) or len(parents) > 1 or name.name.startswith("."):
-        return False
-    if parents:  # packages of custom code and folders of chat templates; nothing else is the model's
-        return name.suffix in (".py", ".jinja")
-    if name.name in _OTHERS or name.name.endswith(".index.json"):
-        return False
-    return name.suffix in _SUFFIXES or name.name.startswith(_LICENCES)
+def companions(origin: Origin, target: Path) -> Iterator[Path]:
+    """What `copy_companions` copies, relative to the folder of the model."""
+    weights = _files_of_weights(origin.folder)
+    for path in _walk(origin.folder, origin.folder, target.resolve(), seen=set()):
+        name = path.relative_to(origin.folder)
+        if path in weights or name.name.startswith(".") or _TRAINING.fullmatch(name.name):
+            continue
+        if name.suffix in _OTHER_LIBRARIES or (name.name == str(name) and name.name in _OTHERS):
+            continue
+        if _WEIGHTS.fullmatch(name.name) and (len(name.parts) == 1 or name.suffix in (".pth", ".pt")):
+            continue
+        if not origin.has_tokenizer and name.parts[0].startswith(_OF_TOKENIZER):
+            continue
+        yield name
+
+
+def is_of_weights(name: str) -> bool:
+    """Whether a file of this name would be taken for weights of the model that it lies beside, or for their index."""
+    return name.endswith((".safetensors", *_OTHER_LIBRARIES)) or _WEIGHTS.fullmatch(name) is not None
+
+
+def _files_of_weights(folder: Path) -> list[Path]:
+    try:
+        return CheckpointReader(folder).files
+    except CheckpointError:  # it has none in safetensors files
+        return []
+
+
+def _walk(folder: Path, root: Path, target: Path, *, seen: set[str]) -> Iterator[Path]:
+    """The files below a folder, links followed, but for folders that are no part of the model."""
+    seen.add(os.path.realpath(folder))
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            yield path
+        elif path.is_dir() and os.path.realpath(path) not in seen and not _is_apart(path, root, target):
+            yield from _walk(path, root, target, seen=seen)
+
+
+def _is_apart(folder: Path, root: Path, target: Path) -> bool:
+    """Whether a folder inside of a model's folder has nothing to do with it: another model, or what tools leave."""
+    if _NO_PART.fullmatch(folder.name) or target.is_relative_to(folder.resolve()):
+        return True
+    if any((folder / name).exists() for name in (JOURNAL, "manifest.json", "pyvenv.cfg")):
+        return True
+    kind = _model_type(folder)
+    return kind is not None and kind == _model_type(root) and any(is_of_weights(name) for name in os.listdir(folder))
+
+
+def _model_type(folder: Path) -> Any:
+    try:
+        return read_json(folder / CONFIG).get("model_type")
+    except CheckpointError:
+        return None

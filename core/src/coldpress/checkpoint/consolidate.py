@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
-from coldpress.checkpoint.disk import copy_bytes
+from coldpress.checkpoint.disk import pieces
 from coldpress.checkpoint.shard import Entry, data_start, header_of
 
 
@@ -29,6 +30,34 @@ class Place:
         return self.entry.end - self.entry.begin
 
 
+@frozen
+class Part:
+    """A file of tensors, as it was written.
+
+    Attributes:
+        count: of its tensors.
+        sha256: of the file, in hexadecimal.
+    """
+
+    count: int
+    sha256: str
+
+
+@frozen
+class Written:
+    """A file of a checkpoint.
+
+    Attributes:
+        name: of the file.
+        tensors: in it.
+        sha256: of the file, in hexadecimal.
+    """
+
+    name: str
+    tensors: list[str]
+    sha256: str
+
+
 Shard = dict[str, Place]
 
 
@@ -45,16 +74,16 @@ def shards_of(places: Iterable[tuple[str, Place]], max_shard_size: int) -> list[
     return shards
 
 
-def write_shards(folder: Path, shards: list[Shard], *, whole: Mapping[Path, int]) -> Iterator[tuple[str, list[str]]]:
+def write_shards(folder: Path, shards: list[Shard], *, parts: Mapping[Path, Part]) -> Iterator[Written]:
     """Write the files of a checkpoint, with the names that every reader knows.
 
     Args:
         folder: where.
         shards: what goes into each file.
-        whole: how many tensors each source holds; one that is a shard as it is, is linked instead of copied.
+        parts: the files that the tensors are in; one that is a shard as it is, is linked instead of copied.
 
     Yields:
-        Each file's name, and its tensors.
+        Each file.
 
     Raises:
         OSError: the disk is full, ...
@@ -63,14 +92,16 @@ def write_shards(folder: Path, shards: list[Shard], *, whole: Mapping[Path, int]
     for number, shard in enumerate(shards, start=1):
         name = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
         sources = list({place.path for place in shard.values()})
-        if len(sources) != 1 or whole[sources[0]] != len(shard) or not _link(sources[0], folder / name):
-            _write(folder / name, shard)
-        yield name, list(shard)
+        if len(sources) == 1 and parts[sources[0]].count == len(shard) and _link(sources[0], folder / name):
+            digest = parts[sources[0]].sha256
+        else:
+            digest = _write(folder / name, shard)
+        yield Written(name, list(shard), digest)
 
 
-def index_of(shards: Iterable[tuple[str, list[str]]], *, total_size: int) -> dict[str, Any]:
+def index_of(shards: Iterable[Written], *, total_size: int) -> dict[str, Any]:
     """The index that says which file holds which tensor."""
-    weight_map = {tensor: file for file, tensors in shards for tensor in tensors}
+    weight_map = {tensor: file.name for file in shards for tensor in file.tensors}
     return {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
 
 
@@ -82,14 +113,18 @@ def _link(source: Path, target: Path) -> bool:
     return True
 
 
-def _write(path: Path, shard: Shard) -> None:
+def _write(path: Path, shard: Shard) -> str:
     order, header = header_of({name: (place.entry.dtype, place.entry.shape) for name, place in shard.items()})
+    digest = sha256(header)
     with path.open("xb") as file:
         file.write(header)
         for name in order:
             place = shard[name]
             with place.path.open("rb") as source:
                 source.seek(data_start(source) + place.entry.begin)
-                copy_bytes(source, file, place.nbytes)
+                for piece in pieces(source, place.nbytes):
+                    file.write(piece)
+                    digest.update(piece)
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest()

@@ -27,6 +27,11 @@ def telling(path: Path) -> Iterator[None]:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def as_utf8(text: str) -> bytes:
+    """Text as a file holds it; what is no character, as in names of files that are no UTF-8, in JSON's own escape."""
+    return text.encode("utf-8", errors="backslashreplace")
+
+
 def try_lock(file: IO[Any]) -> bool:
     """Lock an open file until it is closed; False when another process holds it.  Without locks: always True."""
     if sys.platform == "win32":
@@ -67,8 +72,8 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def copy_bytes(source: IO[bytes], target: IO[bytes], count: int) -> None:
-    """Copy the next `count` bytes, a piece at a time.
+def pieces(source: IO[bytes], count: int) -> Iterator[bytes]:
+    """The next `count` bytes, a piece at a time.
 
     Raises:
         OSError: the source ends before that.
@@ -77,5 +82,5 @@ def copy_bytes(source: IO[bytes], target: IO[bytes], count: int) -> None:
         piece = source.read(min(count, _PIECE))
         if not piece:
             raise OSError(errno.EIO, "a file has become shorter", getattr(source, "name", None))
-        target.write(piece)
+        yield piece
         count -= len(piece)

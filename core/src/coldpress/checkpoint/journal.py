@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from coldpress.checkpoint.disk import telling, try_lock
+from coldpress.checkpoint.disk import as_utf8, telling, try_lock
 from coldpress.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Journal:
         self._file.close()
 
     def _append(self, value: Mapping[str, Any]) -> None:
-        line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+        line = as_utf8(json.dumps(value, ensure_ascii=False) + "\n")
         with telling(self.path):
             self._file.write(line)
             self._file.flush()

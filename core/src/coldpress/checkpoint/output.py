@@ -1,6 +1,7 @@
 """Output: the checkpoint of a run, written stage by stage in the form that a format plugin gives it."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -12,7 +13,9 @@ from attrs import evolve
 from torch import Tensor, nn
 
 from coldpress.calibration.attention import SCALES, round_cache, rounded_caches, rounds_queries
-from coldpress.checkpoint.companion import Origin, copy_companions
+from coldpress.checkpoint.companion import GENERATION_CONFIG, Origin, copy_companions
+from coldpress.checkpoint.config import is_generation_config_of, without_quantization
+from coldpress.checkpoint.destination import MANIFEST
 from coldpress.checkpoint.disk import telling
 from coldpress.checkpoint.named import (
     NamedWriter,
@@ -182,6 +185,7 @@ class Output:
             origin: the folder of the original model, whose small files are copied; None when there is none.
         """
         self._write_config(state)
+        self._write_generation_config(state.model, origin)
         if origin is not None:
             with telling(self.folder):
                 copy_companions(origin, self.folder)
@@ -190,9 +194,9 @@ class Output:
         for name, content in files.items():
             if isinstance(content, str):
                 self._writer.write_text(name, content)
-            else:
+            elif name != MANIFEST:
                 self._writer.write_json(name, content)
-        self._writer.finish()
+        self._writer.finish(files.get(MANIFEST))
 
     def _unwritten(self, name: str, module: nn.Module, names: Mapping[int, set[str]]) -> Iterator[tuple[str, Tensor]]:
         """Full name and tensor of what was not written under any of its names."""
@@ -215,9 +219,9 @@ class Output:
                 yield full.removesuffix("weight") + suffix, packed.t().contiguous() if turned else packed
 
     def _write_config(self, state: State) -> None:
-        """config.json with what the format says of the quantization, and the settings of generation, unchanged."""
+        """config.json with what the format says of the quantization, and nothing of how the model was stored before."""
         model: Any = state.model
-        config = deepcopy(model.config)
+        config = without_quantization(deepcopy(model.config))
         config.architectures = [type(model).__name__]
         config.dtype = model.dtype
         config.save_pretrained(self.folder)
@@ -230,10 +234,19 @@ class Output:
         if quantization is not None:
             saved = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
             self._writer.write_json("config.json", {**saved, "quantization_config": quantization})
-        if model.can_generate():
-            # Not save_pretrained, which refuses a temperature beside do_sample=False, as many models have it.
-            text = model.generation_config.to_json_string(use_diff=True, keys_to_pop=["compile_config"])
-            self._writer.write_text("generation_config.json", text)
+
+    def _write_generation_config(self, model: Any, origin: Origin | None) -> None:
+        """The settings of generation: the bytes of the model's folder where they still are the model's."""
+        if not model.can_generate():
+            return
+        path = None if origin is None else origin.folder / GENERATION_CONFIG
+        if path is not None and path.is_file() and is_generation_config_of(model, path):
+            with telling(path):
+                shutil.copyfile(path, self.folder / GENERATION_CONFIG)
+            return
+        # Not save_pretrained, which refuses a temperature beside do_sample=False, as many models have it.
+        text = model.generation_config.to_json_string(use_diff=True, keys_to_pop=["compile_config"])
+        self._writer.write_text(GENERATION_CONFIG, text)
 
 
 def _cache_records(modules: Mapping[str, nn.Module]) -> dict[str, Any]:

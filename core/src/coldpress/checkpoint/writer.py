@@ -3,16 +3,14 @@
 <output>.partial/journal.jsonl      which stages are finished, on what they were done (see journal.py)
 <output>.partial/part-*.safetensors their tensors, one file a stage
 <output>.partial/checkpoint/        what becomes <output>, made when all stages are there
-<output>/                           appears by one rename, when all of it is on the disk
+<output>/                           appears by one rename, when all of it is on the disk (see destination.py)
 """
 
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coldpress.checkpoint.consolidate import Place, index_of, shards_of, write_shards
-from coldpress.checkpoint.disk import checksum, sync, sync_tree, telling
-from coldpress.checkpoint.journal import NAME, Journal, differences, is_journal
+from coldpress.checkpoint.consolidate import Part, Place, index_of, shards_of, write_shards
+from coldpress.checkpoint.destination import MANIFEST, Destination, checksums, resolved
+from coldpress.checkpoint.disk import as_utf8, checksum, sync, sync_tree, telling
+from coldpress.checkpoint.journal import NAME, Journal, differences
 from coldpress.checkpoint.shard import is_storable, read_header, read_tensor, write_shard
 from coldpress.errors import ArgumentError, CheckpointError
 
 log = logging.getLogger(__name__)
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_COMPLETE = "complete"  # a file that says: when the folder beside it is gone, it was renamed
 _DISCARD = "pass restart=True (--restart) to discard it and begin anew"
 
 
@@ -68,30 +66,21 @@ class CheckpointWriter:
             ArgumentError: `max_shard_size` is not a size.
         """
         self.max_shard_size = _size(max_shard_size)
-        # Symbolic links are followed, so that the rename happens on the file system of the real folder.
-        self.output = Path(output).resolve()
-        if not self.output.name:
-            raise CheckpointError(f"{output} is not a folder that a checkpoint can be written to")
-        self.partial = self.output.with_name(f"{self.output.name}.partial")
-        self.folder = self.partial / "checkpoint"
-        self._aside = self.output.with_name(f"{self.output.name}.replaced-by-coldpress")
+        self._destination = Destination(resolved(output), overwrite)
+        self.output, self.partial = self._destination.output, self._destination.partial
+        self.folder = self._destination.folder
         self._buffer: dict[str, Tensor] = {}
         self._buffered = 0
         self._places: dict[str, Place] = {}  # of every tensor that is in a file, in their order
-        self._whole: dict[Path, int] = {}  # file -> how many tensors it holds
+        self._parts: dict[Path, Part] = {}  # the files
         self._uncommitted: list[dict[str, str]] = []  # files since the last commit
         self._state = "new"
-        self._overwrite = overwrite
         self._restart = restart
         self._journal: Journal | None = None
-        self._made: list[Path] = []  # folders on the way to the output, the innermost first
-        self._check_output()
-        self._check_partial()
+        self._destination.check()
 
     def __enter__(self) -> "CheckpointWriter":
-        self._made = [parent for parent in self.partial.parents if not parent.exists()]
-        with telling(self.partial):
-            self.partial.mkdir(parents=True, exist_ok=True)
+        self._destination.make()
         self._journal = Journal(self.partial)
         self._state = "entered"
         return self
@@ -104,10 +93,7 @@ class CheckpointWriter:
         self._state = "left" if state in ("entered", "open") else state
         self._buffer.clear()
         if state in ("entered", "open") and not kept:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            with suppress(OSError):  # somebody else uses it by now
-                for parent in self._made:
-                    parent.rmdir()
+            self._destination.discard()
         elif state == "open":
             shutil.rmtree(self.folder, ignore_errors=True)  # made of the finished stages in no time
             log.warning(
@@ -216,14 +202,18 @@ class CheckpointWriter:
         path = self.path(name)
         with telling(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8", newline="\n")
+            path.write_bytes(as_utf8(text))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one JSON file; keys keep their order."""
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
-    def finish(self) -> Path:
+    def finish(self, manifest: Mapping[str, Any] | None = None) -> Path:
         """Join the files of tensors into shards, write the index, make all durable, put it in place by one rename.
+
+        Args:
+            manifest: content of manifest.json, to which the checksum of every file is added; it lets a later run know
+                what in the folder may be replaced.  None writes no manifest.
 
         Returns:
             The folder of the finished checkpoint.
@@ -236,56 +226,20 @@ class CheckpointWriter:
             self._flush()
         with telling(self.folder):
             shards = shards_of(self._places.items(), self.max_shard_size)
-            written = list(write_shards(self.folder, shards, whole=self._whole))
+            written = list(write_shards(self.folder, shards, parts=self._parts))
         if len(written) > 1:
             total = sum(place.nbytes for place in self._places.values())
             self.write_json("model.safetensors.index.json", index_of(written, total_size=total))
         with telling(self.folder):
+            if manifest is not None:
+                files = checksums(self.folder, {shard.name: shard.sha256 for shard in written})
+                self.write_json(MANIFEST, {**manifest, "files": files})
             sync_tree(self.folder)
-            (self.partial / _COMPLETE).touch()
-            sync(self.partial)
+        self._destination.complete()
         self._state = "complete"  # from here on nothing removes the work
-        self._publish()
+        self._destination.publish()
         self._state = "finished"
-        shutil.rmtree(self.partial, ignore_errors=True)
         return self.output
-
-    def _check_output(self) -> None:
-        if (self.partial / _COMPLETE).is_file() and not self.folder.exists():
-            shutil.rmtree(self.partial, ignore_errors=True)  # a run was killed just after its rename
-        if self._aside.exists() and not self.output.exists():
-            with telling(self._aside):
-                self._aside.rename(self.output)  # a run was killed between its two renames
-        if not os.path.lexists(self.output):
-            return
-        if not self.output.is_dir():
-            raise CheckpointError(f"{self.output} is a file; a checkpoint is a folder: name another output")
-        if not any(self.output.iterdir()):
-            return
-        if not self._overwrite:
-            raise CheckpointError(
-                f"{self.output} exists and is not empty; pass overwrite=True (--overwrite) to replace it, "
-                "or name another output"
-            )
-        if not (self.output / "config.json").is_file() and not any(self.output.glob("*.safetensors")):
-            raise CheckpointError(f"{self.output} is not a checkpoint, so it is not overwritten; name another output")
-        if Path.cwd().is_relative_to(self.output) or Path.home().is_relative_to(self.output):
-            raise CheckpointError(f"{self.output} holds the working or home folder, so it is not overwritten")
-
-    def _check_partial(self) -> None:
-        if os.path.lexists(self.partial):
-            empty = self.partial.is_dir() and not any(self.partial.iterdir())  # killed before its first byte
-            if not empty and not is_journal(self.partial / NAME):
-                raise CheckpointError(
-                    f"{self.partial} is in the way and was not left by an interrupted run of this version; "
-                    "move it, or name another output"
-                )
-            Journal(self.partial).close()  # says so if another run holds it
-        parent = next(parent for parent in self.output.parents if parent.exists())
-        if not parent.is_dir():
-            raise CheckpointError(f"cannot write {self.output}: {parent} is a file")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise CheckpointError(f"cannot write {self.output}: no permission to write in {parent}")
 
     def _check_binding(self, journal: Journal, binding: Mapping[str, Any] | None) -> None:
         count = len(journal.entries)
@@ -316,19 +270,19 @@ class CheckpointWriter:
     def _clear(self) -> None:
         """Remove what no line of the journal speaks of, and learn what there is."""
         assert self._journal is not None
-        kept = [file["name"] for entry in self._journal.entries for file in entry["files"]]
+        kept = {file["name"]: file["sha256"] for entry in self._journal.entries for file in entry["files"]}
         for path in self.partial.iterdir():
-            if path.is_dir():
+            if path == self.folder:
                 shutil.rmtree(path)
-            elif path.name not in (NAME, *kept):
+            elif self._destination.is_ours(path) and path.name not in (NAME, *kept):
                 path.unlink()
-        for name in kept:
-            self._learn(self.partial / name)
+        for name, digest in kept.items():
+            self._learn(self.partial / name, digest)
         self.folder.mkdir()
 
-    def _learn(self, path: Path) -> None:
+    def _learn(self, path: Path, digest: str) -> None:
         entries = read_header(path)
-        self._whole[path] = len(entries)
+        self._parts[path] = Part(len(entries), digest)
         self._places.update({name: Place(path, entry) for name, entry in entries.items()})
 
     def _require_open(self) -> None:
@@ -338,44 +292,15 @@ class CheckpointWriter:
             raise RuntimeError(f"this CheckpointWriter is {self._state}; use it inside `with`, and finish it once")
 
     def _flush(self) -> None:
-        path = self.partial / f"part-{len(self._whole) + 1:05d}.safetensors"
+        path = self.partial / f"part-{len(self._parts) + 1:05d}.safetensors"
         unnamed = path.with_suffix(".tmp")
         with telling(path):
             unnamed.unlink(missing_ok=True)  # of an attempt for which the disk was too full
             digest = write_shard(unnamed, self._buffer)
             unnamed.rename(path)
         self._uncommitted.append({"name": path.name, "sha256": digest})
-        self._learn(path)
+        self._learn(path, digest)
         self._buffer, self._buffered = {}, 0
-
-    def _publish(self) -> None:
-        replaces = self.output.is_dir() and any(self.output.iterdir())
-        if replaces and not self._overwrite:
-            raise CheckpointError(
-                f"{self.output} was created while this run worked; the finished checkpoint is kept at {self.folder}"
-            )
-        try:
-            if replaces:
-                self._set_aside()
-            elif self.output.is_dir():
-                self.output.rmdir()
-            self.folder.rename(self.output)
-        except OSError as error:
-            if self._aside.exists() and not self.output.exists():
-                self._aside.rename(self.output)
-            raise CheckpointError(
-                f"cannot put the checkpoint in place at {self.output} ({error.strerror or error}); "
-                f"it is complete: move {self.folder} there yourself"
-            ) from error
-        with telling(self.output):
-            sync(self.output.parent)
-            if self._aside.exists():
-                shutil.rmtree(self._aside)
-
-    def _set_aside(self) -> None:
-        if self._aside.exists():
-            shutil.rmtree(self._aside)
-        self.output.rename(self._aside)
 
 
 def _size(value: int | str) -> int:

@@ -7,6 +7,7 @@ import typer
 from attrs import asdict
 
 from coldpress.arguments import DEFAULT_DATASET
+from coldpress.arguments.checks import path
 from coldpress.cli.console import out, print_json
 from coldpress.cli.option import DTYPE, Device, Dtype, Json, option
 from coldpress.errors import ArgumentError
@@ -38,7 +39,7 @@ def evaluate(
 
     A compressed checkpoint is decoded, and the quantization of its activations is simulated.
     """
-    words = None if text is None else _read(text)
+    words = None if text is None else _read(Path(path(text)))
     from coldpress.evaluation import divergence, perplexity
     from coldpress.models import load_model, load_tokenizer, need_tokenizer
     from coldpress.report import Progress
@@ -61,20 +62,20 @@ def evaluate(
     _show(found, reference, distance)
 
 
-def _read(path: Path) -> str:
+def _read(file: Path) -> str:
     """The text of a file.
 
     Raises:
         ArgumentError: it cannot be read, is not UTF-8, or is empty.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise ArgumentError(f"--text: cannot read {path}: {error.strerror or error}") from error
+        raise ArgumentError(f"--text: cannot read {file}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ArgumentError(f"--text: {path} is not UTF-8 text (byte {error.start})") from error
+        raise ArgumentError(f"--text: {file} is not UTF-8 text (byte {error.start})") from error
     if not text.strip():
-        raise ArgumentError(f"--text: {path} is empty")
+        raise ArgumentError(f"--text: {file} is empty")
     return text
 
 

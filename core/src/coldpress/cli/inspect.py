@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coldpress.arguments.checks import path
 from coldpress.cli.console import out, print_json
 from coldpress.cli.option import Json
 
@@ -26,7 +27,7 @@ def inspect(
     """
     from coldpress.report.contents import contents_of
 
-    contents = contents_of(folder)
+    contents = contents_of(Path(path(folder)))
     if as_json:
         print_json(contents.to_dict())
         return

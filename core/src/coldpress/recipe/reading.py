@@ -1,5 +1,6 @@
 """Reading: whatever a user calls a recipe, to a `Recipe`."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def _modifier(step: Step, problems: Problems, find: Find) -> Modifier | None:
 
 def _load(source: str | Path) -> tuple[str, str]:
     """Where a text comes from, and the text."""
-    path = source if isinstance(source, Path) else _path_in(source)
+    path = Path(os.path.expanduser(source)) if isinstance(source, Path) else _path_in(source)
     if path is None:
         return TEXT, str(source)
     try:
@@ -135,6 +136,7 @@ def _path_in(text: str) -> Path | None:
     line = text.strip()
     if not line or "\n" in line:
         return None
+    line = os.path.expanduser(line)
     try:
         if Path(line).is_file():
             return Path(line)
