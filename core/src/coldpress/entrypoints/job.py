@@ -28,6 +28,7 @@ from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.output import Output
 from coldpress.entrypoints.experts import open_experts, report_refused
 from coldpress.entrypoints.opening import Opened, open_model
+from coldpress.entrypoints.places import check_apart
 from coldpress.errors import ArgumentError, BrokenPluginError
 from coldpress.models import load_tokenizer
 from coldpress.models.tie import untie_embeddings
@@ -57,6 +58,8 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
     """
     recipe = _recipe(arguments)
     pipeline, form = _pipeline(recipe), output_format(recipe)
+    if arguments.output.output_dir is not None:
+        check_apart(arguments.output.output_dir, arguments.model.model)
     output = _output(form, arguments.output)
     opened = open_model(arguments)
     refused = open_experts(opened.model, recipe.modifiers, all_experts=arguments.dataset.moe_calibrate_all_experts)

@@ -8,6 +8,7 @@ from typing import Any
 
 from coldpress.arguments import Arguments, parse_arguments
 from coldpress.entrypoints.job import output_format, prepare
+from coldpress.entrypoints.places import check_log
 from coldpress.entrypoints.saving import offer_saving
 from coldpress.errors import ArgumentError
 from coldpress.experts import linear_experts, linearize_experts
@@ -46,6 +47,7 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
 
     With `return_model=False` the weights of the state's model may be missing (on the meta device).
     """
+    check_log(arguments)
     with _logged(arguments.output.log_dir):
         job = prepare(arguments, progress=progress)
         report = job.run()

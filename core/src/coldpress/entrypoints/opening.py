@@ -11,6 +11,7 @@ from coldpress.checkpoint.reader import read_json
 from coldpress.errors import ArgumentError
 from coldpress.models import load_model
 from coldpress.models.loading import placement
+from coldpress.models.origin import origin_folder
 from coldpress.models.skeleton import NotStreamable, stream_model
 from coldpress.models.source import find_source
 from coldpress.models.streaming import WeightStream
@@ -25,7 +26,7 @@ class Opened:
     Attributes:
         model: in memory, or built without weights.
         weights: brings them, stage by stage; None when they are in memory.
-        folder: where the model is on disk; None when it comes from somewhere else.
+        folder: where the model is on disk, as far as that is known; None when it comes from somewhere else.
     """
 
     model: Any
@@ -65,7 +66,7 @@ def open_model(arguments: Arguments) -> Opened:
         revision=settings.model_revision,
         config=settings.config_name,
     )
-    return Opened(model, None, folder)
+    return Opened(model, None, folder or origin_folder(model))
 
 
 def _stream(settings: ModelArguments, folder: Path) -> WeightStream:

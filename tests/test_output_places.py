@@ -1,0 +1,114 @@
+"""Where a run writes, beside what it reads: nothing of the user's is lost, and what belongs to a model comes along."""
+
+import json
+import os
+
+import pytest
+import transformers
+
+from coldpress import oneshot
+from coldpress.errors import ArgumentError, CheckpointError
+from coldpress.testing.models import tiny_llama, tiny_tokenizer
+
+ROUNDING = "QuantizationModifier: {scheme: W8A16, group_size: -1, ignore: [lm_head]}"
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "models" / "bf16"
+    tiny_llama(layers=1).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"size":   3}')
+    return folder
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def linked(source):
+    (source.parent.parent / "link").symlink_to(source)
+    return source.parent.parent / "link"
+
+
+def older(source):
+    """The folder above, which is a checkpoint too."""
+    tiny_llama(layers=1).save_pretrained(source.parent)
+    return source.parent
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("place", [lambda source: source, linked, older], ids=["itself", "link", "above"])
+def test_an_output_in_place_of_the_model_is_refused(source, place, overwrite, in_memory):
+    model = transformers.AutoModelForCausalLM.from_pretrained(source) if in_memory else str(source)
+    output = place(source)
+    before = files(source.parent)
+
+    with pytest.raises(CheckpointError, match=r"folder of the model, .*bf16, which stays as it is"):
+        oneshot(model, ROUNDING, output_dir=output, overwrite=overwrite, quiet=True)
+
+    assert files(source.parent) == before
+
+
+def test_the_folder_that_a_run_works_in_is_not_the_model_s_either(source):
+    renamed = source.rename(source.with_name("x.partial"))
+
+    with pytest.raises(CheckpointError, match="which stays as it is"):
+        oneshot(str(renamed), ROUNDING, output_dir=source.with_name("x"), quiet=True)
+
+
+def test_outputs_inside_of_the_model_s_folder_do_not_hold_each_other(source):
+    for name in ("one", "two"):
+        oneshot(str(source), ROUNDING, output_dir=source / name, quiet=True, return_model=False)
+
+    assert (source / "two" / "preprocessor_config.json").is_file()
+    assert not (source / "two" / "one").exists()
+
+
+def test_a_log_in_the_output_is_refused_before_anything_is_written(source, tmp_path):
+    with pytest.raises(ArgumentError, match="log_dir=.* lies in output_dir"):
+        oneshot(str(source), ROUNDING, output_dir=tmp_path / "out", log_dir=tmp_path / "out" / "log")
+
+    assert os.listdir(tmp_path) == ["models"]
+
+
+def test_what_lies_beside_a_model_that_is_in_memory_comes_along(source, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    (source / "generation_config.json").write_text(json.dumps(model.generation_config.to_diff_dict(), indent=7))
+
+    oneshot(model, ROUNDING, output_dir=tmp_path / "out", quiet=True)
+
+    for name in ("preprocessor_config.json", "tokenizer.json", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_settings_of_generation_that_were_changed_in_memory_are_written(source, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    model.generation_config.temperature = 0.25
+
+    oneshot(model, ROUNDING, output_dir=tmp_path / "out", quiet=True)
+
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["temperature"] == 0.25
+
+
+def test_files_of_another_model_that_lie_where_this_one_came_from_are_left(source, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    (source / "config.json").write_text('{"model_type": "gpt2"}')
+
+    oneshot(model, ROUNDING, output_dir=tmp_path / "out", quiet=True)
+
+    assert not (tmp_path / "out" / "preprocessor_config.json").exists()
+
+
+@pytest.mark.parametrize("part", ["config", "text_config"])
+def test_a_dense_output_says_nothing_of_how_its_model_was_stored_before(tmp_path, part):
+    model = tiny_llama(layers=1)
+    config = model.config if part == "config" else transformers.LlamaConfig()
+    config.quantization_config = transformers.FineGrainedFP8Config().to_dict()
+    if part != "config":
+        model.config.text_config = config
+
+    oneshot(model, "MagnitudePruningModifier: {sparsity: 0.5, targets: [Linear]}", output_dir=tmp_path / "out")
+
+    assert "quantization_config" not in (tmp_path / "out" / "config.json").read_text()
