@@ -40,7 +40,7 @@ class Needs:
         original_weights: the weights that the stage had before it was compressed, through equivalent transformations:
             `state.original_weight`, `state.original`.
         calls: the calls of a stage with their arguments: `state.calls`.  The stage is not divided.
-        gradients: calls are run with autograd.
+        gradients: calls record the graph inside of `torch.enable_grad()`; without it they never do.
         whole_stage: the stage is not divided into parts that are compressed one after the other.
         batch_boundaries: the result depends on which samples are in one batch, such as averages over batches.
         measuring_pass: all stages are measured, and one decision is made, before the first is compressed: `measure`

@@ -31,11 +31,13 @@ class Sweep:
         observed: names of the layers whose inputs are read; what comes after the last of them need not run.
         propagated_error: whether a modifier calibrates on activations from compressed blocks, not from original ones.
         original_inputs: whether a modifier requests statistics of inputs in the original model.
+        gradients: whether a modifier runs calls with autograd.
     """
 
     observed: frozenset[str] = frozenset()
     propagated_error: bool = True
     original_inputs: bool = False
+    gradients: bool = False
 
 
 @frozen(eq=False)

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
@@ -133,19 +132,16 @@ class Call:
     kwargs: Mapping[str, Any]
     forward: Callable[..., Any]
 
-    def run(self, *, grad: bool = False) -> Any:
+    def run(self) -> Any:
         """The module's output for these arguments, with the weights that it has now.
 
-        Args:
-            grad: record the graph, so that gradients of parameters that require them, and of floating-point tensors
-                among the arguments that do, can be computed.
+        Inside of `torch.enable_grad()` the graph is recorded, if the modifier needs gradients.
         """
-        with torch.set_grad_enabled(grad):
-            return self.forward(*self.args, **self.kwargs)
+        return self.forward(*self.args, **self.kwargs)
 
-    def output(self, *, grad: bool = False) -> Tensor:
+    def output(self) -> Tensor:
         """The first tensor of the output, such as the hidden states of a block, [B, S, D]."""
-        return first_tensor(self.run(grad=grad))
+        return first_tensor(self.run())
 
 
 def calls_inside(call: Call, module: nn.Module) -> Iterator[Call]:

@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import Any, TypeVar, cast
 
 import torch
-from attrs import define, field
+from attrs import define, evolve, field
 from torch import Tensor, nn
 
 from coldpress.errors import BrokenPluginError, CalibrationError
@@ -186,12 +186,10 @@ class State:
         Raises:
             CalibrationError: the pipeline holds no calls of this stage: it is no block and not the whole model.
         """
-        found = self._call_source(stage, original=original, batches=batches)
-        if module is None or module == stage.name:
-            yield from found
-            return
-        for call in found:
-            yield from calls_inside(call, stage.modules[module])
+        inside = module is not None and module != stage.name
+        for whole in self._call_source(stage, original=original, batches=batches):
+            for call in calls_inside(whole, stage.modules[str(module)]) if inside else (whole,):
+                yield call if self.sweep.gradients else evolve(call, forward=torch.no_grad()(call.forward))
 
     # --- what the stage was before it was compressed
 

@@ -216,6 +216,7 @@ class Job:
             observed=preflight.observed(claims),
             propagated_error=any(one.data and one.propagated_error for one in needs),
             original_inputs=any(one.original_inputs for one in needs),
+            gradients=any(one.gradients for one in needs),
         )
         self.state.begin_pass(sweep, store, partial(self.pipeline.calls, self.state))
         return StageRun(
