@@ -188,7 +188,7 @@ def test_without_the_need_for_gradients_no_graph_is_recorded():
     seen = look(output)
     run(seen)
 
-    assert not any(sum(seen.found, []))
+    assert not any(one for found in seen.found for one in found)
 
 
 def test_a_smoother_transforms_the_original_weights_too():
