@@ -176,3 +176,20 @@ def accelerator():
     if not torch.accelerator.is_available():
         pytest.skip("needs an accelerator")
     return torch.accelerator.current_accelerator()
+
+
+@EVERY
+def test_forwards_that_were_replaced_on_instances_run_and_are_there_afterwards(pipeline):
+    model, data = tiny_llama(), batches(rows=2)
+    block, layer = model.model.layers[0], model.model.layers[1].mlp.up_proj
+    plain, inner = block.forward, layer.forward
+    doubled = block.forward = lambda *args, **more: 2 * plain(*args, **more)
+    halved = layer.forward = lambda x: inner(x) / 2
+
+    seen, _ = watch(model, data, pipeline())
+
+    assert block.__dict__["forward"] is doubled
+    assert layer.__dict__["forward"] is halved
+    expected = inputs_of(model, data)
+    for name in {name for name, _ in seen}:
+        torch.testing.assert_close(torch.cat([seen[name, index] for index in range(2)]), expected[name])

@@ -4,7 +4,7 @@ A forward that is let into a block stops again in front of layers inside of it, 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from coldpress.numerics import version
 from coldpress.plugin import CalibrationError, Pass, StopForward
+from coldpress_pipelines.instance import replaced
 
 _ENTER = object()  # said to a forward at a door: go through it yourself
 
@@ -49,6 +50,7 @@ class Frames:
     blocks: Mapping[str, nn.Module]
     waiting: dict[Pass, Suspended] = field(factory=dict)
     _forwards: dict[str, Callable[..., Any]] = field(factory=dict)
+    _replaced: ExitStack = field(factory=ExitStack)
     _frames: dict[Pass, Any] = field(factory=dict)
     _driver: Any = None
     _stops: set[str] = field(factory=set)  # layers to stop at
@@ -58,15 +60,14 @@ class Frames:
         self._driver = greenlet.getcurrent()
         for name, block in self.blocks.items():
             self._forwards[name] = block.forward
-            block.forward = self._suspend_at(name, block.forward)
+            self._replaced.enter_context(replaced(block, "forward", self._suspend_at(name, block.forward)))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.drop()
-        for block in self.blocks.values():
-            block.__dict__.pop("forward", None)  # what was set on the instance; the class's own is seen again
+        self._replaced.close()
 
     def start(self, place: Pass, batch: Mapping[str, Any]) -> None:
         """Begin the forward of a batch and run it to its first block, or to its end."""
@@ -91,15 +92,14 @@ class Frames:
     def stopping_at(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
         """Inside, forwards that are let into a block stop in front of these layers of it, by name, hooks included."""
         self._stops.update(layers)
-        for name, layer in layers.items():
-            layer._call_impl = self._stop_before(name, layer)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            self._stops.clear()
-            self._due.clear()
-            for layer in layers.values():
-                del layer._call_impl
+        with ExitStack() as calls:
+            for name, layer in layers.items():
+                calls.enter_context(replaced(layer, "_call_impl", self._stop_before(name, layer)))
+            try:
+                yield
+            finally:
+                self._stops.clear()
+                self._due.clear()
 
     def enter(self, place: Pass) -> None:
         """Let a waiting forward run what it waits at by itself, to the next door."""
@@ -177,18 +177,10 @@ class _Shown(Exception):  # noqa: N818 - not an error: the hooks of a layer have
     pass
 
 
-@contextmanager
-def _stub(layer: nn.Module) -> Iterator[None]:
+def _stub(layer: nn.Module) -> AbstractContextManager[None]:
     """Inside, the layer has its hooks and computes nothing."""
-    before = layer.__dict__.get("forward")
 
     def stop(*args: Any, **kwargs: Any) -> None:
         raise _Shown
 
-    layer.forward = stop
-    try:
-        yield
-    finally:
-        del layer.forward
-        if before is not None:
-            layer.forward = before
+    return replaced(layer, "forward", stop)

@@ -1,7 +1,7 @@
 """layer_sequential: block after block fed by hand, with no more of the model in memory than one of them."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, ClassVar
 
 from attrs import define, evolve, field, frozen
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from coldpress.plugin import CalibrationError, Call, ModelError, Pass, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Suspended
+from coldpress_pipelines.instance import replaced
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
 from coldpress_pipelines.walking import HOW, as_list, batch_named, matters, placed, refuse_gaps
 
@@ -240,13 +241,10 @@ def _stand_ins(blocks: Mapping[str, nn.Module], answer: Callable[[str, Suspended
     def forward(name: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: answer(name, Suspended(name, args, kwargs))
 
-    for name, block in blocks.items():
-        block.forward = forward(name)
-    try:
+    with ExitStack() as stand_ins:
+        for name, block in blocks.items():
+            stand_ins.enter_context(replaced(block, "forward", forward(name)))
         yield
-    finally:
-        for block in blocks.values():
-            block.__dict__.pop("forward", None)
 
 
 def _slot(call: Suspended) -> Any:
