@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
@@ -74,20 +75,32 @@ class Part:
         parts: Any = {self.slot.parameter: joint, self.slot.bias: joint}
         found = self.slot.biases(parts) if self.is_bias else self.slot.weights(parts)
         assert found is not None
-        return found[self.number].contiguous()
+        return found[self.number].clone(memory_format=torch.contiguous_format)
 
 
 def joined_parts(model: nn.Module, names: CheckpointNames) -> dict[str, Part]:
     """Where the experts' tensors are in a plain checkpoint, of those modules whose experts are in one tensor there."""
-    parts = {}
+    parts: dict[str, Part] = {}
     for name in names.fused:
         module = model.get_submodule(name)
         assert isinstance(module, LinearExperts)
-        for role, slot in module.layout.slots.items():
-            for number in range(module.count):
-                parts[f"{name}.{number}.{role}.weight"] = Part(f"{name}.{slot.parameter}", slot, number, False)
-                if slot.bias is not None:
-                    parts[f"{name}.{number}.{role}.bias"] = Part(f"{name}.{slot.bias}", slot, number, True)
+        parts |= expert_parts(name, module)
+    return parts
+
+
+def expert_parts(name: str, module: LinearExperts) -> dict[str, Part]:
+    """Name of every expert's tensor to where it is in the tensors that the module was made of.
+
+    Args:
+        name: of the module.
+        module: whose experts are linear layers.
+    """
+    parts = {}
+    for role, slot in module.layout.slots.items():
+        for number in range(module.count):
+            parts[f"{name}.{number}.{role}.weight"] = Part(f"{name}.{slot.parameter}", slot, number, False)
+            if slot.bias is not None:
+                parts[f"{name}.{number}.{role}.bias"] = Part(f"{name}.{slot.bias}", slot, number, True)
     return parts
 
 

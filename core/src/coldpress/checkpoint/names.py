@@ -94,19 +94,30 @@ class _Rules:
 def _rules(model: Any) -> _Rules:
     if getattr(model, "config", None) is None or not hasattr(model, "base_model_prefix"):
         return _Rules(None)
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-    # A prefix that some checkpoints have and others lack is left as the model has it.
-    rules = [
-        rule for rule in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(rule, PrefixChange)
-    ]
-    turned = [rule.reverse_transform() for rule in rules[::-1]]
+    rules = getattr(model, "_weight_conversions", None)  # those that were of use when its files were read
+    try:
+        rules = _default_rules(model) if rules is None else rules
+        turned = [rule.reverse_transform() for rule in rules[::-1]]
+    except ValueError:  # a rule that also decoded what was compressed
+        rules = _default_rules(model)
+        turned = [rule.reverse_transform() for rule in rules[::-1]]
     return _Rules(
         SimpleNamespace(_weight_conversions=rules, config=model.config),
         tuple(rule for rule in turned if isinstance(rule, WeightConverter)),
         tuple(rule for rule in turned if isinstance(rule, WeightRenaming)),
     )
+
+
+def _default_rules(model: Any) -> list[Any]:
+    """The rules of a model that was not read from files."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange
+
+    # A prefix that some checkpoints have and others lack is left as the model has it.
+    found = get_model_conversion_mapping(model, add_legacy=False)
+    return [rule for rule in found if not isinstance(rule, PrefixChange)]
 
 
 def _renamed(name: str, rules: _Rules) -> str:

@@ -10,6 +10,7 @@ from coldpress.arguments import Arguments, ModelArguments
 from coldpress.checkpoint.reader import read_json
 from coldpress.errors import ArgumentError
 from coldpress.models import load_model
+from coldpress.models.hub import hub_folder
 from coldpress.models.loading import placement
 from coldpress.models.origin import origin_folder
 from coldpress.models.skeleton import NotStreamable, stream_model
@@ -43,7 +44,7 @@ def open_model(arguments: Arguments) -> Opened:
     """
     settings = arguments.model
     _check_kind(settings)
-    folder = _folder(settings.model)
+    folder = _folder(settings)
     wanted = settings.stream_weights
     reason = _obstacle(arguments, folder)
     if wanted and reason:
@@ -108,11 +109,13 @@ def _check_kind(settings: ModelArguments) -> None:
         )
 
 
-def _folder(model: Any) -> Path | None:
-    """The folder that a model is in, if it is named by that."""
-    if not isinstance(model, str):
+def _folder(settings: ModelArguments) -> Path | None:
+    """The folder that a model is in, if it is named: its own, or that of its snapshot in the hub's cache."""
+    if not isinstance(settings.model, str):
         return None
-    source = find_source(model)
+    source = find_source(settings.model)
+    if source.kind == "hub":
+        return hub_folder(source.name, settings.model_revision)
     return source.path if source.kind == "folder" else None
 
 
@@ -121,7 +124,7 @@ def _obstacle(arguments: Arguments, folder: Path | None) -> str | None:
     if arguments.output.output_dir is None:
         return "there is no output_dir that finished stages could be written to"
     if folder is None:
-        return "the model is not a folder of safetensors files"
+        return "the model is neither a folder of safetensors files nor on a hub"
     if next(folder.glob("*.safetensors"), None) is None:
         return f"{folder} holds no safetensors files"
     if read_json(folder / "config.json").get("quantization_config"):

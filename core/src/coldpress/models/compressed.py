@@ -14,6 +14,7 @@ from coldpress.checkpoint import CheckpointReader, Format, SchemeLookup
 from coldpress.checkpoint.names import checkpoint_names
 from coldpress.errors import BrokenPluginError, CheckpointError, ModelError, UnknownPluginError
 from coldpress.experts import linear_experts, linearize_experts
+from coldpress.models.auto import build_model
 from coldpress.models.quiet import no_bar
 from coldpress.models.simulation import simulate_activations
 from coldpress.models.streaming import without_weights
@@ -84,10 +85,8 @@ def _dense(config: Any) -> Any:
 
 def _skeleton(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
     """The dense model without weights, its experts as layers."""
-    from transformers import AutoModelForCausalLM
-
     with without_weights():
-        skeleton: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        skeleton: nn.Module = build_model(config, dtype=dtype, trust_remote_code=trust_remote_code)
     linearize_experts(skeleton)
     return skeleton
 

@@ -10,7 +10,9 @@ import torch
 from coldpress.arguments import PRECISIONS
 from coldpress.arguments.hub import hub_is_reachable
 from coldpress.errors import ArgumentError, CheckpointError, ModelError, suggest
-from coldpress.models.source import Source, find_source, neighbours
+from coldpress.models.auto import model_class
+from coldpress.models.hub import hub_folder
+from coldpress.models.source import find_source
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def load_model(
     revision: str = "main",
     config: str | None = None,
 ) -> Any:
-    """Load a causal language model, ready to evaluate.
+    """Load a model of the class that its configuration names, ready to evaluate.
 
     A folder that is already compressed becomes a dense model whose weights are what its codes stand for, with
     quantization of activations simulated.
@@ -65,10 +67,8 @@ def load_model(
 
         assert found.path is not None
         model = load_gguf_model(found.path, torch.bfloat16 if kind == "auto" else kind)
-    elif found.kind == "folder":
-        model = _load_folder(found, kind, more)
     else:
-        model = _load_hub(found, kind, {**more, "revision": revision})
+        model = _load_folder(found.name, found.path or hub_folder(found.name, revision), kind, more)
     model.config._name_or_path = found.name
     log.info("loaded %s: %s in %s", found.name, type(model).__name__, model.dtype)
     return model.to(target).eval()
@@ -148,7 +148,8 @@ def load_tokenizer(
 
         assert found.path is not None
         return load_gguf_tokenizer(found.path)
-    return _load_tokenizer(found, trust_remote_code, revision)
+    folder = found.path or hub_folder(found.name, revision, weights=False)
+    return _load_tokenizer(found.name, folder, trust_remote_code)
 
 
 def need_tokenizer(tokenizer: Any, purpose: str) -> Any:
@@ -192,59 +193,33 @@ def _best_device() -> torch.device:
     return device if device is not None else torch.device("cpu")
 
 
-def _load_folder(source: Source, dtype: Any, more: dict[str, Any]) -> Any:
-    assert source.path is not None
-    config = _read_config(source.path / "config.json")
+def _load_folder(name: str, folder: Path, dtype: Any, more: dict[str, Any]) -> Any:
+    config = _read_config(folder / "config.json")
     quantization = config.get("quantization_config")
     if quantization:
         from coldpress.models.compressed import load_compressed
 
-        model = load_compressed(source.path, quantization, dtype=dtype, **more)
-        read_generation_settings(model, source.path)
+        model = load_compressed(folder, quantization, dtype=dtype, **more)
+        read_generation_settings(model, folder)
         return model
-    if any(source.path.glob("*.safetensors*")):
+    if any(folder.glob("*.safetensors*")):
         from coldpress.checkpoint import CheckpointReader
 
-        CheckpointReader(source.path).check()
-    elif not any(source.path.glob("*.bin")):
-        raise CheckpointError(f"{source.name!r} holds a config.json and no weights: model.safetensors is missing")
-    return _from_pretrained(str(source.path), dtype=dtype, **more)
-
-
-def _load_hub(source: Source, dtype: Any, more: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    reachable = hub_is_reachable()
-    where = (
-        "on the hub or in its local cache" if reachable else "in the local cache of the hub, which cannot be reached"
-    )
-    try:
-        settings = {name: value for name, value in more.items() if name != "config"}
-        config = AutoConfig.from_pretrained(source.name, local_files_only=not reachable, **settings)
-    except OSError as error:
-        raise ModelError(
-            f"no model {source.name!r}: no folder of this name exists, and it is not {where}{neighbours(source.name)}"
-        ) from error
-    except _TROUBLE as error:
-        raise ModelError(f"transformers cannot read {source.name!r}: {_first_line(error)}") from error
-    quantization = getattr(config, "quantization_config", None)
-    if not quantization:
-        return _from_pretrained(source.name, dtype=dtype, local_files_only=not reachable, **more)
-    from huggingface_hub import snapshot_download
-
-    folder = snapshot_download(source.name, revision=more["revision"], local_files_only=not reachable)
-    return _load_folder(
-        Source("folder", source.name, Path(folder)), dtype, {k: more[k] for k in more if k != "revision"}
-    )
+        CheckpointReader(folder).check()
+    elif not any(folder.glob("*.bin")):
+        raise CheckpointError(f"{name!r} holds a config.json and no weights: model.safetensors is missing")
+    return _from_pretrained(str(folder), dtype=dtype, **more)
 
 
 def _from_pretrained(name: str, **settings: Any) -> Any:
     """Transformers' own loading; what it would only warn of is an error here."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
+    trust = settings["trust_remote_code"]
+    config = settings.pop("config", None) or load_config(name, trust_remote_code=trust)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **settings)
+        kind = model_class(config, trust_remote_code=trust)
+        model, loading = kind.from_pretrained(name, config=config, output_loading_info=True, **settings)
     except SafetensorError as error:
         raise CheckpointError(f"a safetensors file of {name!r} is corrupt or truncated: {error}") from error
     except _TROUBLE as error:
@@ -258,21 +233,16 @@ def _from_pretrained(name: str, **settings: Any) -> Any:
     return model
 
 
-def _load_tokenizer(source: Source, trust_remote_code: bool, revision: str) -> Any | None:
+def _load_tokenizer(name: str, folder: Path, trust_remote_code: bool) -> Any | None:
     from transformers import AutoTokenizer
 
-    name = str(source.path) if source.path else source.name
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-    if source.path and not any((source.path / file).is_file() for file in files):
+    if not any((folder / file).is_file() for file in files):
         return None
     try:
-        return AutoTokenizer.from_pretrained(
-            name,
-            trust_remote_code=trust_remote_code,
-            **({} if source.path else {"revision": revision, "local_files_only": not hub_is_reachable()}),
-        )
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except _TROUBLE as error:
-        raise ModelError(f"transformers cannot read the tokenizer of {source.name!r}: {_first_line(error)}") from error
+        raise ModelError(f"transformers cannot read the tokenizer of {name!r}: {_first_line(error)}") from error
 
 
 def _exists(source: str) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from coldpress.checkpoint import CheckpointReader
+from coldpress.checkpoint.place import Place, PlaceReader
 from coldpress.models.heap import trim_heap
 
 log = logging.getLogger(__name__)
@@ -37,19 +38,26 @@ class WeightStream:
     Attributes:
         model: whose parameters come and go.
         reader: where they come from.
-        places: name of a parameter to the name of its tensor in the checkpoint.
+        places: name of a parameter to where it is in the checkpoint.
+        extra: tensors of the checkpoint that the model has no place for.
         device: where they are put.
         fetch_again: how a module gets its weights after it was dropped, for by then they are others; None forbids it.
     """
 
     model: Any
     reader: CheckpointReader
-    places: Mapping[str, str]
+    places: Mapping[str, Place]
     device: torch.device
+    extra: tuple[str, ...] = ()
     fetch_again: Fetch | None = None
+    _placed: PlaceReader = field(init=False)
     _dropped: set[nn.Module] = field(factory=set)
     _owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = field(factory=dict)
     _hooks: list[RemovableHandle] = field(factory=list)
+
+    @_placed.default
+    def _make_reader(self) -> PlaceReader:
+        return PlaceReader(self.reader)
 
     def __enter__(self) -> "WeightStream":
         for name, module in self.model.named_modules():
@@ -73,7 +81,8 @@ class WeightStream:
         for name, module in modules.items():
             for part, parameter in module.named_parameters(recurse=False):
                 if parameter.is_meta:
-                    self._put(parameter, self.reader.read(self.places[_join(name, part)]))
+                    self._put(parameter, self._placed.read(self.places[_join(name, part)], parameter.dtype))
+        self._placed.forget()
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Give parameters and buffers the values of `tensors`, by name, whether or not they are in memory."""

@@ -1,36 +1,48 @@
-"""Weights that modules share, and giving a module a weight of its own."""
+"""Parameters that modules share, and giving one of them a value of its own."""
 
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
-def untie(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Give each named module that shares its weight with another one a copy of its own.
-
-    The configuration of a model whose embeddings are no longer tied says so afterwards.
+def untie(model: nn.Module, layers: Iterable[str]) -> list[str]:
+    """Give each named layer that shares its weight with another module a copy of its own.
 
     Args:
         model: changed in place.
-        names: modules with a `weight`; the last of those that share one keeps it.
+        layers: modules with a `weight`; the last of those that share one keeps it.
 
     Returns:
-        The names of the modules that got a copy.
+        The names of the layers that got a copy.
     """
-    owners: Counter[int] = Counter(id(module.weight) for module in model.modules() if _has_weight(module))
-    copied = []
+    return [name.removesuffix(".weight") for name in separate(model, [f"{layer}.weight" for layer in layers])]
+
+
+def separate(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Give each named parameter that has other names too a tensor of its own, with the same values.
+
+    Args:
+        model: changed in place.
+        names: of parameters; the last of those that are one keeps it.
+
+    Returns:
+        The names of the parameters that are new.
+    """
+    owners = Counter(
+        id(tensor) for module in model.modules() for tensor in module._parameters.values() if tensor is not None
+    )
+    changed = []
     for name in names:
-        module: Any = model.get_submodule(name)
-        if owners[id(module.weight)] > 1:
-            owners[id(module.weight)] -= 1
-            module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=module.weight.requires_grad)
-            copied.append(name)
-    config: Any = getattr(model, "config", None)
-    if copied and getattr(config, "tie_word_embeddings", False):
-        config.tie_word_embeddings = False
-    return copied
+        home, _, part = name.rpartition(".")
+        module: Any = model.get_submodule(home)
+        tensor: Tensor = getattr(module, part)
+        if owners[id(tensor)] > 1:
+            owners[id(tensor)] -= 1
+            setattr(module, part, nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad))
+            changed.append(name)
+    return changed
 
 
 def untie_embeddings(model: Any) -> None:
@@ -38,7 +50,3 @@ def untie_embeddings(model: Any) -> None:
     head = model.get_output_embeddings()
     if head is not None:
         untie(model, [name for name, module in model.named_modules() if module is head])
-
-
-def _has_weight(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "weight", None), nn.Parameter)
