@@ -85,6 +85,7 @@ def test_a_compressed_model_s_configuration_does_not_say_how_a_dense_one_is_stor
 @pytest.mark.parametrize("name", ["nowhere", "other/nowhere", "model/model.safetensors"])
 def test_a_configuration_that_is_not_there_is_named(folder, other, tmp_path, name, monkeypatch):
     monkeypatch.setattr("coldpress.models.loading.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("coldpress.models.hub.hub_is_reachable", lambda: False)
 
     with pytest.raises(ModelError, match=name):
         oneshot(str(folder), dynamic(), config_name=str(tmp_path / name), output_dir=tmp_path / "out")

@@ -26,6 +26,7 @@ def no_hub(monkeypatch):
     """A machine without network."""
 
     monkeypatch.setattr("coldpress.models.loading.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("coldpress.models.hub.hub_is_reachable", lambda: False)
 
 
 def test_a_folder_gives_back_the_weights_that_were_saved(folder):

@@ -15,7 +15,7 @@ from coldpress.checkpoint import CheckpointReader
 from coldpress.dataflow.partition import partition
 from coldpress.errors import ArgumentError, CheckpointError, NumericsError
 from coldpress.models import load_model, simulated
-from coldpress.models.skeleton import NotStreamable, stream_model
+from coldpress.models.skeleton import stream_model
 from coldpress.models.streaming import without_weights
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress.testing.rounding import Rounding
@@ -174,13 +174,23 @@ def test_a_tensor_of_another_shape_is_named(llama):
         stream(llama)
 
 
-def test_a_tensor_too_many_is_told(llama, caplog):
-    change(llama, lambda tensors: tensors.update(spare=torch.ones(3)))
+def test_a_tensor_that_the_model_has_no_place_for_comes_along(llama, tmp_path, caplog):
+    spare = torch.randn(3, 4)
+    change(llama, lambda tensors: tensors.update({"mtp.layers.0.proj.weight": spare}))
 
     with caplog.at_level(logging.WARNING):
-        stream(llama)
+        oneshot(str(llama), Rounding(scheme="W8A8", ignore=["lm_head"]), output_dir=str(tmp_path / "out"))
 
-    assert "not read, because the model has no such weights: spare" in caplog.text
+    assert (
+        "1 tensors of the files are no part of a LlamaForCausalLM, the first is mtp.layers.0.proj.weight" in caplog.text
+    )
+    assert torch.equal(CheckpointReader(tmp_path / "out").get("mtp.layers.0.proj.weight"), spare)
+    assert (
+        "mtp.layers.0.proj" in json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["ignore"]
+    )
+    layers = json.loads((tmp_path / "out/report.json").read_text())["layers"]
+    line = next(line for line in layers if line["name"] == "mtp.layers.0.proj.weight")
+    assert line["reason"] == "no part of the model: copied from its files unchanged"
 
 
 def test_a_truncated_file_is_named(llama):
@@ -191,24 +201,31 @@ def test_a_truncated_file_is_named(llama):
         stream(llama)
 
 
-def test_names_that_transformers_translates_are_not_streamed(llama):
+def test_names_that_transformers_translates_are_streamed(llama):
+    expected = load_model(llama, device="cpu")
+
     def rename(tensors):
         for name in list(tensors):
             if name.startswith("model."):
                 tensors[name.removeprefix("model.")] = tensors.pop(name)
 
     change(llama, rename)
+    weights, data = stream(llama), batches(rows=2)
 
-    with pytest.raises(NotStreamable, match="names in its files are not the model's"):
-        stream(llama)
+    with weights, torch.no_grad():
+        assert torch.equal(logits(weights.model, data), logits(expected, data))
 
 
-def test_tied_weights_that_differ_in_the_files_are_not_streamed(tmp_path):
+def test_tied_weights_that_differ_in_the_files_are_untied_as_transformers_does(tmp_path, caplog):
     folder = save(tiny_llama(tied=True), tmp_path / "tied")
     change(folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(259, 128)}))
 
-    with pytest.raises(NotStreamable, match="are one in the model and two in its files"):
-        stream(folder)
+    weights = stream(folder)
+
+    assert "are one by the configuration and two in the files: untied" in caplog.text
+    weights.read({"lm_head": weights.model.lm_head, "model.embed_tokens": weights.model.model.embed_tokens})
+    assert not weights.model.lm_head.weight.any()
+    assert weights.model.model.embed_tokens.weight.any()
 
 
 def compress(source, output, **settings):
@@ -257,7 +274,10 @@ def test_a_head_that_is_quantized_is_untied(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({}, "no output_dir"), ({"output_dir": "out", "model": tiny_llama()}, "not a folder of safetensors files")],
+    [
+        ({}, "no output_dir"),
+        ({"output_dir": "out", "model": tiny_llama()}, "neither a folder of safetensors files nor on a hub"),
+    ],
 )
 def test_streaming_that_is_asked_for_and_impossible_is_refused(llama, tmp_path, settings, reason):
     if "output_dir" in settings:
@@ -265,20 +285,6 @@ def test_streaming_that_is_asked_for_and_impossible_is_refused(llama, tmp_path, 
 
     with pytest.raises(ArgumentError, match=f"stream_weights=True is not possible: .*{reason}"):
         oneshot(**{"model": str(llama), "recipe": Rounding(scheme="W8A8"), "stream_weights": True, **settings})
-
-
-def test_names_that_do_not_fit_are_loaded_into_memory_and_told(llama, tmp_path, caplog):
-    def rename(tensors):
-        for name in list(tensors):
-            if name.startswith("model."):
-                tensors[name.removeprefix("model.")] = tensors.pop(name)
-
-    change(llama, rename)
-
-    with caplog.at_level(logging.INFO, "coldpress"):
-        compress(llama, tmp_path / "out")
-
-    assert "is loaded into memory as a whole: names in its files are not the model's" in caplog.text
 
 
 def test_a_nan_in_a_later_stage_is_named(llama, tmp_path):

@@ -56,10 +56,12 @@ class Origin:
     Attributes:
         folder: with its config.json.
         has_tokenizer: whether the tokenizer of the run is the one that lies there; if not, its files are not copied.
+        extra: tensors in its files that the model has no place for; they are copied.
     """
 
     folder: Path
     has_tokenizer: bool
+    extra: tuple[str, ...] = ()
 
 
 def copy_companions(origin: Origin, target: Path) -> None:

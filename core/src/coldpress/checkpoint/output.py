@@ -25,6 +25,7 @@ from coldpress.checkpoint.named import (
     unquantized_on_disk,
 )
 from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
+from coldpress.checkpoint.reader import CheckpointReader
 from coldpress.checkpoint.restore import own_tensors, read_inputs, restored, write_inputs
 from coldpress.checkpoint.writer import CheckpointWriter
 from coldpress.dataflow.fused import FusedLayers, split_groups
@@ -184,8 +185,13 @@ class Output:
             files: name to content of what the run has to say: text, or a table for JSON.
             origin: the folder of the original model, whose small files are copied; None when there is none.
         """
-        self._write_config(state)
+        extra = origin.extra if origin is not None else ()
+        self._write_config(state, extra)
         self._write_generation_config(state.model, origin)
+        if origin is not None and extra:
+            reader = CheckpointReader(origin.folder)
+            for name in extra:
+                self._writer.add({name: reader.get(name)})
         if origin is not None:
             with telling(self.folder):
                 copy_companions(origin, self.folder)
@@ -218,7 +224,7 @@ class Output:
                 turned = suffix == "weight" and "Conv1D" in class_names(module)  # it stores [I, O]
                 yield full.removesuffix("weight") + suffix, packed.t().contiguous() if turned else packed
 
-    def _write_config(self, state: State) -> None:
+    def _write_config(self, state: State, extra: Sequence[str]) -> None:
         """config.json with what the format says of the quantization, and nothing of how the model was stored before."""
         model: Any = state.model
         config = without_quantization(deepcopy(model.config))
@@ -226,6 +232,7 @@ class Output:
         config.dtype = model.dtype
         config.save_pretrained(self.folder)
         ignored = unquantized_on_disk(model, state.schemes, self._names)
+        ignored += [name.removesuffix(".weight") for name in extra if name.endswith(".weight")]
         quantization = self.format.config(schemes_on_disk(state.schemes, self._names), ignored)
         caches = [args for _, args in rounded_caches(dict(model.named_modules()))]
         if caches:

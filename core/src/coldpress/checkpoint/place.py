@@ -180,7 +180,7 @@ class Found:
     extra: tuple[str, ...]
 
 
-def find_places(model: nn.Module, files: Tensors) -> Found:
+def find_places(model: Any, files: Tensors) -> Found:
     """Where the tensors of a model are, whose experts are as its class makes them.
 
     Transformers' rules that were of use are noted on the model, as transformers does, so that it is saved with the

@@ -27,7 +27,7 @@ from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.output import Output
 from coldpress.entrypoints.experts import open_experts, report_refused
-from coldpress.entrypoints.opening import Opened, open_model
+from coldpress.entrypoints.opening import Opened, open_model, report_extra
 from coldpress.entrypoints.places import check_apart
 from coldpress.errors import ArgumentError, BrokenPluginError
 from coldpress.models import load_tokenizer
@@ -65,6 +65,7 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
     refused = open_experts(opened.model, recipe.modifiers, all_experts=arguments.dataset.moe_calibrate_all_experts)
     state = _state(arguments, recipe, opened.model)
     report_refused(state, refused)
+    report_extra(state, opened.extra)
     job = Job(
         recipe=recipe,
         state=state,
@@ -166,7 +167,8 @@ def _origin(settings: ModelArguments, opened: Opened) -> Origin | None:
     """The folder of the model, whose tokenizer is the run's unless another one was asked for."""
     if opened.folder is None:
         return None
-    return Origin(opened.folder, has_tokenizer=settings.tokenizer is None and settings.processor is None)
+    own_tokenizer = settings.tokenizer is None and settings.processor is None
+    return Origin(opened.folder, has_tokenizer=own_tokenizer, extra=tuple(opened.extra))
 
 
 def _tokenizer(settings: ModelArguments, model: Any) -> Any:

@@ -1,14 +1,19 @@
 """Opening a model: into memory, or as a stream of weights where that is possible."""
 
 import logging
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from attrs import fields_dict, frozen
+from attrs import field, fields_dict, frozen
 
 from coldpress.arguments import Arguments, ModelArguments
+from coldpress.checkpoint import CheckpointReader
+from coldpress.checkpoint.place import find_places
 from coldpress.checkpoint.reader import read_json
 from coldpress.errors import ArgumentError
+from coldpress.layer_report import LayerReport
 from coldpress.models import load_model
 from coldpress.models.hub import hub_folder
 from coldpress.models.loading import placement
@@ -16,6 +21,7 @@ from coldpress.models.origin import origin_folder
 from coldpress.models.skeleton import NotStreamable, stream_model
 from coldpress.models.source import find_source
 from coldpress.models.streaming import WeightStream
+from coldpress.state import State
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +34,13 @@ class Opened:
         model: in memory, or built without weights.
         weights: brings them, stage by stage; None when they are in memory.
         folder: where the model is on disk, as far as that is known; None when it comes from somewhere else.
+        extra: tensors of its files that the model has no place for, with their shapes.
     """
 
     model: Any
     weights: WeightStream | None
     folder: Path | None
+    extra: Mapping[str, tuple[int, ...]] = field(factory=dict)
 
 
 def open_model(arguments: Arguments) -> Opened:
@@ -58,7 +66,7 @@ def open_model(arguments: Arguments) -> Opened:
                 logging.WARNING if wanted else logging.INFO, "%s is loaded into memory as a whole: %s", folder, error
             )
         else:
-            return Opened(weights.model, weights, folder)
+            return Opened(weights.model, weights, folder, {name: weights.reader.shape(name) for name in weights.extra})
     model = load_model(
         settings.model,
         dtype=settings.precision,
@@ -67,7 +75,32 @@ def open_model(arguments: Arguments) -> Opened:
         revision=settings.model_revision,
         config=settings.config_name,
     )
-    return Opened(model, None, folder or origin_folder(model))
+    folder = folder or origin_folder(model)
+    return Opened(model, None, folder, _extra(model, folder))
+
+
+def _extra(model: Any, folder: Path | None) -> Mapping[str, tuple[int, ...]]:
+    """Tensors in the files of a folder that a model which was read from there, as it is there, has no place for."""
+    if folder is None or next(folder.glob("*.safetensors"), None) is None or is_compressed(folder):
+        return {}
+    if not _is_whole(model, read_json(folder / "config.json")):
+        return {}
+    reader = CheckpointReader(folder)
+    return {name: reader.shape(name) for name in find_places(model, reader).extra}
+
+
+def report_extra(state: State, extra: Mapping[str, tuple[int, ...]]) -> None:
+    """Say of tensors that the model has no place for that they come along: in the report, and in a warning."""
+    for name, shape in extra.items():
+        rows = shape[0] if shape else 1
+        reason = "no part of the model: copied from its files unchanged"
+        state.report[name] = LayerReport(name, "Tensor", (rows, prod(shape) // max(rows, 1)), reason=reason)
+    if extra:
+        log.warning(
+            "%d tensors of the files are no part of a %s, the first is %s (multi-token prediction, or of another "
+            "class?): they come along unchanged",
+            *(len(extra), type(state.model).__name__, next(iter(extra))),
+        )
 
 
 def _stream(settings: ModelArguments, folder: Path) -> WeightStream:
@@ -127,6 +160,19 @@ def _obstacle(arguments: Arguments, folder: Path | None) -> str | None:
         return "the model is neither a folder of safetensors files nor on a hub"
     if next(folder.glob("*.safetensors"), None) is None:
         return f"{folder} holds no safetensors files"
-    if read_json(folder / "config.json").get("quantization_config"):
+    if is_compressed(folder):
         return f"{folder} is compressed already, and is decoded as a whole"
     return None
+
+
+def is_compressed(folder: Path) -> bool:
+    """Whether a folder's config.json says that its weights are quantized."""
+    return bool(read_json(folder / "config.json").get("quantization_config"))
+
+
+def _is_whole(model: Any, stored: Mapping[str, Any]) -> bool:
+    """Whether a model is of the class that the config.json of its folder names, and has as many layers."""
+    named = stored.get("architectures") or [type(model).__name__]
+    theirs = type(model.config).from_dict(dict(stored)).get_text_config()
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    return type(model).__name__ in named and count == getattr(theirs, "num_hidden_layers", None)

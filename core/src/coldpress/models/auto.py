@@ -1,8 +1,8 @@
 """Which class of transformers builds a model: the one that its configuration names.
 
-    "architectures": ["Qwen2_5_VLForConditionalGeneration"]    that class, with its vision tower
-    "auto_map": {"AutoModel": "modeling_own.OwnModel"}         code that comes with the model, where it is trusted
-    neither                                                    the first auto class that knows the configuration
+"architectures": ["Qwen2_5_VLForConditionalGeneration"]    that class, with its vision tower
+"auto_map": {"AutoModel": "modeling_own.OwnModel"}         code that comes with the model, where it is trusted
+neither                                                    the first auto class that knows the configuration
 """
 
 import logging
@@ -71,9 +71,9 @@ def _named_class(config: Any, name: str) -> Any:
     """The model class of this name, of transformers or registered with it, if it is one for this configuration."""
     import transformers
 
-    known = getattr(transformers, name, None) if name.isidentifier() else None
+    known: Any = getattr(transformers, name, None) if name.isidentifier() else None
     if isinstance(known, type) and issubclass(known, transformers.PreTrainedModel):
-        made_for = known.config_class
+        made_for = getattr(known, "config_class", None)
         if made_for is not None and isinstance(config, made_for):
             return known
     for auto in _every_auto_class():

@@ -11,8 +11,19 @@ from coldpress.models.source import neighbours
 
 log = logging.getLogger(__name__)
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot")
-_WEIGHTS += (".tflite", ".mlmodel", ".npz", ".npy", ".tar", ".gz", ".zip", ".pb", ".xml", ".engine")
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".onnx_data",
+    ".ot",
+) + ((".tflite", ".mlmodel", ".npz", ".npy", ".tar", ".gz", ".zip", ".pb", ".xml", ".engine"))
 _INDEX = ".index.json"
 
 

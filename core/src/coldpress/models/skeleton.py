@@ -134,7 +134,7 @@ def _separate_what_differs(model: Any, places: Mapping[str, Place], reader: Chec
 def _shared_places(model: nn.Module, places: Mapping[str, Place]) -> dict[str, Place]:
     """Name of every parameter and saved buffer to its place; names that share a tensor share its place."""
     groups = _groups(model)
-    found = {}
+    found: dict[str, Place] = {}
     for names in groups.values():
         place = next(places[name] for name in names if name in places)
         found |= dict.fromkeys(names, place)

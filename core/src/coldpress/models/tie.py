@@ -10,6 +10,8 @@ from torch import Tensor, nn
 def untie(model: nn.Module, layers: Iterable[str]) -> list[str]:
     """Give each named layer that shares its weight with another module a copy of its own.
 
+    The configuration of a model whose embeddings are no longer tied says so afterwards.
+
     Args:
         model: changed in place.
         layers: modules with a `weight`; the last of those that share one keeps it.
@@ -17,7 +19,11 @@ def untie(model: nn.Module, layers: Iterable[str]) -> list[str]:
     Returns:
         The names of the layers that got a copy.
     """
-    return [name.removesuffix(".weight") for name in separate(model, [f"{layer}.weight" for layer in layers])]
+    copied = [name.removesuffix(".weight") for name in separate(model, [f"{layer}.weight" for layer in layers])]
+    config: Any = getattr(model, "config", None)
+    if copied and getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = False
+    return copied
 
 
 def separate(model: nn.Module, names: Iterable[str]) -> list[str]:
