@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from coldpress.checkpoint.named import Part, expert_parts
 from coldpress.checkpoint.names import checkpoint_names
 from coldpress.errors import CheckpointError
+from coldpress.experts import linear_experts
 from coldpress.experts.linear import LinearExperts
 
 _TROUBLE = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError)
@@ -181,7 +182,7 @@ class Found:
 
 
 def find_places(model: Any, files: Tensors) -> Found:
-    """Where the tensors of a model are, whose experts are as its class makes them.
+    """Where the tensors of a model are, but for those of experts that are linear layers.
 
     Transformers' rules that were of use are noted on the model, as transformers does, so that it is saved with the
     names that it had.
@@ -203,8 +204,12 @@ def find_places(model: Any, files: Tensors) -> Found:
     places: dict[str, Place] = {}
     conversions: dict[str, Conversion] = {}
     extra = []
+    experts = {f"{name}.{part}" for name, module in linear_experts(model).items() for part in module.shapes}
+    own = set(checkpoint_names(model).renamed.values()) if experts else set()
     for disk in sorted(files.names(), key=dot_natural_key):
         name, pattern = _renamed(disk, renamings, converters, model, known)
+        if name in experts or disk in own:
+            continue  # they are linear layers already
         if name not in known or (pattern is None and name in places):
             extra.append(disk)
         elif pattern is None:

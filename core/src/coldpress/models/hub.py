@@ -11,19 +11,13 @@ from coldpress.models.source import neighbours
 
 log = logging.getLogger(__name__)
 
-_WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".onnx_data",
-    ".ot",
-) + ((".tflite", ".mlmodel", ".npz", ".npy", ".tar", ".gz", ".zip", ".pb", ".xml", ".engine"))
+_WEIGHTS = tuple(
+    f".{end}"
+    for end in (
+        *("bin", "ckpt", "engine", "gguf", "gz", "h5", "mlmodel", "msgpack", "npy", "npz", "onnx", "onnx_data", "ot"),
+        *("pb", "pt", "pth", "safetensors", "tar", "tflite", "xml", "zip"),
+    )
+)
 _INDEX = ".index.json"
 
 
