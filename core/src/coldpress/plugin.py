@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from coldpress.pipeline import Pipeline
     from coldpress.quantized import Quantized
     from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset
-    from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor
+    from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor, matches_name
     from coldpress.state import State
     from coldpress.statistic import RESCALE, ROTATE, Statistic
 
@@ -89,6 +89,7 @@ __all__ = [
     "cache_args",
     "first_tensor",
     "hookimpl",
+    "matches_name",
     "note_fit",
     "number_format",
     "observer_for",
@@ -129,7 +130,7 @@ __getattr__, __dir__ = lazy_names(
         "modifier": ("PRUNES", "QUANTIZES", "RUNS_LAST", "TRANSFORMS", "Decision", "Modifier", "Needs"),
         "pipeline": ("Pipeline",),
         "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset"),
-        "stage": ("Batch", "Call", "Layer", "Pass", "Stage", "first_tensor"),
+        "stage": ("Batch", "Call", "Layer", "Pass", "Stage", "first_tensor", "matches_name"),
         "layer_report": ("LayerReport",),
         "quantized": ("Quantized",),
         "state": ("State",),

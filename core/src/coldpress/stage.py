@@ -17,6 +17,13 @@ def class_names(module: nn.Module) -> tuple[str, ...]:
     return (*names, "Linear") if "Conv1D" in names else names
 
 
+def matches_name(pattern: str, name: str) -> bool:
+    """Whether a pattern, an exact name or `re:` and an expression that is matched from the start, means this name."""
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], name) is not None
+    return pattern == name
+
+
 def matches(pattern: str, name: str, classes: Sequence[str]) -> bool:
     """Whether a target or ignore pattern means this module.
 
@@ -25,14 +32,23 @@ def matches(pattern: str, name: str, classes: Sequence[str]) -> bool:
         name: of the module, from the root of the model.
         classes: what `class_names` says of it.
     """
-    if pattern.startswith("re:"):
-        return re.match(pattern[3:], name) is not None
-    return pattern == name or pattern in classes
+    return matches_name(pattern, name) or pattern in classes
 
 
 def oriented(weight: Tensor, classes: Sequence[str]) -> Tensor:
-    """A weight as [O, I], whichever way its module stores it; its own inverse, and a view."""
+    """A weight as [O, I], where its module stores [I, O] as `Conv1D` does; its own inverse, and a view."""
     return weight.t() if "Conv1D" in classes else weight
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module is a linear layer with a matrix of weights of its own."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim == 2 and "Linear" in class_names(module)
+
+
+def input_dim(module: nn.Module) -> int:
+    """The dimension of a linear layer's stored weight that holds input channels: 1, or 0 for `Conv1D`."""
+    return 0 if "Conv1D" in class_names(module) else 1
 
 
 @frozen(eq=False)

@@ -34,7 +34,7 @@ from coldpress.format import Format
 from coldpress.layer_report import LayerReport
 from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme
-from coldpress.stage import Stage, class_names, find_layers
+from coldpress.stage import Stage, class_names, find_layers, oriented
 from coldpress.state import State
 
 
@@ -221,8 +221,8 @@ class Output:
                 yield full, tensor.detach()
                 continue
             for suffix, packed in self.format.tensors(quantized).items():
-                turned = suffix == "weight" and "Conv1D" in class_names(module)  # it stores [I, O]
-                yield full.removesuffix("weight") + suffix, packed.t().contiguous() if turned else packed
+                stored = oriented(packed, class_names(module)).contiguous() if suffix == "weight" else packed
+                yield full.removesuffix("weight") + suffix, stored
 
     def _write_config(self, state: State, extra: Sequence[str]) -> None:
         """config.json with what the format says of the quantization, and nothing of how the model was stored before."""

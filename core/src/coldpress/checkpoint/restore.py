@@ -11,7 +11,7 @@ from coldpress.errors import CheckpointError
 from coldpress.format import Format
 from coldpress.quantized import Quantized
 from coldpress.schemes import Scheme
-from coldpress.stage import class_names
+from coldpress.stage import class_names, oriented
 
 _INPUTS = ("input_scale", "input_zero_point", "input_global_scale")
 
@@ -80,9 +80,7 @@ def _tensor(data: Mapping[str, Any]) -> Tensor:
 def _decoded(
     writer: NamedWriter, form: Format, module: nn.Module, name: str, scheme: Scheme, dtype: torch.dtype
 ) -> Tensor:
-    turned = "Conv1D" in class_names(module)  # it stores [I, O], codes are always [O, I]
-    found = writer.of_layer(name)
-    if turned and "weight" in found:
-        found["weight"] = found["weight"].t()
-    weight = form.restore(found, scheme).weight(dtype)
-    return weight.t().contiguous() if turned else weight
+    found, classes = writer.of_layer(name), class_names(module)
+    if "weight" in found:
+        found["weight"] = oriented(found["weight"], classes)
+    return oriented(form.restore(found, scheme).weight(dtype), classes).contiguous()

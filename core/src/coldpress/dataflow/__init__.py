@@ -12,7 +12,6 @@ from coldpress.dataflow.describe import BlockKind, Description, describe, first_
 from coldpress.dataflow.fold import fold, unfold
 from coldpress.dataflow.inputs import distinct_inputs
 from coldpress.dataflow.mapping import UserMapping, parse_mappings, plain_mapping, resolve, resolve_in, unmatched
-from coldpress.dataflow.orientation import input_dim, is_linear, output_dim
 from coldpress.dataflow.pair import Consumer, Pair, Site
 from coldpress.dataflow.probe import Dataflow, find_pairs
 from coldpress.dataflow.product_trace import ProductTrace
@@ -37,9 +36,6 @@ __all__ = [
     "find_pairs",
     "first_of_each_kind",
     "fold",
-    "input_dim",
-    "is_linear",
-    "output_dim",
     "parse_mappings",
     "plain_mapping",
     "resolve",

@@ -3,13 +3,13 @@
 model ── the ModuleList that weighs most (classes in `no_split_modules` first) ──> model.layers.0, .1, ...
 """
 
-import re
 from collections.abc import Iterable, Sequence
 
 from attrs import frozen
 from torch import nn
 
 from coldpress.errors import ModelError, TargetError, suggest
+from coldpress.stage import class_names, matches
 
 REPEATED = (nn.ModuleList, nn.Sequential)
 
@@ -97,16 +97,10 @@ def _named_blocks(model: nn.Module, targets: Sequence[str]) -> list[tuple[str, n
     found: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(outer + ".") for outer, _ in found)
-        if not inside and any(_matches(name, module, t) for t in targets):
+        if not inside and any(matches(target, name, class_names(module)) for target in targets):
             found.append((name, module))
     if not found:
         known = {type(m).__name__ for m in model.modules()}
         wanted = ", ".join(map(repr, targets))
         raise TargetError(f"no module is a block named {wanted}{suggest(targets[0], known)}")
     return found
-
-
-def _matches(name: str, module: nn.Module, target: str) -> bool:
-    if target.startswith("re:"):
-        return re.match(target[3:], name) is not None
-    return name == target or any(c.__name__ == target for c in type(module).__mro__)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from coldpress.dataflow.blocks import Block, block_lists, find_blocks
 from coldpress.dataflow.call import Call, capture
-from coldpress.dataflow.orientation import is_linear
 from coldpress.dataflow.probe import Dataflow, find_pairs
 from coldpress.dataflow.sharing import shared_parameters
 from coldpress.dataflow.skeleton import is_meta, skeleton
 from coldpress.errors import ModelError
+from coldpress.stage import is_linear
 
 TOKENS = (2, 12)  # sequences and tokens of the probing batch
 

@@ -6,7 +6,6 @@
 A mapping is a claim: "these layers, and nobody else, read that producer".  It is accepted where probing agrees.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +13,12 @@ from attrs import frozen
 from torch import nn
 
 from coldpress.dataflow.call import Call
-from coldpress.dataflow.orientation import input_dim, is_linear
 from coldpress.dataflow.pair import Pair
 from coldpress.dataflow.probe import Dataflow, probe
 from coldpress.dataflow.sharing import Shared
 from coldpress.dataflow.workbench import Workbench
 from coldpress.errors import TargetError, suggest
+from coldpress.stage import class_names, input_dim, is_linear, matches
 
 _SIDES = ("balance_layers", "smooth_layer")
 
@@ -125,14 +124,11 @@ def _parse(entry: Any) -> UserMapping:
 def _matching(modules: Mapping[str, nn.Module], pattern: str, prefix: str) -> list[str]:
     """Names in the block that a pattern matches: exact name, "re:" from the start, or class name."""
     head = prefix + "." if prefix else ""
-    if pattern.startswith("re:"):
-        found = re.compile(pattern[3:])
-        return [n for n in modules if n and (found.match(head + n) or found.match(n))]
-    return [n for n, m in modules.items() if n and (pattern in (n, head + n) or pattern in _classes(m))]
-
-
-def _classes(module: nn.Module) -> set[str]:
-    return {c.__name__ for c in type(module).__mro__}
+    return [
+        name
+        for name, module in modules.items()
+        if name and (matches(pattern, name, class_names(module)) or matches(pattern, head + name, ()))
+    ]
 
 
 def _claims(block: nn.Module, mapping: UserMapping, prefix: str) -> list[tuple[UserMapping, str, list[str]]]:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from coldpress.dataflow.orientation import is_linear, output_dim
 from coldpress.dataflow.pair import Pair, Site
 from coldpress.dataflow.product_trace import Use
 from coldpress.dataflow.workbench import Workbench
+from coldpress.stage import input_dim, is_linear
 
 
 def candidates(bench: Workbench) -> Iterator[tuple[Pair, ...]]:
@@ -24,7 +24,7 @@ def candidates(bench: Workbench) -> Iterator[tuple[Pair, ...]]:
 
 
 def _linear(name: str, module: nn.Module) -> Pair:
-    weight, dim = module.get_parameter("weight"), output_dim(module)
+    weight, dim = module.get_parameter("weight"), 1 - input_dim(module)
     sites = [Site(f"{name}.weight", dim)]
     if module._parameters.get("bias") is not None:
         sites.append(Site(f"{name}.bias", 0))

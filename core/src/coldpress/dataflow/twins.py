@@ -8,9 +8,9 @@ from attrs import evolve
 from torch import nn
 
 from coldpress.dataflow.findings import Findings
-from coldpress.dataflow.orientation import input_dim
 from coldpress.dataflow.pair import Pair
 from coldpress.dataflow.workbench import Workbench
+from coldpress.stage import input_dim
 
 
 def follow_twins(bench: Workbench, findings: Findings, silent: tuple[str, ...]) -> None:

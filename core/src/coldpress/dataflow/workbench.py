@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from coldpress.dataflow.call import Call
 from coldpress.dataflow.certificate import deviation, random_scales, restore, snapshot, tensors
 from coldpress.dataflow.fold import fold
-from coldpress.dataflow.orientation import is_linear
 from coldpress.dataflow.pair import Pair
 from coldpress.dataflow.product_trace import ProductTrace, Use
 from coldpress.dataflow.skeleton import HOOKS, fill
 from coldpress.errors import ModelError
+from coldpress.stage import is_linear
 
 
 @frozen(eq=False)

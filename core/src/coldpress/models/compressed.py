@@ -19,7 +19,7 @@ from coldpress.models.quiet import no_bar
 from coldpress.models.simulation import simulate_activations
 from coldpress.models.streaming import without_weights
 from coldpress.quantized import Quantized
-from coldpress.stage import class_names, find_layers
+from coldpress.stage import class_names, find_layers, oriented
 
 log = logging.getLogger(__name__)
 
@@ -154,15 +154,13 @@ def _decode(
         home = homes[name]
         classes = class_names(layers[home])
         scheme = schemes(name, classes)
-        turned = "Conv1D" in classes  # it stores [I, O], codes are always [O, I]
         if scheme is not None:
-            if turned and "weight" in found:
-                found["weight"] = found["weight"].t()
+            if "weight" in found:
+                found["weight"] = oriented(found["weight"], classes)
             quantized[home] = form.restore(found, scheme)
             found = {suffix: tensor for suffix, tensor in found.items() if suffix in ("weight", "bias")}
             if quantized[home].codes is not None:
                 found["weight"] = quantized[home].weight(dtype)
-            if turned:
-                found["weight"] = found["weight"].t().contiguous()
+            found["weight"] = oriented(found["weight"], classes).contiguous()
         weights.update({f"{name}.{suffix}": tensor for suffix, tensor in found.items()})
     return weights, quantized

@@ -12,7 +12,7 @@ from coldpress.arguments import DEFAULT_FORMAT
 from coldpress.bases.quantizer import weight_qparams
 from coldpress.modifier import PRUNES, QUANTIZES, TRANSFORMS
 from coldpress.numerics import dequantize, quantize
-from coldpress.stage import Layer
+from coldpress.stage import Layer, oriented
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress.testing.subject import Subject
 from coldpress.testing.trace import changed, same_bits
@@ -115,8 +115,7 @@ def _check_sparsity(layers: list[Layer], trial: Trial, sparsity: object) -> None
 
 
 def _old_weight(layer: Layer, trial: Trial) -> Tensor:
-    old = trial.before[f"{layer.name}.weight"]
-    return old.t() if "Conv1D" in layer.classes else old
+    return oriented(trial.before[f"{layer.name}.weight"], layer.classes)
 
 
 def _relative(new: Tensor, old: Tensor) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from coldpress.plugin import CheckpointError, QuantizationArgs, Scheme, SchemeError, preset
+from coldpress.plugin import CheckpointError, QuantizationArgs, Scheme, SchemeError, matches_name, preset
 from coldpress_compressed_tensors.layout import DENSE, choose
 
 QUANT_METHOD = "compressed-tensors"
@@ -77,7 +77,7 @@ class ConfigLookup:
             return None
         if name in self.groups:
             return self.groups[name]
-        by_name = (target for target in self.groups if _matches_name(target, name))
+        by_name = (target for target in self.groups if matches_name(target, name))
         by_class = (target for target in self.groups if target in class_names)
         target = next(by_name, None) or next(by_class, None)
         return self.groups[target] if target is not None else None
@@ -108,7 +108,7 @@ class Patterns:
         """Whether one of them means this layer."""
         if name in self.exact or not self.exact.isdisjoint(class_names):
             return True
-        return any(_matches_name(expression, name) for expression in self.expressions)
+        return any(matches_name(expression, name) for expression in self.expressions)
 
 
 def read_config(config: Mapping[str, Any]) -> ConfigLookup:
@@ -171,7 +171,7 @@ def _unambiguous(members: Mapping[Scheme, Sequence[str]], targets: Mapping[Schem
     by_class = {kind for kind, found in targets.items() if any(_is_class(target, names) for target in found)}
     for kind, layers in members.items():
         for name in layers:
-            by_name = {other for other, found in targets.items() if any(_matches_name(t, name) for t in found)}
+            by_name = {other for other, found in targets.items() if any(matches_name(t, name) for t in found)}
             if (by_name or by_class) != {kind}:
                 return False
     return True
@@ -179,10 +179,6 @@ def _unambiguous(members: Mapping[Scheme, Sequence[str]], targets: Mapping[Schem
 
 def _is_class(target: str, names: set[str]) -> bool:
     return not target.startswith("re:") and target not in names
-
-
-def _matches_name(target: str, name: str) -> bool:
-    return re.match(target[3:], name) is not None if target.startswith("re:") else target == name
 
 
 def _read_group(name: str, group: Any, config: Mapping[str, Any]) -> Scheme:

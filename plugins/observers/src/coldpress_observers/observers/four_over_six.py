@@ -1,40 +1,24 @@
 """four_over_six: the largest number of a group of float4 is put on 6 or on 4, whichever loses less."""
 
-from typing import ClassVar
-
 from attrs import field, frozen
 from attrs.validators import gt
 from torch import Tensor
 
-from coldpress.plugin import Observer
-from coldpress_observers.algorithm import Range, Search, best_range, union
+from coldpress_observers.algorithm import Range, Search, best_range
+from coldpress_observers.searching import SearchingObserver
 
 _FACTORS = [1.0, 1.5]
 
 
 @frozen(kw_only=True)
-class FourOverSix(Observer):
+class FourOverSix(SearchingObserver):
     """The range of each group, or one and a half times it; of the two the one with the smaller rounding error.
 
     Attributes:
         norm: exponent of the error; 2 is the mean squared error.
     """
 
-    order_matters: ClassVar[bool] = True
-
     norm: float = field(default=2.0, validator=gt(0))
-
-    def update(self, statistic: Range | None, x: Tensor) -> Range:
-        """Choose for `x`, [*scale_shape, n], and forget what was before."""
-        return self.weight_range(x)
-
-    def merge(self, a: Range, b: Range) -> Range:
-        """What covers both."""
-        return union(a, b)
-
-    def range(self, statistic: Range) -> Range:
-        """The range chosen, [*scale_shape]."""
-        return statistic
 
     def weight_range(self, x: Tensor, *, global_scale: Tensor | None = None, importance: Tensor | None = None) -> Range:
         """Choose for a weight, [*scale_shape, n], all of whose errors cost the same."""

@@ -6,12 +6,13 @@ from attrs import field, frozen
 from attrs.validators import and_, ge, gt, instance_of, le
 from torch import Tensor
 
-from coldpress.plugin import CalibrationError, Observer
-from coldpress_observers.algorithm import Range, Search, search_range, union
+from coldpress.plugin import CalibrationError
+from coldpress_observers.algorithm import Range, Search, search_range
+from coldpress_observers.searching import SearchingObserver
 
 
 @frozen(kw_only=True)
-class ImatrixMSE(Observer):
+class ImatrixMSE(SearchingObserver):
     """Shrink the range of a weight until sum E[x^2] |Q(w) - w|^norm is least, group by group.
 
     E[x^2] is the mean square of the inputs of a column; where it is not known all columns count the same.
@@ -25,7 +26,6 @@ class ImatrixMSE(Observer):
         strict: a weight whose inputs are not known is refused.
     """
 
-    order_matters: ClassVar[bool] = True
     weighs_columns: ClassVar[bool] = True
 
     maxshrink: float = field(default=0.95, validator=and_(gt(0), le(1)))
@@ -34,18 +34,6 @@ class ImatrixMSE(Observer):
     norm: float = field(default=3.0, validator=gt(0))
     expand: float = field(default=1.0, validator=ge(1))
     strict: bool = False
-
-    def update(self, statistic: Range | None, x: Tensor) -> Range:
-        """Search for `x`, [*scale_shape, n], and forget what was before."""
-        return self.weight_range(x)
-
-    def merge(self, a: Range, b: Range) -> Range:
-        """What covers both."""
-        return union(a, b)
-
-    def range(self, statistic: Range) -> Range:
-        """The range found, [*scale_shape]."""
-        return statistic
 
     def weight_range(self, x: Tensor, *, global_scale: Tensor | None = None, importance: Tensor | None = None) -> Range:
         """Search for a weight, [*scale_shape, n], whose errors cost what `importance` says.

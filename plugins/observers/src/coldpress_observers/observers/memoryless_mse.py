@@ -1,17 +1,15 @@
 """memoryless_mse: the range that rounds what was seen last with the least error."""
 
-from typing import ClassVar
-
 from attrs import field, frozen
 from attrs.validators import and_, ge, gt, instance_of, le
 from torch import Tensor
 
-from coldpress.plugin import Observer
-from coldpress_observers.algorithm import Range, Search, search_range, union
+from coldpress_observers.algorithm import Range, Search, search_range
+from coldpress_observers.searching import SearchingObserver
 
 
 @frozen(kw_only=True)
-class MemorylessMSE(Observer):
+class MemorylessMSE(SearchingObserver):
     """Shrink the range of the last tensor until the rounding error is least, group by group.
 
     Attributes:
@@ -23,26 +21,12 @@ class MemorylessMSE(Observer):
         triton_error_buffer: understood and without effect: no search here ends early for speed.
     """
 
-    order_matters: ClassVar[bool] = True
-
     maxshrink: float = field(default=0.20, validator=and_(gt(0), le(1)))
     patience: int = field(default=5, validator=and_(instance_of(int), ge(1)))
     grid: float = field(default=100.0, validator=ge(1))
     norm: float = field(default=2.4, validator=gt(0))
     expand: float = field(default=1.0, validator=ge(1))
     triton_error_buffer: float | None = None
-
-    def update(self, statistic: Range | None, x: Tensor) -> Range:
-        """Search for `x`, [*scale_shape, n], and forget what was before."""
-        return search_range(x, self.args, self._search())
-
-    def merge(self, a: Range, b: Range) -> Range:
-        """What covers both."""
-        return union(a, b)
-
-    def range(self, statistic: Range) -> Range:
-        """The range found, [*scale_shape]."""
-        return statistic
 
     def weight_range(self, x: Tensor, *, global_scale: Tensor | None = None, importance: Tensor | None = None) -> Range:
         """Search for a weight, [*scale_shape, n], all of whose errors cost the same."""

@@ -1,17 +1,15 @@
 """nvfp4_expanded_mse: the range, wider or narrower than the weights, that rounds them with the least error."""
 
-from typing import ClassVar
-
 from attrs import field, frozen
 from attrs.validators import and_, ge, gt, instance_of, le
 from torch import Tensor
 
-from coldpress.plugin import Observer
-from coldpress_observers.algorithm import Range, Search, search_range, union
+from coldpress_observers.algorithm import Range, Search, search_range
+from coldpress_observers.searching import SearchingObserver
 
 
 @frozen(kw_only=True)
-class NVFP4ExpandedMSE(Observer):
+class NVFP4ExpandedMSE(SearchingObserver):
     """Search from `expand` times the range downwards, group by group.
 
     The steps of a floating-point grid are wide at its ends: a group may lose less when its largest number is put on 4
@@ -26,26 +24,12 @@ class NVFP4ExpandedMSE(Observer):
         triton_error_buffer: understood and without effect: no search here ends early for speed.
     """
 
-    order_matters: ClassVar[bool] = True
-
     expand: float = field(default=1.8, validator=ge(1))
     maxshrink: float = field(default=1 - 0.8 / 1.8, validator=and_(gt(0), le(1)))
     patience: int = field(default=1000, validator=and_(instance_of(int), ge(1)))
     grid: float = field(default=200.0, validator=ge(1))
     norm: float = field(default=2.4, validator=gt(0))
     triton_error_buffer: float | None = None
-
-    def update(self, statistic: Range | None, x: Tensor) -> Range:
-        """Search for `x`, [*scale_shape, n], and forget what was before."""
-        return self.weight_range(x)
-
-    def merge(self, a: Range, b: Range) -> Range:
-        """What covers both."""
-        return union(a, b)
-
-    def range(self, statistic: Range) -> Range:
-        """The range found, [*scale_shape]."""
-        return statistic
 
     def weight_range(self, x: Tensor, *, global_scale: Tensor | None = None, importance: Tensor | None = None) -> Range:
         """Search for a weight, [*scale_shape, n], all of whose errors cost the same."""
