@@ -29,8 +29,9 @@ from coldpress.checkpoint.output import Output
 from coldpress.entrypoints.experts import open_experts, report_refused
 from coldpress.entrypoints.opening import Opened, open_model, report_extra
 from coldpress.entrypoints.places import check_apart
-from coldpress.errors import ArgumentError, BrokenPluginError
+from coldpress.errors import ArgumentError, BrokenPluginError, ModelError
 from coldpress.models import load_tokenizer
+from coldpress.models.handed_over import handed_over, owned
 from coldpress.models.tie import untie_embeddings
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Choice, Recipe, read_recipe, structure_settings
@@ -56,6 +57,7 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
     Raises:
         ColdpressError: the job could not end well.
     """
+    arguments = _with_plain_model(arguments)
     recipe = _recipe(arguments)
     pipeline, form = _pipeline(recipe), output_format(recipe)
     if arguments.output.output_dir is not None:
@@ -77,6 +79,24 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
     )
     job.plan()
     return job
+
+
+def _with_plain_model(arguments: Arguments) -> Arguments:
+    """The arguments with a model in memory taken out of its wrappers.
+
+    Raises:
+        ModelError: it cannot be compressed, or cannot be written.
+    """
+    model = arguments.model.model
+    if isinstance(model, str):
+        return arguments
+    model = handed_over(model)
+    if arguments.output.output_dir is not None and not hasattr(model, "config"):
+        raise ModelError(
+            f"a {type(model).__name__} is no model of transformers, so no checkpoint of it can be written: leave "
+            "output_dir out, and save what oneshot returns yourself"
+        )
+    return arguments._replace(model=evolve(arguments.model, model=model))
 
 
 def _recipe(arguments: Arguments) -> Recipe:
@@ -154,7 +174,7 @@ def _state(arguments: Arguments, recipe: Recipe, model: Any) -> State:
     if needy:  # from a copy: how calibration cuts and pads texts must not be saved with the tokenizer
         apart = any(modifier.needs().batch_boundaries for modifier in recipe.modifiers)
         takes = forward_names(model)
-        batches = load_batches(arguments.dataset, deepcopy(tokenizer), seed, apart=apart, takes=takes)
+        batches = owned(load_batches(arguments.dataset, deepcopy(tokenizer), seed, apart=apart, takes=takes))
     else:
         asked = arguments.dataset.dataset != DEFAULT_DATASET  # which the command line passes unasked
         names = (*(["dataset"] if asked else []), *DATA_SOURCE, *DATA_PREPARATION)

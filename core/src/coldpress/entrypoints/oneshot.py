@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from coldpress.arguments import Arguments, parse_arguments
 from coldpress.entrypoints.job import output_format, prepare
 from coldpress.entrypoints.places import check_log
@@ -48,7 +50,8 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
     With `return_model=False` the weights of the state's model may be missing (on the meta device).
     """
     check_log(arguments)
-    with _logged(arguments.output.log_dir):
+    # What is made under inference mode cannot be changed in place; the caller may be in it.
+    with _logged(arguments.output.log_dir), torch.inference_mode(False):
         job = prepare(arguments, progress=progress)
         report = job.run()
     state = job.state

@@ -1,5 +1,6 @@
-"""A model as it is evaluated: no dropout, no key-value cache; afterwards as it was."""
+"""A model as it is evaluated: no dropout, no key-value cache, nothing compiled; afterwards as it was."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,21 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = True
         for config, use_cache in caching:
             config.use_cache = use_cache
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Inside, `model.compile()` has no effect, since compiled code runs past hooks; afterwards it is compiled anew."""
+    compiled = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl}
+    for module in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
+        if "torch._dynamo" in sys.modules:  # code that was compiled before knows nothing of hooks that are there now
+            sys.modules["torch._dynamo"].reset()
 
 
 def _configs(config: Any) -> Iterator[Any]:

@@ -134,10 +134,10 @@ def load_tokenizer(
     Raises:
         ModelError: `source` is text and names nothing, or there is a tokenizer and it cannot be read.
     """
-    if callable(getattr(source, "save_pretrained", None)) and callable(source):
-        if not isinstance(source, torch.nn.Module):
-            return source
+    if isinstance(source, torch.nn.Module):
         source, model = None, source
+    elif callable(getattr(source, "save_pretrained", None)) and callable(source):
+        return source
     if source is None:
         source = getattr(getattr(model, "config", None), "_name_or_path", None)
         if not source or not _exists(source):

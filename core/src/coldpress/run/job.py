@@ -23,7 +23,7 @@ from coldpress.checkpoint.fingerprint import of_batches
 from coldpress.checkpoint.output import Output
 from coldpress.dataflow.fused import FusedLayers
 from coldpress.layer_report import LayerReport
-from coldpress.models.evaluating import evaluating
+from coldpress.models.evaluating import evaluating, uncompiled
 from coldpress.models.heap import steady_heap
 from coldpress.models.streaming import WeightStream
 from coldpress.models.tie import untie
@@ -112,10 +112,18 @@ class Job:
             what = {"recipe": recipe, "pipeline": repr(self.pipeline), "format": repr(self.output.format)}
             binding = resume.bind(self.state, self.output, what, self.weights)
         unseeded = torch.random.fork_rng(devices=[])  # stages are seeded; the caller's own random numbers go on
-        with torch.no_grad(), unseeded, steady_heap(), evaluating(self.state.model), self.weights or nullcontext():
+        model = self.state.model
+        with (
+            torch.no_grad(),
+            unseeded,
+            steady_heap(),
+            evaluating(model),
+            uncompiled(model),
+            self.weights or nullcontext(),
+        ):
             if not self.claims:
                 self.plan()
-            untie(self.state.model, {layer.name: None for claim in self.claims for layer in claim.layers})
+            untie(model, {layer.name: None for claim in self.claims for layer in claim.layers})
             kept = resume.begin(self.output, binding, self.progress) if self.output is not None else []
             *earlier, last = self._passes()
             for modifiers in earlier:

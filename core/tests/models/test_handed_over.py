@@ -1,0 +1,190 @@
+"""Models that users hand over in memory: wrapped, adapted, quantized, made under inference mode."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from coldpress import oneshot
+from coldpress.errors import ArgumentError, ModelError
+from coldpress.models.handed_over import handed_over, owned
+from coldpress.testing.models import batches, logits, tiny_llama
+
+ROUNDING = "QuantizationModifier: {scheme: W8A16, group_size: -1, ignore: [lm_head]}"
+LEARNING = "GPTQModifier: {scheme: W8A16, group_size: -1, ignore: [lm_head]}"
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [compiled, nn.DataParallel, lambda model: compiled(nn.DataParallel(model))])
+def test_a_wrapper_is_taken_off(wrap):
+    model = tiny_llama(layers=1)
+
+    assert handed_over(wrap(model)) is model
+
+
+def test_blocks_that_are_compiled_by_themselves_are_taken_out_so_that_names_are_the_model_s():
+    model = tiny_llama()
+    names = list(model.state_dict())
+    model.model.layers[1] = compiled(model.model.layers[1])
+
+    handed_over(model)
+
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_becomes_what_the_plain_one_does(in_place):
+    torch.manual_seed(0)
+    plain, other = tiny_llama(layers=1), tiny_llama(layers=1)
+    if in_place:
+        other.compile(backend="eager")
+    data = batches(rows=2)
+    logits(other, data)  # compiled now, without the hooks that a run leaves
+
+    recipe = "GPTQModifier: {scheme: W8A8, ignore: [lm_head]}"
+    plain = oneshot(plain, recipe, dataset=data, quiet=True)
+    other = oneshot(other if in_place else compiled(other), recipe, dataset=data, quiet=True)
+
+    torch.testing.assert_close(logits(other, data), logits(plain, data))
+    assert bool(other._compiled_call_impl) == in_place
+
+
+class Adapted(nn.Module):
+    """As PEFT builds its layers, which it calls Linear."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer, self.lora_A = base, nn.Linear(base.in_features, 2, bias=False)
+
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+    def forward(self, x):
+        return self.base_layer(x)
+
+
+def adapted(model):
+    model.model.layers[0].self_attn.q_proj = type("Linear", (Adapted,), {})(model.model.layers[0].self_attn.q_proj)
+
+
+def marked(model):
+    model.peft_config = {}
+
+
+def pruned(model):
+    prune.l1_unstructured(model.lm_head, "weight", 0.5)
+
+
+def parametrized(model):
+    parametrizations.weight_norm(model.lm_head)
+
+
+def in_dtype(dtype):
+    def change(model):
+        weight = model.lm_head.weight
+        model.lm_head.weight = nn.Parameter(torch.zeros(weight.shape).to(dtype), requires_grad=False)
+
+    return change
+
+
+def packed(model):
+    layer = model.model.layers[0].self_attn.q_proj
+    del layer.weight
+    layer.quantization_scheme = object()
+
+
+def qweight(model):
+    model.lm_head = nn.Module()
+    model.lm_head.register_buffer("qweight", torch.zeros(4, 4, dtype=torch.int32))
+
+
+def told(model):
+    model.is_quantized = True
+    model.config.quantization_config = {"quant_method": "awq"}
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def subclassed(model):
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().as_subclass(Subclass))
+
+
+REFUSED = {
+    "adapted layer": (adapted, r"merge_and_unload\(\)"),
+    "adapted model": (marked, r"merge_and_unload\(\)"),
+    "pruned by torch": (pruned, r'lm_head\.weight is computed.*torch\.nn\.utils\.prune\.remove\(layer, "weight"\)'),
+    "weight norm": (parametrized, r"lm_head\.weight is computed.*remove_parametrizations"),
+    "float8": (in_dtype(torch.float8_e4m3fn), r"quantized already \(lm_head\.weight has the dtype float8_e4m3fn"),
+    "int8": (in_dtype(torch.int8), r"quantized already \(lm_head\.weight has the dtype int8"),
+    "complex": (in_dtype(torch.complex64), r"lm_head\.weight has the dtype complex64"),
+    "compressed-tensors": (packed, r"quantized already \(model\.layers\.0\.self_attn\.q_proj is a quantized Linear"),
+    "qweight": (qweight, r"quantized already \(lm_head is a quantized Module"),
+    "as transformers says": (told, r"quantized already \(transformers loaded it so, awq"),
+    "a tensor of another kind": (subclassed, r"lm_head\.weight is a Subclass"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_no_plain_weights_is_refused_with_a_way_out(case):
+    change, message = REFUSED[case]
+    model = tiny_llama(layers=1)
+    change(model)
+
+    with pytest.raises(ModelError, match=message):
+        oneshot(model, ROUNDING, quiet=True)
+
+
+def test_a_script_is_refused():
+    with pytest.raises(ModelError, match="TorchScript"):
+        handed_over(torch.jit.script(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("thing", [3, [tiny_llama], {"model": None}, lambda: None])
+def test_what_is_no_model_is_refused(thing):
+    with pytest.raises(ArgumentError, match="must be a path, a name or a torch module"):
+        oneshot(thing, ROUNDING)
+
+
+def test_a_module_of_plain_torch_is_compressed_in_memory_and_cannot_be_written(tmp_path):
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    before = model[0].weight.clone()
+
+    with pytest.raises(ModelError, match="a Sequential is no model of transformers"):
+        oneshot(model, "QuantizationModifier: {scheme: W4A16, group_size: 32}", output_dir=tmp_path / "out")
+    assert torch.equal(model[0].weight, before)
+
+    oneshot(model, "QuantizationModifier: {scheme: W4A16, group_size: 32}", quiet=True)
+
+    assert len(model[0].weight[0, :32].unique()) <= 16
+
+
+@pytest.mark.parametrize("run_inside", [False, True])
+def test_what_was_made_under_inference_mode_is_compressed_as_any_other(run_inside):
+    plain = oneshot(tiny_llama(tied=True), LEARNING, dataset=batches(), quiet=True)
+    with torch.inference_mode():
+        model, data = tiny_llama(tied=True), batches()
+        if run_inside:
+            model = oneshot(model, LEARNING, dataset=data, quiet=True)
+    if not run_inside:
+        model = oneshot(model, LEARNING, dataset=data, quiet=True)
+
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values(), strict=True))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not any(tensor.is_inference() for tensor in model.state_dict().values())
+
+
+def test_batches_that_were_made_under_inference_mode_are_copied():
+    with torch.inference_mode():
+        inside = torch.ones(2)
+    outside = torch.ones(2)
+
+    found = owned([{"a": inside, "b": [outside, 3]}])
+
+    assert not found[0]["a"].is_inference()
+    assert found[0]["b"][0] is outside
