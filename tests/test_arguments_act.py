@@ -157,13 +157,6 @@ def test_what_cannot_act_is_refused_before_any_work(folder, tmp_path, arguments,
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_gguf_file_keeps_its_configuration(tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-
-    with pytest.raises(ArgumentError, match="is a GGUF file, whose configuration cannot be replaced by 'x'"):
-        load_model(tmp_path / "model.gguf", config="x")
-
-
 @pytest.mark.parametrize(
     ("recipe", "arguments", "idle", "reason"),
     [

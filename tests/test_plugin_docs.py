@@ -41,7 +41,7 @@ def plugins(tmp_path_factory):
     """The module that the Python blocks of plugins.md are, one after the other."""
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / "plugins.md").read_text(encoding="utf-8"), re.M | re.S)
     path = tmp_path_factory.mktemp("docs") / "plugins_md.py"
-    tests = [block for block in blocks if "conformance(" in block]  # in a package they are a file of their own
+    tests = [block for block in blocks if re.search(r"\bconformance\(", block)]  # in a package, a file of their own
     path.write_text("\n".join(block for block in blocks if block not in tests), encoding="utf-8")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
@@ -73,6 +73,15 @@ def test_the_plugins_that_are_shown_keep_every_promise(plugins, name, settings):
     assert [check.name for check in checks if not verdicts.holds(check.name)] == []
 
 
+def test_the_source_that_is_shown_keeps_every_promise(plugins):
+    subject = subject_of(plugins.RowCodes, kind=None, settings={"example": plugins.write_rows})
+    checks = checks_for(subject)
+    verdicts = Verdicts(subject, checks)
+
+    assert "streams_the_same_model" in {check.name for check in checks}
+    assert [check.name for check in checks if not verdicts.holds(check.name)] == []
+
+
 def test_the_number_format_that_is_shown_is_one(plugins):
     assert isinstance(plugins.FLOAT5, NumberFormat)
     assert plugins.FLOAT5.name == "float5"
@@ -85,6 +94,7 @@ def test_the_data_set_that_is_shown_has_rows(plugins):
 def test_the_tests_that_are_shown_are_tests(plugins):
     assert isinstance(plugins.test_conformance, types.FunctionType)
     assert isinstance(plugins.test_known, types.FunctionType)
+    assert isinstance(plugins.test_source, types.FunctionType)
 
 
 def test_the_format_that_is_shown_says_what_it_holds(plugins):

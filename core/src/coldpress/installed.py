@@ -43,14 +43,27 @@ def _names(kind: str) -> dict[str, str]:
     return {name: own for name, own in {**classes, **{p.name: p.name for p in found}}.items() if name.isidentifier()}
 
 
+def extra_called(name: str) -> str | None:
+    """The extra of coldpress that is called so, whatever its dashes and capitals; None where there is none."""
+    return _extras().get(_plain(name))
+
+
 def _remedy(kind: str, name: str) -> str:
     """The extra of coldpress that is called as the plugin is, or that there is none."""
+    for plain, extra in sorted(_extras().items(), key=lambda pair: len(pair[0]), reverse=True):
+        if plain in _plain(name):
+            return f"pip install 'coldpress[{extra}]'"
+    return f"no installed distribution offers a {kind[:-1]} of this name"
+
+
+def _extras() -> dict[str, str]:
+    """The extras of coldpress, by their names without dashes and capitals."""
     try:
         extras = metadata("coldpress").get_all("Provides-Extra") or []
     except PackageNotFoundError:
         extras = []
-    plain = re.sub(r"[\W_]", "", name.lower())
-    for extra in sorted(extras, key=len, reverse=True):
-        if re.sub(r"[\W_]", "", extra.lower()) in plain:
-            return f"pip install 'coldpress[{extra}]'"
-    return f"no installed distribution offers a {kind[:-1]} of this name"
+    return {_plain(extra): extra for extra in extras}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())

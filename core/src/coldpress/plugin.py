@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from coldpress.pipeline import Pipeline
     from coldpress.quantized import Quantized
     from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset
+    from coldpress.source import Source, Weights
     from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor, matches_name
     from coldpress.state import State
     from coldpress.statistic import RESCALE, ROTATE, Statistic
@@ -80,11 +81,13 @@ __all__ = [
     "SchemeLookup",
     "Smoother",
     "Smoothing",
+    "Source",
     "Stage",
     "State",
     "Statistic",
     "StopForward",
     "TargetError",
+    "Weights",
     "block_names",
     "cache_args",
     "first_tensor",
@@ -130,6 +133,7 @@ __getattr__, __dir__ = lazy_names(
         "modifier": ("PRUNES", "QUANTIZES", "RUNS_LAST", "TRANSFORMS", "Decision", "Modifier", "Needs"),
         "pipeline": ("Pipeline",),
         "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset"),
+        "source": ("Source", "Weights"),
         "stage": ("Batch", "Call", "Layer", "Pass", "Stage", "first_tensor", "matches_name"),
         "layer_report": ("LayerReport",),
         "quantized": ("Quantized",),

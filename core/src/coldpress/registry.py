@@ -19,7 +19,7 @@ from attrs import frozen
 
 from coldpress.errors import BrokenPluginError, PluginConflictError, UnknownPluginError, suggest
 
-KINDS = ("modifiers", "observers", "pipelines", "formats", "number_formats", "datasets", "statistics")
+KINDS = ("modifiers", "observers", "pipelines", "formats", "sources", "number_formats", "datasets", "statistics")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*(/[A-Za-z0-9][A-Za-z0-9_.\-]*)?")
 
@@ -68,6 +68,12 @@ def available(kind: str) -> list[Plugin]:
             kind, entry.name, owner, entry.dist.version if entry.dist else "", entry
         )
     return sorted(found.values(), key=lambda plugin: (plugin.name.lower(), plugin.distribution))
+
+
+def names(kind: str) -> frozenset[str]:
+    """What the plugins of a kind are called; remembered, so one that was installed since the first call may lack."""
+    _check_kind(kind)
+    return frozenset(plugin.name for plugin in _remembered(kind, entry_points, tuple(sys.path)))
 
 
 def find(kind: str, name: str) -> Any:

@@ -80,7 +80,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "advice"), [("pytorch_model.bin", "convert its .bin"), ("m.gguf", "name the file itself"), ("x", "")]
+    ("file", "advice"), [("pytorch_model.bin", "convert its .bin"), ("m.gguf", "name the file"), ("x", "")]
 )
 def test_a_folder_without_safetensors_says_what_to_do(tmp_path, file, advice):
     (tmp_path / file).touch()

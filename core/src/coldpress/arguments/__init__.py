@@ -13,6 +13,7 @@ from coldpress.arguments.defaults import (
     DEFAULT_PIPELINE,
     DEFAULT_QUANTIZER,
     DEFAULT_WEIGHT_OBSERVER,
+    DEMO_MODEL,
     DENSE_FORMAT,
 )
 from coldpress.arguments.model import PRECISIONS, ModelArguments
@@ -32,6 +33,7 @@ __all__ = [
     "DEFAULT_PIPELINE",
     "DEFAULT_QUANTIZER",
     "DEFAULT_WEIGHT_OBSERVER",
+    "DEMO_MODEL",
     "DENSE_FORMAT",
     "PRECISIONS",
     "WITHOUT_EFFECT",

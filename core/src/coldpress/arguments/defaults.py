@@ -10,3 +10,4 @@ DEFAULT_WEIGHT_OBSERVER = "memoryless_minmax"
 DEFAULT_ACTIVATION_OBSERVER = "minmax"
 DEFAULT_DATASET = "coldpress/short"  # what the demo calibrates with, and errors propose
 DEFAULT_QUANTIZER = "QuantizationModifier"  # what a scheme by name, without a recipe, is applied with
+DEMO_MODEL = "smollm2"  # what the demo compresses; a source knows it by this name

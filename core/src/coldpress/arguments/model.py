@@ -15,7 +15,7 @@ class ModelArguments:
     """Which model, and how it is read; what cannot act on a model of its kind is refused.
 
     Attributes:
-        model: a folder, a `.gguf` file, a hub id, `smollm2`, or a model that is already in memory.
+        model: a folder, a hub id, a file or name that an installed source reads, or a model that is already in memory.
         config_name: folder, JSON file or hub id of the configuration to build the model with, instead of its own.
         tokenizer: a tokenizer, or where to find one; by default beside the model.  Not together with `processor`.
         processor: llm-compressor's other name of `tokenizer`.
@@ -45,7 +45,9 @@ class ModelArguments:
     @model.validator
     def _check_model(self, _: "Attribute[Any]", model: Any) -> None:
         if model is None or model == "":
-            raise ArgumentError("model is missing: pass a folder, a .gguf file, a hub id, 'smollm2' or a loaded model")
+            raise ArgumentError(
+                "model is missing: pass a folder, a hub id, a file or name that a source reads, or a loaded model"
+            )
 
     @tokenizer.validator
     @processor.validator

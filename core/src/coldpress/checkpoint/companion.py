@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from attrs import frozen
 from coldpress.checkpoint.journal import NAME as JOURNAL
 from coldpress.checkpoint.reader import CheckpointReader, read_json
 from coldpress.errors import CheckpointError
+from coldpress.source import Weights
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
@@ -57,11 +58,15 @@ class Origin:
         folder: with its config.json.
         has_tokenizer: whether the tokenizer of the run is the one that lies there; if not, its files are not copied.
         extra: tensors in its files that the model has no place for; they are copied.
+        weights: that extra tensors are read from; None for the safetensors files of the folder.
+        left_out: small files that describe how weights were stored, and so are not copied.
     """
 
     folder: Path
-    has_tokenizer: bool
+    has_tokenizer: bool = True
     extra: tuple[str, ...] = ()
+    weights: Weights | None = None
+    left_out: frozenset[str] = frozenset()
 
 
 def copy_companions(origin: Origin, target: Path) -> None:
@@ -88,7 +93,7 @@ def companions(origin: Origin, target: Path) -> Iterator[Path]:
         name = path.relative_to(origin.folder)
         if path in weights or name.name.startswith(".") or _TRAINING.fullmatch(name.name):
             continue
-        if name.suffix in _OTHER_LIBRARIES or (name.name == str(name) and name.name in _OTHERS):
+        if name.suffix in _OTHER_LIBRARIES or (name.name == str(name) and name.name in _OTHERS | origin.left_out):
             continue
         if _WEIGHTS.fullmatch(name.name) and (len(name.parts) == 1 or name.suffix in (".pth", ".pt")):
             continue
@@ -102,7 +107,7 @@ def is_of_weights(name: str) -> bool:
     return name.endswith((".safetensors", *_OTHER_LIBRARIES)) or _WEIGHTS.fullmatch(name) is not None
 
 
-def _files_of_weights(folder: Path) -> list[Path]:
+def _files_of_weights(folder: Path) -> Sequence[Path]:
     try:
         return CheckpointReader(folder).files
     except CheckpointError:  # it has none in safetensors files

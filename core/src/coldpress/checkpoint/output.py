@@ -189,7 +189,7 @@ class Output:
         self._write_config(state, extra)
         self._write_generation_config(state.model, origin)
         if origin is not None and extra:
-            reader = CheckpointReader(origin.folder)
+            reader = origin.weights or CheckpointReader(origin.folder)
             for name in extra:
                 self._writer.add({name: reader.get(name)})
         if origin is not None:

@@ -11,7 +11,7 @@ tensors without data, so that nothing is read before it is needed.
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from attrs import define, field, frozen
@@ -22,32 +22,9 @@ from coldpress.checkpoint.names import checkpoint_names
 from coldpress.errors import CheckpointError
 from coldpress.experts import linear_experts
 from coldpress.experts.linear import LinearExperts
+from coldpress.source import Weights
 
 _TROUBLE = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError)
-
-
-class Tensors(Protocol):
-    """What holds named tensors: files of a checkpoint."""
-
-    def names(self) -> list[str]:
-        """All of them."""
-        ...
-
-    def read(self, name: str) -> Tensor:
-        """One of them, in memory of its own."""
-        ...
-
-    def get(self, name: str) -> Tensor:
-        """One of them, backed by its file."""
-        ...
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one of them."""
-        ...
-
-    def dtype(self, name: str) -> torch.dtype:
-        """The dtype of one of them."""
-        ...
 
 
 @frozen
@@ -130,7 +107,7 @@ class PlaceReader:
         files: that are read.
     """
 
-    files: Tensors
+    files: Weights
     _made: dict[int, dict[str, Tensor]] = field(factory=dict)
 
     def read(self, place: Place, dtype: torch.dtype) -> Tensor:
@@ -181,7 +158,7 @@ class Found:
     extra: tuple[str, ...]
 
 
-def find_places(model: Any, files: Tensors) -> Found:
+def find_places(model: Any, files: Weights) -> Found:
     """Where the tensors of a model are, but for those of experts that are linear layers.
 
     Transformers' rules that were of use are noted on the model, as transformers does, so that it is saved with the
@@ -234,7 +211,7 @@ def loading_rules(model: Any) -> list[Any]:
     return rules
 
 
-def expert_places(model: nn.Module, fused: Mapping[str, Place], files: Tensors) -> dict[str, Place]:
+def expert_places(model: nn.Module, fused: Mapping[str, Place], files: Weights) -> dict[str, Place]:
     """The places of the tensors of a model whose experts have become linear layers since `find_places`.
 
     Args:
@@ -272,7 +249,7 @@ def _renamed(
     return name, pattern
 
 
-def _made_by(conversion: Conversion, files: Tensors, known: Mapping[str, Tensor]) -> dict[str, Place]:
+def _made_by(conversion: Conversion, files: Weights, known: Mapping[str, Tensor]) -> dict[str, Place]:
     """Name in memory to place, of all that a conversion makes."""
     sources = [name for names in conversion.sources.values() for name in names]
     try:

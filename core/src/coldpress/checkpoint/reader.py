@@ -8,14 +8,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from coldpress import registry
 from coldpress.checkpoint.shard import Entry, read_header, read_tensor
 from coldpress.errors import CheckpointError, suggest
+from coldpress.source import Weights
 
 _SINGLE = "model.safetensors"
 _INDEX = ".safetensors.index.json"
 
 
-class CheckpointReader:
+class CheckpointReader(Weights):
     """The tensors and the configuration of one folder.
 
     The files are, in this order: `model.safetensors`; what an index names; every `*.safetensors` of the folder.
@@ -184,6 +186,6 @@ def _instead(folder: Path) -> str:
     """What to say of a folder without safetensors."""
     if next(folder.glob("*.bin"), None):
         return "; convert its .bin files first: load it with transformers and call save_pretrained"
-    if next(folder.glob("*.gguf"), None):
-        return "; to compress a GGUF file name the file itself"
-    return ""
+    files = (path for path in sorted(folder.iterdir()) if path.suffix.removeprefix(".") in registry.names("sources"))
+    file = next(files, None)
+    return "" if file is None else f"; {file.name} is a model by itself: name the file"

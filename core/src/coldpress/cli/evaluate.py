@@ -15,7 +15,7 @@ from coldpress.errors import ArgumentError
 if TYPE_CHECKING:
     from coldpress.evaluation import Divergence, Perplexity
 
-_MODEL = "A folder (compressed or not), a .gguf file, a hub id, or smollm2."
+_MODEL = "A folder (compressed or not), a hub id, or a file or name that a source reads."
 
 
 def evaluate(

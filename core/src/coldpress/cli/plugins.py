@@ -16,6 +16,7 @@ _BASES = {
     "observers": "Observer",
     "pipelines": "Pipeline",
     "formats": "Format",
+    "sources": "Source",
     "statistics": "Statistic",
 }
 

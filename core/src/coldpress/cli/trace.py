@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from coldpress.dataflow import BlockKind, Dataflow, Pair
 
-_MODEL = "A folder, a .gguf file, a hub id, or smollm2."
+_MODEL = "A folder, a hub id, or a file or name that a source reads."
 
 
 def trace(

@@ -185,10 +185,9 @@ def _state(arguments: Arguments, recipe: Recipe, model: Any) -> State:
 
 def _origin(settings: ModelArguments, opened: Opened) -> Origin | None:
     """The folder of the model, whose tokenizer is the run's unless another one was asked for."""
-    if opened.folder is None:
-        return None
-    own_tokenizer = settings.tokenizer is None and settings.processor is None
-    return Origin(opened.folder, has_tokenizer=own_tokenizer, extra=tuple(opened.extra))
+    if opened.origin is None or (settings.tokenizer is None and settings.processor is None):
+        return opened.origin
+    return evolve(opened.origin, has_tokenizer=False)
 
 
 def _tokenizer(settings: ModelArguments, model: Any) -> Any:

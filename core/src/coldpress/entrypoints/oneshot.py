@@ -25,7 +25,8 @@ def oneshot(model: Any = None, recipe: Any = None, **arguments: Any) -> Any:
         oneshot("smollm2", QuantizationModifier(scheme="W4A16", group_size=64, ignore=["lm_head"]), output_dir="out")
 
     Args:
-        model: a folder, a `.gguf` file, a hub id, `smollm2`, or a model that is already in memory, which is changed.
+        model: a folder, a hub id, a file or name that an installed source reads, such as `smollm2`, or a model that is
+            already in memory, which is changed.
         recipe: a modifier, a list of them, a `Recipe`, a YAML or JSON file, or YAML text.
         **arguments: everything else; see `ModelArguments`, `RecipeArguments`, `DatasetArguments` and
             `OutputArguments`, whose attributes they are.  The names and defaults are those of llm-compressor.

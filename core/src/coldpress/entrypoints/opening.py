@@ -1,7 +1,7 @@
 """Opening a model: into memory, or as a stream of weights where that is possible."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,21 @@ from attrs import field, fields_dict, frozen
 
 from coldpress.arguments import Arguments, ModelArguments
 from coldpress.checkpoint import CheckpointReader
+from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.place import find_places
 from coldpress.checkpoint.reader import read_json
 from coldpress.errors import ArgumentError
 from coldpress.layer_report import LayerReport
 from coldpress.models import load_model
-from coldpress.models.hub import hub_folder
+from coldpress.models.configuration import load_config
+from coldpress.models.dense import DenseCheckpoint, folder_checkpoint, source_checkpoint
+from coldpress.models.hub import on_this_disk
 from coldpress.models.loading import placement
+from coldpress.models.location import Location, locate
 from coldpress.models.origin import origin_folder
 from coldpress.models.skeleton import NotStreamable, stream_model
-from coldpress.models.source import find_source
 from coldpress.models.streaming import WeightStream
+from coldpress.source import Source, Weights
 from coldpress.state import State
 
 log = logging.getLogger(__name__)
@@ -33,13 +37,13 @@ class Opened:
     Attributes:
         model: in memory, or built without weights.
         weights: brings them, stage by stage; None when they are in memory.
-        folder: where the model is on disk, as far as that is known; None when it comes from somewhere else.
+        origin: the folder that the model is in, as far as that is known; None when it comes from somewhere else.
         extra: tensors of its files that the model has no place for, with their shapes.
     """
 
     model: Any
     weights: WeightStream | None
-    folder: Path | None
+    origin: Origin | None
     extra: Mapping[str, tuple[int, ...]] = field(factory=dict)
 
 
@@ -51,22 +55,22 @@ def open_model(arguments: Arguments) -> Opened:
             how to read a model of another kind.
     """
     settings = arguments.model
-    _check_kind(settings)
-    folder = _folder(settings)
-    wanted = settings.stream_weights
-    reason = _obstacle(arguments, folder)
+    found = locate(settings.model) if isinstance(settings.model, str) else None
+    _check_kind(settings, found)
+    found = None if found is None else on_this_disk(found, settings.model_revision)
+    wanted, reason = settings.stream_weights, _obstacle(arguments, found)
     if wanted and reason:
         raise ArgumentError(f"stream_weights=True is not possible: {reason}")
     if wanted is not False and not reason:
-        assert folder is not None
+        assert found is not None
         try:
-            weights = _stream(settings, folder)
+            weights = _stream(settings, found)
         except NotStreamable as error:
-            log.log(
-                logging.WARNING if wanted else logging.INFO, "%s is loaded into memory as a whole: %s", folder, error
-            )
+            level = logging.WARNING if wanted else logging.INFO
+            log.log(level, "%s is loaded into memory as a whole: %s", found.name, error)
         else:
-            return Opened(weights.model, weights, folder, {name: weights.reader.shape(name) for name in weights.extra})
+            shapes = {name: weights.reader.shape(name) for name in weights.extra}
+            return Opened(weights.model, weights, _origin(found, shapes, weights.reader), shapes)
     model = load_model(
         settings.model,
         dtype=settings.precision,
@@ -75,8 +79,25 @@ def open_model(arguments: Arguments) -> Opened:
         revision=settings.model_revision,
         config=settings.config_name,
     )
-    folder = folder or origin_folder(model)
-    return Opened(model, None, folder, _extra(model, folder))
+    if found is None:
+        folder = origin_folder(model)
+        found = None if folder is None else Location(str(folder), folder)
+    extra = {} if found is None or found.source is not None else _extra(model, found.path)
+    return Opened(model, None, None if found is None else _origin(found, extra), extra)
+
+
+def _origin(found: Location, extra: Iterable[str], weights: Weights | None = None) -> Origin | None:
+    """The folder that a model is in, with its tokenizer unless the container holds another one."""
+    if found.path is None or not found.path.is_dir():
+        return None
+    source = found.source
+    return Origin(
+        found.path,
+        has_tokenizer=source is None or source.tokenizer is Source.tokenizer,
+        extra=tuple(extra),
+        weights=weights,
+        left_out=frozenset() if source is None else source.own_files,
+    )
 
 
 def _extra(model: Any, folder: Path | None) -> Mapping[str, tuple[int, ...]]:
@@ -103,30 +124,32 @@ def report_extra(state: State, extra: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
-def _stream(settings: ModelArguments, folder: Path) -> WeightStream:
+def _stream(settings: ModelArguments, found: Location) -> WeightStream:
+    assert found.path is not None
+    trust, name = settings.trust_remote_code_model, settings.config_name
+    config = None if name is None else load_config(name, trust_remote_code=trust)
+    checkpoint: DenseCheckpoint | None
+    if found.source is None:
+        checkpoint = folder_checkpoint(found.name, found.path, config=config, trust_remote_code=trust)
+    else:
+        checkpoint = source_checkpoint(found, found.open(), config=config, trust_remote_code=trust)
+    if checkpoint is None:
+        raise NotStreamable("its source builds it as a whole")
     dtype, device = placement(settings.precision, settings.device)
-    return stream_model(
-        folder,
-        name=settings.model,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=settings.trust_remote_code_model,
-        config=settings.config_name,
-    )
+    return stream_model(checkpoint, dtype=dtype, device=device, trust_remote_code=trust)
 
 
-def _check_kind(settings: ModelArguments) -> None:
+def _check_kind(settings: ModelArguments, found: Location | None) -> None:
     """Refuse arguments that cannot act on a model of this kind.
 
     Raises:
         ArgumentError: names the argument, and says what to do instead.
     """
-    model = settings.model
-    if isinstance(model, str):
-        kind = find_source(model).kind
-        if kind != "hub" and settings.model_revision != fields_dict(ModelArguments)["model_revision"].default:
+    if found is not None:
+        if found.path and settings.model_revision != fields_dict(ModelArguments)["model_revision"].default:
             raise ArgumentError(
-                f"model_revision={settings.model_revision!r} names a version on the hub, and {model!r} is not there"
+                f"model_revision={settings.model_revision!r} names a version on the hub, and {found.name!r} is not "
+                "there"
             )
         return
     if settings.config_name is not None:
@@ -135,33 +158,25 @@ def _check_kind(settings: ModelArguments) -> None:
             "change model.config, or pass the folder that the model is in"
         )
     dtype, _ = placement(settings.precision, None)
-    if dtype not in ("auto", getattr(model, "dtype", dtype)):
+    if dtype not in ("auto", getattr(settings.model, "dtype", dtype)):
         raise ArgumentError(
             f"precision={settings.precision!r} says how to read a model, and this one is in memory already, in "
-            f"{model.dtype}: load it in {dtype}, or call model.to({dtype})"
+            f"{settings.model.dtype}: load it in {dtype}, or call model.to({dtype})"
         )
 
 
-def _folder(settings: ModelArguments) -> Path | None:
-    """The folder that a model is in, if it is named: its own, or that of its snapshot in the hub's cache."""
-    if not isinstance(settings.model, str):
-        return None
-    source = find_source(settings.model)
-    if source.kind == "hub":
-        return hub_folder(source.name, settings.model_revision)
-    return source.path if source.kind == "folder" else None
-
-
-def _obstacle(arguments: Arguments, folder: Path | None) -> str | None:
+def _obstacle(arguments: Arguments, found: Location | None) -> str | None:
     """Why weights cannot be read stage by stage, as far as it can be known without opening the model."""
     if arguments.output.output_dir is None:
         return "there is no output_dir that finished stages could be written to"
-    if folder is None:
+    if found is None or found.path is None:
         return "the model is neither a folder of safetensors files nor on a hub"
-    if next(folder.glob("*.safetensors"), None) is None:
-        return f"{folder} holds no safetensors files"
-    if is_compressed(folder):
-        return f"{folder} is compressed already, and is decoded as a whole"
+    if found.source is not None:
+        return None
+    if next(found.path.glob("*.safetensors"), None) is None:
+        return f"{found.path} holds no safetensors files"
+    if is_compressed(found.path):
+        return f"{found.path} is compressed already, and is decoded as a whole"
     return None
 
 

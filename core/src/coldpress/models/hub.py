@@ -5,9 +5,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from attrs import evolve
+
 from coldpress.arguments.hub import hub_is_reachable
 from coldpress.errors import CheckpointError, ModelError
-from coldpress.models.source import neighbours
+from coldpress.models.location import Location, locate, neighbours
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +21,17 @@ _WEIGHTS = tuple(
     )
 )
 _INDEX = ".index.json"
+
+
+def on_this_disk(found: Location, revision: str = "main") -> Location:
+    """The same model as a folder or file: one on a hub in its snapshot.
+
+    Raises:
+        ModelError: the hub has no such model, or cannot be reached and the local cache has not.
+    """
+    if found.path is not None:
+        return found
+    return evolve(locate(str(hub_folder(found.name, revision))), name=found.name)
 
 
 def hub_folder(name: str, revision: str = "main", *, weights: bool = True) -> Path:

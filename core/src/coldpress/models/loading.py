@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import torch
 
 from coldpress.arguments import PRECISIONS
 from coldpress.arguments.hub import hub_is_reachable
+from coldpress.checkpoint import CheckpointReader
 from coldpress.errors import ArgumentError, CheckpointError, ModelError, suggest
 from coldpress.models.auto import model_class
-from coldpress.models.hub import hub_folder
-from coldpress.models.source import find_source
+from coldpress.models.configuration import TROUBLE, first_line, load_config, read_generation_settings
+from coldpress.models.dense import load_dense, source_checkpoint
+from coldpress.models.hub import hub_folder, on_this_disk
+from coldpress.models.location import Location, locate
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +27,6 @@ _DTYPES = {
     "float32": torch.float32,
     "full": torch.float32,
 }
-_TROUBLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError)  # of transformers
 
 
 def load_model(
@@ -41,12 +44,13 @@ def load_model(
     quantization of activations simulated.
 
     Args:
-        source: a folder, a `.gguf` file, a hub id, an embedded name, or a model, which is returned as it is.
-        dtype: of the weights; auto is what the checkpoint says, and bfloat16 for GGUF, whose blocks have no dtype.
+        source: a folder, a hub id, a file or a name that an installed source reads, or a model, which is returned as
+            it is.
+        dtype: of the weights; auto is what the checkpoint says.
         device: where the model is put; None takes an accelerator if there is one, and leaves a loaded model alone.
         trust_remote_code: run Python code that comes with the model.
         revision: branch, tag or commit on a hub.
-        config: folder, JSON file or hub id of a configuration to use instead of the model's own; not for GGUF.
+        config: folder, JSON file or hub id of a configuration to use instead of the folder's.
 
     Raises:
         ModelError: there is no such model, or transformers cannot build it.
@@ -56,56 +60,32 @@ def load_model(
     if not isinstance(source, (str, Path)):
         return _check_loaded(source) if device is None else _check_loaded(source).to(_device(device))
     kind, target = placement(dtype, device)
-    found = find_source(str(source))
+    found = on_this_disk(locate(str(source)), revision)
     more = {"trust_remote_code": trust_remote_code}
-    if config is not None and found.kind == "gguf":
-        raise ArgumentError(f"{found.name} is a GGUF file, whose configuration cannot be replaced by {config!r}")
     if config is not None:
         more["config"] = load_config(config, **more)
-    if found.kind == "gguf":
-        from coldpress.models.gguf import load_gguf_model
-
-        assert found.path is not None
-        model = load_gguf_model(found.path, torch.bfloat16 if kind == "auto" else kind)
-    else:
-        model = _load_folder(found.name, found.path or hub_folder(found.name, revision), kind, more)
+    model = load_located(found, kind, more)
     model.config._name_or_path = found.name
     log.info("loaded %s: %s in %s", found.name, type(model).__name__, model.dtype)
     return model.to(target).eval()
 
 
-def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
-    """The configuration in a folder, in a JSON file or on the hub.
+def load_located(found: Location, dtype: Any, more: Mapping[str, Any]) -> Any:
+    """The model of a folder or file, on the CPU.
 
-    What it says of compression is left out: how weights are stored is a matter of the folder that holds them.
-
-    Raises:
-        ModelError: there is none, or transformers cannot read it.
+    Args:
+        found: where it is; not on a hub.
+        dtype: of its weights, or "auto".
+        more: `trust_remote_code`, and `config` to use in place of the model's own.
     """
-    from transformers import AutoConfig
-
-    there = Path(source).expanduser().exists()
-    if not there:
-        find_source(source)  # says what is near
-    try:
-        config = AutoConfig.from_pretrained(
-            Path(source).expanduser() if there else source,
-            trust_remote_code=trust_remote_code,
-            local_files_only=not there and not hub_is_reachable(),
-        )
-    except _TROUBLE as error:
-        raise ModelError(f"cannot read a configuration at {source!r}: {_first_line(error)}") from error
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    return config
-
-
-def read_generation_settings(model: Any, folder: Path) -> None:
-    """Give a model the settings of generation that lie in its folder, if any do."""
-    from transformers import GenerationConfig
-
-    if model.can_generate() and (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if found.source is None:
+        assert found.path is not None
+        return _load_folder(found.name, found.path, dtype, more)
+    source = found.open()
+    checkpoint = source_checkpoint(found, source, **more)
+    if checkpoint is None:
+        return source.load(None if dtype == "auto" else dtype)
+    return load_dense(checkpoint, dtype, trust_remote_code=more["trust_remote_code"])
 
 
 def placement(dtype: str | torch.dtype, device: str | torch.device | None) -> tuple[Any, torch.device]:
@@ -142,12 +122,10 @@ def load_tokenizer(
         source = getattr(getattr(model, "config", None), "_name_or_path", None)
         if not source or not _exists(source):
             return None
-    found = find_source(str(source))
-    if found.kind == "gguf":
-        from coldpress.models.gguf import load_gguf_tokenizer
-
-        assert found.path is not None
-        return load_gguf_tokenizer(found.path)
+    found = locate(str(source))
+    own = found.open().tokenizer() if found.source is not None else None
+    if own is not None or (found.path is not None and found.path.is_file()):
+        return own
     folder = found.path or hub_folder(found.name, revision, weights=False)
     return _load_tokenizer(found.name, folder, trust_remote_code)
 
@@ -185,7 +163,7 @@ def _device(name: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # no such name; torch was not built for it
-        raise ArgumentError(f"device {str(name)!r} cannot be used here: {_first_line(error)}") from error
+        raise ArgumentError(f"device {str(name)!r} cannot be used here: {first_line(error)}") from error
 
 
 def _best_device() -> torch.device:
@@ -193,7 +171,7 @@ def _best_device() -> torch.device:
     return device if device is not None else torch.device("cpu")
 
 
-def _load_folder(name: str, folder: Path, dtype: Any, more: dict[str, Any]) -> Any:
+def _load_folder(name: str, folder: Path, dtype: Any, more: Mapping[str, Any]) -> Any:
     config = _read_config(folder / "config.json")
     quantization = config.get("quantization_config")
     if quantization:
@@ -203,8 +181,6 @@ def _load_folder(name: str, folder: Path, dtype: Any, more: dict[str, Any]) -> A
         read_generation_settings(model, folder)
         return model
     if any(folder.glob("*.safetensors*")):
-        from coldpress.checkpoint import CheckpointReader
-
         CheckpointReader(folder).check()
     elif not any(folder.glob("*.bin")):
         raise CheckpointError(f"{name!r} holds a config.json and no weights: model.safetensors is missing")
@@ -222,8 +198,8 @@ def _from_pretrained(name: str, **settings: Any) -> Any:
         model, loading = kind.from_pretrained(name, config=config, output_loading_info=True, **settings)
     except SafetensorError as error:
         raise CheckpointError(f"a safetensors file of {name!r} is corrupt or truncated: {error}") from error
-    except _TROUBLE as error:
-        raise ModelError(f"transformers cannot load {name!r}: {_first_line(error)}") from error
+    except TROUBLE as error:
+        raise ModelError(f"transformers cannot load {name!r}: {first_line(error)}") from error
     missing = sorted(loading["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -241,17 +217,17 @@ def _load_tokenizer(name: str, folder: Path, trust_remote_code: bool) -> Any | N
         return None
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except _TROUBLE as error:
-        raise ModelError(f"transformers cannot read the tokenizer of {name!r}: {_first_line(error)}") from error
+    except TROUBLE as error:
+        raise ModelError(f"transformers cannot read the tokenizer of {name!r}: {first_line(error)}") from error
 
 
 def _exists(source: str) -> bool:
     """Whether a model's own memory of where it came from still leads somewhere."""
     try:
-        found = find_source(source)
+        found = locate(source)
     except ModelError:
         return False
-    if found.kind != "hub":
+    if found.path is not None:
         return True
     from transformers.utils import cached_file
 
@@ -269,7 +245,3 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(config).__name__}")
     return config
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

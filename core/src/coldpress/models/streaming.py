@@ -1,6 +1,6 @@
 """A model that is larger than memory: built without weights, which are read when a stage's turn comes, and dropped.
 
-    weights = stream_model(folder, ...)     parameters on the meta device, buffers computed (see skeleton.py)
+    weights = stream_model(checkpoint, ...) parameters on the meta device, buffers computed (see skeleton.py)
     weights.read(stage.modules)             from the files, when the stage is about to be worked on
     weights.drop(stage.modules)             back to the meta device, when nobody needs it any more
 
@@ -19,9 +19,9 @@ from attrs import define, field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from coldpress.checkpoint import CheckpointReader
 from coldpress.checkpoint.place import Place, PlaceReader
 from coldpress.models.heap import trim_heap
+from coldpress.source import Weights
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class WeightStream:
     """
 
     model: Any
-    reader: CheckpointReader
+    reader: Weights
     places: Mapping[str, Place]
     device: torch.device
     extra: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ def conformance(
 
     Args:
         plugin: the name that recipes say, or a class that is not installed.
-        kind: modifiers, observers, pipelines, formats or statistics; found by itself where it can be.
+        kind: modifiers, observers, pipelines, formats, sources or statistics; found by itself where it can be.
         settings: what the plugin is made with in every check.
         expected_failures: name of a check to the reason why it fails; it must fail, or the entry must go.
 

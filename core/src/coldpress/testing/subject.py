@@ -10,7 +10,7 @@ from attrs import frozen
 from coldpress import registry
 from coldpress.errors import BrokenPluginError, UnknownPluginError, suggest
 
-KINDS = ("modifiers", "observers", "pipelines", "formats", "statistics")
+KINDS = ("modifiers", "observers", "pipelines", "formats", "sources", "statistics")
 
 # Where the class that every plugin of a kind extends is defined.
 _PARENTS = {
@@ -18,6 +18,7 @@ _PARENTS = {
     "observers": ("coldpress.calibration.observer", "Observer"),
     "pipelines": ("coldpress.pipeline", "Pipeline"),
     "formats": ("coldpress.checkpoint", "Format"),
+    "sources": ("coldpress.source", "Source"),
     "statistics": ("coldpress.statistic", "Statistic"),
 }
 

@@ -17,12 +17,11 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from coldpress.errors import CheckpointError, ModelError
+from coldpress.plugin import CheckpointError
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
 _ALIGNMENT = 32  # unless general.alignment says otherwise
-_MISSING = 'reading GGUF needs the package gguf: pip install "coldpress[demo]", or pip install gguf'
 
 
 @frozen
@@ -48,14 +47,10 @@ class GgufFile:
 
         Raises:
             CheckpointError: the file is truncated, or not GGUF.
-            ModelError: the package `gguf` is not installed.
         """
         self.path = Path(path)
-        with open(self.path, "rb") as file:
-            size = file.seek(0, 2)
-            if size < 24:
-                raise CheckpointError(f"{self.path} is not a GGUF file: it has {size} bytes")
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes = _mapped(self.path)
+        size = len(self._bytes)
         try:
             self.metadata, self._places = _read(self._bytes)
         except (struct.error, UnicodeDecodeError, KeyError, IndexError, OverflowError) as error:
@@ -91,6 +86,17 @@ class GgufFile:
         return torch.from_numpy(dequantize(raw.reshape(*place.shape[:-1], -1), kind).reshape(place.shape))
 
 
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if size < 24:
+                raise CheckpointError(f"{path} is not a GGUF file: it has {size} bytes")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
 def _read(data: Any) -> tuple[dict[str, Any], dict[str, _Place]]:
     magic, version, tensors, values = struct.unpack_from("<4sIQQ", data)
     if magic != b"GGUF":
@@ -119,10 +125,8 @@ def _read(data: Any) -> tuple[dict[str, Any], dict[str, _Place]]:
 
 def _size(name: str, shape: tuple[int, ...], kind: int) -> int:
     """Bytes of a tensor."""
-    try:
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-    except ImportError as error:
-        raise ModelError(_MISSING) from error
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
     try:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     except (KeyError, ValueError) as error:

@@ -1,0 +1,159 @@
+"""What the text that names a model means: a folder, a file, a name that a source knows, or an id on a hub."""
+
+import re
+from pathlib import Path
+
+from attrs import frozen
+
+from coldpress import registry
+from coldpress.checkpoint.reader import read_json
+from coldpress.errors import BrokenPluginError, CheckpointError, ModelError, near
+from coldpress.installed import extra_called
+from coldpress.source import Source
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_WEIGHTS = ("*.safetensors*", "*.bin")
+
+
+@frozen
+class Location:
+    """Where a model is, and what reads it.
+
+    Attributes:
+        name: what the user wrote.
+        path: of the folder or file; None for an id on a hub.
+        source: reads it; None for a hub, and for a folder that a format wrote or that is plain.
+    """
+
+    name: str
+    path: Path | None = None
+    source: type[Source] | None = None
+
+    def open(self) -> Source:
+        """The container, opened.
+
+        Raises:
+            CheckpointError: it is damaged, or something else.
+        """
+        assert self.source is not None
+        assert self.path is not None
+        return self.source(self.path)
+
+
+def locate(name: str) -> Location:
+    """Say what `name` means; a folder called like a model that a source knows by name is reached as `./name`.
+
+    Raises:
+        ModelError: nothing is there, or nothing that is installed reads it; says what is near, and what to install.
+    """
+    if name in registry.names("sources"):
+        source = _source(name)
+        known = source.find(name)
+        if known is not None:
+            return Location(name, known, source)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(name, path)
+    if path.is_file():
+        return _file(name, path)
+    if _HUB_ID.fullmatch(name) and _suffix(path) not in registry.names("sources"):
+        return Location(name)
+    raise ModelError(f"{name!r} is not there: neither a folder nor a file of this name exists{neighbours(name)}")
+
+
+def neighbours(name: str) -> str:
+    """The end of a message: folders, files and models known by name that look like this one, or what would bring it."""
+    path, sources = Path(name).expanduser(), registry.names("sources")
+    try:
+        beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir() or _suffix(entry) in sources]
+    except OSError:
+        return f"; the folder {str(path.parent)!r} does not exist either" if path.parent != Path() else ""
+    found = [str(path.parent / found) for found in near(path.name, beside, count=3)]
+    found += [f"{found} (embedded)" for found in near(name, sources) if _is_model(found)]
+    if not found and extra_called(name) is not None:
+        return f"; a model of this name comes with {_extra(name)}"
+    return f"; did you mean {', '.join(found)}?" if found else ""
+
+
+def quantization_method(folder: Path) -> str | None:
+    """`quant_method` of a folder's config.json; None where it is not quantized, or the file cannot be read."""
+    try:
+        method = (read_json(folder / "config.json").get("quantization_config") or {}).get("quant_method")
+    except (CheckpointError, AttributeError):
+        return None
+    return method if isinstance(method, str) else None
+
+
+def _folder(name: str, path: Path) -> Location:
+    configured = (path / "config.json").is_file()
+    said = _said(path) if configured else None
+    if said is not None:
+        return Location(name, path, _source(said))
+    if configured and any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
+        return Location(name, path)
+    files = sorted(entry for entry in path.iterdir() if _suffix(entry) in registry.names("sources"))
+    if len(files) == 1:
+        return Location(name, files[0], _source(_suffix(files[0])))
+    if files:
+        names = ", ".join(file.name for file in files)
+        raise ModelError(f"{name!r} holds {len(files)} files that are models; name one of them: {names}")
+    if configured:
+        return Location(name, path)
+    raise ModelError(f"{name!r} is a folder without config.json, so it holds no model{_hint(path)}")
+
+
+def _said(folder: Path) -> str | None:
+    """Name of the source that a folder asks for: by its method, unless a format reads that, or by a file of its own."""
+    sources, method = registry.names("sources"), quantization_method(folder)
+    if method is not None and method in registry.names("formats"):
+        return None
+    if method in sources:
+        return method
+    marks = {name for name in sources if "." in name}
+    return next((entry.name for entry in sorted(folder.iterdir()) if entry.name in marks and entry.is_file()), None)
+
+
+def _file(name: str, path: Path) -> Location:
+    suffix = _suffix(path)
+    if suffix in registry.names("sources"):
+        return Location(name, path, _source(suffix))
+    missing = f"files of this kind are read after {_extra(suffix)}" if extra_called(suffix) else _readable()
+    raise ModelError(f"{name!r} is a file that nothing installed reads as a model: {missing}")
+
+
+def _readable() -> str:
+    names = sorted(registry.names("sources"))
+    installed = f"installed: {', '.join(names)}" if names else "none is installed"
+    return f"a model is a folder with config.json, or what a source reads ({installed})"
+
+
+def _hint(path: Path) -> str:
+    """What may have been meant by a folder that holds no model."""
+    inside = [str(entry) for entry in sorted(path.glob("*/"))[:50] if (entry / "config.json").is_file()]
+    if inside:
+        return f"; {', '.join(inside[:3])} does"
+    unread = next((entry for entry in sorted(path.iterdir()) if extra_called(_suffix(entry))), None)
+    return f"; {unread.name} is read after {_extra(_suffix(unread))}" if unread is not None else ""
+
+
+def _source(name: str) -> type[Source]:
+    found = registry.find("sources", name)
+    if not (isinstance(found, type) and issubclass(found, Source)):
+        raise BrokenPluginError(f"the source {name!r} is not a class that extends coldpress.plugin.Source")
+    return found
+
+
+def _is_model(name: str) -> bool:
+    """Whether a source knows a model by this name, be it installed or not."""
+    try:
+        return _source(name).find(name) is not None
+    except ModelError:
+        return True
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
+
+
+def _extra(name: str) -> str:
+    return f"pip install 'coldpress[{extra_called(name)}]'"
