@@ -308,3 +308,51 @@ def test_finished_stages_are_told_at_the_level_of_a_warning(tmp_path, caplog):
         interrupted(tmp_path / "out", 1)
 
     assert "1 finished stage is kept" in caplog.text
+
+
+SOUND = {"stage": "stage.0", "files": [{"name": "part-00001.safetensors", "sha256": "0"}]}
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({"stage": "stage.0"}, "line 2: 'files' is no list"),
+        ({**SOUND, "files": {"name": "x"}}, "line 2: 'files' is no list"),
+        ({**SOUND, "files": ["part-00001.safetensors"]}, "which is no file of a stage"),
+        ({**SOUND, "files": [{"name": "part-00001.safetensors"}]}, "which is no file of a stage"),
+        ({**SOUND, "files": [{"name": "../../secret", "sha256": "0"}]}, "'../../secret'.*which is no file of a stage"),
+        ({**SOUND, "files": [{"name": 3, "sha256": "0"}]}, "which is no file of a stage"),
+    ],
+)
+def test_a_line_that_no_run_writes_is_refused_by_its_number_until_it_is_discarded(tmp_path, undisturbed, line, says):
+    path = interrupted(tmp_path / "out", 2) / NAME
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], json.dumps(line), lines[2], ""]))
+    before = path.read_bytes()
+
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=says):
+            work(tmp_path / "out")
+        assert path.read_bytes() == before
+    assert work(tmp_path / "out", restart=True) == 0
+    assert files(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.parametrize("binding", ["text", [1], {"_files": 3}, {"_files": {"a": [1, 2, 3]}}, None])
+def test_a_first_line_that_no_run_writes_is_refused(tmp_path, binding):
+    path = interrupted(tmp_path / "out", 2) / NAME
+    rest = path.read_text().splitlines()[1:]
+    path.write_text("\n".join([json.dumps({"coldpress_journal": 1, "binding": binding}), *rest, ""]))
+
+    with pytest.raises(CheckpointError, match="line 1:"):
+        work(tmp_path / "out")
+    assert path.exists()
+
+
+def test_a_line_that_is_nested_without_end_is_no_line(tmp_path, undisturbed):
+    path = interrupted(tmp_path / "out", 2) / NAME
+    with path.open("ab") as file:
+        file.write(b"[" * 100_000 + b"\n")
+
+    assert work(tmp_path / "out") == 2
+    assert files(tmp_path / "out") == undisturbed

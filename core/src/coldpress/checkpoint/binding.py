@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from coldpress.checkpoint import fingerprint
+from coldpress.checkpoint.journal import FILES
 from coldpress.state import State
-
-_FILES = "_files"  # what begins with `_` is not compared
 
 
 def binding_of(
@@ -29,7 +28,7 @@ def binding_of(
     if files is None:
         weights = fingerprint.of_model(state.model)
     else:
-        weights, seen = fingerprint.of_files(files, before.get(_FILES, {}))
+        weights, seen = fingerprint.of_files(files, before.get(FILES, {}))
     return {
         **job,
         "model": weights,
@@ -39,5 +38,5 @@ def binding_of(
         "seed": state.seed,
         "coldpress": version("coldpress"),
         "torch": torch.__version__,
-        _FILES: seen,
+        FILES: seen,
     }

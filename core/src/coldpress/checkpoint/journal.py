@@ -5,11 +5,13 @@
     {"stage": "model.layers.0", ...}
 
 A line that was cut off by a crash is dropped; what its stage had written is then not counted.
+A line that is whole and says what no run of ours says is refused by its number.
 """
 
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +24,10 @@ log = logging.getLogger(__name__)
 NAME = "journal.jsonl"
 _SIGN = "coldpress_journal"
 _VERSION = 1
+FILES = "_files"
+"""In a binding: name of each file that the weights are read from to what tells that it was not touched."""
+
+_PART = re.compile(r"part-\d+\.safetensors")
 _START = f'{{"{_SIGN}": {_VERSION}'
 
 
@@ -31,7 +37,8 @@ class Journal:
     Attributes:
         path: of the file.
         binding: what the run works on; None before `start`.
-        entries: the lines of finished stages, in order.
+        entries: the lines of finished stages, in order, up to the first that is damaged.
+        damage: what is wrong with the first damaged line; None when all are sound.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,6 +50,7 @@ class Journal:
         self.path = folder / NAME
         self.binding: Mapping[str, Any] | None = None
         self.entries: list[Mapping[str, Any]] = []
+        self.damage: str | None = None
         self._ends: list[int] = []  # bytes up to the end of each line
         with telling(self.path):
             self._file: IO[bytes] = self.path.open("a+b")
@@ -58,7 +66,7 @@ class Journal:
     def start(self, binding: Mapping[str, Any]) -> None:
         """Begin anew: drop every line and say what the run works on."""
         self._cut(0)
-        self.binding, self.entries, self._ends = binding, [], []
+        self.binding, self.entries, self.damage, self._ends = binding, [], None, []
         self._append({_SIGN: _VERSION, "binding": binding})
 
     def add(self, entry: Mapping[str, Any]) -> None:
@@ -95,9 +103,15 @@ class Journal:
         _check_ours(self.path, content)
         lines = _whole_lines(content)
         self._ends = [end for _, end in lines]
-        if lines:
-            self.binding = lines[0][0].get("binding", {})
-            self.entries = [value for value, _ in lines[1:]]
+        for number, (value, _) in enumerate(lines, start=1):
+            wrong = _wrong_entry(value) if number > 1 else _wrong_start(value)
+            if wrong is not None:
+                self.damage = f"{self.path}, line {number}: {wrong}"
+                break
+            if number > 1:
+                self.entries.append(value)
+            else:
+                self.binding = value["binding"]
         sound = self._ends[-1] if self._ends else 0
         if sound < len(content):
             log.warning("%s ends in a line that was cut off; it is dropped", self.path)
@@ -145,13 +159,39 @@ def _check_ours(path: Path, content: bytes) -> None:
         raise CheckpointError(f"{path} is not a journal of this version of coldpress; move its folder, or name another")
 
 
+def _wrong_start(line: Mapping[str, Any]) -> str | None:
+    binding = line.get("binding")
+    if not isinstance(binding, dict):
+        return "'binding' is no table"
+    files = binding.get(FILES, {})
+    if not isinstance(files, dict) or not all(_is_signature(value) for value in files.values()):
+        return f"{FILES!r} of 'binding' is no table from file to size, time, inode and checksum"
+    return None
+
+
+def _is_signature(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and isinstance(value[3], str)
+
+
+def _wrong_entry(line: Mapping[str, Any]) -> str | None:
+    """What the line of a stage says that a run cannot have written there."""
+    files = line.get("files")
+    if not isinstance(files, list):
+        return "'files' is no list"
+    for file in files:
+        name, digest = (file.get("name"), file.get("sha256")) if isinstance(file, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(digest, str) or _PART.fullmatch(name) is None:
+            return f"'files' names {file!r}, which is no file of a stage"
+    return None
+
+
 def _whole_lines(content: bytes) -> list[tuple[dict[str, Any], int]]:
     """The lines up to the first that is not whole, each with where it ends."""
     lines, end = [], 0
     for line in content.splitlines(keepends=True):
         try:
             value = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             break

@@ -92,7 +92,7 @@ class CheckpointWriter:
         state, kept = self._state, len(self._journal.entries)
         self._state = "left" if state in ("entered", "open") else state
         self._buffer.clear()
-        if state in ("entered", "open") and not kept:
+        if state in ("entered", "open") and not kept and self._journal.damage is None:
             self._destination.discard()
         elif state == "open":
             shutil.rmtree(self.folder, ignore_errors=True)  # made of the finished stages in no time
@@ -124,6 +124,8 @@ class CheckpointWriter:
         assert journal is not None
         if self._state != "entered":
             raise RuntimeError(f"this CheckpointWriter is {self._state}; begin once, inside `with`")
+        if journal.damage is not None and not self._restart:
+            raise CheckpointError(f"{journal.damage}; {_DISCARD}")
         if journal.entries and not self._restart:
             self._check_binding(journal, binding)
             journal.keep(self._count_sound(journal.entries))
