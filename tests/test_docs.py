@@ -21,7 +21,8 @@ def sections(page):
 
 
 def options(command):
-    return {flag for parameter in command.params for flag in parameter.opts if flag.startswith("-")} - EVERYWHERE
+    flags = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    return {flag for flag in flags if flag.startswith("-")} - EVERYWHERE
 
 
 def test_every_command_has_a_section_and_no_other():

@@ -53,6 +53,7 @@ class State:
         model: what is compressed, in place.
         tokenizer: or processor, saved with the model; may be None.
         batches: calibration data, keyword arguments of the model each.
+        calibration: what these hold, for the report; None where no data are read.
         seed: of everything random.
         sweep: what the pass over the stages is for.
         plan: layer name to quantizer and scheme, of every layer that will be quantized.
@@ -70,6 +71,7 @@ class State:
     model: nn.Module
     tokenizer: Any = None
     batches: Sequence[Mapping[str, Any]] = ()
+    calibration: Mapping[str, Any] | None = None
     seed: int = 0
     sweep: Sweep = field(factory=Sweep)
     plan: dict[str, Planned] = field(factory=dict)

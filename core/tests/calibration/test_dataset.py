@@ -1,5 +1,6 @@
 """From whatever names a data set to batches of tokens."""
 
+import inspect
 import json
 import logging
 
@@ -15,6 +16,16 @@ from coldpress.errors import ArgumentError, CalibrationError, ModelError
 from coldpress.testing.models import tiny_tokenizer
 
 TEXTS = [f"sample {i} " + "x" * i for i in range(12)]
+
+
+class Reads(torch.nn.Module):
+    """A module whose forward has arguments of these names."""
+
+    def __init__(self, *names):
+        super().__init__()
+        kind = inspect.Parameter.KEYWORD_ONLY
+        self.forward = lambda **found: found
+        self.forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
 
 
 @pytest.fixture
@@ -67,7 +78,7 @@ def test_fewer_samples_than_asked_for_are_logged_and_used(tokenizer, caplog):
         batches = _batches(tokenizer, dataset=TEXTS, num_calibration_samples=100)
 
     assert len(batches) == len(TEXTS)
-    assert "gives 12 samples where 100 were asked for" in caplog.text
+    assert "gives 12 samples, and 100 were asked for" in caplog.text
 
 
 def test_empty_rows_are_replaced_by_later_ones(tokenizer):
@@ -206,7 +217,7 @@ def test_a_wrong_column_lists_the_columns_and_suggests_one(tokenizer):
         ({}, "it has no splits"),
         ([{"text": ""}, {"text": " "}], "none of its 2 rows holds a token"),
         ([{"text": 3}], "holds int, not text"),
-        ([3], "an item must be text or a dict"),
+        ([3], "row 0 is a int: an item must be text, a dict"),
         (3, "got int"),
         ({"a": ["x"], "b": ["y"]}, "has the splits a, b"),
         ([{"input_ids": [1, 2], "attention_mask": [1]}], "a mask of 1"),
@@ -265,7 +276,7 @@ def test_a_file_of_every_kind_gives_its_rows(tmp_path, tokenizer, suffix):
     else:
         {"jsonl": dataset.to_json, "csv": dataset.to_csv, "parquet": dataset.to_parquet}[suffix](str(path))
 
-    batches = _batches(tokenizer, dataset=path, shuffle_calibration_samples=False)
+    batches = _batches(tokenizer, dataset=path, shuffle_calibration_samples=False, concatenate_data=False)
 
     assert _words(tokenizer, batches) == TEXTS
 
@@ -389,24 +400,25 @@ def test_conversations_in_sharegpts_form_are_understood(tokenizer, column):
 def test_a_template_that_refuses_a_conversation_is_told(tokenizer):
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
 
-    with pytest.raises(CalibrationError, match="refuses a conversation: .*System role not supported"):
+    with pytest.raises(
+        CalibrationError, match="row 0: the chat template refuses the conversation: .*System role not supported"
+    ):
         _batches(tokenizer, dataset=[{"messages": [{"role": "system", "content": "s"}]}])
 
 
 def test_columns_that_the_model_takes_go_along(tokenizer):
-    rows = [{"input_ids": [1, 2, 3], "token_type_ids": [0, 1, 1], "pixel_values": [[0.5]], "id": i} for i in range(2)]
+    rows = [{"input_ids": [1, 2, 3], "token_type_ids": [0, 1, 1], "id": i} for i in range(2)]
 
     (batch,) = load_batches(
         DatasetArguments(dataset=rows, batch_size=2, max_seq_length=2),
         tokenizer,
-        takes=frozenset({"token_type_ids", "pixel_values", "labels"}),
+        model=Reads("input_ids", "attention_mask", "token_type_ids", "labels"),
     )
 
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
         "input_ids": (2, 2),
         "attention_mask": (2, 2),
         "token_type_ids": (2, 2),
-        "pixel_values": (2, 1, 1),
     }
 
 
@@ -424,9 +436,13 @@ def test_a_collator_that_is_a_function_is_handed_the_row_as_it_is():
     assert batch["pixel_values"].shape == (1, 1, 1)
 
 
-def test_rows_of_several_samples_are_refused():
-    with pytest.raises(CalibrationError, match="a row holds 2 samples"):
-        _batches(None, dataset=[{"input_ids": [[1, 2], [3, 4]]}])
+def test_rows_of_several_samples_are_as_many_samples():
+    rows = [{"input_ids": [[1, 2], [3, 4]], "attention_mask": [[1, 1], [1, 0]]}, {"input_ids": [[5], [6, 7]]}]
+
+    found = _batches(None, dataset=rows, batch_size=1, shuffle_calibration_samples=False)
+
+    assert [batch["input_ids"].tolist() for batch in found] == [[[1, 2]], [[3, 4]], [[5]], [[6, 7]]]
+    assert found[1]["attention_mask"].tolist() == [[1, 0]]
 
 
 def test_texts_are_read_by_the_tokenizer_of_a_processor(tokenizer):
@@ -442,17 +458,21 @@ def test_texts_are_read_by_the_tokenizer_of_a_processor(tokenizer):
     assert sorted(_words(tokenizer, found)) == ["!de", "abc"]
 
 
-def test_samples_that_do_not_go_together_are_refused():
-    rows = [{"input_ids": [1], "pixel_values": [0.0] * width} for width in (2, 3)]
-    takes = frozenset({"pixel_values"})
+def test_samples_of_different_kinds_are_never_in_one_batch():
+    widths = (2, 3, 2, 0)
+    rows = [{"input_ids": [1]} | ({"pixel_values": [[[0.0] * width]]} if width else {}) for width in widths]
+    model = Reads("input_ids", "attention_mask", "pixel_values")
 
-    assert len(load_batches(DatasetArguments(dataset=rows), None, takes=takes)) == 2
-    with pytest.raises(CalibrationError, match="differ in the shape of pixel_values"):
-        load_batches(DatasetArguments(dataset=rows, batch_size=2), None, takes=takes)
-    with pytest.raises(CalibrationError, match="different columns"):
-        load_batches(DatasetArguments(dataset=[rows[0], {"input_ids": [1]}], batch_size=2), None, takes=takes)
+    found = load_batches(
+        DatasetArguments(dataset=rows, batch_size=4, shuffle_calibration_samples=False), None, model=model
+    )
+
+    assert [tuple(batch["pixel_values"].shape) for batch in found if "pixel_values" in batch] == [
+        (2, 1, 1, 2),
+        (1, 1, 1, 3),
+    ]
     with pytest.raises(CalibrationError, match="concatenate_data joins texts"):
-        load_batches(DatasetArguments(dataset=rows, concatenate_data=True, max_seq_length=1), None, takes=takes)
+        load_batches(DatasetArguments(dataset=rows, concatenate_data=True, max_seq_length=1), None, model=model)
 
 
 def test_a_reader_that_breaks_off_is_told(tokenizer):

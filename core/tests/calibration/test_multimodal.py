@@ -5,6 +5,9 @@ import torch
 import transformers
 
 from coldpress import oneshot
+from coldpress.arguments import DatasetArguments
+from coldpress.calibration.dataset import load_batches
+from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.multimodal import process
 from coldpress.errors import CalibrationError
 from coldpress.modifiers import GPTQModifier
@@ -113,21 +116,22 @@ def test_sound_reaches_the_encoder_and_the_transcript_the_decoder(whisper):
     assert [tiny_tokenizer().decode(ids[0]) for ids in read] == ["hello"] * 2
 
 
-def test_tokens_of_an_image_are_never_cut_off():
-    row = {"text": "a cat", "images": [0]}
+def test_tokens_of_an_image_are_never_cut_off(caplog):
+    rows = [{"text": "a cat", "images": [0]}]
 
-    assert len(process(row, VisionProcessor(), limit=6, origin="x").ids) == 6
-    with pytest.raises(CalibrationError, match="max_seq_length=3 would cut off"):
-        process(row, VisionProcessor(), limit=3, origin="x")
+    (batch,) = load_batches(DatasetArguments(dataset=rows, max_seq_length=3), VisionProcessor())
+
+    assert batch["input_ids"].shape == (1, 9)
+    assert "row 0 and maybe others are longer: not cut" in caplog.text
 
 
 def test_a_model_that_takes_no_images_is_told():
     row = {"text": "a cat", "images": [0]}
 
-    with pytest.raises(CalibrationError, match="the model takes no names, pixel_values"):
-        process(row, VisionProcessor(), limit=None, origin="x", takes=frozenset({"input_ids"}))
+    with pytest.raises(CalibrationError, match="row 3 holds images, and X takes no names, pixel_values"):
+        process(row, VisionProcessor(), ModelInputs(frozenset({"input_ids"}), model="X"), "row 3")
 
 
 def test_a_processor_that_refuses_a_row_is_named():
     with pytest.raises(CalibrationError, match="VisionProcessor refuses a row with videos: TypeError"):
-        process({"text": "a cat", "videos": [0]}, VisionProcessor(), limit=None, origin="x")
+        process({"text": "a cat", "videos": [0]}, VisionProcessor(), ModelInputs(), "x")

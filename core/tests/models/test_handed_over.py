@@ -7,7 +7,7 @@ from torch.nn.utils import parametrizations, prune
 
 from coldpress import oneshot
 from coldpress.errors import ArgumentError, ModelError
-from coldpress.models.handed_over import handed_over, owned
+from coldpress.models.handed_over import handed_over
 from coldpress.testing.models import batches, logits, tiny_llama
 
 ROUNDING = "QuantizationModifier: {scheme: W8A16, group_size: -1, ignore: [lm_head]}"
@@ -177,14 +177,3 @@ def test_what_was_made_under_inference_mode_is_compressed_as_any_other(run_insid
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values(), strict=True))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not any(tensor.is_inference() for tensor in model.state_dict().values())
-
-
-def test_batches_that_were_made_under_inference_mode_are_copied():
-    with torch.inference_mode():
-        inside = torch.ones(2)
-    outside = torch.ones(2)
-
-    found = owned([{"a": inside, "b": [outside, 3]}])
-
-    assert not found[0]["a"].is_inference()
-    assert found[0]["b"][0] is outside

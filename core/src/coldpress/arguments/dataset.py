@@ -33,15 +33,17 @@ class DatasetArguments:
     `preprocessing_func` is a function, never "file.py:name": an argument does not run a file.
 
     Attributes:
-        dataset: a name, a file or folder (json, jsonl, csv, txt, parquet), a hub id, a `Dataset` or `DatasetDict`,
-            a list of texts or of rows, or a `DataLoader`, whose batches are taken as they are.
+        dataset: a name, a file or folder (json, jsonl, csv, txt, parquet), a hub id, a `Dataset` or `DatasetDict`, a
+            DataFrame, a list of texts, of rows or of token ids, something to iterate over, or a `DataLoader`, whose
+            batches are taken as they are.
         dataset_config_name: configuration of a data set on the hub; one that a plugin knows has a default.
         dataset_path: file or folder to read; the same as giving it as `dataset`, which may then name the kind of file
             ("json", "csv", "custom", ...), as in llm-compressor, or the data set that this is a copy of ("gsm8k").
         dvc_data_repository: no effect.
         splits: the split to use, such as "train" or "train[:10%]"; a list (its first) or {"calibration": ...}.
-        batch_size: samples per batch; None puts neighbours of one length together, up to 2048 tokens, which is faster,
-            or keeps samples apart where the outcome would depend on it (averages of ranges of static inputs).
+        batch_size: samples per batch, which are of near length; None puts neighbours of one length together, up to 2048
+            tokens, which is faster, or keeps samples apart where the outcome would depend on it (averages of ranges of
+            static inputs) and where they have images or sound.
         data_collator: samples of a batch are cut to the shortest ("truncation"), padded to the longest ("padding"),
             or joined by a function from a list of rows to a batch.
         num_calibration_samples: how many samples are used; None uses all.
@@ -52,7 +54,9 @@ class DatasetArguments:
         remove_columns: no effect.
         preprocessing_func: a function from row to row, applied before the tokenizer.
         raw_kwargs: more arguments of `datasets.load_dataset`.
-        concatenate_data: join the texts and cut the join into samples of `max_seq_length` tokens.
+        concatenate_data: join the texts and cut the join into samples of `max_seq_length` tokens; None does so with
+            text files, whose lines are no samples, and takes every row of other data for a sample.  False makes a
+            sample of each line of a text file, too.
         streaming: read a data set of the hub as it comes instead of fetching it whole, as those always are that a
             plugin knows.
         overwrite_cache: no effect.
@@ -65,7 +69,8 @@ class DatasetArguments:
         sequential_offload_device: no effect; see `offload_activations`.
         sequential_targets_per_subgraph: no effect yet.
         quantization_aware_calibration: no effect.
-        use_loss_mask: no effect yet.
+        use_loss_mask: count only tokens that have a loss: where `loss_mask` of a row is 1, where `labels` is not -100,
+            or, of conversations, in what the chat template marks as generated.
         sequential_prefetch: no effect.
     """
 
@@ -84,7 +89,7 @@ class DatasetArguments:
     remove_columns: list[str] | None = None
     preprocessing_func: Callable[[dict[str, Any]], dict[str, Any]] | None = field(default=None)
     raw_kwargs: dict[str, Any] = field(factory=dict, validator=is_a(dict))
-    concatenate_data: bool = field(default=False, validator=is_a(bool))
+    concatenate_data: bool | None = field(default=None, validator=is_a(bool, optional=True))
     streaming: bool = field(default=False, validator=is_a(bool))
     overwrite_cache: bool = False
     preprocessing_num_workers: int | None = None
@@ -95,7 +100,7 @@ class DatasetArguments:
     sequential_offload_device: str = "cpu"
     sequential_targets_per_subgraph: int = 1
     quantization_aware_calibration: bool = True
-    use_loss_mask: bool = False
+    use_loss_mask: bool = field(default=False, validator=is_a(bool))
     sequential_prefetch: bool = False
 
     @preprocessing_func.validator

@@ -1,161 +1,105 @@
-"""Samples of tokens joined to batches."""
+"""Samples joined to batches."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import torch
-from attrs import evolve, field, frozen
-from torch import Tensor
-from torch.nn import functional
-
+from coldpress.calibration.batch import CalibrationBatch
+from coldpress.calibration.loss_mask import loss_mask_of
+from coldpress.calibration.model_inputs import ModelInputs
+from coldpress.calibration.sample import Sample, as_tensor, joined
 from coldpress.errors import CalibrationError
-
-
-@frozen(eq=False)
-class Sample:
-    """One sequence of tokens, and what the model takes beside them.
-
-    Attributes:
-        ids: token ids.
-        mask: 1 for a token, 0 for padding; as long as `ids`.
-        others: further arguments of the forward, each as in a batch of this sample alone.
-        sequence: the argument that the ids are.
-        row: that the sample was made of, if that holds tokens already.
-    """
-
-    ids: list[int]
-    mask: list[int]
-    others: Mapping[str, Tensor] = field(factory=dict)
-    sequence: str = "input_ids"
-    row: Mapping[str, Any] | None = None
-
-    def cut(self, length: int) -> "Sample":
-        """The first `length` tokens."""
-        others = {
-            name: value[:, :length] if self._is_per_token(value) else value for name, value in self.others.items()
-        }
-        return evolve(self, ids=self.ids[:length], mask=self.mask[:length], others=others)
-
-    def padded(self, length: int, pad: int) -> "Sample":
-        """Padded on the right, where it moves no position of a token."""
-        rest = length - len(self.ids)
-        others = {
-            name: functional.pad(value, (0, rest)) if self._is_per_token(value) else value
-            for name, value in self.others.items()
-        }
-        return evolve(self, ids=self.ids + [pad] * rest, mask=self.mask + [0] * rest, others=others)
-
-    def columns(self) -> dict[str, Any]:
-        """What a collator that is a function is handed: the row as it was, but for tokens that were cut off."""
-        if self.row is None:
-            return {self.sequence: self.ids, "attention_mask": self.mask, **self.others}
-        tokens = self.row["input_ids"]
-        nested = torch.as_tensor(tokens).ndim > 1
-
-        def like(values: list[int]) -> Any:
-            found = [values] if nested else values
-            return torch.tensor(found) if isinstance(tokens, Tensor) else found
-
-        return {**self.row, "input_ids": like(self.ids), "attention_mask": like(self.mask)}
-
-    def _is_per_token(self, value: Tensor) -> bool:
-        """Whether a tensor has an entry for each token: [1, S] whole numbers, such as token_type_ids."""
-        return value.shape == (1, len(self.ids)) and not value.is_floating_point()
-
-
-_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")  # one of them a model needs
 
 JOINED = 2048
 """Tokens of a batch that is made of neighbours of one length: with more, forwards become no faster on a CPU."""
 
+Collator = str | Callable[[list[Any]], Any]
+
 
 def collate(
-    samples: Sequence[Sample], *, batch_size: int | None, collator: str | Callable[[list[Any]], Any], pad: int
-) -> list[dict[str, Tensor]]:
-    """Join neighbouring samples to batches.
+    samples: Sequence[Sample],
+    inputs: ModelInputs,
+    *,
+    batch_size: int | None,
+    collator: Collator,
+    pad: int,
+    use_loss_mask: bool = False,
+) -> list[CalibrationBatch]:
+    """Join samples to batches.
 
     Args:
         samples: in the order of use.
-        batch_size: samples of a batch, B; the last batch may have fewer.  None puts neighbours of one length together,
-            up to `JOINED` tokens, or keeps them apart for a collator that is a function.
+        inputs: what the model takes.
+        batch_size: samples of a batch, B, which are of near length and one kind; a batch may have fewer.  None puts
+            neighbours of one length together, up to `JOINED` tokens, but for samples with images and the like, and
+            for a collator that is a function.
         collator: "truncation" cuts to the shortest sample of the batch, "padding" pads to the longest, a function is
-            handed a list of rows (dicts with `input_ids`, `attention_mask` and what else they hold) and returns the
-            batch.
+            handed a list of rows and returns the batch.
         pad: token id of padding.
-
-    Returns:
-        `input_ids` and `attention_mask`, [B, S] int64 each, and what else the samples hold, joined along the first dim.
+        use_loss_mask: what a function returns says which tokens count.
 
     Raises:
-        CalibrationError: the function returns no mapping with `input_ids`, or the samples do not go together.
+        CalibrationError: the function returns no mapping, or the model takes no mask and samples are to be padded.
     """
     batches = []
     for part in _parts(samples, 1 if batch_size is None and callable(collator) else batch_size):
         if callable(collator):
-            batches.append(as_batch(collator([sample.columns() for sample in part])))
+            found = as_columns(collator([sample.for_collator() for sample in part]))
+            batches.append(
+                inputs.batch(found, loss_mask_of(found, "a batch of the data_collator") if use_loss_mask else None)
+            )
             continue
-        lengths = [len(sample.ids) for sample in part]
+        lengths, others = [s.length for s in part], [s.decoder_length for s in part]
         if collator == "truncation":
-            part = [sample.cut(min(lengths)) for sample in part]
+            part = [sample.cut(min(lengths), min(others)) for sample in part]
         else:
-            part = [sample.padded(max(lengths), pad) for sample in part]
-        batches.append(_joined(part))
+            if len(set(lengths)) > 1 and not inputs.takes("attention_mask"):
+                raise CalibrationError(
+                    f"{inputs.model}.forward takes no attention_mask, so samples cannot be padded: pass batch_size=1"
+                )
+            part = [sample.padded(max(lengths), max(others), pad) for sample in part]
+        batches.append(inputs.batch(*joined(part)))
     return batches
 
 
-def _joined(part: Sequence[Sample]) -> dict[str, Tensor]:
-    """Samples of one length as a batch."""
-    first = part[0]
-    if any(sample.others.keys() != first.others.keys() or sample.sequence != first.sequence for sample in part):
-        raise CalibrationError("samples of a batch hold different columns: pass batch_size=1")
-    mask = "attention_mask" if first.sequence == "input_ids" else "decoder_attention_mask"
-    batch = {
-        first.sequence: torch.tensor([sample.ids for sample in part]),  # [B, S]
-        mask: torch.tensor([sample.mask for sample in part]),
-    }
-    for name in first.others:
-        try:
-            batch[name] = torch.cat([sample.others[name] for sample in part])
-        except RuntimeError as error:
-            raise CalibrationError(f"samples of a batch differ in the shape of {name}: pass batch_size=1") from error
-    return batch
-
-
 def _parts(samples: Sequence[Sample], size: int | None) -> Iterator[Sequence[Sample]]:
-    """Neighbours, `size` at a time, or of one length."""
-    if size is not None:
-        yield from (samples[start : start + size] for start in range(0, len(samples), size))
+    """Samples of near length, `size` at a time, in the order of the first of each; or neighbours of one length."""
+    if size is None:
+        for (_, length, _, single), alike in groupby(samples, key=_alike):
+            same = list(alike)
+            number = 1 if single else max(1, JOINED // max(1, length))
+            yield from (same[start : start + number] for start in range(0, len(same), number))
         return
-    for (length, alone), alike in groupby(samples, key=lambda sample: (len(sample.ids), bool(sample.others))):
-        yield from _parts(list(alike), 1 if alone else max(1, JOINED // max(1, length)))
+    kinds = [sample.kind for sample in samples]
+    ranks = {kind: rank for rank, kind in enumerate(dict.fromkeys(kinds))}
+    order = sorted(range(len(samples)), key=lambda i: (ranks[kinds[i]], samples[i].length, samples[i].decoder_length))
+    parts: list[list[int]] = []
+    for index in order:
+        if parts and len(parts[-1]) < size and kinds[parts[-1][0]] == kinds[index]:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    for part in sorted(parts, key=min):
+        yield [samples[index] for index in sorted(part)]
 
 
-def as_batch(found: Any) -> dict[str, Tensor]:
-    """What a loader or a collator hands out, as a dict of tensors; other entries go along unchanged.
+def _alike(sample: Sample) -> tuple[object, int, int, bool]:
+    return sample.kind, sample.length, sample.decoder_length, bool(sample.others)
+
+
+def as_columns(found: Any) -> dict[str, Any]:
+    """What a loader or a collator hands out, as columns with a batch dimension; what is no tensor goes along.
 
     Raises:
-        CalibrationError: it is no mapping, or nothing in it can be given to a model.
+        CalibrationError: it is no mapping.
     """
     if not isinstance(found, Mapping):
         raise CalibrationError(f"a batch must be a dict with input_ids, got {type(found).__name__}")
-    if not any(name in found for name in _INPUTS):
-        raise CalibrationError(f"a batch must hold input_ids; this one holds {', '.join(map(str, found)) or 'nothing'}")
-    batch = dict(found)
-    for name in ("input_ids", "attention_mask"):
-        if name in batch:
-            tensor = torch.as_tensor(batch[name])
-            batch[name] = tensor if tensor.ndim > 1 else tensor[None]
-    if "input_ids" in batch and "attention_mask" not in batch:
-        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    return batch
-
-
-def count_tokens(batch: Mapping[str, Any]) -> int | None:
-    """Tokens of a batch, without padding; None where nothing tells how many there are."""
-    mask, ids, vectors = (batch.get(name) for name in ("attention_mask", "input_ids", "inputs_embeds"))
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        return int(mask.count_nonzero())
-    if isinstance(ids, Tensor):
-        return ids.numel()
-    return vectors.shape[:-1].numel() if isinstance(vectors, Tensor) else None
+    columns = {name: as_tensor(value) for name, value in found.items()}
+    ids: Any = columns.get("input_ids")
+    if getattr(ids, "ndim", None) == 1:
+        columns = {
+            name: value[None] if getattr(value, "shape", None) == ids.shape else value
+            for name, value in columns.items()
+        }
+    return columns

@@ -1,185 +1,174 @@
-"""Rows of any form to samples of tokens."""
+"""Rows of any form to samples."""
 
 import logging
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
+from functools import cached_property
 from typing import Any
 
 import torch
+from attrs import define, field
+from torch import Tensor
 
 from coldpress.arguments import DatasetArguments
-from coldpress.calibration.collate import Sample
+from coldpress.calibration.conversation import MissingColumnError, read_text
 from coldpress.calibration.hub_dataset import HubDataset
+from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.multimodal import MEDIA, is_processor, process, text_tokenizer
 from coldpress.calibration.rows import Rows
-from coldpress.errors import CalibrationError, ModelError, suggest
+from coldpress.calibration.sample import Sample
+from coldpress.calibration.text_encoder import TextEncoder
+from coldpress.calibration.token_rows import MAIN, arranged, batched, holds_inputs, sample_of, separate
+from coldpress.errors import CalibrationError, ModelError
 
 log = logging.getLogger(__name__)
 
 _ENDLESS = 1_000_000  # tokenizers that know no limit say a number larger than this
-_CHAT_COLUMNS = ("messages", "conversations")
+_PACKED = 2048  # tokens of a sample of running text, where nothing says how long one is
 _TEXT_COLUMN = "text"  # of what a plugin makes of a row
-_ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's to those of chat templates
-_TOKEN_COLUMNS = frozenset({"input_ids", "attention_mask"})
+_MOST_LACKING = 64  # rows without a column that are passed over before there is a sample
 
 
-class Encoder:
+@define(eq=False)
+class RowEncoder:
     """Rows to samples.
 
-    Args:
+    Attributes:
         arguments: how long samples are, and what is done to rows before.
-        tokenizer: of the model, or its processor, or None.
+        tokenizer: of the model, or its processor, or None; it is left as it is.
+        inputs: what the model takes.
         rows: what is encoded.
-        takes: arguments of the model's forward.
+        empty: how many rows held no token.
+        lacking: why rows were left out that lack a column which others have.
     """
 
-    def __init__(self, arguments: DatasetArguments, tokenizer: Any, rows: Rows, takes: frozenset[str]) -> None:
-        self.arguments = arguments
-        self.original = tokenizer
-        self.origin = rows.origin
-        self.known = rows.known if arguments.preprocessing_func is None else None
-        self.text_column = _TEXT_COLUMN if self.known else arguments.text_column
-        self.limit = _limit(arguments, text_tokenizer(tokenizer))
-        ignored = _TOKEN_COLUMNS if "decoder_input_ids" in takes else {*_TOKEN_COLUMNS, "labels"}  # no loss is needed
-        self.takes = takes - ignored
-        self._copy: Any = None
+    arguments: DatasetArguments
+    tokenizer: Any
+    inputs: ModelInputs
+    rows: Rows
+    empty: int = 0
+    lacking: list[str] = field(factory=list)
 
     @property
-    def tokenizer(self) -> Any:
-        """A copy: a fast tokenizer keeps the truncation of its last call, and would be saved with it."""
-        if self._copy is None:
-            if self.original is None:
-                raise ModelError(
-                    "calibration with text needs a tokenizer, and there is none beside the model: pass tokenizer=, or "
-                    "data with input_ids"
-                )
-            self._copy = deepcopy(text_tokenizer(self.original))
-        return self._copy
+    def packs(self) -> bool:
+        """Whether texts are joined and cut into samples of one length."""
+        asked = self.arguments.concatenate_data
+        return self.rows.is_running_text if asked is None else asked
 
-    def samples(self, rows: Rows) -> Iterator[Sample]:
+    @cached_property
+    def limit(self) -> int | None:
+        """Tokens of a sample at most; None when nothing says it."""
+        model = getattr(text_tokenizer(self.tokenizer), "model_max_length", None)
+        model = model if isinstance(model, int) and 0 < model < _ENDLESS else None
+        asked = self.arguments.max_seq_length
+        if asked is None or model is None:
+            return asked or model
+        if asked > model:
+            log.warning("max_seq_length %d is longer than the model's %d, which is used", asked, model)
+        return min(asked, model)
+
+    @cached_property
+    def texts(self) -> TextEncoder:
+        """What makes samples of texts."""
+        limit = None if self.packs else self.limit
+        template = self._known.chat_template if self._known else None
+        return TextEncoder(self.tokenizer, self.inputs, limit, self.arguments.use_loss_mask, template)
+
+    def samples(self) -> Iterator[Sample]:
         """Samples that hold at least one token, in the order of the rows."""
-        found = (self._sample(row) for row in rows)
-        full = (sample for sample in found if any(sample.mask))
-        if self.arguments.concatenate_data:
-            return self._blocks(full)
+        if self.rows.is_running_text:
+            column = self.arguments.text_column
+            length = self.limit if self.arguments.max_seq_length else min(self.limit or _PACKED, _PACKED)
+            assert length is not None
+            return self.texts.packed((str(row[column]) for _, row in self.rows), length)
+        if self.packs:
+            return self._blocks(self._each())
         if not self.arguments.pad_to_max_length:
-            return full
+            return self._each()
+        return self._all_padded(self._each())
+
+    def _each(self) -> Iterator[Sample]:
+        made = False
+        for where, row in self.rows:
+            try:
+                found = list(self._of_row(row, where))
+            except MissingColumnError as error:
+                self.lacking.append(str(error))
+                if not made and len(self.lacking) >= _MOST_LACKING:
+                    raise
+                continue
+            full = [sample for sample in found if sample.counted()]
+            self.empty += len(found) - len(full)
+            made = made or bool(full)
+            yield from full
+        if not made and self.lacking:
+            raise MissingColumnError(self.lacking[0])
+
+    def _of_row(self, row: Mapping[str, Any], where: str) -> Iterator[Sample]:
+        row = self._preprocessed(row, where)
+        if holds_inputs(row, self.inputs, self._text_column):
+            for part in separate(row):
+                yield self._cut(sample_of(part, self.inputs, where, use_loss_mask=self.arguments.use_loss_mask), where)
+            return
+        media = [name for name in MEDIA if row.get(name) is not None]
+        if media and (self._known or is_processor(self.tokenizer)):
+            if not is_processor(self.tokenizer):
+                raise ModelError(
+                    f"{where} holds {', '.join(media)}, which a tokenizer cannot read: pass "
+                    "processor=AutoProcessor.from_pretrained(...)"
+                )
+            yield self._cut(arranged(process(row, self.tokenizer, self.inputs, where), self.inputs, where), where)
+            return
+        yield self.texts.sample(read_text(row, self._text_column, where), where, self._features(row))
+
+    def _cut(self, sample: Sample, where: str) -> Sample:
+        """The first tokens; all of them where some stand for an image or sound."""
+        if self.limit is None or self.packs or max(sample.length, sample.decoder_length) <= self.limit:
+            return sample
+        if sample.others and sample.length:
+            self.inputs.drop(
+                ["max_seq_length"], f"{where} and maybe others are longer: not cut, since tokens may stand for images"
+            )
+            return sample
+        return sample.cut(self.limit, self.limit)
+
+    def _features(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model takes of a row beside its text."""
+        if not any(name in row and self.inputs.takes(name) for name in MAIN):
+            return {}
+        names = [n for n in row if n not in ("labels", "attention_mask") and self.inputs.takes(n)]
+        found = {n: torch.as_tensor(row[n]) for n in names if row[n] is not None and not isinstance(row[n], str)}
+        return batched(found)
+
+    def _all_padded(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         limit = self._need_limit("pad_to_max_length")
-        return (sample.padded(limit, pad_token(self.original)) for sample in full)
+        if not self.inputs.takes("attention_mask"):
+            raise CalibrationError(
+                f"{self.inputs.model}.forward takes no attention_mask, so pad_to_max_length is not possible"
+            )
+        pad = pad_token(self.tokenizer)
+        return (sample.padded(limit, sample.decoder_length, pad) for sample in samples)
 
     def _blocks(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         """All tokens in a row, cut into blocks; the rest is a sample only if it is the only one."""
-        length, ids, made = self._need_limit("concatenate_data"), list[int](), 0
+        length, made = self._need_limit("concatenate_data"), 0
+        ids, counts = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
         for sample in samples:
-            if sample.others:
-                raise CalibrationError(f"{self.origin}: concatenate_data joins texts, and a row holds more than that")
-            ids += [token for token, real in zip(sample.ids, sample.mask, strict=True) if real]
-            while len(ids) >= length:
-                yield Sample(ids[:length], [1] * length)
-                ids, made = ids[length:], made + 1
-        if ids and not made:
-            yield Sample(ids, [1] * len(ids))
-
-    def _sample(self, row: Mapping[str, Any]) -> Sample:
-        row = self._preprocessed(row)
-        if "input_ids" in row:
-            return self._tokenized(row)
-        if any(row.get(name) is not None for name in MEDIA) and (self.known or is_processor(self.original)):
-            if not is_processor(self.original):
-                raise ModelError(
-                    f"{self.origin} holds {', '.join(name for name in MEDIA if row.get(name) is not None)}, which a "
-                    "tokenizer cannot read: pass processor=AutoProcessor.from_pretrained(...)"
+            if sample.others or sample.decoder or "input_ids" not in sample.tokens:
+                raise CalibrationError(
+                    f"{self.rows.origin}: concatenate_data joins texts, and a row holds more than that"
                 )
-            return process(row, self.original, limit=self.limit, origin=self.origin, takes=self.takes)
-        return self._encoded(*self._text(row))
+            real = sample.tokens["attention_mask"] != 0
+            counted = real if sample.counts is None else sample.counts
+            ids, counts = torch.cat([ids, sample.tokens["input_ids"][real]]), torch.cat([counts, counted[real]])
+            while len(ids) >= length:
+                yield self._block(ids[:length], counts[:length])
+                ids, counts, made = ids[length:], counts[length:], made + 1
+        if len(ids) and not made:
+            yield self._block(ids, counts)
 
-    def _tokenized(self, row: Mapping[str, Any]) -> Sample:
-        """A row that holds tokens, with what else of it the model takes."""
-        tokens = torch.as_tensor(row["input_ids"])
-        if tokens.ndim > 1 and tokens.numel() != tokens.shape[-1]:
-            raise CalibrationError(
-                f"{self.origin}: a row holds {len(tokens)} samples: flatten what a map with batched=True has made"
-            )
-        ids, mask = tokens.flatten().tolist(), row.get("attention_mask")
-        mask = [1] * len(ids) if mask is None else torch.as_tensor(mask).flatten().tolist()
-        if len(mask) != len(ids):
-            raise CalibrationError(f"{self.origin}: a row has {len(ids)} input_ids and a mask of {len(mask)}")
-        batched = tokens.ndim > 1  # other columns have a dim for the one sample, too
-        others = {
-            name: torch.as_tensor(value) if batched else torch.as_tensor(value)[None]
-            for name, value in row.items()
-            if name in self.takes and value is not None
-        }
-        found = Sample(ids, mask, others, row=row)
-        return found if self.limit is None or self.arguments.concatenate_data else found.cut(self.limit)
-
-    def _preprocessed(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self.known is not None:
-            return self._converted(row, self.known)
-        if self.arguments.preprocessing_func is None:
-            return row
-        changed: Any = self.arguments.preprocessing_func(dict(row))
-        if not isinstance(changed, Mapping):
-            raise CalibrationError(f"preprocessing_func must return a dict of columns, got {type(changed).__name__}")
-        return {**row, **changed}
-
-    def _converted(self, row: Mapping[str, Any], known: HubDataset) -> Mapping[str, Any]:
-        try:
-            return known.to_sample(row)
-        except Exception as error:  # of a plugin, on data that it may not be made for
-            raise CalibrationError(
-                f"{self.origin}: a row is not of the form of {known.repo_id}: {type(error).__name__}: {error}; it has "
-                f"the columns {', '.join(map(str, row)) or 'none'}"
-            ) from error
-
-    def _text(self, row: Mapping[str, Any]) -> tuple[str, bool]:
-        """The text of a row, and whether it still lacks special tokens, which a chat template writes itself."""
-        column = self.text_column
-        if column not in row:
-            column = next((name for name in _CHAT_COLUMNS if name in row), column)
-        if column not in row:
-            raise CalibrationError(
-                f"{self.origin} has no column {column!r}{suggest(column, row)}; its columns are "
-                f"{', '.join(map(str, row)) or 'none'}: name the one that holds text with text_column="
-            )
-        value = row[column]
-        if isinstance(value, (list, tuple)) and all(isinstance(turn, Mapping) for turn in value):
-            return self._chat(value), False
-        if value is None or isinstance(value, str):
-            return value or "", True
-        raise CalibrationError(f"{self.origin}: column {column!r} holds {type(value).__name__}, not text")
-
-    def _chat(self, turns: Any) -> str:
-        if not turns:
-            return ""
-        writer = self.tokenizer
-        if not getattr(writer, "chat_template", None) and getattr(self.original, "chat_template", None):
-            writer = self.original  # a processor may have the template that its tokenizer lacks
-        elif not getattr(writer, "chat_template", None):
-            writer.chat_template = self._need_template()  # of the copy
-        try:
-            return str(writer.apply_chat_template([_as_turn(turn) for turn in turns], tokenize=False))
-        except Exception as error:  # of a template, which may refuse a role or an order
-            raise CalibrationError(
-                f"{self.origin}: the chat template refuses a conversation: {type(error).__name__}: {error}"
-            ) from error
-
-    def _need_template(self) -> str:
-        template = self.known.chat_template if self.known else None
-        if template is None:
-            raise CalibrationError(
-                f"{self.origin} holds conversations, and the tokenizer has no chat template: set its "
-                "chat_template, or turn them to text with preprocessing_func"
-            )
-        log.warning("the tokenizer has no chat template: conversations of %s are written in a plain one", self.origin)
-        return template
-
-    def _encoded(self, text: str, add_special_tokens: bool) -> Sample:
-        if not text.strip():
-            return Sample([], [])
-        cut = {} if self.limit is None or self.arguments.concatenate_data else {"max_length": self.limit}
-        ids = self.tokenizer(text, add_special_tokens=add_special_tokens, truncation=bool(cut), **cut)["input_ids"]
-        return Sample(list(ids), [1] * len(ids))
+    def _block(self, ids: Tensor, counts: Tensor) -> Sample:
+        tokens = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
+        return Sample(tokens, counts=counts[None] if self.arguments.use_loss_mask else None)
 
     def _need_limit(self, what: str) -> int:
         if self.limit is None:
@@ -188,23 +177,32 @@ class Encoder:
             )
         return self.limit
 
+    @property
+    def _known(self) -> HubDataset | None:
+        return self.rows.known if self.arguments.preprocessing_func is None else None
 
-def _as_turn(turn: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A turn of a conversation with the keys of chat templates; ShareGPT's are `from` and `value`."""
-    if "role" in turn or not {"from", "value"} <= turn.keys():
-        return turn
-    return {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
+    @property
+    def _text_column(self) -> str:
+        return _TEXT_COLUMN if self._known else self.arguments.text_column
 
+    def _preprocessed(self, row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+        if self._known is not None:
+            return self._converted(row, self._known, where)
+        if self.arguments.preprocessing_func is None:
+            return row
+        changed: Any = self.arguments.preprocessing_func(dict(row))
+        if not isinstance(changed, Mapping):
+            raise CalibrationError(f"preprocessing_func must return a dict of columns, got {type(changed).__name__}")
+        return {**row, **changed}
 
-def _limit(arguments: DatasetArguments, tokenizer: Any) -> int | None:
-    """Tokens of a sample at most; None when nobody says."""
-    model = getattr(tokenizer, "model_max_length", None)
-    model = model if isinstance(model, int) and model < _ENDLESS else None
-    if arguments.max_seq_length is None or model is None:
-        return arguments.max_seq_length or model
-    if arguments.max_seq_length > model:
-        log.warning("max_seq_length %d is longer than the model's %d, which is used", arguments.max_seq_length, model)
-    return min(arguments.max_seq_length, model)
+    def _converted(self, row: Mapping[str, Any], known: HubDataset, where: str) -> Mapping[str, Any]:
+        try:
+            return known.to_sample(row)
+        except Exception as error:  # of a plugin, on data that it may not be made for
+            raise CalibrationError(
+                f"{where} is not of the form of {known.repo_id}: {type(error).__name__}: {error}; it has the columns "
+                f"{', '.join(map(str, row)) or 'none'}"
+            ) from error
 
 
 def pad_token(tokenizer: Any) -> int:

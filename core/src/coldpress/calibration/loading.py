@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,21 @@ from attrs import frozen
 from coldpress import registry
 from coldpress.arguments import DatasetArguments, warn_idle
 from coldpress.arguments.hub import hub_is_reachable
+from coldpress.calibration.cache_folder import cache_settings
+from coldpress.calibration.files import SUFFIXES, FileRows, check_regular, joined, read_file, read_pieces
+from coldpress.calibration.foreign import reading
 from coldpress.calibration.hub_dataset import HubDataset
+from coldpress.calibration.splits import pick, split_part
 from coldpress.errors import CalibrationError, near, suggest
 
 log = logging.getLogger(__name__)
 
 LOADING = ("dataset_config_name", "raw_kwargs", "streaming")  # arguments of `datasets.load_dataset`
 _READERS = {"json": "json", "jsonl": "json", "csv": "csv", "txt": "text", "parquet": "parquet"}
+_LENGTH = 2048  # tokens of a sample of running text where no length is asked for
+_BYTES = 8  # of a piece of running text, for each token of a sample
+_FINE = 512  # bytes of a piece, where a part of a text is asked for
 _PEER_READERS = ("custom", *_READERS, "text")  # names that llm-compressor gives to data sets of files
-_PART = re.compile(r"(?P<name>[\w.\-]+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")  # of a split, counted in rows
 
 
 @frozen(eq=False)
@@ -71,8 +77,10 @@ def _plain(name: str) -> str:
 
 def _unknown(name: str, split: str | None, arguments: DatasetArguments, offered: list[str]) -> Any:
     """A data set that no plugin knows: files, then the hub."""
-    path = Path(name).expanduser()
-    if path.exists():
+    with reading(f"dataset {name!r}"):  # of a name that is too long, or of a user that there is not
+        path = Path(name).expanduser()
+        there = path.exists()
+    if there:
         return _from_path(path, split, arguments)
     if path.suffix.lstrip(".") in _READERS or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise _no_path(path)
@@ -92,21 +100,23 @@ def _known(known: HubDataset, name: str, split: str | None, arguments: DatasetAr
     """The rows of a data set that a plugin knows; of the hub or of a folder, one after the other as they are read."""
     if arguments.preprocessing_func is None:
         warn_idle(arguments, ["text_column"], f"the plugin of {name!r} says what its text is")
-    part = _PART.fullmatch(split or known.split)
+    part = split_part(split or known.split)
     if arguments.dataset_path is not None:
         return _copy(known, Path(arguments.dataset_path).expanduser(), split, arguments)
     reachable = hub_is_reachable()
     config = arguments.dataset_config_name or known.config_name
     try:
-        if part is None or not reachable:  # a share of a split, or two of them; or the cache, which holds whole splits
+        if (
+            part is None or not part.in_rows or not reachable
+        ):  # a share of a split, or two of them; or the cache, which holds whole splits
             return _from_hub(known.repo_id, config, _renamed(known, split), False, arguments)
-        whole = _from_hub(known.repo_id, config, _renamed(known, part["name"]), True, arguments)
+        whole = _from_hub(known.repo_id, config, _renamed(known, part.name), True, arguments)
     except Exception as error:  # the hub's client lets through what its transport raises
         raise CalibrationError(
             f"{name!r} is {known.repo_id} on the hub, which says {type(error).__name__}: {error}{_cached(reachable)}; "
             "a copy in a folder is read with dataset_path="
         ) from error
-    return _rows_of(whole, part)
+    return part.of(whole)
 
 
 def _renamed(known: HubDataset, split: str | None) -> str:
@@ -119,18 +129,18 @@ def _copy(known: HubDataset, path: Path, split: str | None, arguments: DatasetAr
     """The rows of a copy on disk: one file, a saved `Dataset`, or a folder that is laid out as on the hub."""
     if not path.exists():
         raise _no_path(path)
-    part = _PART.fullmatch(_renamed(known, split))
+    part = split_part(_renamed(known, split))
     if path.is_file():
         return _from_path(path, split and re.sub(r"^[\w.\-]+", "train", split), arguments)
-    if part is None:
+    if part is None or not part.in_rows:
         raise CalibrationError(f"splits={split!r}: of a folder, a part is named by rows, such as 'train[:512]'")
     splits = _from_path(path, None, arguments) if _is_saved(path) else _from_folder(known, path, arguments)
     if not isinstance(splits, Mapping):
-        return _rows_of(splits, part)
+        return part.of(splits)
     if len(splits) == 1 and split is None:
-        return _rows_of(next(iter(splits.values())), part)
+        return part.of(next(iter(splits.values())))
     given = (split or "").partition("[")[0]  # a copy may call its splits as users do
-    return _rows_of(pick(splits, given if given in splits else part["name"], repr(str(path))), part)
+    return part.of(pick(splits, given if given in splits else part.name, repr(str(path))))
 
 
 def _from_folder(known: HubDataset, path: Path, arguments: DatasetArguments) -> Any:
@@ -138,52 +148,14 @@ def _from_folder(known: HubDataset, path: Path, arguments: DatasetArguments) -> 
     import datasets
 
     config = arguments.dataset_config_name or known.config_name
-    try:
+    with reading(f"dataset {str(path)!r} cannot be read"):  # datasets lets through what any of its readers raises
         named = config in datasets.get_dataset_config_names(str(path))
         below = config is not None and (path / config).is_dir()
         if arguments.dataset_config_name and not named and not below:
             raise CalibrationError(f"dataset {str(path)!r} has no configuration {config!r}")
-        where = {"name": config} if named else {"data_dir": config} if below else {}
-        return datasets.load_dataset(str(path), streaming=True, **where, **arguments.raw_kwargs)
-    except CalibrationError:
-        raise
-    except Exception as error:  # datasets lets through what any of its readers raises
-        raise _unreadable(path, error) from error
-
-
-def _rows_of(whole: Any, part: "re.Match[str]") -> Any:
-    """Some rows of a split, which may be a stream."""
-    start, stop = int(part["start"] or 0), int(part["stop"]) if part["stop"] else None
-    if hasattr(whole, "select") and hasattr(whole, "__len__"):
-        return whole.select(range(*slice(start, stop).indices(len(whole))))
-    whole = whole.skip(start) if start else whole
-    return whole if stop is None else whole.take(max(0, stop - start))
-
-
-def pick(found: Any, split: str | None, origin: str) -> Any:
-    """The split of a `DatasetDict`; anything else as it is."""
-    if not isinstance(found, Mapping):
-        if not hasattr(found, "__iter__"):
-            raise CalibrationError(
-                f"dataset must be a name, a path, a Dataset, a DataLoader or a list, got {type(found).__name__}"
-            )
-        if split is not None:
-            log.warning("splits has no effect: %s has no splits", origin)
-        return found
-    if not found:
-        raise CalibrationError(f"{origin} is empty: it has no splits")
-    if split is not None:
-        if split not in found:
-            raise CalibrationError(
-                f"{origin} has no split {split!r}{suggest(split, found)}; it has {', '.join(map(str, found))}"
-            )
-        return found[split]
-    for name in ("calibration", "train"):
-        if name in found:
-            return found[name]
-    if len(found) > 1:
-        raise CalibrationError(f"{origin} has the splits {', '.join(map(str, found))}: choose one with splits=")
-    return next(iter(found.values()))
+        where: dict[str, Any] = {"name": config} if named else {"data_dir": config} if below else {}
+        where |= {**cache_settings(), **arguments.raw_kwargs}
+        return datasets.load_dataset(str(path), streaming=True, **where)
 
 
 def _is_saved(path: Path) -> bool:
@@ -192,41 +164,77 @@ def _is_saved(path: Path) -> bool:
 
 
 def _from_path(path: Path, split: str | None, arguments: DatasetArguments) -> Any:
-    import datasets
-
     if _is_saved(path):
+        import datasets
+
         warn_idle(arguments, LOADING, f"{str(path)!r} is a saved Dataset")
         saved = datasets.load_from_disk(str(path))
         return saved if split is None else pick(saved, split, f"{str(path)!r}")
     warn_idle(arguments, ["dataset_config_name"], f"{str(path)!r} is not on the hub")
-    files = [path] if path.is_file() else [file for file in sorted(path.iterdir()) if file.suffix[1:] in _READERS]
-    readers = {_READERS.get(file.suffix.lstrip(".").lower()) for file in files}
+    files = _files(path)
+    kinds = {_kind(file) for file in files}
+    if kinds <= {*SUFFIXES} and not arguments.raw_kwargs:
+        warn_idle(arguments, ["streaming"], f"{str(path)!r} is read row by row")
+        return _part(_read(files, kinds, arguments, whole=split is None), split, path)
+    import datasets
+
+    with reading(f"dataset {str(path)!r} cannot be read"):  # datasets lets through what any of its readers raises
+        return datasets.load_dataset(
+            _READERS[kinds.pop()],
+            data_files=[str(file) for file in files],
+            split=split or "train",
+            streaming=arguments.streaming,
+            **cache_settings(),
+            **arguments.raw_kwargs,
+        )
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a data set on disk, all of one kind.
+
+    Raises:
+        CalibrationError: there are none that are read, or they are of several kinds.
+    """
+    if not path.is_dir():
+        check_regular(path)
+    files = [file for file in sorted(path.iterdir()) if _kind(file) in _READERS] if path.is_dir() else [path]
+    readers = {_READERS.get(_kind(file)) for file in files}
     if None in readers or not readers:
         raise CalibrationError(f"dataset {str(path)!r}: calibration reads {', '.join(_READERS)} and saved Datasets")
     if len(readers) > 1:
         raise CalibrationError(f"dataset {str(path)!r} holds files of several kinds; name one of them")
-    try:
-        return datasets.load_dataset(
-            readers.pop(),
-            data_files=[str(file) for file in files],
-            split=split or "train",
-            streaming=arguments.streaming,
-            **arguments.raw_kwargs,
+    return files
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lstrip(".").lower()
+
+
+def _read(files: Sequence[Path], kinds: set[str], arguments: DatasetArguments, *, whole: bool) -> FileRows:
+    """Rows of files of text, JSON or CSV; running text in pieces, unless its lines are asked for."""
+    if kinds != {"txt"} or arguments.concatenate_data is False or arguments.preprocessing_func is not None:
+        return joined([read_file(file) for file in files])
+    size = _BYTES * (arguments.max_seq_length or _LENGTH)
+    return joined([read_pieces(file, size if whole else min(size, _FINE)) for file in files])
+
+
+def _part(rows: FileRows, split: str | None, path: Path) -> FileRows:
+    """The part of a file that is asked for."""
+    part = split_part(split or "train")
+    if part is None or part.name != "train":
+        raise CalibrationError(
+            f"{str(path)!r} is one split, 'train', of which a part may be named, 'train[:10%]'; got {split!r}"
         )
-    except Exception as error:  # datasets lets through what any of its readers raises
-        raise _unreadable(path, error) from error
+    found: FileRows = part.of(rows)
+    return found
 
 
 def _from_hub(repo_id: str, config: str | None, split: str | None, streaming: bool, arguments: DatasetArguments) -> Any:
     import datasets
 
     with nullcontext() if hub_is_reachable() else _cache_only():
-        return datasets.load_dataset(repo_id, config, split=split, streaming=streaming, **arguments.raw_kwargs)
-
-
-def _unreadable(path: Path, error: Exception) -> CalibrationError:
-    cause = error.__cause__ or error
-    return CalibrationError(f"dataset {str(path)!r} cannot be read: {type(cause).__name__}: {cause}")
+        more = {**cache_settings(), **arguments.raw_kwargs}
+        return datasets.load_dataset(repo_id, config, split=split, streaming=streaming, **more)
 
 
 def _no_path(path: Path) -> CalibrationError:

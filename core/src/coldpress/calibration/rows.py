@@ -1,15 +1,22 @@
 """The rows of a data set, wherever it is, in the order in which they are used."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from attrs import frozen
 
 from coldpress.arguments import DatasetArguments, warn_idle
+from coldpress.calibration.files import FileRows
+from coldpress.calibration.foreign import reading
 from coldpress.calibration.hub_dataset import HubDataset
-from coldpress.calibration.loading import LOADING, Loaded, load_named, pick
-from coldpress.errors import CalibrationError, ColdpressError
+from coldpress.calibration.loading import LOADING, Loaded, load_named
+from coldpress.calibration.memory import as_collection, as_row
+from coldpress.calibration.splits import pick
+from coldpress.errors import CalibrationError
+
+_LENGTH = 2048  # of a sample of running text where no length is asked for
+_BYTES = 8  # of text at most for a token, nearly everywhere
 
 
 @frozen(eq=False)
@@ -17,18 +24,20 @@ class Rows:
     """Rows in the order in which they are used.
 
     Attributes:
-        iterable: dicts from column to value; it may be endless only where it is a stream.
+        iterable: the place of each row, for messages, and the row; endless only where it is a stream.
         count: how many there are; None for a stream.
         origin: what to call the data set in a message.
         known: what a plugin says of them; None where they are the user's own.
+        is_running_text: they are pieces of a text that goes on from one to the next.
     """
 
-    iterable: Iterable[Mapping[str, Any]]
+    iterable: Iterable[tuple[str, Mapping[str, Any]]]
     count: int | None
     origin: str
     known: HubDataset | None = None
+    is_running_text: bool = False
 
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+    def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The rows, one after the other."""
         return iter(self.iterable)
 
@@ -51,18 +60,20 @@ def find_rows(arguments: DatasetArguments, seed: int) -> Rows:
         found = pick(loaded.data, split, origin) if isinstance(loaded.data, Mapping) else loaded.data
     else:
         warn_idle(arguments, LOADING, f"{origin} is in memory already")
-        loaded = Loaded(source)
-        found = pick(source, split, origin)
+        loaded = Loaded(as_collection(source, arguments.text_column))
+        found = pick(loaded.data, split, origin)
+    found = as_collection(found, arguments.text_column)
     if not hasattr(found, "__len__"):
         stream = _stream(found, arguments.shuffle_calibration_samples, seed)
-        return Rows(_as_rows(stream, arguments.text_column, origin), None, origin, loaded.known)
+        return Rows(_of_stream(stream, arguments.text_column, origin), None, origin, loaded.known)
     if len(found) == 0:
         raise CalibrationError(f"{origin} is empty: calibration needs at least one sample")
-    count = len(found)
-    order: Iterable[int] = range(count)
-    if arguments.shuffle_calibration_samples:
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    return Rows(_as_rows((found[i] for i in order), arguments.text_column, origin), count, origin, loaded.known)
+    order: Iterable[int] = range(len(found))
+    if arguments.shuffle_calibration_samples and not _is_used_whole(found, arguments):
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
+    running = isinstance(found, FileRows) and found.is_running_text
+    rows = _of_items(found, order, arguments.text_column, origin)
+    return Rows(rows, len(found), origin, loaded.known, running)
 
 
 def _described(source: Any) -> str:
@@ -80,32 +91,40 @@ def _wanted_split(splits: Any) -> str | None:
     return splits
 
 
+def _is_used_whole(found: Any, arguments: DatasetArguments) -> bool:
+    """Whether a running text is so short that its pieces stay in order, since nearly all of them are used."""
+    if not (isinstance(found, FileRows) and found.is_running_text):
+        return False
+    samples = arguments.num_calibration_samples
+    return samples is None or found.nbytes <= _BYTES * samples * (arguments.max_seq_length or _LENGTH)
+
+
 def _stream(found: Any, shuffle: bool, seed: int) -> Any:
     """A stream of the hub, shuffled within a buffer as far as that is possible."""
     return found.shuffle(seed=seed) if shuffle and callable(getattr(found, "shuffle", None)) else found
 
 
-def _as_rows(found: Iterable[Any], text_column: str, origin: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of a list that may hold plain texts."""
-    for item in _read(found, origin):
-        if isinstance(item, str):
-            yield {text_column: item}
-        elif isinstance(item, Mapping):
-            yield item
-        else:
-            raise CalibrationError(f"{origin} holds a {type(item).__name__}: an item must be text or a dict of columns")
-
-
-def _read(found: Iterable[Any], origin: str) -> Iterator[Any]:
-    """The items, with what a reader raises as an error of ours."""
-    items = iter(found)
+def _of_stream(found: Iterable[Any], text_column: str, origin: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows as they come."""
+    items, number = iter(found), 0
     while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except ColdpressError:
-            raise
-        except Exception as error:  # of a file's reader, a decoder or a hub's client, row by row
-            raise CalibrationError(f"{origin} cannot be read: {type(error).__name__}: {error}") from error
-        yield item
+        where = f"{origin}, row {number}"
+        with reading(f"{where} cannot be read"):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield where, as_row(item, text_column, where)
+        number += 1
+
+
+def _of_items(
+    found: Any, order: Iterable[int], text_column: str, origin: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows by their index."""
+    place: Callable[[int], str] = getattr(found, "where", None) or (lambda index: f"{origin}, row {index}")
+    for index in order:
+        where = place(index)
+        with reading(f"{where} cannot be read"):
+            item = found[index]
+        yield where, as_row(item, text_column, where)

@@ -9,6 +9,7 @@ from attrs import define, frozen
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from coldpress.calibration.batch import mask_for, token_masks
 from coldpress.errors import CalibrationError, NumericsError
 from coldpress.numerics import is_finite, version
 from coldpress.stage import Batch, Layer
@@ -53,22 +54,30 @@ class _Call:
     name: str
     x: Tensor
     version: int
-    rows: Tensor | None
+    rows: "TokenRows | None"
 
 
-def mark_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Say which tokens of the batch an input has, so that its padding can be told; returns the input.
+@frozen(eq=False)
+class TokenRows:
+    """Which tokens of a batch an input of an expert has.
 
-    Args:
-        x: what a layer is about to be called with, [T, I].
-        rows: for each of them its place among all tokens, [T], padding included.
+    Attributes:
+        places: of each of them among all tokens of the sequences, [T], padding included.
+        total: how many tokens these are.
     """
+
+    places: Tensor
+    total: int
+
+
+def mark_rows(x: Tensor, rows: TokenRows) -> Tensor:
+    """Attach to an input, [T, I], which tokens of the batch it has, so that padding is left out; returns the input."""
     x.coldpress_rows = rows  # type: ignore[attr-defined]
     return x
 
 
-def rows_of(x: Tensor) -> Tensor | None:
-    """What `mark_rows` said of a tensor."""
+def rows_of(x: Tensor) -> TokenRows | None:
+    """The rows that `mark_rows` attached to a tensor."""
     return getattr(x, "coldpress_rows", None)
 
 
@@ -108,7 +117,7 @@ class InputTap:
 
         Args:
             index: of the batch, from 0.
-            arguments: what the model was called with; its `attention_mask`, [B, S], tells padding.
+            arguments: what the model was called with; `token_masks` says which of its tokens count.
 
         Raises:
             NumericsError: an input has NaN or Inf; layer and batch are named.
@@ -117,14 +126,14 @@ class InputTap:
         recorded, self._calls = self._calls, []
         if self._route is None:
             self._route = [call.name for call in recorded]
-        padding = _padding(arguments.get("attention_mask"))
+        masks = token_masks(arguments)
         keys: dict[tuple[Any, ...], int] = {}
         tokens: dict[int, Tensor] = {}
         calls: dict[str, tuple[int, ...]] = {}
         for call in recorded:
             key = keys.setdefault(_identity(call.x, call.version), len(keys))
             if key not in tokens:
-                tokens[key] = _checked(call, padding, index)
+                tokens[key] = _checked(call, masks, index)
             if len(tokens[key]):
                 calls[call.name] = (*calls.get(call.name, ()), key)
         return BatchInputs(index, calls, tokens)
@@ -153,11 +162,11 @@ class InputTap:
         return names == self._route and len(set(names)) == len(names)
 
 
-def _checked(call: _Call, padding: Tensor | None, index: int) -> Tensor:
+def _checked(call: _Call, masks: tuple[Tensor, ...], index: int) -> Tensor:
     """The tokens of a call, [T, I], if they are sound."""
     if version(call.x) != call.version:
         raise CalibrationError(f"the model changes the input of {call.name} in place after it was used: not supported")
-    x = _tokens(call.x, padding) if call.rows is None else _marked(call.x, call.rows, padding)
+    x = _tokens(call.x, masks) if call.rows is None else _marked(call.x, call.rows, masks)
     if not is_finite(x):
         raise NumericsError(f"the input of {call.name} has NaN or Inf in batch {index}; nothing was written")
     return x
@@ -168,20 +177,14 @@ def _identity(x: Tensor, version: int) -> tuple[Any, ...]:
     return x.data_ptr(), x.shape, x.stride(), x.dtype, x.device, version
 
 
-def _padding(mask: Any) -> Tensor | None:
-    """Where tokens are, [B, S] bool; None where all of them count."""
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.all()):
-        return None
-    return mask.bool()
+def _marked(x: Tensor, rows: TokenRows, masks: tuple[Tensor, ...]) -> Tensor:
+    """Those of some tokens of the batch, [T, I], that count."""
+    mask = mask_for(x.new_empty(rows.total, 0), masks)
+    return x if mask is None else x[mask.flatten().to(x.device)[rows.places]]
 
 
-def _marked(x: Tensor, rows: Tensor, padding: Tensor | None) -> Tensor:
-    """Some tokens of the batch, [T, I], whose places, [T], are known, without padding."""
-    return x if padding is None else x[padding.flatten().to(x.device)[rows]]
-
-
-def _tokens(x: Tensor, padding: Tensor | None) -> Tensor:
-    """The tokens of a layer's input without padding, [T, I].
+def _tokens(x: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
+    """The tokens of a layer's input that count, [T, I].
 
     Inputs [B, S, ..., I], and [B * S, I] as routers of experts flatten them, have padding; other shapes are flattened.
     """
@@ -189,8 +192,7 @@ def _tokens(x: Tensor, padding: Tensor | None) -> Tensor:
         x = x.unsqueeze(-1)
     if x.ndim < 2:
         return x.reshape(1, -1)
-    if padding is not None and x.ndim > 2 and x.shape[:2] == padding.shape:
-        return x[padding.to(x.device)].flatten(0, -2)
-    if padding is not None and x.ndim == 2 and len(x) == padding.numel():
-        return x[padding.flatten().to(x.device)]
-    return x.flatten(0, -2)
+    mask = mask_for(x, masks)
+    if mask is None:
+        return x.flatten(0, -2)
+    return x[mask.to(x.device)].flatten(0, -2) if x.ndim > 2 else x[mask.flatten().to(x.device)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from coldpress.calibration.batch import CalibrationBatch
 from coldpress.checkpoint.disk import checksum
 from coldpress.checkpoint.shard import bytes_of
 
@@ -63,6 +64,8 @@ def of_batches(batches: Sequence[Mapping[str, Any]]) -> str | None:
         digest.update(f"batch {index};".encode())
         for name in sorted(batch):
             _add(digest, name, batch[name])
+        if isinstance(batch, CalibrationBatch):
+            _add(digest, "token_masks", batch.token_masks)
     return digest.hexdigest()
 
 

@@ -64,6 +64,15 @@ def compress(
     text_column: Annotated[str, option(_DATA, "--text-column", "NAME", "Column that holds the text.")] = default_of(
         DatasetArguments, "text_column"
     ),
+    concatenate_data: Annotated[
+        bool | None,
+        typer.Option(
+            "--concatenate-data/--no-concatenate-data",
+            help="Join texts and cut samples of --max-seq-length from them.",
+            show_default="text files only",
+            rich_help_panel=_DATA,
+        ),
+    ] = default_of(DatasetArguments, "concatenate_data"),
     output: Annotated[Path, option(_OUTPUT, "--output/-o", "DIR", "The checkpoint to write.")],
     format: Annotated[
         str | None, option(_OUTPUT, "--format", "NAME", "Format of the checkpoint.", shown=DEFAULT_FORMAT)
@@ -95,6 +104,7 @@ def compress(
         "max_seq_length": max_seq_length,
         "batch_size": batch_size,
         "text_column": text_column,
+        "concatenate_data": concatenate_data,
         "pipeline": pipeline,
         "output_dir": output,
         "log_dir": log_dir,

@@ -21,8 +21,7 @@ from coldpress.arguments import (
     PipelineArguments,
     warn_idle,
 )
-from coldpress.calibration.dataset import load_batches
-from coldpress.calibration.multimodal import forward_names
+from coldpress.calibration.dataset import load_calibration
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.output import Output
@@ -31,7 +30,7 @@ from coldpress.entrypoints.opening import Opened, open_model, report_extra
 from coldpress.entrypoints.places import check_apart
 from coldpress.errors import ArgumentError, BrokenPluginError, ModelError
 from coldpress.models import load_tokenizer
-from coldpress.models.handed_over import handed_over, owned
+from coldpress.models.handed_over import handed_over
 from coldpress.models.tie import untie_embeddings
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Choice, Recipe, read_recipe, structure_settings
@@ -65,7 +64,8 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
     output = _output(form, arguments.output)
     opened = open_model(arguments)
     refused = open_experts(opened.model, recipe.modifiers, all_experts=arguments.dataset.moe_calibrate_all_experts)
-    state = _state(arguments, recipe, opened.model)
+    progress = progress or Progress(quiet=arguments.output.quiet)
+    state = _state(arguments, recipe, opened.model, progress)
     report_refused(state, refused)
     report_extra(state, opened.extra)
     job = Job(
@@ -75,7 +75,7 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
         output=output,
         weights=opened.weights,
         origin=_origin(arguments.model, opened),
-        progress=progress or Progress(quiet=arguments.output.quiet),
+        progress=progress,
     )
     job.plan()
     return job
@@ -164,7 +164,7 @@ def _output(form: Format, arguments: OutputArguments) -> Output | None:
     return Output(writer, form)
 
 
-def _state(arguments: Arguments, recipe: Recipe, model: Any) -> State:
+def _state(arguments: Arguments, recipe: Recipe, model: Any, progress: Progress) -> State:
     """The model, its tokenizer, and the data if somebody reads them."""
     seed, settings = arguments.recipe.seed, arguments.model
     if not settings.tie_word_embeddings:
@@ -173,14 +173,15 @@ def _state(arguments: Arguments, recipe: Recipe, model: Any) -> State:
     needy = any(modifier.needs().data for modifier in recipe.modifiers)
     if needy:  # from a copy: how calibration cuts and pads texts must not be saved with the tokenizer
         apart = any(modifier.needs().batch_boundaries for modifier in recipe.modifiers)
-        takes = forward_names(model)
-        batches = owned(load_batches(arguments.dataset, deepcopy(tokenizer), seed, apart=apart, takes=takes))
-    else:
-        asked = arguments.dataset.dataset != DEFAULT_DATASET  # which the command line passes unasked
-        names = (*(["dataset"] if asked else []), *DATA_SOURCE, *DATA_PREPARATION)
-        warn_idle(arguments.dataset, names, "no modifier of the recipe reads data")
-        batches = []
-    return State(model=model, tokenizer=tokenizer, batches=batches, seed=seed)
+        data = load_calibration(arguments.dataset, deepcopy(tokenizer), seed, model=model, apart=apart)
+        progress.say(data.summary.line())
+        return State(
+            model=model, tokenizer=tokenizer, batches=data.batches, calibration=data.summary.to_dict(), seed=seed
+        )
+    asked = arguments.dataset.dataset != DEFAULT_DATASET  # which the command line passes unasked
+    names = (*(["dataset"] if asked else []), *DATA_SOURCE, *DATA_PREPARATION)
+    warn_idle(arguments.dataset, names, "no modifier of the recipe reads data")
+    return State(model=model, tokenizer=tokenizer, seed=seed)
 
 
 def _origin(settings: ModelArguments, opened: Opened) -> Origin | None:

@@ -13,7 +13,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from coldpress.calibration.tap import mark_rows, rows_of
+from coldpress.calibration.tap import TokenRows, mark_rows, rows_of
 from coldpress.experts.layout import DOWN, GATE, UP, Layout, Slot
 
 
@@ -142,7 +142,7 @@ class LinearExperts(nn.Module):
             elif len(token):
                 chosen = x[token]
                 if self.watched:
-                    mark_rows(chosen, token)
+                    mark_rows(chosen, TokenRows(token, len(x)))
                 said = expert(chosen)
             else:
                 continue
@@ -164,7 +164,7 @@ class LinearExperts(nn.Module):
                 continue
             result = torch.zeros_like(own)
             if len(rows):
-                result[rows] = expert(mark_rows(own[rows], rows))
+                result[rows] = expert(mark_rows(own[rows], TokenRows(rows, len(own))))
             said.append(result)
         return torch.cat(said).reshape(hidden.shape)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from coldpress.errors import ArgumentError, ModelError
 from coldpress.stage import find_layers
@@ -37,11 +36,6 @@ def handed_over(model: Any) -> nn.Module:
         raise ModelError(reason)
     _own(model)
     return model
-
-
-def owned(value: Any) -> Any:
-    """Tensors of any nest as normal ones: what was made under `torch.inference_mode` is copied."""
-    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) and x.is_inference() else x, value)
 
 
 def _unwrapped(model: Any) -> Any:

@@ -24,18 +24,21 @@ class Report:
         recipe: YAML that makes the same checkpoint again.
         seconds: of the whole run.
         log: one entry a stage.
+        calibration: what the model was calibrated on; None where no data are read.
     """
 
     layers: tuple[LayerReport, ...]
     recipe: str
     seconds: float
     log: tuple[Mapping[str, Any], ...] = ()
+    calibration: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `report.json`."""
         return {
             "summary": self.summary(),
             "seconds": round(self.seconds, 3),
+            "calibration": None if self.calibration is None else dict(self.calibration),
             "stages": [dict(entry) for entry in self.log],
             "layers": [line.to_dict() for line in self.layers],
         }
@@ -47,7 +50,7 @@ class Report:
 
 def report_of(state: State, *, recipe: str, seconds: float) -> Report:
     """The report of a finished run."""
-    return Report(tuple(state.report.values()), recipe, seconds, tuple(state.log))
+    return Report(tuple(state.report.values()), recipe, seconds, tuple(state.log), state.calibration)
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from attrs import frozen
 from torch import nn
 
 from coldpress import registry
-from coldpress.calibration.collate import count_tokens
+from coldpress.calibration.batch import count_tokens
 from coldpress.errors import BrokenPluginError, CalibrationError, ModelError, SchemeError, TargetError, near
 from coldpress.modifier import RUNS_LAST, Modifier
 from coldpress.numerics import check_finite

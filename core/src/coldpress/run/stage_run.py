@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import frozen
 
-from coldpress.calibration.collate import count_tokens
+from coldpress.calibration.batch import count_tokens
 from coldpress.calibration.store import StatisticStore
 from coldpress.calibration.tap import BatchInputs, InputTap
 from coldpress.errors import BrokenPluginError, CalibrationError

@@ -1,0 +1,179 @@
+"""What a row of text holds: one text, or turns of a conversation, in the forms in which data sets have them.
+
+{"text": "..."}                                          the column that text_column names
+{"messages": [{"role": "user", "content": "..."}, ...]}  also conversation(s), chat, dialog(ue)
+{"conversations": [{"from": "human", "value": "..."}]}   as ShareGPT writes them
+{"prompt": "...", "response": "..."}                     and other pairs, below
+{"prompt": [turns], "completion": [turns]}               as TRL writes them
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from coldpress.calibration.table import rows_of_table
+from coldpress.errors import CalibrationError, suggest
+
+CHAT_COLUMNS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
+PAIRS = (
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("prompt", "chosen"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("problem", "solution"),
+    ("article", "highlights"),
+    ("document", "summary"),
+)
+"""Columns of what is asked, and of what is answered."""
+
+_MORE = ("input", "context")  # what an instruction or question is about, where it stands apart
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function": "tool",
+}
+
+
+class MissingColumnError(CalibrationError):
+    """A row has no column of a form that is known."""
+
+
+Turns = Sequence[Mapping[str, Any]]
+
+
+@frozen(eq=False)
+class Text:
+    """A text as it is.
+
+    Attributes:
+        text: may be empty.
+        column: that it comes from.
+    """
+
+    text: str
+    column: str
+
+
+@frozen(eq=False)
+class Conversation:
+    """Turns of a conversation, with the keys `role` and `content` that chat templates read.
+
+    Attributes:
+        turns: may be none.
+        column: that they come from.
+        raw: as the row has them.
+        is_pair: they are a question and its answer in columns of their own.
+    """
+
+    turns: Turns
+    column: str
+    raw: Turns = ()
+    is_pair: bool = False
+
+
+def read_text(row: Mapping[str, Any], text_column: str, where: str) -> Text | Conversation:
+    """What a row says.
+
+    Args:
+        row: columns and their values.
+        text_column: the column that is read if the row has it.
+        where: which row of which data set, for messages.
+
+    Raises:
+        MissingColumnError: the row has no column of a form that is known.
+        CalibrationError: a column is not of its form.
+    """
+    if text_column in row:
+        return _column(row[text_column], text_column, where, is_chat=text_column in CHAT_COLUMNS)
+    for name in CHAT_COLUMNS:
+        if name in row:
+            return _column(row[name], name, where, is_chat=True)
+    for asked, answered in PAIRS:
+        if asked in row and answered in row:
+            return _pair(row, asked, answered, where)
+    raise MissingColumnError(
+        f"{where} has no column {text_column!r}{suggest(text_column, map(str, row))}; its columns are "
+        f"{', '.join(map(str, row)) or 'none'}: name the one that holds text with text_column= (--text-column); "
+        f"conversations ({', '.join(CHAT_COLUMNS[:2])}) and pairs (prompt and response, instruction and output, "
+        "question and answer, ...) are understood"
+    )
+
+
+def _column(value: Any, name: str, where: str, *, is_chat: bool) -> Text | Conversation:
+    if value is None:
+        return Text("", name)
+    if isinstance(value, str):
+        if is_chat and value.lstrip().startswith(("[", "{")):
+            raise CalibrationError(
+                f"{where}: column {name!r} holds turns written as text: parse them with preprocessing_func (json.loads)"
+            )
+        return Text(value, name)
+    turns = _turns(value)
+    if turns is None:
+        raise CalibrationError(f"{where}: column {name!r} holds {type(value).__name__}, not text")
+    return Conversation([_turn(turn, where) for turn in turns], name, turns)
+
+
+def _pair(row: Mapping[str, Any], asked: str, answered: str, where: str) -> Text | Conversation:
+    """A question and its answer, as turns; empty where one of them is missing."""
+    column = f"{asked} and {answered}"
+    first, last = (_turns(row[name]) or row[name] for name in (asked, answered))
+    if not first and not last:
+        return Text("", column)
+    turns: list[Mapping[str, Any]] = []
+    if isinstance(row.get("system"), str) and row["system"].strip():
+        turns.append({"role": "system", "content": row["system"]})
+    if isinstance(first, str):
+        about = [row[name] for name in _MORE if isinstance(row.get(name), str) and row[name].strip()]
+        turns.append({"role": "user", "content": "\n\n".join([first, *about])})
+    else:
+        turns += _sides(first, asked, where)
+    if isinstance(last, str):
+        turns.append({"role": "assistant", "content": last})
+    else:
+        answer = _sides(last, answered, where)
+        whole = len(answer) > 1 and answered == "chosen"  # which holds the prompt as well
+        turns = answer if whole else [*turns, *answer]
+    return Conversation(turns, column, turns, is_pair=True)
+
+
+def _sides(value: Any, name: str, where: str) -> list[Mapping[str, Any]]:
+    if value is None:
+        return []
+    turns = _turns(value)
+    if turns is None:
+        raise CalibrationError(f"{where}: column {name!r} holds {type(value).__name__}, not text")
+    return [_turn(turn, where) for turn in turns]
+
+
+def _turns(value: Any) -> list[Mapping[str, Any]] | None:
+    """A list of turns; also from a table of lists, which is what some readers make of it."""
+    if isinstance(value, Mapping):
+        rows = rows_of_table(value)
+        return [value] if rows is None else [*rows]
+    if isinstance(value, str) or not hasattr(value, "__iter__") or not hasattr(value, "__len__"):
+        return None
+    turns = list(value)
+    return turns if all(isinstance(turn, Mapping) for turn in turns) else None
+
+
+def _turn(turn: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A turn with the keys that chat templates read."""
+    if "role" in turn:
+        return turn
+    if "from" in turn and "value" in turn:
+        speaker = str(turn["from"])
+        return {"role": _ROLES.get(speaker.lower(), speaker), "content": turn["value"]}
+    raise CalibrationError(
+        f"{where}: a turn has the keys {', '.join(map(str, turn)) or 'of nothing'}; a chat template reads role and "
+        "content (from and value are understood): rename them with preprocessing_func"
+    )

@@ -1,0 +1,34 @@
+"""Which tokens of a row count, where the data say it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coldpress.errors import CalibrationError
+
+_NO_LABEL = -100
+COLUMNS = ("loss_mask", "assistant_masks", "completion_mask")
+
+
+def loss_mask_of(columns: Mapping[str, Any], where: str) -> Tensor:
+    """1 for tokens that count: of a column that says it, or those that have a label.
+
+    Args:
+        columns: of a row or a batch.
+        where: what it is, for messages.
+
+    Raises:
+        CalibrationError: no column tells.
+    """
+    for name in COLUMNS:
+        if columns.get(name) is not None:
+            return torch.as_tensor(columns[name]) != 0
+    labels = columns.get("labels")
+    if labels is None:
+        raise CalibrationError(
+            f"{where} has no loss mask: use_loss_mask needs a column {', '.join(COLUMNS)} or labels (with -100 where "
+            "nothing counts), or a chat template that marks the answers with {% generation %}"
+        )
+    return torch.as_tensor(labels) != _NO_LABEL

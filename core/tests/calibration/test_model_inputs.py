@@ -1,0 +1,116 @@
+"""What a forward takes, and batches completed to that."""
+
+import inspect
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from coldpress.calibration.batch import count_tokens
+from coldpress.calibration.model_inputs import ModelInputs
+from coldpress.errors import CalibrationError
+from coldpress.testing.models import tiny_llama
+
+
+class Reads(nn.Module):
+    """A module whose forward has arguments of these names, and hands `**kwargs` to another."""
+
+    def __init__(self, *names, inner=None):
+        super().__init__()
+        kinds = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+        rest = [inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)] if inner is not None else []
+        self.forward = lambda **found: found
+        self.forward.__signature__ = inspect.Signature([*kinds, *rest])
+        if inner is not None:
+            self.model = inner
+
+
+@pytest.fixture
+def t5():
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0))
+
+
+def ids(*shape):
+    return torch.arange(3, 3 + torch.Size(shape).numel()).view(shape) % 13
+
+
+def test_a_column_that_the_forward_does_not_take_is_left_out_with_one_warning(caplog):
+    inputs = ModelInputs.of(Reads("input_ids", "attention_mask"))
+
+    for _ in range(3):
+        batch = inputs.batch({"input_ids": ids(1, 4), "url": ["x"]})
+
+    assert set(batch) == {"input_ids", "attention_mask"}
+    assert caplog.text.count("url: left out of the calibration data, Reads.forward has no such argument") == 1
+
+
+def test_a_mask_is_added_only_where_the_model_takes_one_and_padding_is_known_all_the_same():
+    found = {"input_ids": ids(2, 3), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    with_mask, without = ModelInputs.of(Reads("input_ids", "attention_mask")), ModelInputs.of(Reads("input_ids"))
+
+    assert with_mask.batch({"input_ids": ids(2, 3)})["attention_mask"].all()
+    assert set(without.batch(found)) == {"input_ids"}
+    assert count_tokens(without.batch(found)) == count_tokens(with_mask.batch(found)) == 5
+
+
+def test_what_a_wrapper_hands_on_is_taken_too():
+    inner = Reads("input_ids", "pixel_values")
+
+    assert ModelInputs.of(Reads("labels", inner=inner)).names == {"labels", "input_ids", "pixel_values"}
+    assert ModelInputs.of(Reads(inner=Reads(inner=nn.Identity()))).names == {"input"}
+    assert ModelInputs().takes("anything")
+
+
+def test_a_batch_of_nothing_that_the_forward_takes_is_refused():
+    with pytest.raises(CalibrationError, match="a batch holds x, y, and Reads.forward needs one of input_ids"):
+        ModelInputs.of(Reads("input_ids")).batch({"x": ids(1, 3), "y": 1})
+
+
+def test_numbers_come_in_the_dtype_of_the_model_and_tensors_of_inference_mode_as_normal_ones():
+    inputs = ModelInputs.of(tiny_llama(dtype=torch.bfloat16))
+    with torch.inference_mode():
+        found = {"inputs_embeds": torch.zeros(1, 3, 128), "input_ids": ids(1, 3)}
+
+    batch = inputs.batch(found)
+
+    assert (batch["inputs_embeds"].dtype, batch["input_ids"].dtype) == (torch.bfloat16, torch.int64)
+    assert not any(value.is_inference() for value in batch.values())
+
+
+def test_a_decoder_without_inputs_of_its_own_reads_the_encoders_and_that_is_told(t5, caplog):
+    inputs = ModelInputs.of(t5)
+    padded = {"input_ids": ids(2, 3), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+
+    batch = inputs.batch(padded)
+
+    assert batch["labels"].tolist() == ids(2, 3).masked_fill(padded["attention_mask"] == 0, -100).tolist()
+    assert "the decoder reads the same tokens as the encoder" in caplog.text
+
+
+def test_a_decoder_beside_something_else_than_tokens_reads_its_first_token(caplog):
+    inputs = ModelInputs(frozenset({"input_features", "decoder_input_ids"}), is_encoder_decoder=True, start_token=7)
+
+    batch = inputs.batch({"input_features": torch.zeros(2, 4, 6)})
+
+    assert batch["decoder_input_ids"].tolist() == [[7], [7]]
+    assert count_tokens(batch) == 2
+    assert "the decoder reads nothing but its first token" in caplog.text
+
+
+def test_both_sequences_count_without_their_padding_and_are_told_apart_by_length(t5):
+    inputs = ModelInputs.of(t5)
+    found = {
+        "input_ids": ids(1, 4),
+        "attention_mask": torch.tensor([[1, 1, 1, 0]]),
+        "labels": torch.tensor([[5, 6, -100, -100]]),
+    }
+
+    batch = inputs.batch(found)
+
+    first, second = batch.token_masks
+    assert (int(first.sum()), int(second.sum())) == (3, 2)
+    assert first.shape != second.shape
+    assert batch["labels"].tolist() == [[5, 6, -100, -100, -100]]
+    t5(**batch)
