@@ -6,7 +6,7 @@ import transformers
 
 from coldpress import oneshot
 from coldpress.arguments import DatasetArguments
-from coldpress.calibration.dataset import load_batches
+from coldpress.calibration.dataset import load_batches, load_calibration
 from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.multimodal import process
 from coldpress.errors import CalibrationError
@@ -135,3 +135,48 @@ def test_a_model_that_takes_no_images_is_told():
 def test_a_processor_that_refuses_a_row_is_named():
     with pytest.raises(CalibrationError, match="VisionProcessor refuses a row with videos: TypeError"):
         process({"text": "a cat", "videos": [0]}, VisionProcessor(), ModelInputs(), "x")
+
+
+def test_the_processor_beside_the_model_is_loaded_once_where_rows_need_it():
+    loaded = []
+
+    def load():
+        loaded.append(VisionProcessor())
+        return loaded[-1]
+
+    rows = [{"text": "a cat", "images": [0]}, {"text": "two cats", "images": [1]}]
+
+    data = load_calibration(DatasetArguments(dataset=rows), tiny_tokenizer(), processor=load)
+    load_calibration(DatasetArguments(dataset=["text"]), tiny_tokenizer(), processor=load)
+
+    assert len(loaded) == 1
+    assert all("pixel_values" in batch for batch in data.batches)
+
+
+def test_images_that_nothing_reads_leave_the_text():
+    arguments = DatasetArguments(dataset=[{"text": "a cat", "images": [0]}])
+
+    (batch,) = load_calibration(arguments, tiny_tokenizer(), processor=lambda: None).batches
+
+    assert set(batch) == {"input_ids", "attention_mask"}
+
+
+def test_a_collator_that_is_a_function_is_handed_one_sample_without_a_batch_dimension():
+    seen = []
+
+    def collator(rows):
+        seen.extend(rows)
+        return transformers.default_data_collator(rows)
+
+    class Patches(VisionProcessor):
+        def __call__(self, text, images, return_tensors):
+            found = super().__call__(text, images, return_tensors)
+            return {**found, "patches": torch.zeros(5, 2)}  # as Qwen2-VL has them: of all images, one after another
+
+    (batch,) = load_batches(
+        DatasetArguments(dataset=[{"text": "a cat", "images": [0]}], data_collator=collator), Patches()
+    )
+
+    assert seen[0]["pixel_values"].shape == (3, 28, 28)
+    assert seen[0]["patches"].shape == (5, 2)
+    assert batch["pixel_values"].shape == (1, 3, 28, 28)

@@ -1,7 +1,7 @@
 """Calibration data: from whatever names a data set to batches that the model is called with."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -41,7 +41,13 @@ class CalibrationData:
 
 
 def load_calibration(
-    arguments: DatasetArguments, tokenizer: Any, seed: int = 0, *, model: nn.Module | None = None, apart: bool = False
+    arguments: DatasetArguments,
+    tokenizer: Any,
+    seed: int = 0,
+    *,
+    model: nn.Module | None = None,
+    apart: bool = False,
+    processor: Callable[[], Any] | None = None,
 ) -> CalibrationData:
     """Turn the data set that the arguments name into batches; the tokenizer is left exactly as it was.
 
@@ -56,6 +62,7 @@ def load_calibration(
         seed: of the shuffle; the same seed gives the same batches.
         model: whose forward takes the columns; None takes all of them.
         apart: where no batch size is asked for, one sample is one batch.
+        processor: loads the model's processor, where rows hold images or sound and `tokenizer` is no more than that.
 
     Raises:
         CalibrationError: the data are missing, empty, or not of a form that can be used.
@@ -72,7 +79,7 @@ def load_calibration(
             f"this recipe reads calibration data: pass dataset=..., best text like that which your users send; "
             f"{DEFAULT_DATASET!r} is a short English one inside this package"
         )
-    encoder = RowEncoder(arguments, tokenizer, inputs, find_rows(arguments, seed))
+    encoder = RowEncoder(arguments, tokenizer, inputs, find_rows(arguments, seed), processor)
     samples = list(islice(encoder.samples(), arguments.num_calibration_samples))
     if not samples:
         origin, count = encoder.rows.origin, encoder.rows.count

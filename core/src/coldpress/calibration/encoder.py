@@ -1,7 +1,7 @@
 """Rows of any form to samples."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,7 @@ class RowEncoder:
         tokenizer: of the model, or its processor, or None; it is left as it is.
         inputs: what the model takes.
         rows: what is encoded.
+        load_processor: loads what reads images and sound; called where rows hold them and there is a tokenizer only.
         empty: how many rows held no token.
         lacking: why rows were left out that lack a column which others have.
     """
@@ -45,6 +46,7 @@ class RowEncoder:
     tokenizer: Any
     inputs: ModelInputs
     rows: Rows
+    load_processor: Callable[[], Any] | None = None
     empty: int = 0
     lacking: list[str] = field(factory=list)
 
@@ -65,6 +67,14 @@ class RowEncoder:
         if asked > model:
             log.warning("max_seq_length %d is longer than the model's %d, which is used", asked, model)
         return min(asked, model)
+
+    @cached_property
+    def _processor(self) -> Any:
+        """What reads images and sound; None where nothing does, and rows of the user's own are read as text."""
+        found = self.tokenizer
+        if not is_processor(found) and self.load_processor is not None:
+            found = self.load_processor()
+        return found if is_processor(found) else None
 
     @cached_property
     def texts(self) -> TextEncoder:
@@ -110,14 +120,14 @@ class RowEncoder:
                 yield self._cut(sample_of(part, self.inputs, where, use_loss_mask=self.arguments.use_loss_mask), where)
             return
         media = [name for name in MEDIA if row.get(name) is not None]
-        if media and (self._known or is_processor(self.tokenizer)):
-            if not is_processor(self.tokenizer):
-                raise ModelError(
-                    f"{where} holds {', '.join(media)}, which a tokenizer cannot read: pass "
-                    "processor=AutoProcessor.from_pretrained(...)"
-                )
-            yield self._cut(arranged(process(row, self.tokenizer, self.inputs, where), self.inputs, where), where)
+        if media and (processor := self._processor) is not None:
+            yield self._cut(arranged(process(row, processor, self.inputs, where), self.inputs, where), where)
             return
+        if media and self._known:
+            raise ModelError(
+                f"{where} holds {', '.join(media)}, which a tokenizer cannot read, and there is no processor beside "
+                "the model: pass processor=AutoProcessor.from_pretrained(...)"
+            )
         yield self.texts.sample(read_text(row, self._text_column, where), where, self._features(row))
 
     def _cut(self, sample: Sample, where: str) -> Sample:

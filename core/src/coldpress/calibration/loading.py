@@ -106,9 +106,7 @@ def _known(known: HubDataset, name: str, split: str | None, arguments: DatasetAr
     reachable = hub_is_reachable()
     config = arguments.dataset_config_name or known.config_name
     try:
-        if (
-            part is None or not part.in_rows or not reachable
-        ):  # a share of a split, or two of them; or the cache, which holds whole splits
+        if part is None or not part.in_rows or not reachable:  # shares need whole splits, and the cache holds such
             return _from_hub(known.repo_id, config, _renamed(known, split), False, arguments)
         whole = _from_hub(known.repo_id, config, _renamed(known, part.name), True, arguments)
     except Exception as error:  # the hub's client lets through what its transport raises

@@ -83,7 +83,7 @@ class Sample:
             return dict(self.row)
         return {
             **{name: value[0].tolist() for name, value in {**self.tokens, **self.decoder}.items()},
-            **{name: value[0] for name, value in self.others.items()},
+            **{n: v[0] if isinstance(v, Tensor) and len(v) == 1 else v for n, v in self.others.items()},
         }
 
 

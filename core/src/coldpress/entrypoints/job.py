@@ -1,6 +1,7 @@
 """Preparing: from arguments to a job that can be looked at, and run."""
 
 import logging
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -29,7 +30,7 @@ from coldpress.entrypoints.experts import open_experts, report_refused
 from coldpress.entrypoints.opening import Opened, open_model, report_extra
 from coldpress.entrypoints.places import check_apart
 from coldpress.errors import ArgumentError, BrokenPluginError, ModelError
-from coldpress.models import load_tokenizer
+from coldpress.models import load_processor, load_tokenizer
 from coldpress.models.handed_over import handed_over
 from coldpress.models.tie import untie_embeddings
 from coldpress.pipeline import Pipeline
@@ -173,7 +174,14 @@ def _state(arguments: Arguments, recipe: Recipe, model: Any, progress: Progress)
     needy = any(modifier.needs().data for modifier in recipe.modifiers)
     if needy:  # from a copy: how calibration cuts and pads texts must not be saved with the tokenizer
         apart = any(modifier.needs().batch_boundaries for modifier in recipe.modifiers)
-        data = load_calibration(arguments.dataset, deepcopy(tokenizer), seed, model=model, apart=apart)
+        data = load_calibration(
+            arguments.dataset,
+            deepcopy(tokenizer),
+            seed,
+            model=model,
+            apart=apart,
+            processor=lambda: _beside(load_processor, settings, model),
+        )
         progress.say(data.summary.line())
         return State(
             model=model, tokenizer=tokenizer, batches=data.batches, calibration=data.summary.to_dict(), seed=seed
@@ -194,9 +202,13 @@ def _origin(settings: ModelArguments, opened: Opened) -> Origin | None:
 def _tokenizer(settings: ModelArguments, model: Any) -> Any:
     """The tokenizer that was handed over, or the one beside the model; None where there is none."""
     asked = settings.tokenizer if settings.tokenizer is not None else settings.processor
-    if asked is not None and not isinstance(asked, str):
-        return asked
+    return asked if asked is not None and not isinstance(asked, str) else _beside(load_tokenizer, settings, model)
+
+
+def _beside(load: Callable[..., Any], settings: ModelArguments, model: Any) -> Any:
+    """What one of the loaders finds where the user says, or beside the model; None where an object was handed over."""
+    asked = settings.tokenizer if settings.tokenizer is not None else settings.processor
     trust = settings.trust_remote_code_model
-    if asked is not None:
-        return load_tokenizer(asked, model, trust_remote_code=trust)
-    return load_tokenizer(settings.model, model, trust_remote_code=trust, revision=settings.model_revision)
+    if asked is None:
+        return load(settings.model, model, trust_remote_code=trust, revision=settings.model_revision)
+    return load(asked, model, trust_remote_code=trust) if isinstance(asked, str) else None

@@ -118,16 +118,56 @@ def load_tokenizer(
         source, model = None, source
     elif callable(getattr(source, "save_pretrained", None)) and callable(source):
         return source
-    if source is None:
-        source = getattr(getattr(model, "config", None), "_name_or_path", None)
-        if not source or not _exists(source):
-            return None
-    found = locate(str(source))
+    found = _origin(source, model)
+    if found is None:
+        return None
     own = found.open().tokenizer() if found.source is not None else None
     if own is not None or (found.path is not None and found.path.is_file()):
         return own
     folder = found.path or hub_folder(found.name, revision, weights=False)
     return _load_tokenizer(found.name, folder, trust_remote_code)
+
+
+def load_processor(
+    source: Any, model: Any = None, *, trust_remote_code: bool = False, revision: str = "main"
+) -> Any | None:
+    """Load what reads images and sound for a model, from where its tokenizer is.
+
+    Args:
+        source: as for `load_tokenizer`.
+        model: where to look when `source` is None or a model.
+        trust_remote_code: run Python code that comes with the processor.
+        revision: branch, tag or commit on a hub.
+
+    Returns:
+        The processor; None where there is none.
+
+    Raises:
+        ModelError: `source` is text and names nothing, or there is a processor and it cannot be read.
+    """
+    from transformers import AutoProcessor
+
+    if isinstance(source, torch.nn.Module):
+        source, model = None, source
+    found = _origin(source, model)
+    if found is None or (found.path is not None and found.path.is_file()):
+        return None
+    folder = found.path or hub_folder(found.name, revision, weights=False)
+    if not any((folder / f"{name}_config.json").is_file() for name in ("preprocessor", "processor")):
+        return None
+    try:
+        return AutoProcessor.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except TROUBLE as error:  # it may need libraries for images or sound, which are not installed along
+        raise ModelError(f"transformers cannot read the processor of {found.name!r}: {first_line(error)}") from error
+
+
+def _origin(source: Any, model: Any) -> Location | None:
+    """Where to look: what `source` names, or where a model in memory was loaded from, if that is still there."""
+    if source is None:
+        source = getattr(getattr(model, "config", None), "_name_or_path", None)
+        if not source or not _exists(source):
+            return None
+    return locate(str(source))
 
 
 def need_tokenizer(tokenizer: Any, purpose: str) -> Any:
