@@ -6,12 +6,15 @@
         def config(self, schemes, ignore): ...           config.json["quantization_config"]
         def read(self, config): ...                      config -> (layer -> scheme)
         def restore(self, tensors, scheme): ...          the tensors of one layer -> Quantized
+        def publish(self, parts, folder, state): ...     another container than safetensors files
+        def open(self, folder): ...                      and its tensors again
 
 The name of the entry point is the `quant_method` of its configuration, so that a checkpoint finds its reader.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from attrs import frozen
@@ -19,6 +22,11 @@ from torch import Tensor
 
 from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme
+from coldpress.source import Weights
+from coldpress.state import State
+
+REST = "rest"
+"""What `Parts.stages` calls tensors that were written after the last stage, or without stages."""
 
 
 class SchemeLookup(Protocol):
@@ -32,6 +40,20 @@ class SchemeLookup(Protocol):
             class_names: names of the classes in its module's MRO; `Conv1D` also answers to `Linear`.
         """
         ...
+
+
+class Parts(Weights):
+    """The tensors of a finished run, as `Format.tensors` made them, on disk and under the names that they have there.
+
+    Attributes:
+        stages: name of each stage to its tensors, in the order of the run; what belongs to no stage is under `REST`.
+    """
+
+    stages: Mapping[str, Sequence[str]]
+
+    @abstractmethod
+    def consolidate(self, folder: Path) -> None:
+        """Write all of them as `model.safetensors`, or as shards and their index; bytes are copied or linked."""
 
 
 @frozen(kw_only=True)
@@ -116,3 +138,24 @@ class Format(ABC):
         Raises:
             CheckpointError: a tensor is missing or does not have the shape that the scheme implies.
         """
+
+    def publish(self, parts: Parts, folder: Path, state: State) -> None:
+        """Write the tensors of all stages into the folder of the checkpoint; safetensors files, unless overridden.
+
+        Called once all stages are durable; after an interruption it is called again, on a folder without tensors.
+        Configuration, tokenizer and all other files are in the folder already; core makes everything durable.
+
+        Args:
+            parts: the tensors; each must be read, or all of them consolidated.
+            folder: where.
+            state: of the finished run; weights may be on the meta device.
+        """
+        parts.consolidate(folder)
+
+    def open(self, folder: Path) -> Weights | None:
+        """The tensors that `publish` wrote, as they were in its parts; None for safetensors files, which core reads.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        return None

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         SchemeError,
         TargetError,
     )
-    from coldpress.format import Format, SchemeLookup
+    from coldpress.format import Format, Parts, SchemeLookup
     from coldpress.hookspecs import hookimpl
     from coldpress.layer_report import LayerReport
     from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Decision, Modifier, Needs
@@ -68,6 +68,7 @@ __all__ = [
     "NumberFormat",
     "NumericsError",
     "Observer",
+    "Parts",
     "Pass",
     "Pipeline",
     "PluginError",
@@ -128,7 +129,7 @@ __getattr__, __dir__ = lazy_names(
             "SchemeError",
             "TargetError",
         ),
-        "format": ("Format", "SchemeLookup"),
+        "format": ("Format", "Parts", "SchemeLookup"),
         "hookspecs": ("hookimpl",),
         "modifier": ("PRUNES", "QUANTIZES", "RUNS_LAST", "TRANSFORMS", "Decision", "Modifier", "Needs"),
         "pipeline": ("Pipeline",),

@@ -10,6 +10,7 @@ from typing import Any
 from attrs import frozen
 
 from coldpress.checkpoint.journal import NAME as JOURNAL
+from coldpress.checkpoint.published import format_of, quantization_of
 from coldpress.checkpoint.reader import CheckpointReader, read_json
 from coldpress.errors import CheckpointError
 from coldpress.source import Weights
@@ -109,7 +110,9 @@ def is_of_weights(name: str) -> bool:
 
 def _files_of_weights(folder: Path) -> Sequence[Path]:
     try:
-        return CheckpointReader(folder).files
+        form = format_of(quantization_of(folder))
+        opened = None if form is None else form.open(folder)
+        return CheckpointReader(folder).files if opened is None else opened.files
     except CheckpointError:  # it has none in safetensors files
         return []
 

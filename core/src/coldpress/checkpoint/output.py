@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,12 +26,13 @@ from coldpress.checkpoint.named import (
     unquantized_on_disk,
 )
 from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
+from coldpress.checkpoint.parts import StageParts
 from coldpress.checkpoint.reader import CheckpointReader
 from coldpress.checkpoint.restore import own_tensors, read_inputs, restored, write_inputs
 from coldpress.checkpoint.writer import CheckpointWriter
 from coldpress.dataflow.fused import FusedLayers, split_groups
-from coldpress.errors import CheckpointError, SchemeError
-from coldpress.format import Format
+from coldpress.errors import BrokenPluginError, CheckpointError, ColdpressError, SchemeError
+from coldpress.format import REST, Format
 from coldpress.layer_report import LayerReport
 from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme
@@ -175,7 +177,7 @@ class Output:
         """The modules of which something is not written yet."""
         names = _names_by_tensor(state.model)
         modules = dict(state.model.named_modules())
-        return Stage("rest", 0, {n: m for n, m in modules.items() if any(self._unwritten(n, m, names))})
+        return Stage(REST, 0, {n: m for n, m in modules.items() if any(self._unwritten(n, m, names))})
 
     def finish(self, state: State, files: Mapping[str, Any], *, origin: Origin | None = None) -> None:
         """Write what is not a weight, after all weights are written, and give the folder its name.
@@ -202,7 +204,24 @@ class Output:
                 self._writer.write_text(name, content)
             elif name != MANIFEST:
                 self._writer.write_json(name, content)
-        self._writer.finish(files.get(MANIFEST))
+        self._writer.finish(files.get(MANIFEST), publish=partial(self._publish, state))
+
+    def _publish(self, state: State, parts: StageParts, folder: Path) -> None:
+        """Have the format write the container, and see that it leaves no tensor out.
+
+        Raises:
+            BrokenPluginError: the format fails, or left one out.
+        """
+        name = type(self.format).__name__
+        try:
+            self.format.publish(parts, folder, state)
+        except (ColdpressError, OSError):
+            raise
+        except Exception as error:
+            raise BrokenPluginError(f"{name}.publish fails: {type(error).__name__}: {error}") from error
+        left = parts.unread()
+        if left:
+            raise BrokenPluginError(f"{name}.publish left out {len(left)} tensors, the first is {left[0]!r}")
 
     def _unwritten(self, name: str, module: nn.Module, names: Mapping[int, set[str]]) -> Iterator[tuple[str, Tensor]]:
         """Full name and tensor of what was not written under any of its names."""

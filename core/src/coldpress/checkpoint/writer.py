@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,12 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coldpress.checkpoint.consolidate import Part, Place, index_of, shards_of, write_shards
+from coldpress.checkpoint.consolidate import Part, Place
 from coldpress.checkpoint.destination import MANIFEST, Destination, checksums, resolved
 from coldpress.checkpoint.disk import as_utf8, checksum, sync, sync_tree, telling
 from coldpress.checkpoint.journal import NAME, Journal, differences
+from coldpress.checkpoint.parts import StageParts
 from coldpress.checkpoint.shard import is_storable, read_header, read_tensor, write_shard
 from coldpress.errors import ArgumentError, CheckpointError
+from coldpress.format import REST
+
+Publish = Callable[[StageParts, Path], None]
+"""Writes the tensors of all stages into the folder of a checkpoint."""
 
 log = logging.getLogger(__name__)
 
@@ -210,12 +215,13 @@ class CheckpointWriter:
         """Write one JSON file; keys keep their order."""
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
-    def finish(self, manifest: Mapping[str, Any] | None = None) -> Path:
-        """Join the files of tensors into shards, write the index, make all durable, put it in place by one rename.
+    def finish(self, manifest: Mapping[str, Any] | None = None, *, publish: Publish = StageParts.consolidate) -> Path:
+        """Make a checkpoint of the files of stages, make it durable, put it in place by one rename.
 
         Args:
             manifest: content of manifest.json, to which the checksum of every file is added; it lets a later run know
                 what in the folder may be replaced.  None writes no manifest.
+            publish: writes all tensors into the folder.
 
         Returns:
             The folder of the finished checkpoint.
@@ -226,22 +232,27 @@ class CheckpointWriter:
         self._require_open()
         if self._buffer or not self._places:
             self._flush()
+        parts = StageParts(self._places, self._parts, self._stages(), self.max_shard_size)
         with telling(self.folder):
-            shards = shards_of(self._places.items(), self.max_shard_size)
-            written = list(write_shards(self.folder, shards, parts=self._parts))
-        if len(written) > 1:
-            total = sum(place.nbytes for place in self._places.values())
-            self.write_json("model.safetensors.index.json", index_of(written, total_size=total))
-        with telling(self.folder):
+            publish(parts, self.folder)
             if manifest is not None:
-                files = checksums(self.folder, {shard.name: shard.sha256 for shard in written})
-                self.write_json(MANIFEST, {**manifest, "files": files})
+                self.write_json(MANIFEST, {**manifest, "files": checksums(self.folder, parts.digests)})
             sync_tree(self.folder)
         self._destination.complete()
         self._state = "complete"  # from here on nothing removes the work
         self._destination.publish()
         self._state = "finished"
         return self.output
+
+    def _stages(self) -> dict[str, list[str]]:
+        """Name of each stage to its tensors; what was written after the last of them belongs to `rest`."""
+        assert self._journal is not None
+        files = [(entry.get("stage", REST), file["name"]) for entry in self._journal.entries for file in entry["files"]]
+        stage_of = {self.partial / name: stage for stage, name in files}
+        stages: dict[str, list[str]] = {}
+        for name, place in self._places.items():
+            stages.setdefault(stage_of.get(place.path, REST), []).append(name)
+        return stages
 
     def _check_binding(self, journal: Journal, binding: Mapping[str, Any] | None) -> None:
         count = len(journal.entries)

@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from coldpress import registry
 from coldpress.calibration.attention import SCALES, round_caches
-from coldpress.checkpoint import CheckpointReader, Format, SchemeLookup
+from coldpress.checkpoint import Format, SchemeLookup
 from coldpress.checkpoint.names import checkpoint_names
-from coldpress.errors import BrokenPluginError, CheckpointError, ModelError, UnknownPluginError
+from coldpress.checkpoint.published import format_of, open_folder
+from coldpress.errors import CheckpointError, ModelError, suggest
 from coldpress.experts import linear_experts, linearize_experts
+from coldpress.installed import extra_called
 from coldpress.models.auto import build_model
 from coldpress.models.quiet import no_bar
 from coldpress.models.simulation import simulate_activations
 from coldpress.models.streaming import without_weights
 from coldpress.quantized import Quantized
+from coldpress.source import Weights
 from coldpress.stage import class_names, find_layers, oriented
 
 log = logging.getLogger(__name__)
@@ -48,8 +51,7 @@ def load_compressed(
     config = _dense(_config(folder, trust_remote_code) if config is None else config)
     kind = (getattr(config, "dtype", None) or torch.bfloat16) if dtype == "auto" else dtype
     skeleton = _skeleton(config, kind, trust_remote_code)
-    reader = CheckpointReader(folder)
-    reader.check()
+    reader = open_folder(folder, form)
     cache = form.cache(quantization)
     weights, quantized = _decode(reader, skeleton, form, form.read(quantization), kind)
     scales = {name: weights.pop(name) for name in list(weights) if cache and name.rpartition(".")[2] in SCALES}
@@ -122,19 +124,20 @@ def _format(folder: Path, quantization: Mapping[str, Any]) -> Format:
     method = quantization.get("quant_method")
     if not isinstance(method, str):
         raise CheckpointError(f"{str(folder)!r}: quantization_config of config.json names no quant_method")
-    try:
-        form = registry.find("formats", method)()
-    except UnknownPluginError as error:
+    form = format_of(quantization)
+    if form is None:
+        names = sorted(registry.names("formats"))
+        extra = extra_called(method)
+        remedy = f"pip install 'coldpress[{extra}]'" if extra else "start from the dense model"
         raise ModelError(
-            f"{str(folder)!r} is already compressed, with {method!r}: {error}; start from the dense model"
-        ) from error
-    if not isinstance(form, Format):
-        raise BrokenPluginError(f"the format {method!r} is not a coldpress.Format")
+            f"{str(folder)!r} is already compressed, with {method!r}, which no installed format or source reads"
+            f"{suggest(method, names)} (formats: {', '.join(names) or 'none'}); {remedy}"
+        )
     return form
 
 
 def _decode(
-    reader: CheckpointReader, skeleton: nn.Module, form: Format, schemes: SchemeLookup, dtype: torch.dtype
+    reader: Weights, skeleton: nn.Module, form: Format, schemes: SchemeLookup, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, Quantized]]:
     """All weights of the dense model by name, and what is quantized by the name of its layer."""
     tensors: dict[str, dict[str, Tensor]] = {}  # layer -> suffix -> tensor

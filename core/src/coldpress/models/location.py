@@ -6,8 +6,8 @@ from pathlib import Path
 from attrs import frozen
 
 from coldpress import registry
-from coldpress.checkpoint.reader import read_json
-from coldpress.errors import BrokenPluginError, CheckpointError, ModelError, near
+from coldpress.checkpoint.published import quantization_of
+from coldpress.errors import BrokenPluginError, ModelError, near
 from coldpress.installed import extra_called
 from coldpress.source import Source
 
@@ -75,18 +75,12 @@ def neighbours(name: str) -> str:
     return f"; did you mean {', '.join(found)}?" if found else ""
 
 
-def quantization_method(folder: Path) -> str | None:
-    """`quant_method` of a folder's config.json; None where it is not quantized, or the file cannot be read."""
-    try:
-        method = (read_json(folder / "config.json").get("quantization_config") or {}).get("quant_method")
-    except (CheckpointError, AttributeError):
-        return None
-    return method if isinstance(method, str) else None
-
-
 def _folder(name: str, path: Path) -> Location:
     configured = (path / "config.json").is_file()
-    said = _said(path) if configured else None
+    method = str(quantization_of(path).get("quant_method") or "")
+    if method in registry.names("formats"):
+        return Location(name, path)  # what a format wrote it reads itself
+    said = _said(path, method) if configured else None
     if said is not None:
         return Location(name, path, _source(said))
     if configured and any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
@@ -102,11 +96,9 @@ def _folder(name: str, path: Path) -> Location:
     raise ModelError(f"{name!r} is a folder without config.json, so it holds no model{_hint(path)}")
 
 
-def _said(folder: Path) -> str | None:
-    """Name of the source that a folder asks for: by its method, unless a format reads that, or by a file of its own."""
-    sources, method = registry.names("sources"), quantization_method(folder)
-    if method is not None and method in registry.names("formats"):
-        return None
+def _said(folder: Path, method: str) -> str | None:
+    """Name of the source that a folder asks for: its method, or a file of its own."""
+    sources = registry.names("sources")
     if method in sources:
         return method
     marks = {name for name in sources if "." in name}
