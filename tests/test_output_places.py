@@ -2,13 +2,17 @@
 
 import json
 import os
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import transformers
 
 from coldpress import oneshot
 from coldpress.errors import ArgumentError, CheckpointError
-from coldpress.testing.models import tiny_llama, tiny_tokenizer
+from coldpress.plugin import hookimpl
+from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
+from coldpress_gptq import GPTQModifier
 
 ROUNDING = "QuantizationModifier: {scheme: W8A16, group_size: -1, ignore: [lm_head]}"
 
@@ -112,3 +116,50 @@ def test_a_dense_output_says_nothing_of_how_its_model_was_stored_before(tmp_path
     oneshot(model, "MagnitudePruningModifier: {sparsity: 0.5, targets: [Linear]}", output_dir=tmp_path / "out")
 
     assert "quantization_config" not in (tmp_path / "out" / "config.json").read_text()
+
+
+class Overwriting(GPTQModifier):
+    """Writes into a file of the model when the last block is compressed."""
+
+    how: ClassVar = staticmethod(lambda folder: None)
+
+    @hookimpl
+    def finalize(self, state, stage):
+        super().finalize(state, stage)
+        if stage.name == "model.layers.0":
+            self.how(Path(state.model.config._name_or_path))
+
+
+def in_place(folder):
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"abcd")
+
+
+def replaced(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "new").write_bytes(content)
+    (folder / "new").rename(folder / "model.safetensors")
+
+
+def removed(folder):
+    (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("how", [in_place, replaced, removed])
+def test_a_file_that_is_written_while_the_run_reads_it_is_told(source, tmp_path, monkeypatch, how, stream):
+    monkeypatch.setattr(Overwriting, "how", staticmethod(how))
+    recipe = Overwriting(scheme="W8A16", group_size=-1, ignore=["lm_head"])
+    settings = {"dataset": batches(rows=2), "output_dir": tmp_path / "out", "stream_weights": stream, "quiet": True}
+
+    with pytest.raises(CheckpointError, match="was written while this run read it"):
+        oneshot(str(source), recipe, **settings)
+
+    assert not (tmp_path / "out").exists()
+    if how is replaced:  # by the same bytes
+        oneshot(str(source), recipe, **settings)
+        assert (tmp_path / "out").exists()
+    if how is in_place:
+        with pytest.raises(CheckpointError, match="model: .*model.safetensors changed|model: not the same as then"):
+            oneshot(str(source), recipe, **settings)

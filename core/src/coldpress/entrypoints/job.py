@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from attrs import evolve, fields_dict
@@ -26,6 +27,7 @@ from coldpress.calibration.dataset import load_calibration
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.output import Output
+from coldpress.checkpoint.untouched import Untouched, read_files
 from coldpress.entrypoints.experts import open_experts, report_refused
 from coldpress.entrypoints.opening import Opened, open_model, report_extra
 from coldpress.entrypoints.places import check_apart
@@ -63,6 +65,7 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
     if arguments.output.output_dir is not None:
         check_apart(arguments.output.output_dir, arguments.model.model)
     output = _output(form, arguments.output)
+    sources = _sources(arguments.model.model)  # as they are before the first is read
     opened = open_model(arguments)
     refused = open_experts(opened.model, recipe.modifiers, all_experts=arguments.dataset.moe_calibrate_all_experts)
     progress = progress or Progress(quiet=arguments.output.quiet)
@@ -76,6 +79,7 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
         output=output,
         weights=opened.weights,
         origin=_origin(arguments.model, opened),
+        sources=sources,
         progress=progress,
     )
     job.plan()
@@ -184,12 +188,22 @@ def _state(arguments: Arguments, recipe: Recipe, model: Any, progress: Progress)
         )
         progress.say(data.summary.line())
         return State(
-            model=model, tokenizer=tokenizer, batches=data.batches, calibration=data.summary.to_dict(), seed=seed
+            model=model,
+            tokenizer=tokenizer,
+            batches=data.batches,
+            calibration=data.summary.to_dict(),
+            seed=seed,
         )
     asked = arguments.dataset.dataset != DEFAULT_DATASET  # which the command line passes unasked
     names = (*(["dataset"] if asked else []), *DATA_SOURCE, *DATA_PREPARATION)
     warn_idle(arguments.dataset, names, "no modifier of the recipe reads data")
     return State(model=model, tokenizer=tokenizer, seed=seed)
+
+
+def _sources(model: Any) -> Untouched:
+    """The files of a model that is named by its path."""
+    path = Path(model) if isinstance(model, str) else None
+    return Untouched.of(read_files(path) if path is not None and path.exists() else [])
 
 
 def _origin(settings: ModelArguments, opened: Opened) -> Origin | None:

@@ -21,6 +21,7 @@ from coldpress.calibration.store import StatisticStore
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.fingerprint import of_batches
 from coldpress.checkpoint.output import Output
+from coldpress.checkpoint.untouched import Untouched
 from coldpress.dataflow.fused import FusedLayers
 from coldpress.layer_report import LayerReport
 from coldpress.models.evaluating import evaluating, uncompiled
@@ -55,6 +56,7 @@ class Job:
         output: where the checkpoint is written; None keeps the result in memory only.
         weights: brings the weights of a stage into memory when its turn comes; None when all of them are there.
         origin: where the model came from, whose small files the checkpoint gets too; None where that is no folder.
+        sources: the files that the model is read from, which nothing may write meanwhile.
         progress: what a person sees meanwhile.
         hooks: of the recipe's modifiers.
         claims: which layers each modifier will change; empty before `plan`.
@@ -66,6 +68,7 @@ class Job:
     output: Output | None = None
     weights: WeightStream | None = None
     origin: Origin | None = None
+    sources: Untouched = field(factory=lambda: Untouched({}))
     progress: Progress = SILENT
     hooks: Hooks = field(init=False)
     claims: list[preflight.Claim] = field(init=False, factory=list)
@@ -153,6 +156,7 @@ class Job:
             self.state, report, binding=binding or {"data": of_batches(self.state.batches)}, parts=parts
         )
         files = {"recipe.yaml": report.recipe, "report.json": report.to_dict(), "manifest.json": manifest}
+        self.sources.check()
         output.finish(self.state, files, origin=self.origin)
 
     def _prepare_output(self) -> None:
