@@ -110,6 +110,10 @@ class Modifier(metaclass=_TakesHousekeeping):
         """What it needs of a run with these settings; nothing but weights by default."""
         return Needs()
 
+    def expand(self) -> "Sequence[Modifier]":
+        """The steps that this one stands for, in order; itself, unless its settings are short for several."""
+        return (self,)
+
     def layers(self, stage: Stage) -> list[Layer]:
         """The layers of a stage that this modifier claims, in model order."""
         return stage.layers(self.targets, self.ignore)
@@ -141,3 +145,8 @@ class Modifier(metaclass=_TakesHousekeeping):
     def decide(self, state: "State", measured: Sequence[Any]) -> Decision:
         """After the measuring pass: one decision for the whole model, from what `measure` returned of each stage."""
         raise NotImplementedError(f"{type(self).__name__} needs a measuring pass, and does not implement decide")
+
+
+def expanded(modifiers: Sequence[Modifier]) -> list[Modifier]:
+    """The steps of a recipe, those that are short for several written out."""
+    return [step for modifier in modifiers for step in modifier.expand()]

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldpress.errors import SchemeError
-from coldpress.numerics.mask import check_n_of_m, parse_n_of_m, smallest, smallest_in_groups
+from coldpress.numerics.mask import (
+    check_n_of_m,
+    parse_n_of_m,
+    prune_by_score,
+    score_by_norm,
+    smallest,
+    smallest_in_groups,
+)
 
 
 def slowly(scores, count):
@@ -62,3 +69,23 @@ def test_columns_must_split():
 
     with pytest.raises(SchemeError, match="layer: 10 columns do not split into groups of 4"):
         check_n_of_m("layer", 10, 4)
+
+
+@pytest.mark.parametrize("structure", [None, (2, 4)])
+def test_pruning_by_norm_is_pruning_the_scaled_weights_by_magnitude(structure):
+    generator = torch.Generator().manual_seed(0)
+    weight, norm = torch.randn(16, 80, generator=generator), torch.rand(80, generator=generator) + 0.1
+
+    found = prune_by_score(weight, score_by_norm(weight, norm), sparsity=0.5, structure=structure)
+
+    scaled = prune_by_score(weight * norm, (weight * norm).abs(), sparsity=0.5, structure=structure)
+    assert torch.equal(found != 0, scaled != 0)
+    assert torch.equal(found[found != 0], weight[found != 0])
+
+
+def test_what_meets_only_zeros_goes_first_and_of_that_the_smallest():
+    weight = torch.tensor([[5.0, 1.0, 9.0, 7.0]])
+
+    found = prune_by_score(weight, score_by_norm(weight, torch.tensor([1.0, 1, 0, 0])), sparsity=0.25, structure=None)
+
+    assert found.tolist() == [[5, 1, 9, 0]]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldpress.numerics import Factor
-from coldpress_sparsegpt.algorithm import prepare, prune_by_norm, sparsegpt
+from coldpress_sparsegpt.algorithm import prepare, sparsegpt
 
 STRUCTURES = [None, (2, 4), (4, 8), (1, 4), (3, 5)]
 over_structures = pytest.mark.parametrize("structure", STRUCTURES, ids=str)
@@ -293,14 +293,3 @@ def test_weights_are_not_touched_and_zeros_have_no_sign():
 def test_a_matrix_that_cannot_be_factorized_has_no_factor():
     assert prepare(torch.diag(torch.tensor([1.0, 1e20])).flip(0), dampening_frac=0.0) is None
     assert isinstance(prepare(torch.eye(3), dampening_frac=0.0), Factor)
-
-
-@over_structures
-def test_by_norm_is_by_magnitude_of_scaled_weights(structure):
-    weight, norm = random(0, 16, 80), random(1, 80).abs() + 0.1
-
-    found = prune_by_norm(weight, norm, sparsity=0.5, structure=structure)
-
-    rows = [prune_by_magnitude(row, structure) for row in (weight * norm).split(1)]
-    assert torch.equal(found != 0, torch.cat(rows) != 0)
-    assert torch.equal(found[found != 0], weight[found != 0])

@@ -35,6 +35,7 @@ from coldpress.errors import ArgumentError, BrokenPluginError, ModelError
 from coldpress.models import load_processor, load_tokenizer
 from coldpress.models.handed_over import handed_over
 from coldpress.models.tie import untie_embeddings
+from coldpress.modifier import expanded
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Choice, Recipe, read_recipe, structure_settings
 from coldpress.report import Progress
@@ -110,7 +111,7 @@ def _recipe(arguments: Arguments) -> Recipe:
     if settings.recipe is None:
         raise ArgumentError("recipe is missing: pass a modifier, a list of them, a YAML file or YAML text")
     recipe = read_recipe(settings.recipe, arguments=settings.recipe_args, stage=settings.stage)
-    needy = any(modifier.needs().data for modifier in recipe.modifiers)
+    needy = any(modifier.needs().data for modifier in expanded(recipe.modifiers))
     default = DEFAULT_CALIBRATION_PIPELINE if needy else DEFAULT_PIPELINE
     return evolve(
         recipe,
@@ -175,9 +176,9 @@ def _state(arguments: Arguments, recipe: Recipe, model: Any, progress: Progress)
     if not settings.tie_word_embeddings:
         untie_embeddings(model)
     tokenizer = _tokenizer(settings, model)
-    needy = any(modifier.needs().data for modifier in recipe.modifiers)
+    needy = any(modifier.needs().data for modifier in expanded(recipe.modifiers))
     if needy:  # from a copy: how calibration cuts and pads texts must not be saved with the tokenizer
-        apart = any(modifier.needs().batch_boundaries for modifier in recipe.modifiers)
+        apart = any(modifier.needs().batch_boundaries for modifier in expanded(recipe.modifiers))
         data = load_calibration(
             arguments.dataset,
             deepcopy(tokenizer),

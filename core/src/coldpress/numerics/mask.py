@@ -87,3 +87,34 @@ def _ranks(scores: Tensor) -> Tensor:
     earlier = (places < places[:, None]).view(len(scores), len(scores), *[1] * (scores.ndim - 1))
     one, other = scores[:, None], scores[None]  # [n, 1, ...], [1, n, ...]
     return torch.where(earlier, other <= one, other < one).sum(1, dtype=torch.int8)
+
+
+def prune_by_score(weight: Tensor, scores: Tensor, *, sparsity: float, structure: tuple[int, int] | None) -> Tensor:
+    """Zero the weights of each row whose scores are smallest.
+
+    Args:
+        weight: [O, I].
+        scores: what each weight is worth, [O, I].
+        sparsity: share of each row that goes, to the nearest weight; unused where there is a structure.
+        structure: (n, m) where n of every m columns stay; None for unstructured.
+
+    Returns:
+        The weights, [O, I], in their dtype; those that stay are as they were.
+    """
+    if structure is None:
+        return weight.masked_fill(smallest(scores, round(sparsity * weight.shape[1])), 0)
+    return weight.masked_fill(smallest_in_groups(scores, structure[1] - structure[0], structure[1]), 0)
+
+
+def score_by_norm(weight: Tensor, norm: Tensor) -> Tensor:
+    """|w_ij| |x_j|, Wanda's criterion (arXiv 2306.11695); what meets only zeros is worth less than anything else.
+
+    Args:
+        weight: [O, I].
+        norm: of the inputs over tokens, [I]; a common factor does not matter.
+
+    Returns:
+        A score for each weight, [O, I] float32.
+    """
+    size = weight.float().abs()
+    return (size * norm).where(norm > 0, -1 / size)  # of what is multiplied by zero the smallest goes first

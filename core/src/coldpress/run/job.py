@@ -28,7 +28,7 @@ from coldpress.models.evaluating import evaluating, uncompiled
 from coldpress.models.heap import steady_heap
 from coldpress.models.streaming import WeightStream
 from coldpress.models.tie import untie
-from coldpress.modifier import Modifier
+from coldpress.modifier import Modifier, expanded
 from coldpress.numerics import version
 from coldpress.pipeline import Pipeline
 from coldpress.plan import Sweep
@@ -58,7 +58,8 @@ class Job:
         origin: where the model came from, whose small files the checkpoint gets too; None where that is no folder.
         sources: the files that the model is read from, which nothing may write meanwhile.
         progress: what a person sees meanwhile.
-        hooks: of the recipe's modifiers.
+        modifiers: the steps of the recipe, those that are short for several written out.
+        hooks: of the modifiers.
         claims: which layers each modifier will change; empty before `plan`.
     """
 
@@ -70,12 +71,17 @@ class Job:
     origin: Origin | None = None
     sources: Untouched = field(factory=lambda: Untouched({}))
     progress: Progress = SILENT
+    modifiers: Sequence[Modifier] = field(init=False)
     hooks: Hooks = field(init=False)
     claims: list[preflight.Claim] = field(init=False, factory=list)
 
+    @modifiers.default
+    def _expand(self) -> Sequence[Modifier]:
+        return expanded(self.recipe.modifiers)
+
     @hooks.default
     def _register(self) -> Hooks:
-        return Hooks(self.recipe.modifiers)
+        return Hooks(self.modifiers)
 
     def plan(self) -> None:
         """Settle what becomes of every layer, in `state.plan` and `state.report`; no weight is read or changed.
@@ -83,7 +89,7 @@ class Job:
         Raises:
             ColdpressError: the job could not end well.
         """
-        modifiers, state = self.recipe.modifiers, self.state
+        modifiers, state = self.modifiers, self.state
         self.claims[:] = preflight.claims_of(modifiers, state.model)
         state.plan = preflight.plan_of(self.claims)
         preflight.check_needs(modifiers, self.pipeline, state)
@@ -151,7 +157,7 @@ class Job:
             self.weights.read(rest.modules)
         output.write(rest, self.state)
         self.hooks.save(self.state, output.folder)
-        parts = (*self.recipe.modifiers, self.pipeline, output.format)
+        parts = (*self.modifiers, self.pipeline, output.format)
         manifest = manifest_of(
             self.state, report, binding=binding or {"data": of_batches(self.state.batches)}, parts=parts
         )
@@ -166,7 +172,7 @@ class Job:
 
     def _passes(self) -> list[Sequence[Modifier]]:
         """The modifiers that go over the model together, pass by pass; at least one pass."""
-        modifiers = self.recipe.modifiers
+        modifiers = self.modifiers
         return [modifiers] if self.pipeline.shares_sweeps or not modifiers else [[modifier] for modifier in modifiers]
 
     def _pass(self, modifiers: Sequence[Modifier], kept: Sequence[Mapping[str, Any]] | None = None) -> None:
@@ -262,7 +268,7 @@ class Job:
         for layer in stage.every_layer:
             line = self.state.report[layer.name]
             if line.status == "untouched" and line.reason is None:
-                line.reason = reason_untouched(layer, self.recipe.modifiers)
+                line.reason = reason_untouched(layer, self.modifiers)
         if self.output is not None:
             self.output.write(stage, self.state)
             self.output.keep(stage, self.state)

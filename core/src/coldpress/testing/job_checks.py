@@ -32,7 +32,7 @@ def does_its_job(subject: Subject) -> None:
         _check_error(layers, trial, inputs if modifier.needs().data else {})
     if PRUNES in traits:
         _check_sparsity(layers, trial, getattr(modifier, "sparsity", None))
-    rounds = [layer for layer in layers if modifier.scheme_for(layer) is not None]
+    rounds = [layer for layer in layers if any(one.scheme_for(layer) is not None for one in modifier.expand())]
     if TRANSFORMS in traits and rounds:
         _check_grid(rounds, trial)  # its scales are in the weights, so they cannot be compared with those before
     elif TRANSFORMS in traits and not traits & {QUANTIZES, PRUNES}:

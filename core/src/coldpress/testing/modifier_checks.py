@@ -147,18 +147,21 @@ def no_data(subject: Subject) -> None:
     for layer in find_layers(model.named_modules()):
         rows, columns = layer.weight.shape
         state.report[layer.name] = LayerReport(layer.name, "Linear", (rows, columns))
-    hooks, stage = Hooks([modifier]), Stage.whole(model)
-    state.plan = plan_of(claims_of([modifier], model))
+    steps, stage = modifier.expand(), Stage.whole(model)
+    hooks = Hooks(steps)
+    state.plan = plan_of(claims_of(steps, model))
     state.begin_pass(Sweep(), StatisticStore(), no_calls)
     try:
         with torch.no_grad():
             for hook in ("initialize", "finalize"):
-                hooks.fire(hook, modifier, state, stage)
+                for step in steps:
+                    hooks.fire(hook, step, state, stage)
     except CalibrationError:
         touched = changed(before, model)
         assert not touched, f"changed before it refused: {', '.join(touched[:4])}"
         return
-    silent = [layer.name for layer in claimed(modifier, model) if state.report[layer.name].reason is None]
+    lines = [state.report[layer.name] for layer in claimed(modifier, model)]
+    silent = [line.name for line in lines if line.reason is None and "not_smoothed" not in line.notes]
     assert not silent, (
         f"{', '.join(silent[:4])}: no token reached it, and it was compressed as if; raise CalibrationError, "
         "call state.skip(layer, reason), or fall back and call state.fall_back(layer, reason)"

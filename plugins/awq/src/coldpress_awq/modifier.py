@@ -29,6 +29,8 @@ from coldpress_awq.block_objective import common_parent, distance, first_calls, 
 from coldpress_awq.sample import SAMPLED
 
 NO_TOKEN = "no token of the calibration data reached its readers"
+ROUNDING = ("scheme", "config_groups", "group_size", "weight_observer", "input_observer", "observer")
+"""Settings of rounding to nearest, which a recipe may put here instead of into a step of its own."""
 
 
 def _as_groups(value: Mapping[str, Scheme | Mapping[str, Any]] | None) -> dict[str, Scheme] | None:
@@ -70,36 +72,27 @@ class AWQModifier(Smoother):
     group_size: int | None = None
     weight_observer: str | None = None
     input_observer: str | None = None
-    observer: dict[str, str] | None = None
+    observer: dict[str, str] | None = field(default=None)
     offload_device: str | None = None
-    rounding: Quantizer | None = field(init=False, repr=False)
 
-    @rounding.default
-    def _own_rounding(self) -> Quantizer | None:
-        given = {
-            name: getattr(self, name)
-            for name in ("scheme", "config_groups", "group_size", "weight_observer", "input_observer", "observer")
-            if getattr(self, name) is not None
-        }
-        if not given.keys() & {"scheme", "config_groups"}:
-            if given:
+    @observer.validator
+    def _check_rounding(self, attribute: object, value: object) -> None:
+        if given := self._rounding():
+            if not given.keys() & {"scheme", "config_groups"}:
                 raise SchemeError(f"{', '.join(given)} is for rounding, which needs a scheme")
-            return None
-        return Quantizer(**given, targets=self.targets, ignore=self.ignore)
+            Quantizer(**given)
 
-    def scheme_for(self, layer: Layer) -> Scheme | None:
-        """That of its own rounding."""
-        return None if self.rounding is None else self.rounding.scheme_for(layer)
+    def expand(self) -> Sequence[Modifier]:
+        """AWQ, and rounding to nearest where it has a scheme of its own."""
+        given = self._rounding()
+        if not given:
+            return (self,)
+        none: dict[str, Any] = dict.fromkeys(given)
+        return (evolve(self, **none), Quantizer(**given, targets=self.targets, ignore=self.ignore))
 
-    def patterns(self) -> list[str]:
-        """Its targets, and those of its own rounding."""
-        return list(dict.fromkeys([*super().patterns(), *([] if self.rounding is None else self.rounding.patterns())]))
-
-    def layers(self, stage: Stage) -> list[Layer]:
-        """Those that count, and those that it rounds."""
-        known = {layer.name for layer in super().layers(stage)}
-        known |= {layer.name for layer in self.rounding.layers(stage)} if self.rounding is not None else set()
-        return [layer for layer in stage.every_layer if layer.name in known]
+    def _rounding(self) -> dict[str, Any]:
+        """Its settings of rounding, those that are given."""
+        return {name: getattr(self, name) for name in ROUNDING if getattr(self, name) is not None}
 
     def needs(self) -> Needs:
         """Data, and for the block objective the calls of modules."""
@@ -117,9 +110,7 @@ class AWQModifier(Smoother):
             SchemeError: nothing in the recipe quantizes weights.
             TargetError: a mapping matches nothing, or is not true.
         """
-        whole = Stage.whole(state.model)
-        own = [] if self.rounding is None else [scheme.weights for scheme in self.rounding.schemes()]
-        if not any(own) and not any(self._weights(state, layer) for layer in whole.every_layer):
+        if not any(planned.scheme.weights for planned in state.plan.values()):
             raise SchemeError(
                 "AWQModifier prepares weights for rounding, and nothing in the recipe rounds them: put a "
                 "QuantizationModifier or a GPTQModifier after it, or give it a scheme that has weights"
@@ -128,24 +119,15 @@ class AWQModifier(Smoother):
         for layer in self.layers(stage):
             if self._clips(state, layer) is not None:
                 state.request(layer, SAMPLED)
-        if self.rounding is not None:
-            self.rounding.initialize(state, stage)
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
-        """Scale, clip, and round if there is a scheme."""
+        """Scale, and choose ranges."""
         super().finalize(state, stage)
         for layer in self.layers(stage):
             if (quantizer := self._clips(state, layer)) is not None:
                 with state.timed(layer):
                     self._clip(state, layer, quantizer)
-        if self.rounding is None:
-            return
-        self.rounding.finalize(state, stage)
-        for layer in self.rounding.layers(stage):
-            reason = state.report[layer.name].notes.get("not_smoothed", "")
-            if NO_TOKEN in reason:
-                state.fall_back(layer, f"rounded to nearest: {reason}")
 
     def scale(self, state: State, smoothing: Smoothing) -> Tensor | str:
         """The scale of a pair, [C]."""
@@ -211,7 +193,7 @@ class AWQModifier(Smoother):
 
     def _clips(self, state: State, layer: Layer) -> Quantizer | None:
         """Who quantizes a layer, if its weight is clipped: where that one would take the whole range."""
-        quantizer = self._quantizer(state, layer)
+        quantizer = state.quantizer_of(layer)
         if self.clip and isinstance(quantizer, Quantizer) and quantizer.takes_whole_range(state, layer):
             return quantizer
         return None
@@ -230,11 +212,6 @@ class AWQModifier(Smoother):
         """How the weights of a layer will be quantized."""
         scheme = state.scheme_of(layer)
         return None if scheme is None else scheme.weights
-
-    def _quantizer(self, state: State, layer: Layer) -> Modifier | None:
-        """Which modifier quantizes a layer: a later one, or its own rounding."""
-        found = state.quantizer_of(layer)
-        return self.rounding if found is self else found
 
 
 def _alike(

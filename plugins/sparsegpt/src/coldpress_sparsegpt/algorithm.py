@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from coldpress.numerics import Factor, factorize
-from coldpress.numerics.mask import smallest, smallest_in_groups
+from coldpress.numerics.mask import smallest
 
 _MICRO = 32  # columns whose errors come one by one; those of earlier columns of the block come in one product
 
@@ -103,24 +103,6 @@ def sparsegpt(
     loss = factor.pivots @ makeup.sub_(errors).square_()  # [O]
     parts = torch.split(old.sub_(errors).t(), sizes), torch.split(loss, sizes)
     return [Solution(*one) for one in zip(*parts, strict=True)]
-
-
-def prune_by_norm(weight: Tensor, norm: Tensor, *, sparsity: float, structure: tuple[int, int] | None) -> Tensor:
-    """Drop the weights of each row with the smallest |w| * norm (Wanda, arXiv 2306.11695), where (1) cannot be had.
-
-    Args:
-        weight: [O, I].
-        norm: of the inputs, [I].
-        sparsity: share of each row that goes; unused where there is a structure.
-        structure: (n, m) where n of every m columns stay; None for unstructured.
-
-    Returns:
-        The weights, [O, I], in their dtype.
-    """
-    scores = weight.float().abs() * norm
-    if structure is None:
-        return weight.masked_fill(smallest(scores, round(sparsity * weight.shape[1])), 0)
-    return weight.masked_fill(smallest_in_groups(scores, structure[1] - structure[0], structure[1]), 0)
 
 
 class _Choice:

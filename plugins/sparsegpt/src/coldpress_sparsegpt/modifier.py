@@ -6,8 +6,9 @@ from attrs import field, frozen
 from attrs.validators import ge
 from torch import Tensor
 
+from coldpress.numerics.mask import prune_by_score, score_by_norm
 from coldpress.plugin import Layer, Pruner, Stage, State, hookimpl, note_fit
-from coldpress_sparsegpt.algorithm import prepare, prune_by_norm, sparsegpt
+from coldpress_sparsegpt.algorithm import prepare, sparsegpt
 
 
 @frozen(kw_only=True, eq=False)
@@ -89,6 +90,7 @@ class SparseGPTModifier(Pruner):
         how = "magnitude" if norm is None else "magnitude times input norm"
         for layer, sparsity in zip(layers, sparsities, strict=True):
             weight = layer.weight
-            scale = weight.new_ones(weight.shape[1]) if norm is None else norm
-            state.set_weight(layer, prune_by_norm(weight, scale, sparsity=sparsity, structure=self.structure()))
+            scores = weight.float().abs() if norm is None else score_by_norm(weight, norm)
+            pruned = prune_by_score(weight, scores, sparsity=sparsity, structure=self.structure())
+            state.set_weight(layer, pruned)
             state.fall_back(layer, f"pruned by {how}: {reason}")

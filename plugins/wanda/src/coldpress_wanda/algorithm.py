@@ -7,7 +7,7 @@ This is SparseGPT's criterion for a Gram matrix without anything beside its diag
 
 from torch import Tensor
 
-from coldpress.numerics.mask import smallest, smallest_in_groups
+from coldpress.numerics.mask import prune_by_score, score_by_norm
 
 
 def wanda(weight: Tensor, norm: Tensor, *, sparsity: float, structure: tuple[int, int] | None) -> Tensor:
@@ -22,9 +22,4 @@ def wanda(weight: Tensor, norm: Tensor, *, sparsity: float, structure: tuple[int
     Returns:
         The weights, [O, I], in their dtype; those that stay are as they were.
     """
-    size = weight.float().abs()
-    unused = norm <= 0  # what is multiplied by zero goes first, and of that the smallest
-    scores = (size * norm).where(~unused, -1 / size)  # [O, I]
-    if structure is None:
-        return weight.masked_fill(smallest(scores, round(sparsity * weight.shape[1])), 0)
-    return weight.masked_fill(smallest_in_groups(scores, structure[1] - structure[0], structure[1]), 0)
+    return prune_by_score(weight, score_by_norm(weight, norm), sparsity=sparsity, structure=structure)
