@@ -14,6 +14,7 @@ from torch import nn
 
 from coldpress.numerics import version
 from coldpress.plugin import CalibrationError, Pass, StopForward
+from coldpress_pipelines.caches import on_copies
 from coldpress_pipelines.instance import replaced
 
 _ENTER = object()  # said to a forward at a door: go through it yourself
@@ -81,12 +82,16 @@ class Frames:
         self._wait(place, self._frames[place].switch(output))
 
     def run(self, call: Suspended) -> Any:
-        """The output of the block for these arguments, from the block as it is now."""
+        """The output of the block for these arguments, from the block as it is now; it may run again."""
+        return self.forward_of(call.name)(*call.args, **call.kwargs)
+
+    def run_for_good(self, call: Suspended) -> Any:
+        """The same, for the last time: a cache that the block is called with is filled."""
         return self._forwards[call.name](*call.args, **call.kwargs)
 
     def forward_of(self, name: str) -> Callable[..., Any]:
-        """The forward of a block, which is not suspended."""
-        return self._forwards[name]
+        """The forward of a block, which is not suspended and may run any number of times."""
+        return on_copies(self._forwards[name])
 
     @contextmanager
     def stopping_at(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:

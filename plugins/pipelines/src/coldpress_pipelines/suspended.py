@@ -1,6 +1,6 @@
 """The calibration batches of a `sequential` run, each suspended in front of a block or inside of one."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -8,7 +8,7 @@ from attrs import define, field
 from torch import Tensor, nn
 
 from coldpress.plugin import CalibrationError, Call, InputTap, Layer, Pass, Stage, State
-from coldpress_pipelines.frames import Frames
+from coldpress_pipelines.frames import Frames, Suspended
 from coldpress_pipelines.offload import Offload
 from coldpress_pipelines.walking import batch_named, placed
 
@@ -79,17 +79,17 @@ class SuspendedBatches:
     def run_block(self, name: str) -> Iterator[Pass]:
         """Run the block on every batch that is suspended at it."""
         for one in self._at_both(name):
-            output = self._run(one)
-            if (self.keeps or one.original) and output is not None:
-                self.room.put(self._outputs.setdefault(one, output))
+            if (self.keeps or one.original) and one not in self._outputs:
+                self._keep(one)
+            else:
+                self._run(one, self.frames.run)
             yield one
 
     def keep_outputs(self, name: str) -> None:
         """Keep what the block outputs now, for forwards that resume after it is dropped."""
         for one in self.at(name):
             if one not in self._outputs:
-                self._outputs[one] = self._run(one)
-                self.room.put(self._outputs[one])
+                self._keep(one)
 
     def layer_by_layer(self, stage: Stage, layers: Sequence[Layer]) -> Iterator[Stage]:
         """Run every batch through a block from layer to layer; layers that share an input are a part of the stage.
@@ -210,7 +210,7 @@ class SuspendedBatches:
         if kind not in self._groups:
             first = self.at(stage.name)[0]
             with InputTap(layers) as tap:
-                self._run(first)
+                self._run(first, self.frames.run)
                 calls = tap.collect(first.index, self.state.batches[first.index]).calls
             groups: dict[tuple[int, ...], list[str]] = {}
             for name, inputs in calls.items():
@@ -219,11 +219,18 @@ class SuspendedBatches:
         found = self._groups[kind]
         return None if found is None else [[stage.name + name for name in group] for group in found]
 
-    def _run(self, one: Pass) -> Any:
+    def _keep(self, one: Pass) -> None:
+        """Keep the output of the block that a forward is suspended at, if its end is reached."""
+        output = self._run(one, self.frames.run_for_good)
+        if output is not None:
+            self._outputs[one] = output
+            self.room.put(output)
+
+    def _run(self, one: Pass, run: Callable[[Suspended], Any]) -> Any:
         """The output of the block that a forward is suspended at; None if its end is not reached."""
         call = self.frames.waiting[one]
         with self.room.taken(call.args, call.kwargs), self._named(one):
-            return self.frames.run(call)
+            return run(call)
         return None
 
     def _resume(self, one: Pass) -> None:
@@ -234,7 +241,7 @@ class SuspendedBatches:
                 f"{call.name} runs twice in one forward, so its inputs cannot be compared with the original's"
             )
         self.room.take(call.args, call.kwargs)
-        output = self._outputs.pop(one) if one in self._outputs else self.frames.run(call)
+        output = self._outputs.pop(one) if one in self._outputs else self.frames.run_for_good(call)
         self.room.take(output)
         self.frames.resume(one, output)
 

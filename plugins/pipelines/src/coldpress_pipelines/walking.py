@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from coldpress.plugin import CalibrationError, Call, Stage, State, StopForward
 
@@ -37,7 +38,8 @@ def placed(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """The batch with its tensors on the device of the model; those that are there are not copied."""
     weights = (*model.parameters(), *model.buffers())
     device = next((tensor.device for tensor in weights if not tensor.is_meta), torch.device("cpu"))
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    placed: dict[str, Any] = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, dict(batch))
+    return placed
 
 
 def model_calls(state: State, batches: Collection[int] | None) -> Iterator[Call]:

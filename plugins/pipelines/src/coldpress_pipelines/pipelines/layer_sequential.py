@@ -9,6 +9,7 @@ from attrs.validators import ge, in_
 from torch import Tensor, nn
 
 from coldpress.plugin import CalibrationError, Call, ModelError, Pass, Pipeline, Stage, State, block_names, partition
+from coldpress_pipelines.caches import on_copies
 from coldpress_pipelines.frames import Suspended
 from coldpress_pipelines.instance import replaced
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
@@ -151,7 +152,7 @@ class _Walk:
         """The output of a block, as it is now, for what it is fed."""
         call = _filled(self._calls[index][name], self._fed[index])
         with self.room.taken(call.args, call.kwargs):
-            return self.blocks[name](*call.args, **call.kwargs)
+            return on_copies(self.blocks[name])(*call.args, **call.kwargs)
 
     def calls_of(self, name: str, batches: Collection[int] | None) -> Iterator[Call]:
         """What a block is called with, batch by batch."""
@@ -159,7 +160,7 @@ class _Walk:
             if batches is None or index in batches:
                 call = _filled(self._calls[index][name], self._fed[index])
                 with self.room.taken(call.args, call.kwargs):
-                    yield Call(index, call.args, call.kwargs, self.blocks[name])
+                    yield Call(index, call.args, call.kwargs, on_copies(self.blocks[name]))
 
     def visit(self, index: int, name: str) -> None:
         """Run a block for those who look at it."""
