@@ -5,7 +5,7 @@ import torch
 from attrs import frozen
 
 from coldpress import NumericsError, RecipeError, SchemeError, TargetError, preset, read_recipe, write_recipe
-from coldpress.plugin import Call, Modifier, State, hookimpl
+from coldpress.plugin import Call, Modifier, Stage, State, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.registry import find
 from coldpress.run.job import Job
@@ -294,3 +294,25 @@ def test_it_keeps_the_function_under_every_pipeline(pipeline):
     run(AWQModifier(), Pretender(), model=model, pipeline=find("pipelines", pipeline)())
 
     assert (logits(model, data) - said).norm() < 1e-6 * said.norm()
+
+
+@frozen(kw_only=True, eq=False)
+class Enlarger(Modifier):
+    """Multiplies weights, after AWQ has looked at them and before they are quantized."""
+
+    @hookimpl
+    def finalize(self, state, stage):
+        for layer in self.layers(stage):
+            state.set_weight(layer, layer.weight * 100)
+
+
+def test_the_global_scale_is_that_of_the_weights_as_they_are_quantized():
+    nvfp4 = {"scheme": "NVFP4A16", "ignore": ["lm_head"]}
+
+    state = run(AWQModifier(), Enlarger(targets=["re:.*layers.*"]), find("modifiers", "QuantizationModifier")(**nvfp4))
+
+    layers = Stage.whole(state.model).layers(["re:.*layers.0.*[qkv]_proj"])
+    kept = [state.quantized[layer.name] for layer in layers]
+    assert max(float(one.scale.max()) for one in kept) == 448  # float8's largest: what a stale scale would exceed
+    assert len({float(one.global_scale) for one in kept}) == 1
+    assert all(float(state.report[layer.name].weight_error) < 0.2 for layer in layers)
