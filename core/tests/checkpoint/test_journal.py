@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 
+import coldpress.checkpoint.parts as parts_module
 import coldpress.checkpoint.writer as writer_module
 from coldpress.checkpoint import CheckpointReader, CheckpointWriter
 from coldpress.checkpoint.destination import Destination
@@ -245,7 +246,7 @@ def test_a_disk_that_is_full_at_the_end_keeps_every_stage(tmp_path, undisturbed,
     def full(*arguments, **settings):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(writer_module, "write_shards", full)
+    monkeypatch.setattr(parts_module, "write_shards", full)
     with pytest.raises(CheckpointError, match="the disk is full"):
         work(tmp_path / "out")
     monkeypatch.undo()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import coldpress.checkpoint.destination as destination_module
+import coldpress.checkpoint.parts as parts_module
 import coldpress.checkpoint.writer as writer_module
 from coldpress.checkpoint import CheckpointReader, CheckpointWriter
 from coldpress.checkpoint.journal import NAME
@@ -540,20 +541,20 @@ def test_a_finished_checkpoint_is_kept_when_its_place_is_taken(tmp_path, take):
 
 
 @pytest.mark.parametrize(
-    ("broken", "call"),
+    ("module", "broken", "call"),
     [
-        ("write_shard", lambda writer: writer.add({"x": torch.zeros(9)})),
-        ("sync_tree", lambda writer: writer.finish()),
-        ("write_shards", lambda writer: writer.finish()),
+        (writer_module, "write_shard", lambda writer: writer.add({"x": torch.zeros(9)})),
+        (writer_module, "sync_tree", lambda writer: writer.finish()),
+        (parts_module, "write_shards", lambda writer: writer.finish()),
     ],
 )
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch, broken, call):
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch, module, broken, call):
     def full(*arguments, **settings):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with CheckpointWriter(tmp_path / "out", max_shard_size=1) as writer:
         writer.add(tensors(1))
-        monkeypatch.setattr(writer_module, broken, full)
+        monkeypatch.setattr(module, broken, full)
         with pytest.raises(CheckpointError, match="the disk is full"):
             call(writer)
         monkeypatch.undo()
