@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "core" / "tests" / "datafl
 import zoo
 
 from coldpress import Scheme, preset
-from coldpress.dataflow import InputTap
+from ?? import InputTap
 from coldpress.entrypoints.experts import open_experts
 from coldpress.plugin import Layer, Modifier, Stage, State, hookimpl
 from coldpress.recipe import Recipe

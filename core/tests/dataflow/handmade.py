@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from coldpress.dataflow import Call, Dataflow, Pair, find_pairs
+from coldpress.dataflow import Dataflow, Pair, find_pairs
+from coldpress.dataflow.call import Call
 
 WIDTH, TOKENS = 16, 7
 

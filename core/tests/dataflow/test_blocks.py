@@ -4,7 +4,8 @@ import zoo
 from handmade import Attention, GatedMLP, PreNorm, RMSNorm
 from torch import nn
 
-from coldpress.dataflow import block_lists, capture, describe, find_blocks, fold, shared_parameters, token_batch
+from coldpress.dataflow import capture, describe, fold, shared_parameters, token_batch
+from coldpress.dataflow.blocks import block_lists, find_blocks
 from coldpress.errors import ModelError, TargetError
 
 

@@ -3,7 +3,8 @@ import torch
 from handmade import MLP, WIDTH, Attention, PreNorm, RMSNorm, call, pairs
 from torch.nn import functional as F
 
-from coldpress.dataflow import Pair, fold, unfold
+from coldpress.dataflow import Pair, fold
+from coldpress.dataflow.fold import unfold
 from coldpress.errors import ModelError, NumericsError
 
 

@@ -2,7 +2,8 @@ import pytest
 from handmade import WIDTH, Attention, Experts, GatedMLP, Parallel, PreNorm, RMSNorm, call
 from torch import nn
 
-from coldpress.dataflow import parse_mappings, resolve, unmatched
+from coldpress.dataflow import parse_mappings, unmatched
+from coldpress.dataflow.mapping import resolve
 from coldpress.errors import TargetError
 
 QKV = [["re:.*q_proj", "re:.*k_proj", "re:.*v_proj"], "re:.*norm$"]

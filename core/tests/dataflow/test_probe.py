@@ -4,7 +4,8 @@ from handmade import MLP, WIDTH, Attention, Conv1D, Experts, GatedMLP, Parallel,
 from torch import nn
 from torch.nn import functional as F
 
-from coldpress.dataflow import distinct_inputs, fold
+from coldpress.dataflow import fold
+from coldpress.dataflow.inputs import distinct_inputs
 from coldpress.dataflow.pair import runs
 from coldpress.errors import ModelError
 

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from coldpress.dataflow import Description, ProductTrace, describe, fold
+from coldpress.dataflow import describe, fold
+from coldpress.dataflow.describe import Description
+from coldpress.dataflow.product_trace import ProductTrace
 
 VOCABULARY, HIDDEN, HEADS, HEAD_DIM = 128, 64, 4, 16
 
