@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "core" / "tests" / "datafl
 import zoo
 
 from coldpress import Scheme, preset
-from ?? import InputTap
+from coldpress.dataflow.product_trace import ProductTrace
 from coldpress.entrypoints.experts import open_experts
 from coldpress.plugin import Layer, Modifier, Stage, State, hookimpl
 from coldpress.recipe import Recipe
@@ -63,7 +63,7 @@ def smooth(name: str, model: nn.Module) -> dict[str, Any]:
     """Run one modifier over a model, in float64, and say what came of it."""
     batch = zoo.token_batch()
     modifiers = [find("modifiers", name)(), Planned()]
-    with InputTap(()):
+    with ProductTrace(()):
         before = zoo.logits(model, batch)
         state = State(model=model, batches=[{**batch, "use_cache": False}])
         Job(recipe=Recipe(modifiers), state=state, pipeline=Parts()).run()
