@@ -1,11 +1,13 @@
-"""Quantized: a layer as codes and scales."""
+"""Quantized: a layer as codes and scales, and how a layer in memory becomes that again."""
 
 import torch
-from attrs import frozen
-from torch import Tensor
+from attrs import asdict, evolve, frozen
+from torch import Tensor, nn
 
-from coldpress.numerics import dequantize
+from coldpress.numerics import dequantize, quantize
 from coldpress.schemes import Scheme
+
+_ENCODING = "coldpress_encoding"  # attribute of a module
 
 
 @frozen(eq=False)
@@ -41,3 +43,62 @@ class Quantized:
         return dequantize(
             self.codes, scale, self.zero_point, self.scheme.weights, dtype=dtype, global_scale=self.global_scale
         )
+
+
+@frozen(eq=False)
+class Encoding:
+    """How the weight of a layer was encoded; it stays on the module, so that a layer in memory can be saved later.
+
+    Attributes:
+        quantized: without codes, which are found again from the weight.
+        dtype: of the weight when it was quantized.
+        shape: of the weight, (O, I).
+    """
+
+    quantized: Quantized
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def encode(self, weight: Tensor) -> Quantized | None:
+        """The layer with the codes of its weight; None where the weight is no longer what codes stand for.
+
+        The nearest code of what a code stands for is that code, or another one that stands for the same.
+
+        Args:
+            weight: [O, I], in whatever dtype and wherever the model is by now.
+        """
+        args = self.quantized.scheme.weights
+        if args is None:
+            return _moved(self.quantized, weight.device)
+        if tuple(weight.shape) != self.shape:
+            return None
+        quantized = _moved(self.quantized, weight.device)
+        assert quantized.scale is not None
+        wide = torch.promote_types(self.dtype, torch.float32)
+        codes = quantize(
+            weight.to(wide),
+            quantized.scale.to(wide),
+            quantized.zero_point,
+            args,
+            global_scale=quantized.global_scale,
+        )
+        found = evolve(quantized, codes=codes)
+        return found if torch.equal(found.weight(self.dtype).to(weight.dtype), weight) else None
+
+
+def set_encoding(module: nn.Module, quantized: Quantized | None, weight: Tensor) -> None:
+    """Keep on a module how its weight, [O, I], was encoded; None forgets it."""
+    vars(module).pop(_ENCODING, None)
+    if quantized is not None:
+        vars(module)[_ENCODING] = Encoding(evolve(quantized, codes=None), weight.dtype, tuple(weight.shape))
+
+
+def encoding_of(module: nn.Module) -> Encoding | None:
+    """How the weight of a module was encoded; None where it was not."""
+    found: Encoding | None = vars(module).get(_ENCODING)
+    return found
+
+
+def _moved(quantized: Quantized, device: torch.device) -> Quantized:
+    tensors = {name: value for name, value in asdict(quantized, recurse=False).items() if isinstance(value, Tensor)}
+    return evolve(quantized, **{name: tensor.to(device) for name, tensor in tensors.items()})
