@@ -10,7 +10,7 @@ from torch import nn
 from coldpress.bases.quantizer import weight_qparams
 from coldpress.numerics import calculate_global_scale, quantize
 from coldpress.quantized import Quantized, encoding_of, set_encoding
-from coldpress.schemes import QuantizationArgs, Scheme, preset_names, preset
+from coldpress.schemes import QuantizationArgs, Scheme, preset, preset_names
 
 ARGS = {
     **{name: preset(name).weights for name in preset_names() if preset(name).weights is not None},
@@ -33,7 +33,9 @@ def quantized(weight, args):
     factor = calculate_global_scale(weight.abs().amax(), args) if args.strategy == "tensor_group" else None
     scale, point = weight_qparams(weight, args, global_scale=factor)
     codes = quantize(weight, scale, point, args, global_scale=factor)
-    return Quantized(Scheme(targets="Linear", weights=args), codes=codes, scale=scale, zero_point=point, global_scale=factor)
+    return Quantized(
+        Scheme(targets="Linear", weights=args), codes=codes, scale=scale, zero_point=point, global_scale=factor
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

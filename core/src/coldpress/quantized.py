@@ -1,5 +1,7 @@
 """Quantized: a layer as codes and scales, and how a layer in memory becomes that again."""
 
+from typing import Any
+
 import torch
 from attrs import asdict, evolve, frozen
 from torch import Tensor, nn
@@ -100,5 +102,7 @@ def encoding_of(module: nn.Module) -> Encoding | None:
 
 
 def _moved(quantized: Quantized, device: torch.device) -> Quantized:
-    tensors = {name: value for name, value in asdict(quantized, recurse=False).items() if isinstance(value, Tensor)}
-    return evolve(quantized, **{name: tensor.to(device) for name, tensor in tensors.items()})
+    changes: dict[str, Any] = {
+        name: value.to(device) for name, value in asdict(quantized, recurse=False).items() if isinstance(value, Tensor)
+    }
+    return evolve(quantized, **changes)

@@ -1,8 +1,10 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -321,9 +323,7 @@ def test_a_run_killed_before_it_had_put_back_what_was_beside_the_old_checkpoint_
 ):
     write(tmp_path / "out", tensors(1), manifest={})
     (tmp_path / "out" / "thesis.txt").touch()
-    monkeypatch.setattr(
-        destination_module.Destination, "_settle", lambda self: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    monkeypatch.setattr(destination_module, "settle", lambda old, new: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "out", tensors(2), overwrite=True, manifest={})
     monkeypatch.undo()
@@ -362,21 +362,95 @@ def test_a_folder_that_is_no_checkpoint_is_never_overwritten(tmp_path):
         CheckpointWriter(tmp_path / "out", overwrite=True)
 
 
-@pytest.mark.parametrize("inside", [".", "sub"])
-def test_the_working_folder_is_refused_even_when_it_is_empty(tmp_path, monkeypatch, inside):
-    (tmp_path / "out" / inside).mkdir(parents=True, exist_ok=True)
-    monkeypatch.chdir(tmp_path / "out" / inside)
-
-    with pytest.raises(CheckpointError, match="is or holds the working folder"):
-        CheckpointWriter(tmp_path / "out", overwrite=True)
+def working(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "out")
 
 
-def test_a_mount_point_is_refused(tmp_path, monkeypatch):
+def working_below(tmp_path, monkeypatch):
+    (tmp_path / "out" / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "out" / "sub")
+
+
+def mounted(tmp_path, monkeypatch):
+    monkeypatch.setattr(destination_module.os.path, "ismount", lambda path: path == tmp_path / "out")
+
+
+FIXED = pytest.mark.parametrize("fix", [working, working_below, mounted])
+
+
+@FIXED
+def test_a_folder_that_cannot_be_renamed_is_filled(tmp_path, monkeypatch, fix):
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(destination_module.os.path, "ismount", lambda path: True)
+    inode = (tmp_path / "out").stat().st_ino
+    fix(tmp_path, monkeypatch)
+    (tmp_path / "out" / "thesis.txt").touch()
+    write(tmp_path / "out", tensors(1), manifest={}, overwrite=True, any_folder=True)
+    write(tmp_path / "out", tensors(2), manifest={}, overwrite=True)
 
-    with pytest.raises(CheckpointError, match="is a mount point"):
+    monkeypatch.undo()
+    assert (tmp_path / "out").stat().st_ino == inode
+    assert os.listdir(tmp_path) == ["out"]
+    assert set(os.listdir(tmp_path / "out")) - {"sub"} == {"manifest.json", "model.safetensors", "thesis.txt"}
+    assert CheckpointReader(tmp_path / "out").names() == ["layer.0", "layer.1"]
+
+
+@FIXED
+@pytest.mark.parametrize("moves", range(6))
+def test_a_run_that_is_killed_while_a_folder_is_filled_is_ended_by_the_next(tmp_path, monkeypatch, fix, moves):
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out", tensors(1), manifest={})
+    fix(tmp_path, monkeypatch)
+    (tmp_path / "out" / "thesis.txt").touch()
+    move, done = shutil.move, []
+
+    def killed(source, target):
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(move(source, target))
+
+    monkeypatch.setattr(destination_module.shutil, "move", killed)
+    with suppress(KeyboardInterrupt):
+        write(tmp_path / "out", tensors(2), manifest={}, overwrite=True)
+    monkeypatch.setattr(destination_module.shutil, "move", move)
+
+    with pytest.raises(CheckpointError, match="exists and is not empty"):
         CheckpointWriter(tmp_path / "out")
+    assert set(os.listdir(tmp_path / "out")) - {"sub"} == {"manifest.json", "model.safetensors", "thesis.txt"}
+    assert CheckpointReader(tmp_path / "out").names() == ["layer.0", "layer.1"]
+
+
+def test_a_folder_that_becomes_the_working_folder_during_a_run_stays_it(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    with CheckpointWriter(tmp_path / "out") as writer:
+        writer.add(tensors(1))
+        monkeypatch.chdir(tmp_path / "out")
+        writer.finish()
+
+    assert os.listdir(".") == ["model.safetensors"]
+
+
+def test_a_run_in_the_working_folder_goes_on_from_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with CheckpointWriter(".") as writer:
+        writer.begin({"seed": 0})
+        writer.add(tensors(1))
+        writer.commit({"stage": "one"})
+    monkeypatch.chdir(tmp_path)
+
+    with CheckpointWriter("out") as writer:
+        assert len(writer.begin({"seed": 0})) == 1
+        writer.finish()
+    assert os.listdir("out") == ["model.safetensors"]
+
+
+def test_any_folder_can_be_written_into_when_it_is_asked_for(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tokenizer.json").touch()
+
+    write(tmp_path / "out", tensors(1), overwrite=True, any_folder=True)
+
+    assert sorted(os.listdir(tmp_path / "out")) == ["model.safetensors", "tokenizer.json"]
 
 
 @pytest.mark.parametrize("name", ["x" * 250, "ü" * 125, "a/" + "x" * 300 + "/b", "x/" * 3000], ids=range(4))

@@ -1,30 +1,32 @@
-"""Where a checkpoint appears: what lies there before, the folder beside it that a run works in, and the last rename.
+"""Where a checkpoint appears: what lies there before, the folder that a run works in, and the last rename.
 
 <output>.partial/checkpoint/    becomes <output>, by one rename
-<output>.partial/replaced/      what <output> was, while it is replaced
+<output>.partial/replaced/      what <output> was, while it is replaced (see replaced.py)
 <output>.replaced/              what was in it that no run of ours wrote and that the new checkpoint has no place for
+
+A folder that cannot be renamed, because it is the working folder, a mount point, or in a folder that is read-only, is
+filled file by file; then the run works inside of it, in `.coldpress.partial`.
 """
 
-import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from attrs import define, field
 
-from coldpress.checkpoint.companion import is_of_weights
-from coldpress.checkpoint.disk import checksum, sync, telling
+from coldpress.checkpoint.companion import CONFIG
+from coldpress.checkpoint.disk import sync, telling
 from coldpress.checkpoint.journal import NAME, Journal, is_journal
+from coldpress.checkpoint.replaced import settle
 from coldpress.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-_FILES = "files"  # of the manifest: name of every file of a checkpoint to its SHA-256
+_INSIDE = ".coldpress.partial"
 _COMPLETE = "complete"  # a file that says: when the folder beside it is gone, it was renamed
+_FILLING, _EMPTIED = "filling", "emptied"  # how far a folder is that is filled file by file
 _LONGEST_NAME = 255  # bytes, where a file system does not say
 
 
@@ -35,16 +37,22 @@ class Destination:
     Attributes:
         output: the folder that `publish` makes.
         overwrite: replace the checkpoint that is there.
+        any_folder: what is there may be no checkpoint.
+        partial: where a run works.
     """
 
     output: Path
     overwrite: bool = False
+    any_folder: bool = False
+    partial: Path = field(init=False)
     _made: list[Path] = field(init=False, factory=list)  # folders on the way to the output, the innermost first
 
-    @property
-    def partial(self) -> Path:
-        """Where a run works."""
-        return self.output.parent / f"{self.output.name}.partial"
+    @partial.default
+    def _choose_partial(self) -> Path:
+        inside, beside = self.output / _INSIDE, self.output.parent / f"{self.output.name}.partial"
+        with telling(self.output):
+            fixed = _is_fixed(self.output) and not is_journal(beside / NAME)
+            return inside if fixed or is_journal(inside / NAME) else beside
 
     @property
     def folder(self) -> Path:
@@ -66,7 +74,7 @@ class Destination:
             self._check_partial()
             self._recover()
             self._check_output()
-            self._check_parent()
+            self._check_permission()
 
     def make(self) -> None:
         """Make the folder that a run works in, and those on the way."""
@@ -84,13 +92,12 @@ class Destination:
     def is_ours(self, path: Path) -> bool:
         """Whether something in `partial` has a name that a run gives."""
         parts = path.name.startswith("part-") and path.suffix in (".safetensors", ".tmp")
-        return parts or path == self.folder or path.name in (NAME, _COMPLETE)
+        return parts or path == self.folder or path.name in (NAME, _COMPLETE, _FILLING, _EMPTIED)
 
     def complete(self) -> None:
         """Note that the checkpoint is whole and durable: from here on nothing but `publish` may move it."""
         with telling(self.folder):
-            (self.partial / _COMPLETE).touch()
-            sync(self.partial)
+            self._mark(_COMPLETE)
 
     def publish(self) -> None:
         """Put the complete checkpoint in place.
@@ -98,28 +105,58 @@ class Destination:
         Raises:
             CheckpointError: the output was created meanwhile, or cannot be renamed; the work is kept.
         """
-        replaces = self.output.is_dir() and any(self.output.iterdir())
-        if replaces and not self.overwrite:
+        if self._holds_something() and not self.overwrite:
             raise CheckpointError(
                 f"{self.output} was created while this run worked; the finished checkpoint is kept at {self.folder}"
             )
         try:
-            if replaces:
-                self.output.rename(self._replaced)
-            elif self.output.is_dir():
-                self.output.rmdir()
-            self.folder.rename(self.output)
+            if self.partial.name == _INSIDE or _is_fixed(self.output):
+                self._mark(_FILLING)
+                self._fill()
+            else:
+                self._rename()
         except OSError as error:
-            if self._replaced.exists() and not self.output.exists():
-                self._replaced.rename(self.output)
             raise CheckpointError(
                 f"cannot put the checkpoint in place at {self.output} ({error.strerror or error}); "
                 f"it is complete: move {self.folder} there yourself"
             ) from error
+        self._end()
+
+    def _rename(self) -> None:
+        if self._holds_something():
+            self.output.rename(self._replaced)
+        elif self.output.is_dir():
+            self.output.rmdir()
+        try:
+            self.folder.rename(self.output)
+        except OSError:
+            if self._replaced.exists() and not self.output.exists():
+                self._replaced.rename(self.output)
+            raise
+
+    def _fill(self) -> None:
+        """Move what is in the output aside and the checkpoint in, its configuration last; may be called again."""
+        self._replaced.mkdir(exist_ok=True)
+        if not (self.partial / _EMPTIED).exists():
+            for path in list(self.output.iterdir()):
+                if path != self.partial:
+                    with suppress(OSError):  # a mount point: it stays
+                        shutil.move(path, self._replaced / path.name)
+            self._mark(_EMPTIED)
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == CONFIG):
+            shutil.move(path, self.output / path.name)
+        self.folder.rmdir()
+
+    def _end(self) -> None:
         with telling(self.output):
             sync(self.output.parent)
-            self._settle()
+            if self._replaced.is_dir():
+                settle(self._replaced, self.output)
             self._clear()
+
+    def _mark(self, name: str) -> None:
+        (self.partial / name).touch()
+        sync(self.partial)
 
     def _check_name(self) -> None:
         if not self.output.name:
@@ -148,59 +185,38 @@ class Destination:
     def _recover(self) -> None:
         if self._replaced.is_dir() and not os.path.lexists(self.output):
             self._replaced.rename(self.output)  # killed between its two renames
+        if (self.partial / _FILLING).is_file() and self.folder.exists():
+            self._fill()  # killed while the folder was filled
         if (self.partial / _COMPLETE).is_file() and not self.folder.exists():
-            self._settle()  # killed after its last rename
-            self._clear()
+            self._end()  # killed after its last rename
 
     def _check_output(self) -> None:
         if not os.path.lexists(self.output):
             return
         if not self.output.is_dir():
             raise CheckpointError(f"{self.output} is a file; a checkpoint is a folder: name another output")
-        with suppress(FileNotFoundError):  # a working folder that is gone
-            if Path.cwd().is_relative_to(self.output):
-                raise CheckpointError(
-                    f"{self.output} is or holds the working folder, and a checkpoint takes the place of its folder: "
-                    f"name one inside of it, such as {self.output / 'out'}"
-                )
-        if os.path.ismount(self.output):
-            raise CheckpointError(
-                f"{self.output} is a mount point, which cannot be renamed: name a folder inside of it, such as "
-                f"{self.output / 'out'}"
-            )
-        if not any(self.output.iterdir()):
+        if not self._holds_something():
             return
         if not self.overwrite:
             raise CheckpointError(
                 f"{self.output} exists and is not empty; pass overwrite=True (--overwrite) to replace it, "
                 "or name another output"
             )
-        if not (self.output / "config.json").is_file() and not any(self.output.glob("*.safetensors")):
+        is_checkpoint = (self.output / CONFIG).is_file() or any(self.output.glob("*.safetensors"))
+        if not self.any_folder and not is_checkpoint:
             raise CheckpointError(f"{self.output} is not a checkpoint, so it is not overwritten; name another output")
         if Path.home().is_relative_to(self.output):
             raise CheckpointError(f"{self.output} holds the home folder, so it is not overwritten")
 
-    def _check_parent(self) -> None:
-        parent = next(parent for parent in self.output.parents if parent.exists())
+    def _check_permission(self) -> None:
+        parent = next(parent for parent in self.partial.parents if parent.exists())
         if not parent.is_dir():
             raise CheckpointError(f"cannot write {self.output}: {parent} is a file")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise CheckpointError(f"cannot write {self.output}: no permission to write in {parent}")
 
-    def _settle(self) -> None:
-        """Delete what the replaced checkpoint was; move what was beside it back, or where its user finds it."""
-        if not self._replaced.is_dir():
-            return
-        _delete_known(self._replaced, self.output)
-        _move(self._replaced, self.output)
-        with suppress(OSError):
-            self._replaced.rmdir()
-        if not self._replaced.exists():
-            return
-        kept = next(path for path in _numbered(self.output.with_name(f"{self.output.name}.replaced")))
-        self._replaced.rename(kept)
-        names = sorted(path.name for path in kept.iterdir())
-        log.warning("%s held files that coldpress did not write; they are in %s: %s", self.output, kept, names)
+    def _holds_something(self) -> bool:
+        return self.output.is_dir() and any(path.name != _INSIDE for path in self.output.iterdir())
 
     def _clear(self) -> None:
         for path in self.partial.iterdir() if self.partial.is_dir() else ():
@@ -229,58 +245,14 @@ def resolved(output: str | Path) -> Path:
             raise CheckpointError(f"{str(output)!r} cannot be the name of a folder: {error}") from error
 
 
-def checksums(folder: Path, known: Mapping[str, str]) -> dict[str, str]:
-    """Name of every file of a checkpoint to its SHA-256.
-
-    Args:
-        folder: of the checkpoint.
-        known: of some of them, so that these need not be read.
-    """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return {name: known.get(name) or checksum(folder / name) for name in names if name != MANIFEST}
-
-
-def _delete_known(folder: Path, new: Path) -> None:
-    """Delete the files of a checkpoint as its manifest has them, and what is in the new one byte by byte."""
-    old, fresh = _manifest_files(folder / MANIFEST), _manifest_files(new / MANIFEST)
-    for path in [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]:
-        name = path.relative_to(folder).as_posix()
-        known = {files[name] for files in (old, fresh) if name in files}
-        if (old and name == MANIFEST) or (known and checksum(path) in known):
-            path.unlink()
-            for parent in list(path.relative_to(folder).parents)[:-1]:
-                with suppress(OSError):  # something is in it
-                    (folder / parent).rmdir()
-
-
-def _manifest_files(path: Path) -> dict[str, str]:
-    """What a manifest of ours says of the files beside it; nothing where there is none."""
+def _is_fixed(folder: Path) -> bool:
+    """Whether a folder is there and cannot be renamed, but written into."""
+    if not folder.is_dir():
+        return False
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))[_FILES]
-        return {str(name): str(digest) for name, digest in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
-
-
-def _move(source: Path, target: Path) -> None:
-    """Move what is in one folder into another, but for what is there, and for weights, which readers would take up."""
-    for path in source.iterdir():
-        place = target / path.name
-        both = path.is_dir() and place.is_dir() and not path.is_symlink() and not place.is_symlink()
-        if both:
-            _move(path, place)
-            with suppress(OSError):  # something is in it
-                path.rmdir()
-        elif not os.path.lexists(place) and (path.is_dir() or not is_of_weights(path.name)):
-            with suppress(OSError):  # a mount point: it stays
-                path.rename(place)
-
-
-def _numbered(path: Path) -> Iterator[Path]:
-    """This name and those after it, as far as they are free."""
-    number = 1
-    while True:
-        found = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        if not os.path.lexists(found):
-            yield found
-        number += 1
+        is_working = Path.cwd().is_relative_to(folder)
+    except FileNotFoundError:  # a working folder that is gone
+        is_working = False
+    if is_working or os.path.ismount(folder):
+        return True
+    return os.access(folder, os.W_OK | os.X_OK) and not os.access(folder.parent, os.W_OK | os.X_OK)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from coldpress.calibration.attention import SCALES, round_cache, rounded_caches, rounds_queries
 from coldpress.checkpoint.companion import GENERATION_CONFIG, Origin, copy_companions
 from coldpress.checkpoint.config import is_generation_config_of, without_quantization
-from coldpress.checkpoint.destination import MANIFEST
 from coldpress.checkpoint.disk import telling
 from coldpress.checkpoint.named import (
     NamedWriter,
@@ -28,6 +27,7 @@ from coldpress.checkpoint.named import (
 from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
 from coldpress.checkpoint.parts import StageParts
 from coldpress.checkpoint.reader import CheckpointReader
+from coldpress.checkpoint.replaced import MANIFEST
 from coldpress.checkpoint.restore import own_tensors, read_inputs, restored, write_inputs
 from coldpress.checkpoint.writer import CheckpointWriter
 from coldpress.dataflow.fused import FusedLayers, split_groups

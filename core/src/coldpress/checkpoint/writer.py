@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from coldpress.checkpoint.consolidate import Part, Place
-from coldpress.checkpoint.destination import MANIFEST, Destination, checksums, resolved
+from coldpress.checkpoint.destination import Destination, resolved
 from coldpress.checkpoint.disk import as_utf8, checksum, sync, sync_tree, telling
 from coldpress.checkpoint.journal import NAME, Journal, differences
 from coldpress.checkpoint.parts import StageParts
+from coldpress.checkpoint.replaced import MANIFEST, checksums, with_checksums
 from coldpress.checkpoint.shard import is_storable, read_header, read_tensor, write_shard
 from coldpress.errors import ArgumentError, CheckpointError
 from coldpress.format import REST
@@ -55,6 +56,7 @@ class CheckpointWriter:
         output: str | Path,
         *,
         overwrite: bool = False,
+        any_folder: bool = False,
         restart: bool = False,
         max_shard_size: int | str = "5GB",
     ) -> None:
@@ -63,6 +65,7 @@ class CheckpointWriter:
         Args:
             output: a folder that does not exist or is empty; with `overwrite`, a checkpoint.
             overwrite: replace the checkpoint that is there, once the new one is complete.
+            any_folder: what is there need not be a checkpoint.
             restart: discard what an interrupted run has left.
             max_shard_size: bytes, or a number with a unit: `5GB` is decimal, `5GiB` is not.
 
@@ -71,7 +74,7 @@ class CheckpointWriter:
             ArgumentError: `max_shard_size` is not a size.
         """
         self.max_shard_size = _size(max_shard_size)
-        self._destination = Destination(resolved(output), overwrite)
+        self._destination = Destination(resolved(output), overwrite, any_folder)
         self.output, self.partial = self._destination.output, self._destination.partial
         self.folder = self._destination.folder
         self._buffer: dict[str, Tensor] = {}
@@ -236,7 +239,7 @@ class CheckpointWriter:
         with telling(self.folder):
             publish(parts, self.folder)
             if manifest is not None:
-                self.write_json(MANIFEST, {**manifest, "files": checksums(self.folder, parts.digests)})
+                self.write_json(MANIFEST, with_checksums(manifest, checksums(self.folder, parts.digests)))
             sync_tree(self.folder)
         self._destination.complete()
         self._state = "complete"  # from here on nothing removes the work
