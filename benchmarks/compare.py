@@ -119,7 +119,7 @@ def ask(script: str, request: dict[str, Any], stem: Path, python: str, threads: 
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",  # everything is here; nobody waits for a network
+        "HF_HUB_OFFLINE": "1",  # everything is here; no time is lost waiting for a network
         "CUDA_VISIBLE_DEVICES": "",
     }
     with log.open("w", encoding="utf-8") as out:
@@ -148,7 +148,7 @@ def python_of(side: str) -> str:
 
 
 def facts(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """What somebody needs to know who repeats it."""
+    """What is needed to repeat it."""
     model = [] if options.model == "smollm2" else [f"--model {Path(options.model).name}"]
     settings = ("repeats", "samples", "length", "threads", "seed", "peer_pipeline")
     words = [f"--{key.replace('_', '-')} {getattr(options, key)}" for key in settings]

@@ -7,7 +7,7 @@ SmolLM2 in bfloat16, 32 samples of 512 tokens.  In one process, in turns, `--rep
     plain          the model's own forward over the batches, head included
     passes         a run of the pipeline sequential, blocks as a whole, whose modifier only looks: first pass and
                    propagation
-    led through    the same with `true_sequential`, the default here: batches are led through a block once
+    layer by layer the same with `true_sequential`, the default here: batches run through a block once
     with gram      the same, and the Gram matrix of every distinct input is collected
     GEMM rate      a bfloat16 product of 512 x 1536 by 1536 x 1536, the shape of this model's work
 
@@ -96,7 +96,7 @@ def measure(repeats: int) -> dict:
     jobs = {
         "plain": plain,
         "passes": lambda: run(Looker(ignore=["lm_head"]), true_sequential=False),
-        "led through": lambda: run(Looker(ignore=["lm_head"])),
+        "layer by layer": lambda: run(Looker(ignore=["lm_head"])),
         "with gram": lambda: run(Asker(ignore=["lm_head"])),
     }
     plain()  # warm up
@@ -117,11 +117,11 @@ def measure(repeats: int) -> dict:
 def table(found: dict) -> str:
     medians = {name: statistics.median(values) for name, values in found["seconds"].items()}
     plain = medians["plain"]
-    gram = medians["with gram"] - medians["led through"]
+    gram = medians["with gram"] - medians["layer by layer"]
     rows = [
         ("plain forward", plain, "1"),
         ("first pass and propagation", medians["passes"], f"{medians['passes'] / plain:.2f} (target 2.1)"),
-        ("led through once", medians["led through"], f"{medians['led through'] / plain:.2f}"),
+        ("layer by layer, once", medians["layer by layer"], f"{medians['layer by layer'] / plain:.2f}"),
         ("Gram matrices", gram, f"{gram / plain:.2f} (target 0.6)"),
         ("arithmetic of the plain forward", found["arithmetic_seconds_of_plain"], ""),
     ]

@@ -186,9 +186,7 @@ def report(found: dict[str, dict[str, dict[str, float | bool]]], machine: dict[s
     """The page of results."""
     lines = ["# Gram matrices on a CPU", "", f"`{machine['command']}`", ""]
     lines += [f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; load before and after "]
-    lines += [
-        f"{machine['load before']:.1f} and {machine['load after']:.1f} (2 is a machine that works for nobody else)."
-    ]
+    lines += [f"{machine['load before']:.1f} and {machine['load after']:.1f} (2 is a machine with no other load)."]
     lines += [
         "",
         f"SmolLM2-135M in bfloat16, {SAMPLES} x {LENGTH} tokens, blocks {machine['blocks']}: means of times (least of "

@@ -46,7 +46,7 @@ QuantizationModifier:
       weights: {num_bits: 8, strategy: channel}
       input_activations: {num_bits: 8, strategy: tensor}
 """
-TEXT = "a run that is killed at any instant goes on where it was and gives the same bytes"
+TEXT = "a run that is killed at any instant resumes where it was and gives the same bytes"
 
 
 class Case:

@@ -71,7 +71,7 @@ class Comparison:
         identical: how many are the same in shape, dtype and every bit.
         elements: in all tensors that could be compared.
         different: elements whose bits differ.
-        strangers: names that one checkpoint has and the other has not, or with another shape or dtype.
+        unmatched: names that one checkpoint has and the other has not, or with another shape or dtype.
     """
 
     kind: str
@@ -79,7 +79,7 @@ class Comparison:
     identical: int
     elements: int
     different: int
-    strangers: list[str]
+    unmatched: list[str]
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -106,15 +106,15 @@ def compare(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[Comparis
 
 
 def _compare_kind(kind: str, names: list[str], ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Comparison:
-    strangers, counts, elements = [], [], 0
+    unmatched, counts, elements = [], [], 0
     for name in names:
         a, b = ours.get(name), theirs.get(name)
         if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
-            strangers.append(f"{name}: ours {_form(a)}, theirs {_form(b)}")
+            unmatched.append(f"{name}: ours {_form(a)}, theirs {_form(b)}")
         else:
             counts.append(different_bits(a, b))
             elements += a.numel()
-    return Comparison(kind, len(names), counts.count(0), elements, sum(counts), strangers)
+    return Comparison(kind, len(names), counts.count(0), elements, sum(counts), unmatched)
 
 
 def _form(tensor: Tensor | None) -> str:
@@ -210,9 +210,9 @@ def main() -> int:
     }
     write(options.results, model=options.model, peer=options.peer, result=result)
     print(table(result))
-    strangers = [line for comparisons in result.values() for one in comparisons for line in one.strangers]
-    print("\n".join(strangers[:20]))
-    return int(bool(strangers) or any(one.different for comparisons in result.values() for one in comparisons))
+    unmatched = [line for comparisons in result.values() for one in comparisons for line in one.unmatched]
+    print("\n".join(unmatched[:20]))
+    return int(bool(unmatched) or any(one.different for comparisons in result.values() for one in comparisons))
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def whole_models(found: dict[str, dict[str, Any]], tokens: list[int], folder: Pa
             home = compress(case, folder / f"30-{start}-{len(said)}", base=source(folder, wide=case.wide))
             said.append(whole_reference(home, tokens, case))
             requests.append(request(home, tokens, dtype=case.dtype, emulate=found[name]["emulated"]))
-        # Emulation stays once it is offered, so those who need none come first.
+        # Emulation stays once it is offered, so cases that need none come first.
         order = sorted(range(len(requests)), key=lambda i: requests[i]["emulate"])
         for place, answer in zip(order, ask([requests[i] for i in order]), strict=True):
             found[served[start + place]] |= _whole(answer, said[place])

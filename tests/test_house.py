@@ -91,7 +91,7 @@ def _imports(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-def _strangers(path: Path, *allowed: str) -> list[str]:
+def _unexpected(path: Path, *allowed: str) -> list[str]:
     """Imports of the file that are neither of the standard library nor below one of the allowed names."""
     return [
         f"{_name(path)}:{line} imports {name}"
@@ -184,25 +184,25 @@ def test_algorithms_import_torch_and_numerics_only():
     assert algorithms
     for path in algorithms:
         own = f"{path.parent.parent.name}.algorithm"  # a folder's pages know each other
-        assert _strangers(path, *allowed, *([own] if path.parent.name == "algorithm" else [])) == []
+        assert _unexpected(path, *allowed, *([own] if path.parent.name == "algorithm" else [])) == []
 
 
 def test_numerics_import_torch_and_schemes_only():
     allowed = ("torch", "coldpress.numerics", "coldpress.schemes", "coldpress.errors")
 
-    assert [one for path in (CORE / "numerics").rglob("*.py") for one in _strangers(path, *allowed)] == []
+    assert [one for path in (CORE / "numerics").rglob("*.py") for one in _unexpected(path, *allowed)] == []
 
 
 def test_plugins_import_public_names_only(projects):
-    strangers = []
+    unexpected = []
     for package, folder in PACKAGES.items():
         if package == "coldpress":
             continue
         declared = projects[package.replace("_", "-")]["dependencies"]
         own = [re.split(r"[^\w-]", line)[0].replace("-", "_") for line in declared]  # coldpress is always one of them
         for path in sorted(folder.rglob("*.py")):
-            strangers += _strangers(path, package, "attrs", "torch", "triton", *own)  # torch for GPUs brings triton
-            strangers += [
+            unexpected += _unexpected(path, package, "attrs", "torch", "triton", *own)  # torch for GPUs brings triton
+            unexpected += [
                 f"{_name(path)}:{line} reaches into {name}"
                 for line, name in _imports(path)
                 if name.startswith("coldpress.")
@@ -210,7 +210,7 @@ def test_plugins_import_public_names_only(projects):
                 and not name.startswith(("coldpress.plugin.", "coldpress.numerics.", "coldpress.testing."))
             ]
 
-    assert strangers == []
+    assert unexpected == []
 
 
 def test_importing_coldpress_is_lazy():
@@ -246,8 +246,39 @@ def test_every_distribution_has_an_extra_of_core(projects):
         assert short in extras["all"][0]
 
 
-def test_distributions_are_twins(projects):
+def test_distributions_are_alike(projects):
     for field in ("version", "license", "requires-python"):
         assert len({table[field] for table in projects.values()}) == 1
     for name in projects.keys() - {"coldpress"}:
         assert projects[name]["dependencies"][0] == "coldpress>=0.1,<0.2"
+
+
+# How we used to speak, and no longer do; STYLE's "say it in the field's words" has what to write instead.
+DIALECT = [
+    r"\bsomebody\b",
+    r"\bnobody\b",
+    r"\bthose who\b",
+    r"\bputs? out\b",
+    r"\bled through\b",
+    r"\bsightings?\b",
+    r"\bledger\b",
+    r"\bwavers?\b",
+    r"\bthe signal moved\b",
+    r"\bmoves the signal\b",
+    r"\btwins?\b",
+    r"\bstrangers?\b",
+    r"\bhands? on\b",
+    r"\bwish(es)?\b",
+]
+
+
+def test_the_field_s_words_are_used():
+    texts = [*SOURCES, *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md"), ROOT / "README.md"]
+    found = [
+        f"{_name(path)}:{number}: {match[0]}"
+        for path in texts
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if (match := re.search("|".join(DIALECT), line, flags=re.IGNORECASE))
+    ]
+
+    assert found == []

@@ -1,7 +1,7 @@
 """What can go wrong, drawn as a tree; everything here is a mistake that a user can mend.
 
 ColdpressError
-├── ArgumentError            a door (`oneshot`, the command line) was handed something it cannot use
+├── ArgumentError            an entry point (`oneshot`, the command line) was given something it cannot use
 ├── RecipeError              a recipe cannot be read; carries every problem found, with its place
 ├── PluginError
 │   ├── UnknownPluginError   no installed distribution offers this name
@@ -24,7 +24,7 @@ class ColdpressError(Exception):
 
 
 class ArgumentError(ColdpressError):
-    """A door was handed an argument that it cannot use."""
+    """An entry point was given an argument that it cannot use."""
 
 
 class RecipeError(ColdpressError):

@@ -125,7 +125,7 @@ class Modifier(metaclass=_TakesHousekeeping):
     def scheme_for(self, layer: Layer) -> Scheme | None:
         """How its settings quantize a layer that it claims; None when they do not.
 
-        Core asks before the run starts, so that a scheme that does not fit a layer costs nobody an hour.  What holds
+        Core asks before the run starts, so that a scheme that does not fit a layer costs no time.  What holds
         is `state.scheme_of(layer)`, which a decision may have changed.
         """
         return None

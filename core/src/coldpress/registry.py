@@ -80,7 +80,7 @@ def find(kind: str, name: str) -> Any:
     """The plugin of this kind and name, imported.
 
     Raises:
-        UnknownPluginError: nobody offers it; near names are suggested.
+        UnknownPluginError: no installed plugin has the name; near names are suggested.
         PluginConflictError: two distributions offer it; both are named.
         BrokenPluginError: it is installed and cannot be imported.
     """

@@ -23,7 +23,7 @@ class Weights(ABC):
     """Named tensors on disk, of which none is in memory before it is read.
 
     Attributes:
-        files: that they are in; a run goes on after an interruption only where none of these has changed.
+        files: that they are in; an interrupted run resumes only where none of these has changed.
     """
 
     files: Sequence[Path]

@@ -94,7 +94,7 @@ def statistic_for(which: str | Statistic) -> Statistic:
     """The statistic of a name, with default settings; a statistic is handed back.
 
     Raises:
-        PluginError: nobody offers the name, or what is offered is no statistic.
+        PluginError: no installed plugin has the name, or what is offered is no statistic.
     """
     if isinstance(which, Statistic):
         return which

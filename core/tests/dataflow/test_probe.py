@@ -125,11 +125,11 @@ def test_tokens_scaled_by_their_routers_score_still_show_the_experts():
 
 
 @pytest.mark.parametrize("dense", [True, False])
-def test_experts_that_no_token_chose_follow_their_twins(dense):
+def test_experts_that_no_token_chose_are_inferred_from_siblings(dense):
     block = PreNorm(RMSNorm(), Experts(experts=12, dense=dense))
     found = flow(block, call(rows=1, tokens=4))
 
-    assert found.silent
+    assert found.unreached
     norm = next(p for p in found.pairs if p.producer == "norm")
     assert {f"inner.experts.{i}.up_proj" for i in range(12)} < set(norm.consumers)
     assert {f"inner.experts.{i}.up_proj" for i in range(12)} < {p.producer for p in found.pairs}
@@ -147,7 +147,7 @@ def test_a_silent_layer_without_a_twin_makes_its_possible_producer_refused():
 
     found = flow(Branch())
 
-    assert found.silent == ("sometimes",)
+    assert found.unreached == ("sometimes",)
     assert "sometimes" in found.refused["norm"]
 
 

@@ -1,6 +1,6 @@
 """Names of plugins that a run takes where its user names none."""
 
-# The only plugin names that core holds: a default must be a name that somebody may override, and these are the
+# The only plugin names that core holds: a default must be a name that a user may override, and these are the
 # ones that the distributions beside core offer.  Core looks them up like any other name and never imports them.
 DEFAULT_PIPELINE = "data_free"  # when no modifier of the recipe reads data
 DEFAULT_CALIBRATION_PIPELINE = "sequential"  # when one does

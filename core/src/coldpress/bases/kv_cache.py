@@ -24,7 +24,7 @@ _STRATEGIES = ("tensor", "attn_head")
 
 @frozen(kw_only=True)
 class Passed(Statistic):
-    """How many tokens came by: wished for where somebody else looks, so that data run."""
+    """How many tokens came by: requested so that data run."""
 
     supports: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
 

@@ -127,7 +127,7 @@ class Quantizer(Modifier):
 
         Then a modifier that comes before may choose another range, in `state.clip_ranges`, which
         `rounded` takes instead.
-        Who searches for scales says no.
+        A modifier that searches for scales says no.
         """
         scheme = state.scheme_of(layer)
         args = None if scheme is None else scheme.weights

@@ -121,7 +121,7 @@ class Smoother(Modifier):
                 leave(state, smoothing.layers, f"{smoothing.pair.producer}: {problem}")
 
     def smoothings(self, state: State, stage: Stage) -> list[Smoothing]:
-        """The pairs of the stage with somebody who counts; layers that are in none get a reason in their report."""
+        """The pairs of the stage that have a reader which counts; layers in no pair get a reason in their report."""
         if self.mappings is not None:
             unmatched(state.model, self.mappings)
         found: list[Smoothing] = []

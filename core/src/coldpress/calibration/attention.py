@@ -2,7 +2,7 @@
 
     q, k, v ── rotation ──> [ tap: seen or rounded ] ── sdpa, eager, ... ──> o_proj
 
-transformers asks for the attention function by name; a model that is tapped asks for one of ours, which hands on to the
+transformers asks for the attention function by name; a model that is tapped asks for one of ours, which calls the
 function that it had.
 """
 

@@ -37,7 +37,7 @@ class FileRows(Sequence[Any]):
         read: the row of an index.
         where: the place of an index, for messages: "'data.jsonl', line 3".
         nbytes: of the files.
-        is_running_text: they are pieces of a text that goes on from one to the next.
+        is_running_text: they are consecutive pieces of one text.
     """
 
     length: int

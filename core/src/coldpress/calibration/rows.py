@@ -28,7 +28,7 @@ class Rows:
         count: how many there are; None for a stream.
         origin: what to call the data set in a message.
         known: what a plugin says of them; None where they are the user's own.
-        is_running_text: they are pieces of a text that goes on from one to the next.
+        is_running_text: they are consecutive pieces of one text.
     """
 
     iterable: Iterable[tuple[str, Mapping[str, Any]]]

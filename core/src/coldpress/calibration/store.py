@@ -26,12 +26,12 @@ Calls = Mapping[str, tuple[int, ...]]
 
 @frozen(eq=False)
 class Request:
-    """One wish.
+    """One request.
 
     Attributes:
         layer: whose inputs.
         statistic: of what kind.
-        modifier: who wishes; None outside a run.
+        modifier: that requests it; None outside a run.
     """
 
     layer: Layer
@@ -44,7 +44,7 @@ class Source:
     """One distinct input of the stage.
 
     Attributes:
-        layers: names of those who read it.
+        layers: names of the layers that read it.
         values: the statistics that are wanted of it, and what they say.
     """
 
@@ -70,7 +70,7 @@ class StatisticStore:
 
     Attributes:
         requester: the modifier whose hook is running.
-        followed: somebody said, since it was last set to False, how the signal moves.
+        followed: a transformation of inputs was told, since it was last set to False.
     """
 
     requester: Modifier | None = None
@@ -82,10 +82,10 @@ class StatisticStore:
     _moved: set[str] = field(factory=set)
 
     def request(self, layer: Layer, which: str | Statistic) -> None:
-        """Wish for a statistic of the inputs of a layer; wishing twice is wishing once.
+        """Request a statistic of the inputs of a layer; requesting twice is requesting once.
 
         Raises:
-            PluginError: nobody offers a statistic of this name.
+            PluginError: no installed plugin has a statistic of this name.
             BrokenPluginError: the modifier does not say that it needs data, or that it compares.
             CalibrationError: the layer is an embedding.
         """
@@ -109,7 +109,7 @@ class StatisticStore:
 
     @contextmanager
     def requesting(self, modifier: Modifier) -> Iterator[None]:
-        """Who asks inside."""
+        """Which modifier requests inside."""
         self.requester = modifier
         try:
             yield
@@ -131,7 +131,7 @@ class StatisticStore:
     ) -> None:
         """Take in one batch.
 
-        Layers that read the same tensors in every batch so far are one source; where they part, each goes on from what
+        Layers that read the same tensors in every batch so far are one source; once they part, each continues from what
         they had in common.
 
         Args:
@@ -205,7 +205,7 @@ class StatisticStore:
         self._carry(layers, ROTATE, _on_device(rotation, layers, rank=2))
 
     def lose(self) -> None:
-        """The signal moved, and nobody said how."""
+        """Inputs were transformed, and it was not told how."""
         self._lost = list(self._wanted)
         self._moved |= {ask.layer.name for ask in self._wanted}
         self._sources = []

@@ -38,7 +38,7 @@ class BatchInputs:
         return {name: [self.tokens[key] for key in keys] for name, keys in self.calls.items()}
 
     def batch(self, names: Iterable[str] | None = None) -> Batch:
-        """The sighting as hooks read it, of some layers or of all; calls of one layer are joined."""
+        """The inputs as hooks read them, of some layers or of all; calls of one layer are joined."""
         inputs = {}
         for name in self.calls if names is None else names:
             parts = [self.tokens[key] for key in self.calls.get(name, ())]

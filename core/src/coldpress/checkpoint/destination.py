@@ -85,7 +85,7 @@ class Destination:
     def discard(self) -> None:
         """Remove what a run has left, and the folders that `make` made."""
         self._clear()
-        with suppress(OSError):  # somebody else uses it by now
+        with suppress(OSError):  # it is in use by now
             for parent in self._made:
                 parent.rmdir()
 
@@ -241,7 +241,7 @@ def resolved(output: str | Path) -> Path:
     with telling(Path(output)):
         try:
             return Path(output).expanduser().resolve()
-        except (ValueError, RuntimeError) as error:  # a NUL, a loop of links, ~somebody who is not there
+        except (ValueError, RuntimeError) as error:  # a NUL, a loop of links, ~name of no user
             raise CheckpointError(f"{str(output)!r} cannot be the name of a folder: {error}") from error
 
 

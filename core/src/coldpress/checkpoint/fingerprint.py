@@ -1,4 +1,4 @@
-"""What a run works on, in a few hashes: a run that was interrupted goes on only if they are the same.
+"""What a run works on, in a few hashes: an interrupted run resumes only if they are the same.
 
 Files are hashed whole (SHA-256), so that no change of a weight goes unseen.
 A file whose size, time of change and inode are those that the journal has noted is not read again.

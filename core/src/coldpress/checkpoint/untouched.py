@@ -1,4 +1,4 @@
-"""The files that a run reads: seen again before its checkpoint is put in place, in case somebody wrote into them."""
+"""The files that a run reads: seen again before its checkpoint is put in place, in case they were written to."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -37,7 +37,7 @@ class Untouched:
             if _signature(path) != signature:
                 raise CheckpointError(
                     f"{path} was written while this run read it, so no checkpoint is put in place: it may mix two "
-                    "versions of the model; the same command again goes on if the file holds what it held at the "
+                    "versions of the model; the same command again resumes if the file holds what it held at the "
                     "beginning, and else says what changed"
                 )
 

@@ -105,7 +105,7 @@ class CheckpointWriter:
         elif state == "open":
             shutil.rmtree(self.folder, ignore_errors=True)  # made of the finished stages in no time
             log.warning(
-                "%s kept in %s: the same command goes on from there; %s",
+                "%s kept in %s: the same command resumes there; %s",
                 *("1 finished stage is" if kept == 1 else f"{kept} finished stages are", self.partial, _DISCARD),
             )
         self._journal.close()
@@ -192,7 +192,7 @@ class CheckpointWriter:
         return read_tensor(place.path, place.entry)
 
     def path(self, name: str) -> Path:
-        """Where the file `name` of the checkpoint is written, for those who write it themselves.
+        """Where the file `name` of the checkpoint is written, for a caller that writes it.
 
         Raises:
             CheckpointError: the name leads out of the folder.

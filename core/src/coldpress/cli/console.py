@@ -49,7 +49,7 @@ def _finite(value: Any) -> Any:
 
 
 def print_path(path: Path) -> None:
-    """The result that a script goes on with, on a line of its own."""
+    """The result for scripts, on a line of its own."""
     typer.echo(str(path))
 
 

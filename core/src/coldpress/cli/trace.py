@@ -67,8 +67,8 @@ def _flow(branch: "Tree", flow: "Dataflow") -> None:
     _leaves(pairs, (_pair(pair) for pair in flow.pairs))
     _reasons(branch, "no producer absorbs a scale of", flow.unpaired)
     _reasons(branch, "refused as producer", flow.refused)
-    if flow.silent:
-        _leaves(branch.add("[yellow]never reached by the probing input[/]"), flow.silent)
+    if flow.unreached:
+        _leaves(branch.add("[yellow]never reached by the probing input[/]"), flow.unreached)
 
 
 def _pair(pair: "Pair") -> str:

@@ -35,7 +35,7 @@ class Findings:
     refused: dict[str, Refusal] = field(factory=dict)
 
     def judge(self, pair: Pair) -> None:
-        """Accept or refuse a pair by its certificate; one that nobody reads is neither."""
+        """Accept or refuse a pair by its certificate; one that nothing reads is neither."""
         if not pair.members:
             return
         reason = unsound(pair, self.shared)

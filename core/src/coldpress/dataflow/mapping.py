@@ -3,7 +3,7 @@
     mappings:
       - [["re:.*q_proj", "re:.*k_proj", "re:.*v_proj"], "re:.*input_layernorm"]     [who balances, who smooths]
 
-A mapping is a claim: "these layers, and nobody else, read that producer".  It is accepted where probing agrees.
+A mapping is a claim: "these layers, and no others, read that producer".  It is accepted where probing agrees.
 """
 
 from collections.abc import Mapping, Sequence
@@ -162,11 +162,11 @@ def _checked(block: nn.Module, flow: Dataflow, mapping: UserMapping, producer: s
     pair = next((p for p in flow.pairs if p.producer == producer), None)
     if pair is None:
         raise TargetError(f"mapping {mapping}: {producer}: {_why_not(block, flow, producer, listed)}")
-    strangers = [n for n in listed if n not in pair.consumers]
-    if strangers:
+    others = [n for n in listed if n not in pair.consumers]
+    if others:
         raise TargetError(
-            f"mapping {mapping}: {strangers[0]} does not read {producer} channel by channel"
-            f"{_shapes(block, producer, strangers[0])}; who does: {', '.join(pair.consumers)}"
+            f"mapping {mapping}: {others[0]} does not read {producer} channel by channel"
+            f"{_shapes(block, producer, others[0])}; the layers that do: {', '.join(pair.consumers)}"
         )
     missing = [n for n in pair.consumers if n not in listed]
     if missing:
@@ -180,7 +180,7 @@ def _checked(block: nn.Module, flow: Dataflow, mapping: UserMapping, producer: s
 def _why_not(block: nn.Module, flow: Dataflow, producer: str, listed: list[str]) -> str:
     if producer in flow.refused:
         return flow.refused[producer]
-    return f"nobody's input is scaled by its channels{_shapes(block, producer, listed[0])}"
+    return f"no input is scaled by its channels{_shapes(block, producer, listed[0])}"
 
 
 def _shapes(block: nn.Module, producer: str, consumer: str) -> str:

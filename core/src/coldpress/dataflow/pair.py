@@ -52,7 +52,7 @@ class Pair:
         offset: 1 where a norm computes (1 + w) x, else 0.
         rows: the producer's output channels that scale, int64 [C]; element j of a scale belongs to channel rows[j].
         width: how many output channels the producer has; more than C where it is fused (v rows of a qkv layer).
-        members: everybody who reads the producer.
+        members: all that read the producer.
         degree: consumers see the producer's factor to this power (2 behind a squared ReLU).
         num_experts: stacks of experts take one scale per expert, [E, C]; None where the scale is [C].
         certificate: largest relative change of any output of the block after folding random scales, in float64.
@@ -72,7 +72,7 @@ class Pair:
 
     @property
     def consumers(self) -> tuple[str, ...]:
-        """Names of everybody who reads the producer."""
+        """Names of all that read the producer."""
         return tuple(m.name for m in self.members)
 
     @property

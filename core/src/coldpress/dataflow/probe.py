@@ -23,7 +23,7 @@ from coldpress.dataflow.pair import Consumer, Pair
 from coldpress.dataflow.producer import candidates
 from coldpress.dataflow.rows import feeding_rows
 from coldpress.dataflow.sharing import Shared
-from coldpress.dataflow.twins import follow_twins
+from coldpress.dataflow.unreached import infer_unreached
 from coldpress.dataflow.workbench import Workbench
 
 ATTEMPTS = 3
@@ -38,14 +38,14 @@ class Dataflow:
         pairs: producers with their consumers, in the order of the block's modules.
         refused: producer -> why nothing may be folded into it although layers see its scale.
         unpaired: linear layer -> why no producer can absorb its scale.
-        silent: linear layers that the call never reached.
+        unreached: linear layers that the call never reached.
     """
 
     inputs: tuple[tuple[str, ...], ...]
     pairs: tuple[Pair, ...]
     refused: dict[str, str] = field(factory=dict)
     unpaired: dict[str, str] = field(factory=dict)
-    silent: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -54,7 +54,7 @@ class Dataflow:
             "pairs": [p.to_dict() for p in self.pairs],
             "refused": dict(self.refused),
             "unpaired": dict(self.unpaired),
-            "silent": list(self.silent),
+            "unreached": list(self.unreached),
         }
 
 
@@ -83,18 +83,18 @@ def probe(bench: Workbench, shared: Shared) -> Dataflow:
     if fused:
         for rows in feeding_rows(bench, fused, _without_producer(bench, findings.pairs)):
             findings.judge(try_producer(bench, rows))
-    silent = silent_layers(bench)
-    follow_twins(bench, findings, silent)
+    unreached = silent_layers(bench)
+    infer_unreached(bench, findings, unreached)
     refused = {producer: r.reason for producer, r in findings.refused.items()}
-    unpaired = _reasons(bench, findings, silent)
-    return Dataflow(group_inputs(bench), tuple(findings.pairs), refused, unpaired, silent)
+    unpaired = _reasons(bench, findings, unreached)
+    return Dataflow(group_inputs(bench), tuple(findings.pairs), refused, unpaired, unreached)
 
 
 def try_producer(bench: Workbench, candidate: Pair) -> Pair:
-    """The candidate with its consumers and certificate; without members where nobody's input is a known multiple.
+    """The candidate with its consumers and certificate; without members where no input is a known multiple.
 
     Consumers behind a router or a gate show themselves only once those before them compensate (a token scaled by
-    its router's score), so the search goes on, with all known members compensating, until the certificate holds.
+    its router's score), so the search continues, with all known members compensating, until the certificate holds.
     """
     pair = candidate
     for _ in range(ATTEMPTS):
@@ -139,7 +139,7 @@ def _without_producer(bench: Workbench, pairs: list[Pair]) -> list[str]:
     return list(dict.fromkeys(u.parameter for u in bench.before.uses if u.parameter not in served))
 
 
-def _reasons(bench: Workbench, findings: Findings, silent: tuple[str, ...]) -> dict[str, str]:
+def _reasons(bench: Workbench, findings: Findings, unreached: tuple[str, ...]) -> dict[str, str]:
     """Why each linear layer without a producer has none."""
     served = {name for p in findings.pairs for name in p.consumers}
     reasons: dict[str, str] = {}
@@ -147,7 +147,7 @@ def _reasons(bench: Workbench, findings: Findings, silent: tuple[str, ...]) -> d
         if name in served:
             continue
         blocked = [f"{p}: {r.reason}" for p, r in findings.refused.items() if name in r.readers]
-        if name in silent:
+        if name in unreached:
             reasons[name] = "never ran on the probing input, or on zeros only"
         else:
             reasons[name] = blocked[0] if blocked else "no norm or linear layer scales its input channel by channel"

@@ -30,7 +30,7 @@ def feeding_rows(bench: Workbench, producers: list[Pair], consumers: list[str]) 
     Args:
         bench: with the block.
         producers: linear layers and stacks that could not absorb a scale as a whole.
-        consumers: parameters whose input nobody scales yet.
+        consumers: parameters whose input is not scaled yet.
     """
     weights = {p.sites[0].parameter: p for p in producers}
     found: list[Pair] = []

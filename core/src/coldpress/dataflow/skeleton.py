@@ -24,7 +24,7 @@ def skeleton(model: nn.Module, blocks: Sequence[str]) -> nn.Module:
     new = copy.deepcopy(model).float().eval()
     generator = torch.Generator().manual_seed(0)
     for name, module in new.named_modules():
-        vars(module).pop("forward", None)  # a pipeline's door, which leads to the original
+        vars(module).pop("forward", None)  # a pipeline's suspended forward, which calls the original
         for hooks in HOOKS:  # as do those that fetch weights
             getattr(module, hooks).clear()
         if name in blocks:

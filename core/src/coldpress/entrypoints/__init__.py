@@ -1,1 +1,1 @@
-"""The doors: thin functions that turn arguments into a run."""
+"""Entry points: thin functions that turn arguments into a job."""

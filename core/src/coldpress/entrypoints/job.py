@@ -171,7 +171,7 @@ def _output(form: Format, arguments: OutputArguments) -> Output | None:
 
 
 def _state(arguments: Arguments, recipe: Recipe, model: Any, progress: Progress) -> State:
-    """The model, its tokenizer, and the data if somebody reads them."""
+    """The model, its tokenizer, and the data if a modifier needs them."""
     seed, settings = arguments.recipe.seed, arguments.model
     if not settings.tie_word_embeddings:
         untie_embeddings(model)

@@ -38,7 +38,7 @@ def oneshot(model: Any = None, recipe: Any = None, **arguments: Any) -> Any:
 
     Raises:
         ColdpressError: one of its kinds, saying what is wrong, where, and what to do.  No output is left behind but for
-            finished stages, in `<output_dir>.partial`, after which the same call goes on.
+            finished stages, in `<output_dir>.partial`, after which the same call resumes.
     """
     parsed = parse_arguments({"model": model, "recipe": recipe, **arguments})
     state = run(parsed)

@@ -1,4 +1,4 @@
-"""Perplexity: how many tokens a model wavers between, in the mean."""
+"""Perplexity: exp of the mean negative log-likelihood per token."""
 
 import math
 from collections.abc import Sequence

@@ -93,5 +93,5 @@ def logits_of(model: Any, ids: Tensor) -> Tensor:
 
 
 def tracked(batches: Sequence[Tensor], progress: Tracker | None, description: str) -> Iterable[Tensor]:
-    """The batches, with a bar where somebody watches."""
+    """The batches, with a progress bar at a terminal."""
     return batches if progress is None else progress.track(batches, description=description, total=len(batches))

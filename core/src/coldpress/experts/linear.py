@@ -152,7 +152,7 @@ class LinearExperts(nn.Module):
     def _each_its_own(self, hidden: Tensor) -> Tensor:
         """Every expert has tokens of its own, in order and as many as any other; the caller weights and adds up.
 
-        A token that was not sent to an expert is there as zeros, and is not shown to those who observe.
+        A token that was not sent to an expert is there as zeros, and is not observed.
         """
         x = hidden.reshape(self.count, -1, hidden.shape[-1])  # [E, T, H]
         said = []

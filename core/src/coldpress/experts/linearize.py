@@ -20,7 +20,7 @@ class Linearized:
 
     Attributes:
         replaced: names of the modules whose experts are linear layers now.
-        refused: names of the others, and why nobody knows how they compute.
+        refused: names of the others, and why it is not known how they compute.
     """
 
     replaced: tuple[str, ...] = ()

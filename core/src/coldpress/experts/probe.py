@@ -74,7 +74,7 @@ def _trials(stand_in: nn.Module, order: tuple[str, ...], few: int, count: int) -
         yield tuple(arguments.values()), said
         if "index" in arguments:
             arguments["index"] = arguments["index"].clone()
-            arguments["index"][0, 0] = count  # what expert parallelism sends to nobody
+            arguments["index"][0, 0] = count  # what expert parallelism sends to no expert
             with suppress(*_TROUBLE):
                 yield tuple(arguments.values()), stand_in(*arguments.values())
         return
@@ -128,11 +128,11 @@ def _stand_in(module: nn.Module, few: int) -> Any:
 
 
 def _in_float64(child: nn.Module, generator: torch.Generator) -> nn.Module:
-    twin = deepcopy(child).double()
-    for part in twin.modules():
+    copy = deepcopy(child).double()
+    for part in copy.modules():
         for name, tensor in list(part.named_parameters(recurse=False)):
             setattr(part, name, nn.Parameter(1 + 0.1 * _noise(tuple(tensor.shape), generator), requires_grad=False))
-    return twin
+    return copy
 
 
 def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -40,11 +40,11 @@ class TokenCount:
         homes = [f"{name}." for name, module in modules.items() if isinstance(module, LinearExperts)]
         return cls(tuple(layer for layer in layers if any(layer.name.startswith(home) for home in homes)))
 
-    def see(self, sighting: BatchInputs) -> None:
+    def see(self, seen: BatchInputs) -> None:
         """Count one batch."""
         for layer in self.layers:
-            seen = sum(len(sighting.tokens[key]) for key in sighting.calls.get(layer.name, ()))
-            self._tokens[layer.name] = self._tokens.get(layer.name, 0) + seen
+            count = sum(len(seen.tokens[key]) for key in seen.calls.get(layer.name, ()))
+            self._tokens[layer.name] = self._tokens.get(layer.name, 0) + count
 
     def report(self, state: State) -> None:
         """Note the tokens of every layer in its line of the report, and which are few."""

@@ -10,7 +10,7 @@ from coldpress.experts.linear import LinearExperts
 
 @contextmanager
 def watched_experts(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Experts among the modules are run for those who observe them, until the block is left.
+    """Inside, experts among the modules are run so that their inputs can be observed.
 
     Outputs are those of the router's choice, whatever experts are shown.
 

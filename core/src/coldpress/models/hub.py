@@ -42,7 +42,7 @@ def hub_folder(name: str, revision: str = "main", *, weights: bool = True) -> Pa
     Args:
         name: its id.
         revision: branch, tag or commit.
-        weights: False leaves them out, for those who want the tokenizer only.
+        weights: False leaves them out, for the tokenizer alone.
 
     Raises:
         ModelError: there is no such model, or it may not be read; says where was looked.

@@ -109,7 +109,7 @@ def load_tokenizer(
         revision: branch, tag or commit on a hub.
 
     Returns:
-        The tokenizer; None when there is none, which is an error only for those who need one.
+        The tokenizer; None when there is none, which is an error only where one is needed.
 
     Raises:
         ModelError: `source` is text and names nothing, or there is a tokenizer and it cannot be read.

@@ -2,7 +2,7 @@
 
     weights = stream_model(checkpoint, ...) parameters on the meta device, buffers computed (see skeleton.py)
     weights.read(stage.modules)             from the files, when the stage is about to be worked on
-    weights.drop(stage.modules)             back to the meta device, when nobody needs it any more
+    weights.drop(stage.modules)             back to the meta device, when it is no longer needed
 
 A module that is called while its weights are away fetches them by itself, so that a pipeline may run any part of the
 model at any time.
@@ -125,7 +125,7 @@ class WeightStream:
         """Every module that has this parameter, and what it calls it."""
         found = self._owners.get(parameter)
         if found is None or any(owner._parameters.get(part) is not parameter for owner, part in found):
-            self._owners.clear()  # somebody gave a module a parameter of its own
+            self._owners.clear()  # a module was given a parameter of its own
             for module in self.model.modules():
                 for part, other in module.named_parameters(recurse=False):
                     self._owners.setdefault(other, []).append((module, part))

@@ -1,7 +1,7 @@
 """Gram matrices x^T x of tokens, in float32, as fast as the machine sums products and as sound as GPTQ needs.
 
     16-bit inputs on a CPU that has them     int8 products with exact sums, the upper triangle only (below)
-    16-bit inputs on a CUDA GPU              16-bit products, summed and put out in float32
+    16-bit inputs on a CUDA GPU              16-bit products, summed and output in float32
     float32 inputs, and everything else      float32 products, the upper triangle only
 
 The int8 way.  A step of channel j is s_j = min(max |x_j|, 6.5 rms_j) / 127.  Numbers are counted in steps, a fixed

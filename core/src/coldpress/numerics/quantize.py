@@ -89,7 +89,7 @@ def fake_quantize_groups(
     *,
     global_scale: Tensor | None = None,
 ) -> Tensor:
-    """`fake_quantize` of what `group` has grouped, for those who try many scales.
+    """`fake_quantize` of what `group` has grouped, for trying many scales.
 
     Args:
         grouped: [*scale_shape, n].

@@ -29,7 +29,7 @@ class Node:
 
 
 class _Unknown:
-    """A value that could not be read; its problem is already reported, so nobody reports another."""
+    """A value that could not be read; its problem is already reported, and is not reported twice."""
 
     def __repr__(self) -> str:
         return "UNKNOWN"

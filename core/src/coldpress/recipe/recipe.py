@@ -98,7 +98,7 @@ def select(stages: Iterable[str | None], prefix: str) -> list[int]:
 
 
 def _moved_too_late(modifiers: tuple[Modifier, ...]) -> list[str]:
-    """Modifiers that change what flows between layers after somebody has fixed the codes of weights for it."""
+    """Equivalent transformations that come after a modifier has fixed the codes of weights."""
     quantizer, problems = None, []
     for position, modifier in enumerate(modifiers):
         name = type(modifier).__name__

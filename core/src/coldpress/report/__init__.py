@@ -1,4 +1,4 @@
-"""What people and programs are told: progress while a run goes on, the report when it is done."""
+"""Progress while a run lasts, and the report when it is done."""
 
 from coldpress.report.manifest import manifest_of
 from coldpress.report.progress import SILENT, Progress

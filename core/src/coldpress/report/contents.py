@@ -192,7 +192,7 @@ def _tensors(reader: CheckpointReader, config: Mapping[str, Any]) -> list[_Tenso
 
 
 def _bits(module: str, lookup: SchemeLookup | None, config: Mapping[str, Any]) -> int:
-    """How wide packed codes of a module are: GPTQ and AWQ say it for all; float4 where nobody says."""
+    """How wide packed codes of a module are: GPTQ and AWQ say it for all; float4 where nothing says."""
     scheme = lookup(module, ("Linear", "Module")) if lookup else None
     return int(config.get("bits") or (scheme.weights.num_bits if scheme and scheme.weights else 4))
 

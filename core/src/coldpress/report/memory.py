@@ -13,7 +13,7 @@ def reset_peak_memory() -> bool:
     """Begin to measure anew.
 
     Returns:
-        Whether that is possible here; if not, `peak_memory` goes on to mean the whole life of the process.
+        Whether that is possible here; if not, `peak_memory` still means the whole life of the process.
     """
     try:
         _RESET.write_text("5", encoding="ascii")  # proc(5): resets the high-water mark of the resident set

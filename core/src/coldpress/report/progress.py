@@ -1,4 +1,4 @@
-"""Progress: what a person sees while a long job runs; silent where nobody watches."""
+"""Progress: what a person sees while a long job runs; nothing where there is no terminal."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

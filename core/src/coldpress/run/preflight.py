@@ -64,7 +64,7 @@ def within(claims: Sequence[Claim], stage: Stage) -> list[Claim]:
 
 
 def observed(claims: Sequence[Claim]) -> frozenset[str]:
-    """Names of the layers whose inputs somebody reads."""
+    """Names of the layers whose inputs are read."""
     return frozenset(layer.name for claim in claims if claim.modifier.needs().data for layer in claim.layers)
 
 

@@ -130,7 +130,7 @@ def number_format(args: QuantizationArgs) -> NumberFormat:
     """The grid that these arguments name: built in, or of an installed plugin.
 
     Raises:
-        SchemeError: nobody offers it.
+        SchemeError: no installed plugin has it.
         PluginError: the plugin that offers it cannot be used.
     """
     name = f"{args.type}{args.num_bits}"

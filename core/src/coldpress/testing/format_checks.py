@@ -106,7 +106,7 @@ def save_load(subject: Subject) -> None:
 
 
 def _check_saved(subject: Subject, model: nn.Module, scheme: str) -> None:
-    import coldpress  # the public door, which loads transformers
+    import coldpress  # the public name, which loads transformers
 
     size = -1 if scheme == "W8A16" else None
     with TemporaryDirectory() as folder:

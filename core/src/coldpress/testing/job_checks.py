@@ -43,7 +43,7 @@ def does_its_job(subject: Subject) -> None:
 
 def save_load(subject: Subject) -> None:
     """What is saved and loaded again says what the model in memory says."""
-    import coldpress  # the public door, which loads transformers
+    import coldpress  # the public name, which loads transformers
     from coldpress.checkpoint import CheckpointWriter
     from coldpress.checkpoint.output import Output
 

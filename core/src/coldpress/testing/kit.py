@@ -31,7 +31,7 @@ def conformance(
 
     Raises:
         ImportError: pytest is not installed.
-        PluginError: nobody offers the plugin, or it cannot be imported.
+        PluginError: no installed plugin has the plugin, or it cannot be imported.
         ValueError: `expected_failures` names a check that there is not, or that does not apply.
     """
     pytest = _pytest()

@@ -169,7 +169,7 @@ def no_data(subject: Subject) -> None:
 
 
 def grad_free(subject: Subject) -> None:
-    """It works where gradients are recorded, and leaves none: no graph, no gradient, no new wish for one."""
+    """It works where gradients are recorded, and leaves none: no graph, no gradient, no new requirement of one."""
     model = tiny_llama()
     before = trace_of(model).wants_gradient
     with torch.enable_grad():

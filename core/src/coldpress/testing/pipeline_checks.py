@@ -66,8 +66,8 @@ def parts_are_the_stage(subject: Subject) -> None:
                 own = [name for name, module in stage.modules.items() if _has_tensors(module)]
                 wrong = [f"{name} is in {counts[name]} parts" for name in own if counts[name] != 1]
                 assert not wrong, f"stage {stage.name}: {', '.join(wrong[:4])}"
-                strangers = [name for name in counts if name not in stage.modules]
-                assert not strangers, f"stage {stage.name}: {', '.join(strangers[:4])} is not of it"
+                others = [name for name in counts if name not in stage.modules]
+                assert not others, f"stage {stage.name}: {', '.join(others[:4])} is not of it"
                 assert {(part.name, part.index) for part in parts} == {(stage.name, stage.index)}, "parts are renamed"
 
 
@@ -88,7 +88,7 @@ def sweeps_once_in_order(subject: Subject) -> None:
 
 
 def takes_enough(subject: Subject) -> None:
-    """A forward that is ended with `StopForward`, because nobody looks at the rest of it, is no error."""
+    """A forward that is ended with `StopForward`, because the rest is not observed, is no error."""
     try:
         _swept(_pipeline(subject), _state(tiny_llama()))
     except StopForward:
@@ -124,7 +124,7 @@ def undoes_after_an_error(subject: Subject) -> None:
             _walk(_pipeline(subject), _state(model), fail=True)
         except _StopError:
             return
-    raise AssertionError("the error of whoever asked for the sweep was swallowed")
+    raise AssertionError("the error of the caller was swallowed")
 
 
 def bad_batch_is_reported(subject: Subject) -> None:
@@ -185,7 +185,7 @@ def _swept(pipeline: Pipeline, state: State) -> dict[str, Tensor]:
 
 
 def _parts(pipeline: Pipeline, state: State, stages: Iterator[Stage]) -> Iterator[Stage]:
-    """The parts of every stage that somebody observes, as a run sweeps them."""
+    """The parts of every stage that hold layers, as a run sweeps them."""
     for stage in stages:
         with _closing(pipeline.parts(state, stage)) as parts:
             yield from (part for part in parts if part.every_layer)

@@ -17,7 +17,7 @@ class Rounding(Quantizer):
     """Weights to the nearest point of the grid that their smallest and largest value span; no observer is asked."""
 
     def takes_whole_range(self, state: State, layer: Layer) -> bool:
-        """It takes no other; so nobody need look for one."""
+        """It takes no other, so no modifier searches for one."""
         return False
 
     @hookimpl

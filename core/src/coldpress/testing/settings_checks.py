@@ -19,7 +19,7 @@ _SECTION = re.compile(r"^\s*Attributes:\s*$(?P<body>(?:\n\s*\S.*|\n\s*$)*)", re.
 _PROBE = """
 import json, os, random, sys
 import torch
-name, file, strangers = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+name, file, plugins = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 before = (dict(os.environ), random.getstate(), torch.get_rng_state().tolist(), torch.get_default_dtype(),
           torch.is_grad_enabled(), torch.get_num_threads())
 sys.stdout.flush()
@@ -38,7 +38,7 @@ words = ("the environment", "Python's random numbers", "torch's random numbers",
          "whether gradients are recorded", "torch's number of threads")
 done = [f"changes {word}" for word, old, new in zip(words, before, after) if old != new]
 done += ["starts CUDA"] * torch.cuda.is_initialized()
-done += [f"imports the plugin {name}" for name in strangers if name in sys.modules]
+done += [f"imports the plugin {name}" for name in plugins if name in sys.modules]
 print()
 print(json.dumps(done))
 """
@@ -117,10 +117,10 @@ def _import_report(name: str, file: str) -> tuple[str, ...]:
     """What importing a module did beside defining things; one process per module, as starting one takes seconds."""
     own = name.partition(".")[0]
     modules = {plugin.entry.module for kind in registry.KINDS for plugin in registry.available(kind)}
-    strangers = sorted({m.partition(".")[0] for m in modules} - {own, "coldpress"})
+    plugins = sorted({m.partition(".")[0] for m in modules} - {own, "coldpress"})
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _PROBE, name, file, json.dumps(strangers)],
+        [sys.executable, "-W", "ignore", "-c", _PROBE, name, file, json.dumps(plugins)],
         env=environment,
         capture_output=True,
         text=True,

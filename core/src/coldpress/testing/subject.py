@@ -62,7 +62,7 @@ def subject_of(plugin: str | type, *, kind: str | None, settings: Mapping[str, A
     """Find a plugin by name, or take a class as it is.
 
     Raises:
-        UnknownPluginError: nobody offers the name.
+        UnknownPluginError: no installed plugin has the name.
         BrokenPluginError: it cannot be imported, or is not a class of its kind.
         ValueError: the kind is not known, or has no kit.
     """

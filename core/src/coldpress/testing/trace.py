@@ -66,7 +66,7 @@ def trace_of(model: nn.Module) -> Trace:
 
 
 def differences(before: Trace, after: Trace) -> list[str]:
-    """What changed, one line each; requirements of gradients are somebody else's promise."""
+    """What changed, one line each; requirements of gradients have a check of their own."""
     found = []
     for what, old, new in (
         ("tensor", before.tensors, after.tensors),

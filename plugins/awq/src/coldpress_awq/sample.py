@@ -1,4 +1,4 @@
-"""A Gram matrix of some of a layer's input tokens, for those who only compare candidates on it."""
+"""A Gram matrix of some of a layer's input tokens, on which candidates are compared."""
 
 from typing import ClassVar
 

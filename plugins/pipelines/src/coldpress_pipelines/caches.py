@@ -39,6 +39,6 @@ def _deep(value: Any) -> Any:
         return type(value)(_deep(part) for part in value)
     if not hasattr(value, "__dict__") or isinstance(value, type) or callable(getattr(value, "to_dict", None)):
         return value  # numbers, devices, classes, configurations
-    twin = copy.copy(value)
-    twin.__dict__.update({name: _deep(part) for name, part in vars(value).items()})
-    return twin
+    copied = copy.copy(value)
+    copied.__dict__.update({name: _deep(part) for name, part in vars(value).items()})
+    return copied

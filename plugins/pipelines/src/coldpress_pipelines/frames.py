@@ -1,4 +1,4 @@
-"""Suspended forwards: the model's own forward, one greenlet a batch, stopped at the door of every block.
+"""Suspended forwards: the model's own forward, one greenlet a batch, suspended at every block.
 
 A forward that is let into a block stops again in front of layers inside of it, and once more when the block is done.
 """
@@ -17,7 +17,7 @@ from coldpress.plugin import CalibrationError, Pass, StopForward
 from coldpress_pipelines.caches import on_copies
 from coldpress_pipelines.instance import replaced
 
-_ENTER = object()  # said to a forward at a door: go through it yourself
+_ENTER = object()  # tells a suspended forward to run the block itself
 
 
 @frozen(eq=False)
@@ -107,7 +107,7 @@ class Frames:
                 self._due.clear()
 
     def enter(self, place: Pass) -> None:
-        """Let a waiting forward run what it waits at by itself, to the next door."""
+        """Let a waiting forward run what it waits at by itself, to the next stop."""
         del self.waiting[place]
         self._wait(place, self._frames[place].switch(_ENTER))
 

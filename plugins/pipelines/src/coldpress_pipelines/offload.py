@@ -91,7 +91,7 @@ class Offload:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.take(list(self._kept))  # what still lives is held by somebody who knows nothing of this
+        self.take(list(self._kept))  # what still lives is referenced from elsewhere
         self._kept.clear()
         if self._folder is not None:
             self._folder.cleanup()
@@ -134,7 +134,9 @@ class Offload:
         address = _address(x)
         if address in self._staying or (x.device == _CPU and not self.spills):
             return None
-        kept: _Kept | None = self._waiting.get(address) or fresh.get(address)  # somebody who shares its numbers waits
+        kept: _Kept | None = self._waiting.get(address) or fresh.get(
+            address
+        )  # a tensor that shares its storage is offloaded
         if kept is None:
             kept = fresh[address] = self._put_aside(_raw(x), x.device)
             self._waiting[kept.raw.data_ptr()] = kept

@@ -55,7 +55,7 @@ def matters(parts: Mapping[str, Stage], state: State) -> bool:
 
 
 def refuse_gaps(parts: Mapping[str, Stage], blocks: Collection[str], state: State) -> None:
-    """Refuse observed layers between two lists of blocks, which are run while nobody observes them.
+    """Refuse observed layers between two lists of blocks, which run while they are not observed.
 
     Raises:
         CalibrationError: names them.

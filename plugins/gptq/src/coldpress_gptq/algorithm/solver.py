@@ -275,7 +275,7 @@ def solve(
 
 
 class InnerLoop(Protocol):
-    """Who rounds a few columns, one after the other."""
+    """Rounds a few columns, one after the other."""
 
     def round(
         self, here: slice, targets: Tensor, errors: Tensor, codes: Tensor, owed: Tensor, keep: Tensor | None

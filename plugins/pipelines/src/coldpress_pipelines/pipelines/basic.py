@@ -27,7 +27,7 @@ class Basic(Pipeline):
         return 1
 
     def sweep(self, state: State, stage: Stage) -> Iterator[Pass]:
-        """Run the model on every batch, as far as somebody looks."""
+        """Run the model on every batch, as far as its layers are observed."""
         for index, batch in enumerate(state.batches):
             with batch_named(index, batch):
                 state.model(**placed(batch, state.model))

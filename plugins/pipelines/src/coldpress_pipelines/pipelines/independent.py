@@ -28,9 +28,9 @@ class Independent(Pipeline):
     Attributes:
         pipeline: which pipeline goes over the model: "sequential" or "layer_sequential".
         sequential_targets: blocks to stop at, by name, `re:` pattern or class; None finds the model's lists of blocks.
-        propagate_error: later blocks see what compressed ones put out; False shows them the original's outputs, None
+        propagate_error: later blocks see the outputs of compressed ones; False shows them the original's outputs, None
             does so where no modifier makes use of the others.
-        true_sequential: whether batches are led through a block from layer to layer; of "sequential" only.
+        true_sequential: whether batches run through a block layer by layer; of "sequential" only.
         offload_activations: where activations wait between two stages: "cpu", in memory, or "disk", in files beyond
             the limit.
         offload_limit: bytes of activations that "disk" leaves in memory.

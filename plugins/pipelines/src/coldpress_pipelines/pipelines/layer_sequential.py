@@ -21,12 +21,12 @@ class LayerSequential(Pipeline):
     """One stage a block; the output of a block is the input of the next one.
 
     What else a block is called with (masks, positions) is learned by running the model with empty blocks, which
-    hand on what they get and need no weights.
+    return what they get and need no weights.
     It is refused when batches run the blocks in different orders or one of them twice: `sequential` can do that.
 
     Attributes:
         sequential_targets: the blocks, by name, `re:` pattern or class; None finds the model's lists of blocks.
-        propagate_error: later blocks see what compressed ones put out; False feeds them the original's outputs, None
+        propagate_error: later blocks see the outputs of compressed ones; False feeds them the original's outputs, None
             does so where no modifier makes use of the others.
         offload_activations: where activations wait between two stages: "cpu", in memory, or "disk", in files beyond
             the limit.
@@ -88,12 +88,12 @@ class LayerSequential(Pipeline):
             yield from walk.calls_of(stage.name, batches)
 
     def needs_sweep(self, state: State, stage: Stage) -> bool:
-        """Where later blocks are fed with what the original puts out."""
+        """Where later blocks are fed with what the original outputs."""
         walk: _Walk = state.pipeline_state
         return walk.keeps
 
     def _blocks_in_order(self, state: State, walk: "_Walk", parts: dict[str, Stage]) -> Iterator[Stage]:
-        """Yield the blocks; what is left in `parts` afterwards nobody is fed any more."""
+        """Yield the blocks; what is left in `parts` afterwards needs no batch."""
         if matters(parts, state):
             walk.rehearse()
         for name in walk.order:
@@ -123,7 +123,7 @@ class _Walk:
     blocks: Mapping[str, nn.Module]
     room: Offload
     order: list[str] = field(factory=list)
-    keeps: bool = False  # what the block puts out when it is first run is what the next one is fed with
+    keeps: bool = False  # the next block is fed with what this one outputs when it is first run
     _outputs: dict[int, Tensor] = field(factory=dict)
     _calls: list[dict[str, Suspended]] = field(factory=list)  # with a hole where the tensor goes that is fed
     _fed: list[Tensor] = field(factory=list)
@@ -163,7 +163,7 @@ class _Walk:
                     yield Call(index, call.args, call.kwargs, on_copies(self.blocks[name]))
 
     def visit(self, index: int, name: str) -> None:
-        """Run a block for those who look at it."""
+        """Run a block, whose layers are observed."""
         if self.keeps and index not in self._outputs:
             self._outputs[index] = self._output(index, name)
         else:
@@ -191,7 +191,7 @@ class _Walk:
         self._forward(index, stop)
 
     def run_epilogue(self, index: int) -> None:
-        """Run what follows the blocks on what the last one put out."""
+        """Run what follows the blocks on the output of the last one."""
         last, tuples, fed = self.order[-1], self._tuples, self._fed[index]
 
         def answer(name: str, call: Suspended) -> Any:
@@ -202,10 +202,10 @@ class _Walk:
             self._forward(index, answer)
 
     def _empty_forward(self, index: int) -> dict[str, Suspended]:
-        """The call of every block, when blocks only hand on what they get.
+        """The call of every block, when blocks only return what they get.
 
-        Whether they hand on a tensor or a tuple is seen from the shapes: indexing a tensor by mistake loses a
-        dimension.  The first batch goes on to its end, to see whether a block runs again.
+        Whether they return a tensor or a tuple is seen from the shapes: indexing a tensor by mistake loses a
+        dimension.  The first batch runs to its end, to see whether a block runs again.
         """
         for tuples in dict.fromkeys((self._tuples, not self._tuples)):
             calls: dict[str, Suspended] = {}
@@ -228,7 +228,7 @@ class _Walk:
             if len({_slot(call).shape for call in calls.values()}) == 1:
                 self._tuples = tuples
                 return calls
-        raise CalibrationError("the blocks do not hand on one tensor of one shape; use the pipeline sequential")
+        raise CalibrationError("the blocks do not pass on one tensor of one shape; use the pipeline sequential")
 
     def _forward(self, index: int, answer: Callable[[str, Suspended], Any]) -> None:
         with _stand_ins(self.blocks, answer), suppress(_Stop):

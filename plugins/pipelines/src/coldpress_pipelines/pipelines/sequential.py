@@ -27,14 +27,14 @@ class Sequential(Pipeline):
     Layers between two lists of blocks are not observed: calibrate those with `basic`.
 
     Inside a block, layers that read the same input are compressed as soon as every batch has reached them, so each
-    layer sees what the compressed ones before it put out, and every batch runs through a block once.
-    Where that cannot be (a modifier moves the signal, experts, outputs of the original are wanted), a block is run once
+    layer sees the outputs of the compressed ones before it, and every batch runs through a block once.
+    Where that cannot be (a modifier transforms it, experts, outputs of the original are wanted), a block is run once
     to look and once to go on.  Where a modifier compares, every batch goes through the model twice, side by side: once
     more through the blocks as they were.
 
     Attributes:
         sequential_targets: blocks to stop at, by name, `re:` pattern or class; None finds the model's lists of blocks.
-        propagate_error: later blocks see what compressed ones put out; False shows them the original's outputs, None
+        propagate_error: later blocks see the outputs of compressed ones; False shows them the original's outputs, None
             does so where no modifier makes use of the others and `true_sequential` is not asked for.
         true_sequential: True leads batches through a block from layer to layer; False compresses a block as a whole.
             A batch that waits inside of a block keeps what its forward holds there, several times what it is called
@@ -79,7 +79,7 @@ class Sequential(Pipeline):
         return len(partition(state.model, self.sequential_targets))
 
     def parts(self, state: State, stage: Stage) -> Iterator[Stage]:
-        """Yield what nobody observes, and then the layers of a block, those that read the same input together."""
+        """Yield what is not observed, and then the layers of a block, those that read the same input together."""
         suspended: SuspendedBatches = state.pipeline_state
         observed = [layer for layer in stage.every_layer if layer.name in state.sweep.observed]
         if observed and suspended.at(stage.name) and self._leads_through(suspended, stage):
@@ -88,7 +88,7 @@ class Sequential(Pipeline):
             yield stage
 
     def sweep(self, state: State, stage: Stage) -> Iterator[Pass]:
-        """Run the stage on every batch that waits at it; what nobody observes is not computed."""
+        """Run the stage on every batch that is suspended at it; what is not observed is not computed."""
         suspended: SuspendedBatches = state.pipeline_state
         if suspended.part is not None:
             yield from suspended.run_part()
@@ -112,7 +112,7 @@ class Sequential(Pipeline):
             yield from suspended.calls(stage.name, original=original, batches=batches)
 
     def needs_sweep(self, state: State, stage: Stage) -> bool:
-        """Where later blocks, or those who compare, are shown what the original puts out."""
+        """Where later blocks, or statistics of original inputs, see what the original outputs."""
         suspended: SuspendedBatches = state.pipeline_state
         looks = state.sweep.original_inputs and stage.name in suspended.frames.blocks and suspended.part != {}
         return suspended.keeps or looks
@@ -131,7 +131,7 @@ class Sequential(Pipeline):
         return on_cpu and suspended.bytes_at(stage.name) <= _SMALL
 
     def _blocks_in_order(self, state: State, suspended: SuspendedBatches, parts: dict[str, Stage]) -> Iterator[Stage]:
-        """Yield every block that is reached; what is left in `parts` afterwards nobody waits at any more."""
+        """Yield every block that is reached; at what is left in `parts` afterwards no batch is suspended."""
         if suspended.frames.blocks and matters(parts, state):
             suspended.start()
         while suspended.frames.waiting:
