@@ -278,3 +278,12 @@ def test_a_group_whose_targets_match_nothing_is_refused():
 def test_later_blocks_need_not_see_what_eight_bits_do(scheme, follows):
     assert QuantizationModifier(scheme=scheme).needs().propagated_error is follows
     assert QuantizationModifier(scheme={"W8A16": ["Linear"], scheme: ["re:.*mlp"]}).needs().propagated_error is follows
+
+
+def test_keys_and_values_beside_another_quantizer_leave_its_layers_to_it():
+    cache = QuantizationModifier(kv_cache_scheme={"num_bits": 8, "type": "float", "strategy": "tensor"})
+    gptq = find("modifiers", "GPTQModifier")(scheme="W4A16", group_size=32, ignore=["lm_head"])
+
+    for recipe in ([cache, gptq], [gptq, cache]):
+        state = run(*recipe, pipeline="sequential", data=batches(rows=4))
+        assert "output_error" in state.report[UP].notes  # GPTQ's, not rounding's

@@ -133,13 +133,15 @@ class Quantizer(Modifier):
         args = None if scheme is None else scheme.weights
         return args is not None and observer_for(args, DEFAULT_WEIGHT_OBSERVER).whole_range
 
+    def planned(self, state: State, stage: Stage) -> list[Layer]:
+        """The layers of a stage that this modifier, and no other of the recipe, quantizes."""
+        return [layer for layer in self.layers(stage) if state.quantizer_of(layer) is self]
+
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
         """Ask for what the scales of static inputs are made of, and for what observers of weights look at."""
-        for layer in self.layers(stage):
-            scheme = state.scheme_of(layer)
-            if scheme is None:
-                continue
+        for layer in self.planned(state, stage):
+            scheme = scheme_of(state, layer)
             if _weighs(scheme.weights):
                 state.request(layer, "second_moment")
             observed = _observed_input(scheme)
@@ -149,10 +151,9 @@ class Quantizer(Modifier):
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
         """Round the weights of the stage to nearest."""
-        for layer in self.layers(stage):
-            if state.scheme_of(layer) is not None:
-                with state.timed(layer):
-                    state.set_quantized(layer, self.rounded(state, layer))
+        for layer in self.planned(state, stage):
+            with state.timed(layer):
+                state.set_quantized(layer, self.rounded(state, layer))
 
     def quantized(self, state: State, layer: Layer) -> Quantized:
         """The layer with its scheme and the scales of its inputs; `finalize` adds codes and scales of the weights.

@@ -23,7 +23,7 @@ class Rounding(Quantizer):
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
         """Round the weights of the stage."""
-        for layer in self.layers(stage):
+        for layer in self.planned(state, stage):
             rest = self.quantized(state, layer)
             rounded = rounded_weight(layer.weight, rest.scheme, global_scale=rest.global_scale)
             state.set_quantized(

@@ -107,7 +107,7 @@ class GPTQModifier(Quantizer):
     def initialize(self, state: State, stage: Stage) -> None:
         """Ask for the Gram matrices of inputs."""
         super().initialize(state, stage)
-        for layer in self.layers(stage):
+        for layer in self.planned(state, stage):
             if self._weights(state, layer) is not None:
                 state.request(layer, "gram")
                 if self.correction is not None:
@@ -117,7 +117,7 @@ class GPTQModifier(Quantizer):
     def finalize(self, state: State, stage: Stage) -> None:
         """Round the weights of the stage: layers that read the same input together, and several inputs at once."""
         rounded, inputs = list[Layer](), list[Readers]()
-        for layer in self.layers(stage):
+        for layer in self.planned(state, stage):
             if self._weights(state, layer) is None:
                 state.set_quantized(layer, self.quantized(state, layer))
             else:

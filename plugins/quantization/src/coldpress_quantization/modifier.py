@@ -97,5 +97,5 @@ class QuantizationModifier(Quantizer):
             quantize_cache(state, stage)
         super().finalize(state, stage)
         for layer in self.layers(stage):
-            if state.scheme_of(layer) is None and state.report[layer.name].status == "untouched":
+            if state.quantizer_of(layer) is None and state.report[layer.name].status == "untouched":
                 state.skip(layer, "only keys and values are quantized")
