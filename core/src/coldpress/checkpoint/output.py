@@ -29,6 +29,7 @@ from coldpress.checkpoint.parts import StageParts
 from coldpress.checkpoint.reader import CheckpointReader
 from coldpress.checkpoint.replaced import MANIFEST
 from coldpress.checkpoint.restore import own_tensors, read_inputs, restored, write_inputs
+from coldpress.checkpoint.tie import WrittenNames, written_names
 from coldpress.checkpoint.writer import CheckpointWriter
 from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.errors import BrokenPluginError, CheckpointError, ColdpressError, SchemeError
@@ -52,6 +53,7 @@ class Output:
         self.format = form
         self._writer = writer
         self._written: set[str] = set()
+        self._ties: WrittenNames | None = None  # known when the first stage is written: by then layers are untied
         self._names = CheckpointNames()
         self._named = NamedWriter(writer, self._names, {})
 
@@ -129,12 +131,11 @@ class Output:
                 f"{type(self.format).__name__} cannot say how keys and values are quantized: "
                 "drop kv_cache_scheme, or choose the format compressed-tensors"
             )
-        names = _names_by_tensor(state.model)
         for name, module in stage.modules.items():
             joint = dict(joint_tensors(name, module, self._names))
             if joint:
                 self._written.update(full for full in self._named.joined if full.startswith(f"{name}."))
-            self._named.add(joint or dict(self._tensors(name, module, state, names)))
+            self._named.add(joint or dict(self._tensors(name, module, state)))
 
     def keep(self, stage: Stage, state: State) -> None:
         """Make durable what was written of a stage, with all that a later run must know of it to go on after it."""
@@ -159,9 +160,8 @@ class Output:
             dtype: Any = state.model.dtype
             scales = (torch.ones(shape, dtype=dtype) for shape in shapes)
             round_cache(stage.modules[name], QuantizationArgs.from_dict(args), *scales)
-        names = _names_by_tensor(state.model)
         for name, module in stage.modules.items():
-            self._written.update(full for full, _ in self._unwritten(name, module, names))
+            self._written.update(full for full, _ in self._unwritten(name, module, state.model))
         for line in record["report"]:
             state.report[line["name"]] = LayerReport(**{**line, "shape": tuple(line["shape"])})
         schemes = {name: Scheme.from_dict(data) for name, data in record["schemes"].items()}
@@ -171,13 +171,12 @@ class Output:
 
     def weights(self, modules: Mapping[str, nn.Module], state: State) -> Iterator[tuple[str, Tensor]]:
         """The parameters and saved buffers of modules that are written, as a model in memory has them."""
-        return restored(self._named, self.format, modules, state.schemes, _names_by_tensor(state.model))
+        return restored(self._named, self.format, modules, state.schemes, self._ties_of(state.model))
 
     def rest(self, state: State) -> Stage:
         """The modules of which something is not written yet."""
-        names = _names_by_tensor(state.model)
         modules = dict(state.model.named_modules())
-        return Stage(REST, 0, {n: m for n, m in modules.items() if any(self._unwritten(n, m, names))})
+        return Stage(REST, 0, {n: m for n, m in modules.items() if any(self._unwritten(n, m, state.model))})
 
     def finish(self, state: State, files: Mapping[str, Any], *, origin: Origin | None = None) -> None:
         """Write what is not a weight, after all weights are written, and give the folder its name.
@@ -223,16 +222,19 @@ class Output:
         if left:
             raise BrokenPluginError(f"{name}.publish left out {len(left)} tensors, the first is {left[0]!r}")
 
-    def _unwritten(self, name: str, module: nn.Module, names: Mapping[int, set[str]]) -> Iterator[tuple[str, Tensor]]:
-        """Full name and tensor of what was not written under any of its names."""
+    def _unwritten(self, name: str, module: nn.Module, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Every name that a tensor of a module must be written under and is not yet, and the tensor."""
+        written = self._ties_of(model)
         for part, tensor in own_tensors(module):
-            if self._written.isdisjoint(names[id(tensor)]):
-                yield f"{name}.{part}" if name else part, tensor
+            yield from ((full, tensor) for full in written.of(name, part) if full not in self._written)
 
-    def _tensors(
-        self, name: str, module: nn.Module, state: State, names: Mapping[int, set[str]]
-    ) -> Iterator[tuple[str, Tensor]]:
-        for full, tensor in self._unwritten(name, module, names):
+    def _ties_of(self, model: nn.Module) -> WrittenNames:
+        if self._ties is None:
+            self._ties = written_names(model)
+        return self._ties
+
+    def _tensors(self, name: str, module: nn.Module, state: State) -> Iterator[tuple[str, Tensor]]:
+        for full, tensor in list(self._unwritten(name, module, state.model)):
             self._written.add(full)
             part = full.rpartition(".")[2]
             quantized = state.quantized.get(name) if part == "weight" else None
@@ -284,12 +286,3 @@ def _cache_records(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
         ]
         for name, args in rounded_caches(modules)
     }
-
-
-def _names_by_tensor(model: nn.Module) -> dict[int, set[str]]:
-    """The id of every parameter and buffer to all of its names; a tied one has several."""
-    names: dict[int, set[str]] = {}
-    for name, module in model.named_modules():
-        for part, tensor in own_tensors(module):
-            names.setdefault(id(tensor), set()).add(f"{name}.{part}" if name else part)
-    return names

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from coldpress.checkpoint.named import NamedWriter
+from coldpress.checkpoint.tie import WrittenNames
 from coldpress.errors import CheckpointError
 from coldpress.format import Format
 from coldpress.quantized import Quantized
@@ -21,7 +22,7 @@ def restored(
     form: Format,
     modules: Mapping[str, nn.Module],
     schemes: Mapping[str, Scheme],
-    aliases: Mapping[int, set[str]],
+    names: WrittenNames,
 ) -> Iterator[tuple[str, Tensor]]:
     """The parameters and saved buffers of modules whose stage is finished, one after the other.
 
@@ -30,7 +31,7 @@ def restored(
         form: what wrote them.
         modules: by name.
         schemes: of the layers that are quantized.
-        aliases: id of a parameter or buffer to all of its names.
+        names: that tensors are written under.
 
     Raises:
         CheckpointError: a tensor is in no file.
@@ -43,8 +44,8 @@ def restored(
             if part == "weight" and name in schemes and not plain:
                 yield full, _decoded(writer, form, module, name, schemes[name], tensor.dtype)
                 continue
-            place = full if full in there else next(iter(sorted(aliases[id(tensor)] & there)), None)
-            if place is None:
+            place = next(names.of(name, part))
+            if place not in there:
                 raise CheckpointError(f"no finished stage has {full!r}; begin anew with restart=True (--restart)")
             yield full, writer.read(place)
 

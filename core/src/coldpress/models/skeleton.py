@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coldpress.checkpoint.place import Place, PlaceReader, Plain, expert_places, find_places
+from coldpress.checkpoint.tie import settle_ties, tensor_names
 from coldpress.errors import CheckpointError
 from coldpress.experts import linearize_experts
 from coldpress.models.dense import DenseCheckpoint
@@ -60,7 +61,7 @@ def _check_complete(model: Any, places: Mapping[str, Place], called: str) -> Non
         NotStreamable: one is not, and the model's class says that this may be.
         CheckpointError: one is not.
     """
-    missing = [names[0] for names in _groups(model).values() if not places.keys() & set(names)]
+    missing = [names[0] for names in tensor_names(model).values() if not places.keys() & set(names)]
     if not missing:
         return
     allowed = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
@@ -74,7 +75,7 @@ def _check_complete(model: Any, places: Mapping[str, Place], called: str) -> Non
 
 def _separate_what_differs(model: Any, places: Mapping[str, Place], reader: Weights) -> None:
     """Untie parameters of the model that are two in the files, with two values, as transformers does."""
-    for names in _groups(model).values():
+    for names in tensor_names(model).values():
         there = [name for name in names if isinstance(places.get(name), Plain)]
         for name in there[1:]:
             first, other = places[there[0]], places[name]
@@ -83,24 +84,17 @@ def _separate_what_differs(model: Any, places: Mapping[str, Place], reader: Weig
             if first != other and not torch.equal(reader.get(first.tensor), reader.get(other.tensor)):
                 log.warning("%s and %s are one by the configuration and two in the files: untied", there[0], name)
                 separate(model, [name])
+    settle_ties(model)
 
 
 def _shared_places(model: nn.Module, places: Mapping[str, Place]) -> dict[str, Place]:
     """Name of every parameter and saved buffer to its place; names that share a tensor share its place."""
-    groups = _groups(model)
+    groups = tensor_names(model)
     found: dict[str, Place] = {}
     for names in groups.values():
         place = next(places[name] for name in names if name in places)
         found |= dict.fromkeys(names, place)
     return found
-
-
-def _groups(model: nn.Module) -> dict[int, list[str]]:
-    """The id of every parameter and saved buffer to its names."""
-    groups: dict[int, list[str]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        groups.setdefault(id(tensor), []).append(name)
-    return groups
 
 
 def _check_shapes(model: nn.Module, places: Mapping[str, Place], checkpoint: DenseCheckpoint) -> None:

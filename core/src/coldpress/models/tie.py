@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from coldpress.checkpoint.tie import settle_ties
+
 
 def untie(model: nn.Module, layers: Iterable[str]) -> list[str]:
     """Give each named layer that shares its weight with another module a copy of its own.
 
-    The configuration of a model whose embeddings are no longer tied says so afterwards.
+    The configuration of a model of which something is no longer tied says so afterwards, in every table.
 
     Args:
         model: changed in place.
@@ -20,9 +22,8 @@ def untie(model: nn.Module, layers: Iterable[str]) -> list[str]:
         The names of the layers that got a copy.
     """
     copied = [name.removesuffix(".weight") for name in separate(model, [f"{layer}.weight" for layer in layers])]
-    config: Any = getattr(model, "config", None)
-    if copied and getattr(config, "tie_word_embeddings", False):
-        config.tie_word_embeddings = False
+    if copied:
+        settle_ties(model)
     return copied
 
 

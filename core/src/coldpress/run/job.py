@@ -21,6 +21,7 @@ from coldpress.calibration.store import StatisticStore
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.fingerprint import of_batches
 from coldpress.checkpoint.output import Output
+from coldpress.checkpoint.tie import check_untying
 from coldpress.checkpoint.untouched import Untouched
 from coldpress.dataflow.fused import FusedLayers
 from coldpress.layer_report import LayerReport
@@ -93,6 +94,7 @@ class Job:
         self.claims[:] = preflight.claims_of(modifiers, state.model)
         state.plan = preflight.plan_of(self.claims)
         preflight.check_needs(modifiers, self.pipeline, state)
+        check_untying(state.model, [layer.name for claim in self.claims for layer in claim.layers], state.plan)
         for layer in find_layers(state.model.named_modules()):
             rows, columns = layer.weight.shape
             state.report[layer.name] = LayerReport(layer.name, type(layer.module).__name__, (rows, columns))
