@@ -2,20 +2,21 @@
 
 from torch import nn
 
-from coldpress.dataflow.fused import FusedLayers, split_groups
+from coldpress.dataflow.fused import FusedLayers, named_groups, split_groups
 from coldpress.experts import linearize_experts
 from coldpress.schemes import preset
 from coldpress.stage import find_layers
+from coldpress.testing.families import tiny_family
 from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import tiny_conv1d, tiny_llama
 
 
+def _last(group):
+    return tuple(name.rpartition(".")[2] for name in group)
+
+
 def in_block(model, block):
-    return [
-        tuple(name.rpartition(".")[2] for name in group)
-        for group in FusedLayers(model).groups
-        if f".{block}." in group[0]
-    ]
+    return [_last(group) for group in FusedLayers(model).groups if f".{block}." in group[0]]
 
 
 def test_they_are_the_layers_side_by_side_that_read_one_input():
@@ -33,17 +34,41 @@ def test_a_model_whose_layers_are_fused_already_has_none():
     assert FusedLayers(tiny_conv1d()).groups == ()
 
 
-def test_names_do_not_matter():
-    model = tiny_llama()
-    for block in model.model.layers:
-        block.mlp.up_proj, block.mlp.gate_proj = block.mlp.gate_proj, block.mlp.up_proj
-        attention = block.self_attn
-        attention.k_proj, attention.v_proj = attention.v_proj, attention.k_proj
+def test_layers_that_engines_keep_apart_are_two_though_they_read_one_input():
+    attention = nn.Module()
+    for name in ("in_proj_qkvz", "in_proj_ba"):
+        attention.add_module(name, nn.Linear(4, 4))
+    indexer = nn.Module()
+    for name in ("wk", "weights_proj"):
+        indexer.add_module(name, nn.Linear(4, 4))
 
-    assert {frozenset(group) for group in in_block(model, 0)} == {
-        frozenset({"q_proj", "k_proj", "v_proj"}),
-        frozenset({"gate_proj", "up_proj"}),
-    }
+    assert named_groups(nn.ModuleDict({"linear_attn": attention, "indexer": indexer})) == ()
+
+
+def test_of_four_projections_each_pair_is_one():
+    attention = nn.Module()
+    for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"):
+        attention.add_module(name, nn.Linear(4, 4))
+
+    assert named_groups(attention) == (("in_proj_qkv", "in_proj_z"), ("in_proj_b", "in_proj_a"))
+
+
+def test_queries_of_cross_attention_read_another_tensor_than_keys_and_values():
+    model = tiny_family("bart")
+
+    groups = FusedLayers(model).groups
+
+    decoder = [_last(group) for group in groups if ".decoder.layers.0.encoder_attn." in group[0]]
+    assert decoder == [("k_proj", "v_proj")]
+    assert [_last(group) for group in groups if ".decoder.layers.0.self_attn." in group[0]] == [
+        ("q_proj", "k_proj", "v_proj")
+    ]
+
+
+def test_the_layers_of_a_vision_tower_are_fused_too():
+    groups = FusedLayers(tiny_family("llava")).groups
+
+    assert ("q_proj", "k_proj", "v_proj") in [_last(group) for group in groups if "vision_tower" in group[0]]
 
 
 def test_every_layer_of_a_group_finds_the_others():
@@ -67,17 +92,16 @@ def test_the_two_halves_of_every_expert_are_fused_whether_a_token_reached_it_or_
     assert all(len(group) == 2 for group in groups)
 
 
-def test_a_model_that_cannot_be_run_has_none(caplog):
+def test_where_a_model_cannot_be_run_names_decide():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layers = nn.ModuleList([nn.Linear(4, 4)])
+            self.layers = nn.ModuleList([nn.ModuleDict({"q_proj": nn.Linear(4, 4), "k_proj": nn.Linear(4, 4)})])
 
         def forward(self, anything):
             raise ValueError("no")
 
-    assert FusedLayers(Odd()).groups == ()
-    assert "which layers share an input is not known" in caplog.text
+    assert FusedLayers(Odd()).groups == (("layers.0.q_proj", "layers.0.k_proj"),)
 
 
 def test_one_scheme_for_all_needs_no_run():

@@ -11,3 +11,7 @@ DEFAULT_ACTIVATION_OBSERVER = "minmax"
 DEFAULT_DATASET = "coldpress/short"  # what the demo calibrates with, and errors propose
 DEFAULT_QUANTIZER = "QuantizationModifier"  # what a scheme by name, without a recipe, is applied with
 DEMO_MODEL = "smollm2"  # what the demo compresses; a source knows it by this name
+
+# What `coldpress compress` leaves alone unless told otherwise: the output head, and the routers of mixtures, for whose
+# quantized weights engines have no place.
+DEFAULT_IGNORE = ("lm_head", r"re:(.*\.)?(gate|shared_expert_gate|router)(\.\w+)?$")

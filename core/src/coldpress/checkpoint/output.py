@@ -31,7 +31,6 @@ from coldpress.checkpoint.replaced import MANIFEST
 from coldpress.checkpoint.restore import own_tensors, read_inputs, restored, write_inputs
 from coldpress.checkpoint.tie import WrittenNames, written_names
 from coldpress.checkpoint.writer import CheckpointWriter
-from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.errors import BrokenPluginError, CheckpointError, ColdpressError, SchemeError
 from coldpress.format import REST, Format
 from coldpress.layer_report import LayerReport
@@ -84,19 +83,13 @@ class Output:
             schemes: of all layers that are or will be quantized.
 
         Raises:
-            SchemeError: a layer cannot be written in this format, or layers that its readers fuse differ.
+            SchemeError: a layer cannot be written in this format.
             CheckpointError: transformers turns the joint tensors of experts round when it loads them.
         """
         model = state.model
         for name, scheme in schemes.items():
             layer = next(find_layers([(name, model.get_submodule(name))]))
             self.format.check(scheme, name, (layer.weight.shape[0], layer.weight.shape[1]))
-        split = split_groups(model, schemes, lambda: state.fact(FusedLayers)) if self.format.fuses_layers else []
-        if split:
-            raise SchemeError(
-                "\n".join(split[:4]) + f"\n{len(split)} groups of layers read one input, and engines make one layer of "
-                "each group: give all layers of a group one scheme, or ignore all of them"
-            )
         names = checkpoint_names(model)
         plain = self.format.config(schemes, []) is None
         turned = next((name for name in names.remade if name.rpartition(".")[0] in names.fused), None)

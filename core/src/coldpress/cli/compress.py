@@ -11,6 +11,7 @@ import typer
 from coldpress.arguments import (
     DEFAULT_DATASET,
     DEFAULT_FORMAT,
+    DEFAULT_IGNORE,
     DEFAULT_QUANTIZER,
     DatasetArguments,
     parse_arguments,
@@ -42,7 +43,13 @@ def compress(
     ] = None,
     ignore: Annotated[
         list[str] | None,
-        option(_WHAT, "--ignore", "LAYER", "Name, re:pattern or class to leave alone; repeatable.", shown="lm_head"),
+        option(
+            _WHAT,
+            "--ignore",
+            "LAYER",
+            "Name, re:pattern or class to leave alone; repeatable.",
+            shown="lm_head, routers",
+        ),
     ] = None,
     recipe_arg: Annotated[
         list[str] | None, option(_WHAT, "--recipe-arg", "NAME=VALUE", "Fill ${name} in the recipe; repeatable.")
@@ -141,7 +148,7 @@ def _quantizer(scheme: str | None, group_size: int | None, ignore: list[str] | N
         kind = registry.find("modifiers", DEFAULT_QUANTIZER)
     except UnknownPluginError as error:
         raise UnknownPluginError(f"{error}; --scheme needs it: pip install 'coldpress[quantization]'") from error
-    modifier: Modifier = kind(scheme=scheme, group_size=group_size, ignore=ignore or ["lm_head"])
+    modifier: Modifier = kind(scheme=scheme, group_size=group_size, ignore=ignore or list(DEFAULT_IGNORE))
     return modifier
 
 

@@ -104,7 +104,9 @@ def token_batch(model: nn.Module, *, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     ids = torch.randint(min(3, rows - 1), min(rows, 1000), TOKENS, generator=generator)
-    return {"input_ids": ids if device.type == "meta" else ids.to(device)}
+    ids = ids if device.type == "meta" else ids.to(device)
+    both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return {"input_ids": ids, "decoder_input_ids": ids} if both else {"input_ids": ids}
 
 
 def first_of_each_kind(blocks: Sequence[Block]) -> list[Block]:

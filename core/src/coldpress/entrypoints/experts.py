@@ -8,13 +8,16 @@ from torch import nn
 
 from coldpress.errors import ModelError
 from coldpress.experts import linearize_experts
-from coldpress.experts.layout import fused_weights
+from coldpress.experts.layout import fused_weights, slot_choices
+from coldpress.experts.linear import LinearExperts
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import Modifier
-from coldpress.stage import Layer, class_names
+from coldpress.stage import Layer, class_names, find_layers
 from coldpress.state import State
 
 log = logging.getLogger(__name__)
+
+_CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d
 
 SHARE = 0.25
 """Of a model's weights: if more of them are in fused tensors that cannot be split but are meant, that is an error."""
@@ -34,8 +37,8 @@ def open_experts(model: Any, modifiers: Sequence[Modifier], *, all_experts: bool
     Raises:
         ModelError: they hold a large part of the weights, and the recipe does not ignore them.
     """
-    refused = linearize_experts(model, all_experts=all_experts).refused
-    sizes = {name: sum(t.numel() for t in fused_weights(model.get_submodule(name)).values()) for name in refused}
+    refused = {**linearize_experts(model, all_experts=all_experts).refused, **_of_other_shapes(model)}
+    sizes = {name: sum(t.numel() for t in _matrices(model.get_submodule(name)).values()) for name in refused}
     meant = [name for name in refused if any(_means(modifier, name, model) for modifier in modifiers)]
     if sum(sizes[name] for name in meant) > SHARE * sum(parameter.numel() for parameter in model.parameters()):
         first = meant[0]
@@ -53,11 +56,30 @@ def report_refused(state: State, refused: Mapping[str, str]) -> None:
     """Give fused tensors that stay as they are a line in the report."""
     for name, reason in refused.items():
         module = state.model.get_submodule(name)
-        rows = sum(tensor.numel() // tensor.shape[-1] for tensor in fused_weights(module).values())
-        width = next(iter(fused_weights(module).values())).shape[-1]
+        rows = sum(tensor.numel() // tensor.shape[-1] for tensor in _matrices(module).values())
+        width = next(iter(_matrices(module).values())).shape[-1]
         state.report[name] = LayerReport(
             name, type(module).__name__, (rows, width), reason=f"fused tensors that cannot be split: {reason}"
         )
+
+
+def _of_other_shapes(model: nn.Module) -> dict[str, str]:
+    """Modules whose weights are experts in a tensor of their own, one a module, and why they stay as they are."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LinearExperts | _CONVOLUTIONS) or next(slot_choices(module), None) is not None:
+            continue
+        joint = list(fused_weights(module))
+        if "Expert" in type(module).__name__:
+            joint = list(_matrices(module)) if not any(find_layers([(name, module)])) else []
+        if joint:
+            found[name] = f"its weights are in a joint tensor of their own ({', '.join(joint)})"
+    return found
+
+
+def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a module itself that have two dimensions or more."""
+    return {name: tensor for name, tensor in module.named_parameters(recurse=False) if tensor.ndim > 1}
 
 
 def _means(modifier: Modifier, name: str, model: nn.Module) -> bool:

@@ -39,6 +39,7 @@ from coldpress.modifier import expanded
 from coldpress.pipeline import Pipeline
 from coldpress.recipe import Choice, Recipe, read_recipe, structure_settings
 from coldpress.report import Progress
+from coldpress.run.ignore import with_heads
 from coldpress.run.job import Job
 from coldpress.state import State
 
@@ -68,6 +69,7 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
     output = _output(form, arguments.output)
     sources = _sources(arguments.model.model)  # as they are before the first is read
     opened = open_model(arguments)
+    recipe = evolve(recipe, modifiers=with_heads(recipe.modifiers, opened.model))
     refused = open_experts(opened.model, recipe.modifiers, all_experts=arguments.dataset.moe_calibrate_all_experts)
     progress = progress or Progress(quiet=arguments.output.quiet)
     state = _state(arguments, recipe, opened.model, progress)
@@ -78,6 +80,7 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
         state=state,
         pipeline=pipeline,
         output=output,
+        form=form,
         weights=opened.weights,
         origin=_origin(arguments.model, opened),
         sources=sources,

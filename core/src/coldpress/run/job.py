@@ -24,6 +24,7 @@ from coldpress.checkpoint.output import Output
 from coldpress.checkpoint.tie import check_untying
 from coldpress.checkpoint.untouched import Untouched
 from coldpress.dataflow.fused import FusedLayers
+from coldpress.format import Format
 from coldpress.layer_report import LayerReport
 from coldpress.models.evaluating import evaluating, uncompiled
 from coldpress.models.heap import steady_heap
@@ -37,6 +38,7 @@ from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import SILENT, Progress, Report, manifest_of, report_of
 from coldpress.run import preflight, resume
 from coldpress.run.hooks import Hooks
+from coldpress.run.ignore import warn_of_routers
 from coldpress.run.measuring import Measuring, run_through
 from coldpress.run.outcome import check_complete, note_changes, reason_untouched
 from coldpress.run.stage_run import StageRun, generator
@@ -55,6 +57,7 @@ class Job:
         state: what it is done to.
         pipeline: how the model is cut into stages.
         output: where the checkpoint is written; None keeps the result in memory only.
+        form: that a checkpoint of the result has, now or when it is saved later; None where that is not known.
         weights: brings the weights of a stage into memory when its turn comes; None when all of them are there.
         origin: where the model came from, whose small files the checkpoint gets too; None where that is no folder.
         sources: the files that the model is read from, which nothing may write meanwhile.
@@ -68,6 +71,7 @@ class Job:
     state: State
     pipeline: Pipeline
     output: Output | None = None
+    form: Format | None = None
     weights: WeightStream | None = None
     origin: Origin | None = None
     sources: Untouched = field(factory=lambda: Untouched({}))
@@ -91,7 +95,7 @@ class Job:
             ColdpressError: the job could not end well.
         """
         modifiers, state = self.modifiers, self.state
-        self.claims[:] = preflight.claims_of(modifiers, state.model)
+        self.claims[:] = preflight.claims_of(modifiers, state.model, beside=state.report)
         state.plan = preflight.plan_of(self.claims)
         preflight.check_needs(modifiers, self.pipeline, state)
         check_untying(state.model, [layer.name for claim in self.claims for layer in claim.layers], state.plan)
@@ -100,7 +104,8 @@ class Job:
             state.report[layer.name] = LayerReport(layer.name, type(layer.module).__name__, (rows, columns))
         if any(one.scheme.weights and one.scheme.weights.strategy == "tensor_group" for one in state.plan.values()):
             state.fact(FusedLayers)  # found while the model can be run
-        self._prepare_output()
+        warn_of_routers(state)
+        self._check_written()
 
     def run(self) -> Report:
         """Do all of it; afterwards the state's model is compressed and the output, if any, is complete.
@@ -167,9 +172,16 @@ class Job:
         self.sources.check()
         output.finish(self.state, files, origin=self.origin)
 
-    def _prepare_output(self) -> None:
+    def _check_written(self) -> None:
+        """See that what the plan leads to can be written, and read by the engines of its format.
+
+        Raises:
+            SchemeError: it cannot.
+        """
+        schemes = {name: planned.scheme for name, planned in self.state.plan.items()}
+        if self.form is not None and self.form.fuses_layers:
+            preflight.check_fused(self.state, schemes)
         if self.output is not None:
-            schemes = {name: planned.scheme for name, planned in self.state.plan.items()}
             self.output.prepare(self.state, schemes)
 
     def _passes(self) -> list[Sequence[Modifier]]:
@@ -201,7 +213,7 @@ class Job:
             note=(lambda record: None) if output is None else output.note,
         ).decide(kept)
         preflight.check_plan(self.state)
-        self._prepare_output()
+        self._check_written()
 
     def _compress(self, modifiers: Sequence[Modifier], kept: Sequence[Mapping[str, Any]] | None) -> None:
         """Compress stage by stage.

@@ -1,6 +1,6 @@
 """What is looked at before the first stage, so that a run that cannot end well does not begin."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from attrs import frozen
@@ -8,11 +8,13 @@ from torch import nn
 
 from coldpress import registry
 from coldpress.calibration.batch import count_tokens
+from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.errors import BrokenPluginError, CalibrationError, ModelError, SchemeError, TargetError, near
 from coldpress.modifier import RUNS_LAST, Modifier
 from coldpress.numerics import check_finite
 from coldpress.pipeline import Pipeline
 from coldpress.plan import Planned
+from coldpress.run.ignore import ignore_problems
 from coldpress.schemes import Scheme, check_fit, check_supported
 from coldpress.stage import Layer, Stage, find_layers
 from coldpress.state import State
@@ -31,12 +33,17 @@ class Claim:
     layers: tuple[Layer, ...]
 
 
-def claims_of(modifiers: Sequence[Modifier], model: nn.Module) -> list[Claim]:
+def claims_of(modifiers: Sequence[Modifier], model: nn.Module, *, beside: Iterable[str] = ()) -> list[Claim]:
     """Who claims which layers.
 
+    Args:
+        modifiers: of a recipe.
+        model: whose layers.
+        beside: names that `ignore` may mean too, and that are no part of the model.
+
     Raises:
-        TargetError: a target matches nothing, all that a modifier targets is ignored, or a modifier that must come
-            last does not; every such case is listed.
+        TargetError: a target or a pattern of `ignore` matches nothing, all that a modifier targets is ignored, or a
+            modifier that must come last does not; every such case is listed.
     """
     layers = list(find_layers(model.named_modules()))
     whole = Stage.whole(model)
@@ -50,7 +57,7 @@ def claims_of(modifiers: Sequence[Modifier], model: nn.Module) -> list[Claim]:
         if not claimed and not missed:
             problems.append(f"{name}: every layer that its targets match is ignored, so it would do nothing")
         claims.append(Claim(modifier, tuple(claimed)))
-    problems += _too_early(claims)
+    problems += ignore_problems(modifiers, model, beside) + _too_early(claims)
     if problems:
         raise TargetError("\n".join(problems))
     return claims
@@ -89,6 +96,20 @@ def plan_of(claims: Sequence[Claim]) -> dict[str, Planned]:
     if problems:
         raise SchemeError(shortened(problems))
     return plan
+
+
+def check_fused(state: State, schemes: Mapping[str, Scheme]) -> None:
+    """Refuse schemes by which layers differ of which engines make one.
+
+    Raises:
+        SchemeError: names the layers.
+    """
+    split = split_groups(state.model, schemes, lambda: state.fact(FusedLayers))
+    if split:
+        raise SchemeError(
+            f"{shortened(split, most=4)}\nengines make one layer of each of these {len(split)} groups: give all layers "
+            "of a group one scheme, or ignore all of them; only a dense checkpoint (save_compressed=False) may differ"
+        )
 
 
 def check_plan(state: State) -> None:

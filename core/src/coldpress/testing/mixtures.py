@@ -91,6 +91,23 @@ def _olmoe(experts: int) -> Any:
     )
 
 
+def _qwen2_moe(experts: int) -> Any:
+    config = transformers.Qwen2MoeConfig(
+        **_SHARED,
+        num_experts=experts,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=64,
+    )
+    return transformers.Qwen2MoeForCausalLM(config)
+
+
+def _jetmoe(experts: int) -> Any:
+    sizes = {name: size for name, size in _SHARED.items() if name != "num_attention_heads"}
+    config = transformers.JetMoeConfig(**sizes, kv_channels=16, num_local_experts=experts, num_experts_per_tok=2)
+    return transformers.JetMoeForCausalLM(config)
+
+
 _BUILDERS: dict[str, Callable[[int], Any]] = {
     "mixtral": _mixtral,
     "qwen3_moe": _qwen3_moe,
@@ -104,14 +121,17 @@ _BUILDERS: dict[str, Callable[[int], Any]] = {
 MIXTURES = tuple(_BUILDERS)
 """The model types that `tiny_mixture` builds."""
 
+_OTHERS: dict[str, Callable[[int], Any]] = {"jetmoe": _jetmoe, "qwen2_moe": _qwen2_moe}
+"""Mixtures that are of use to few tests: experts of one tensor a module, a gate for the shared expert."""
+
 
 def tiny_mixture(kind: str, *, experts: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     """A mixture of experts of two blocks, width 64.
 
     Args:
-        kind: one of `MIXTURES`.
+        kind: one of `MIXTURES`, `jetmoe` or `qwen2_moe`.
         experts: of each block, an even number.
         dtype: of all weights.
         seed: of the weights.
     """
-    return filled(_BUILDERS[kind](experts), dtype, seed)
+    return filled({**_BUILDERS, **_OTHERS}[kind](experts), dtype, seed)
