@@ -42,7 +42,9 @@ THREADS = 1  # no result depends on how work is divided among cores
 DIGITS = 16  # of a SHA-256 that are kept
 LOGITS = "logits of the returned model"
 
-CHANGED: dict[str, str] = {}
+CHANGED: dict[str, str] = {
+    "llama/awq-sparsegpt-nvfp4": "the global scale was that of the weights before SparseGPT changed them",
+}
 """Cases that are expected to differ from results/golden.json, each with the defect that was mended."""
 
 WIDTH, BLOCKS, VOCABULARY, POSITIONS = 128, 3, 320, 128
