@@ -15,7 +15,9 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from coldpress.calibration.conversation import CHAT_COLUMNS
 from coldpress.calibration.table import rows_of_table
+from coldpress.calibration.token_rows import MAIN
 from coldpress.errors import CalibrationError
 
 SUFFIXES = ("json", "jsonl", "csv", "txt")
@@ -202,25 +204,34 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _is_lines(path: Path) -> bool:
-    """Whether a file of JSON has one object a line."""
+    """Whether a file of JSON has one object a line, and more than one line."""
     with path.open("rb") as file:
         first = file.readline(_MOST).removeprefix(b"\xef\xbb\xbf").strip()
         more = file.readline(_MOST).strip()
-    return first.startswith(b"{") and first.endswith(b"}") and (not more or more.startswith(b"{"))
+    return first.startswith(b"{") and first.endswith(b"}") and more.startswith(b"{")
 
 
 def _json(path: Path) -> FileRows:
-    """A file that is one value of JSON: a list of rows, a table of columns, or an object around one of them."""
+    """A file that is one value of JSON: a list of rows, an object around one, a table of columns, or one row."""
     size = path.stat().st_size
-    found = _parsed(_text(path, 0, size, repr(str(path))), repr(str(path)))
-    if isinstance(found, Mapping) and len(found) == 1:
-        (found,) = found.values()
-    if isinstance(found, Mapping):
-        found = rows_of_table(found)
-    if not isinstance(found, list):
+    rows = _rows(_parsed(_text(path, 0, size, repr(str(path))), repr(str(path))))
+    if rows is None:
         raise CalibrationError(f"{str(path)!r} must hold a list of rows, a table of columns, or one row a line")
-    rows: list[Any] = found
     return FileRows(len(rows), rows.__getitem__, lambda i: f"{str(path)!r}, row {i}", size)
+
+
+def _rows(found: Any) -> list[Any] | None:
+    if not isinstance(found, Mapping):
+        return found if isinstance(found, list) else None
+    parts = list(found.values())
+    if any(name in CHAT_COLUMNS for name in found) or not all(isinstance(part, list) for part in parts):
+        return [found]
+    if len(parts) == 1 and all(isinstance(row, Mapping) for row in parts[0]):
+        return [*parts[0]]
+    if any(name in MAIN and part and not isinstance(part[0], list) for name, part in found.items()):
+        return [found]
+    rows = rows_of_table(found)
+    return [found] if rows is None else [*rows]
 
 
 def _csv(path: Path) -> FileRows:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coldpress.calibration.sample import COUNTED
 from coldpress.errors import CalibrationError
 
 _NO_LABEL = -100
-COLUMNS = ("loss_mask", "assistant_masks", "completion_mask")
 
 
 def loss_mask_of(columns: Mapping[str, Any], where: str) -> Tensor:
@@ -22,13 +22,13 @@ def loss_mask_of(columns: Mapping[str, Any], where: str) -> Tensor:
     Raises:
         CalibrationError: no column tells.
     """
-    for name in COLUMNS:
+    for name in COUNTED:
         if columns.get(name) is not None:
             return torch.as_tensor(columns[name]) != 0
     labels = columns.get("labels")
     if labels is None:
         raise CalibrationError(
-            f"{where} has no loss mask: use_loss_mask needs a column {', '.join(COLUMNS)} or labels (with -100 where "
+            f"{where} has no loss mask: use_loss_mask needs a column {', '.join(COUNTED)} or labels (with -100 where "
             "nothing counts), or a chat template that marks the answers with {% generation %}"
         )
     return torch.as_tensor(labels) != _NO_LABEL

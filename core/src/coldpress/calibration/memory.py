@@ -34,6 +34,8 @@ def as_collection(dataset: Any, text_column: str) -> Any:
         if callable(getattr(dataset, method, None)) and hasattr(dataset, "columns"):
             rows: list[Any] = getattr(dataset, method)(*arguments)
             return rows
+    if hasattr(dataset, "iloc"):  # a column of pandas, whose index may be anything
+        return list(dataset)
     tensor = as_tensor(dataset) if hasattr(dataset, "dtype") else dataset
     if isinstance(tensor, Tensor):
         if tensor.ndim not in (1, 2) or tensor.is_floating_point():

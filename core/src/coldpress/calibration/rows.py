@@ -1,6 +1,6 @@
 """The rows of a data set, wherever it is, in the order in which they are used."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -122,9 +122,8 @@ def _of_items(
     found: Any, order: Iterable[int], text_column: str, origin: str
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Rows by their index."""
-    place: Callable[[int], str] = getattr(found, "where", None) or (lambda index: f"{origin}, row {index}")
     for index in order:
-        where = place(index)
+        where = found.where(index) if isinstance(found, FileRows) else f"{origin}, row {index}"
         with reading(f"{where} cannot be read"):
             item = found[index]
         yield where, as_row(item, text_column, where)

@@ -7,6 +7,9 @@ import torch
 from attrs import evolve, field, frozen
 from torch import Tensor
 
+COUNTED = ("loss_mask", "assistant_masks", "completion_mask")
+"""Columns of rows that say which tokens count."""
+
 _NO_LABEL = -100
 _SEQUENCES = ("input_ids", "inputs_embeds")
 _DECODER_SEQUENCES = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
@@ -78,9 +81,10 @@ class Sample:
         )
 
     def for_collator(self) -> dict[str, Any]:
-        """What a collator that is a function is handed: the row as it is, or what was made of a text, as lists."""
+        """What a collator that is a function is handed: the row as it is but for what was cut, or a text's tokens."""
         if self.row is not None:
-            return dict(self.row)
+            cut = {*self.tokens, *COUNTED} if self.length else set()
+            return {name: _first(value, self.length) if name in cut else value for name, value in self.row.items()}
         return {
             **{name: value[0].tolist() for name, value in {**self.tokens, **self.decoder}.items()},
             **{n: v[0] if isinstance(v, Tensor) and len(v) == 1 else v for n, v in self.others.items()},
@@ -105,6 +109,14 @@ def as_tensor(value: Any) -> Any:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return value
+
+
+def _first(value: Any, length: int) -> Any:
+    """The first entries of a column of a row, with or without a batch dimension."""
+    nested = value.ndim > 1 if isinstance(value, Tensor) else bool(value) and hasattr(value[0], "__len__")
+    if not nested:
+        return value[:length]
+    return value[:, :length] if isinstance(value, Tensor) else [part[:length] for part in value]
 
 
 def _length(columns: Mapping[str, Tensor], names: Sequence[str]) -> int:

@@ -70,7 +70,8 @@ class CalibrationSummary:
         if self.tokens is not None and not self.packed and self.tokens < _FEW * wanted:
             found.append(
                 f"{self.dataset}: its samples have {self.tokens // max(1, self.samples)} tokens in the mean, where "
-                f"max_seq_length={self.asked_length} was asked for; concatenate_data=True joins texts to that length"
+                f"max_seq_length={self.asked_length} was asked for; concatenate_data=True (--concatenate-data) joins "
+                "texts to that length"
             )
         return found
 

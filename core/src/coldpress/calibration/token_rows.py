@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coldpress.calibration.loss_mask import COLUMNS as LOSS_COLUMNS
 from coldpress.calibration.loss_mask import loss_mask_of
 from coldpress.calibration.model_inputs import ModelInputs
-from coldpress.calibration.sample import Sample, as_tensor
+from coldpress.calibration.sample import COUNTED, Sample, as_tensor
 from coldpress.errors import CalibrationError
 
 MAIN = {"input_ids": 1, "inputs_embeds": 2, "input_features": 2, "pixel_values": 3, "input_values": 1}
@@ -56,7 +55,7 @@ def sample_of(row: Mapping[str, Any], inputs: ModelInputs, where: str, *, use_lo
     Raises:
         CalibrationError: a column is not of its form.
     """
-    extra = ("attention_mask", "decoder_attention_mask", *(LOSS_COLUMNS if use_loss_mask else ()))
+    extra = ("attention_mask", "decoder_attention_mask", *((*COUNTED, "labels") if use_loss_mask else ()))
     taken = {name: row[name] for name in row if row[name] is not None and (inputs.takes(name) or name in extra)}
     why = f"left out of the calibration data, {inputs.model}.forward has no such argument"
     inputs.drop((str(name) for name in row if name not in taken and row[name] is not None), why)
@@ -84,10 +83,11 @@ def arranged(
     Raises:
         CalibrationError: a column is not of its form.
     """
-    counts = loss_mask_of(columns, where) if use_loss_mask else None
+    counts = _counts(columns, inputs, where) if use_loss_mask else None
     main = next((columns[name] for name in ("input_ids", "inputs_embeds") if name in columns), None)
     decoder = {n: v for n, v in columns.items() if n in _DECODER or (n == "labels" and inputs.is_encoder_decoder)}
-    rest = {n: v for n, v in columns.items() if n not in decoder and n not in LOSS_COLUMNS}
+    dropped = (*COUNTED, *(() if inputs.takes("labels") else ("labels",)))
+    rest = {n: v for n, v in columns.items() if n not in decoder and n not in dropped}
     if main is None:
         rest.pop("labels", None)
         return Sample(decoder=_masked(decoder), others=rest, row=row)
@@ -105,6 +105,12 @@ def arranged(
         raise CalibrationError(f"{where} has {main.shape[1]} tokens and a loss mask of {counts.shape[-1]}")
     _check_ids(columns, inputs, where, media=bool(others))
     return Sample(tokens, _masked(decoder), others, counts, row)
+
+
+def _counts(columns: Mapping[str, Any], inputs: ModelInputs, where: str) -> Tensor | None:
+    """Which tokens have a loss; None where the labels are those of a decoder, which counts them by itself."""
+    of_decoder = inputs.is_encoder_decoder and not any(name in columns for name in COUNTED)
+    return None if of_decoder and "labels" in columns else loss_mask_of(columns, where)
 
 
 def batched(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +157,8 @@ def _is_fraction(tensor: Tensor) -> bool:
 
 def _described(value: Any) -> str:
     if isinstance(value, (list, tuple)) and value:
-        return f"a list of {type(value[0]).__name__}"
+        kinds = {type(part).__name__ for part in value}
+        return f"a list of {' and '.join(sorted(kinds))}" + (" of other sizes" if kinds <= {"int", "list"} else "")
     return f"the text {value[:40]!r}" if isinstance(value, str) else type(value).__name__
 
 

@@ -28,7 +28,7 @@ def tokenized(tokenizer: Any, text: str, *, limit: int | None, special: bool) ->
 
     while size < len(text) and len(cut(limit + _SPARE)) < limit + _SPARE:
         size *= 4
-    return cut(limit)
+    return cut(limit)[:limit]  # tokenizers give more where there is no room beside special tokens
 
 
 def packed(tokenizer: Any, texts: Iterable[str], length: int) -> Iterator[list[int]]:
