@@ -10,8 +10,11 @@ import torch
 
 from coldpress import CheckpointError, load_model, oneshot
 from coldpress.errors import BrokenPluginError
-from coldpress.testing.interrupt import interrupted, kept_stages
+from coldpress.report.contents import contents_of
+from coldpress.testing.interrupt import interrupted, kept_stages, killed_publishing
+from coldpress.testing.kit import Verdicts, checks_for
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
+from coldpress.testing.subject import subject_of
 
 FORMAT = '''"""stage-files: codes of eight bits, in one file for each stage."""
 
@@ -26,8 +29,9 @@ class StageFiles(Format):
 
     def check(self, scheme, name, shape):
         args = scheme.weights
-        if args is None or args.num_bits != 8 or args.strategy != "channel" or scheme.input_activations is not None:
-            raise SchemeError(f"{name}: stage-files holds weights of eight bits, one scale a row")
+        simple = args is not None and args.num_bits == 8 and args.strategy == "channel" and args.symmetric
+        if not simple or scheme.input_activations is not None:
+            raise SchemeError(f"{name}: stage-files holds symmetric weights of eight bits, one scale a row")
 
     def tensors(self, quantized):
         return {"codes": quantized.codes, "scale": quantized.scale}
@@ -42,7 +46,8 @@ class StageFiles(Format):
     def restore(self, tensors, scheme):
         if not {"codes", "scale"} <= tensors.keys():
             raise CheckpointError("a layer lacks its codes or its scale")
-        return Quantized(scheme, codes=tensors["codes"], scale=tensors["scale"])
+        zeros = torch.zeros_like(tensors["scale"], dtype=torch.int8)
+        return Quantized(scheme, codes=tensors["codes"], scale=tensors["scale"], zero_point=zeros)
 
     def publish(self, parts, folder, state):
         for number, (stage, names) in enumerate(parts.stages.items()):
@@ -159,22 +164,11 @@ def test_an_interrupted_run_goes_on_to_the_same_tensors(source, tmp_path, stages
 
 
 @pytest.mark.parametrize("reads", [0, 7])
-def test_a_run_that_is_killed_while_it_publishes_goes_on_and_publishes_again(source, tmp_path, monkeypatch, reads):
-    from coldpress.checkpoint.parts import StageParts
-
+def test_a_run_that_is_killed_while_it_publishes_goes_on_and_publishes_again(source, tmp_path, reads):
     compress(source, tmp_path / "whole")
-    count, read = [], StageParts.read
 
-    def killed(self, name):
-        count.append(name)
-        if len(count) > reads:
-            raise KeyboardInterrupt
-        return read(self, name)
-
-    monkeypatch.setattr(StageParts, "read", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_publishing(after=reads):
         compress(source, tmp_path / "out")
-    monkeypatch.setattr(StageParts, "read", read)
     assert not (tmp_path / "out").exists()
 
     with kept_stages() as done:
@@ -182,6 +176,26 @@ def test_a_run_that_is_killed_while_it_publishes_goes_on_and_publishes_again(sou
 
     assert done == []
     assert same(tensors_of(tmp_path / "out"), tensors_of(tmp_path / "whole"))
+
+
+def test_what_is_published_is_inspected_by_the_words_of_its_format_and_the_counts_of_its_report(source, tmp_path):
+    compress(source, tmp_path / "out")
+
+    first, *others = contents_of(tmp_path / "out").parts
+
+    layers = 2 * (128 * (128 + 64 + 64 + 128) + 3 * 128 * 256)
+    assert (first.name, first.count, first.weights) == ("int8 channel", 14, layers)
+    assert first.nbytes == layers + first.companion_nbytes
+    assert not any(part.quantized for part in others)
+
+
+def test_the_kit_checks_that_what_is_published_is_read_back():
+    subject = subject_of("stage-files", kind="formats", settings={})
+    checks = checks_for(subject)
+    verdicts = Verdicts(subject, checks)
+
+    assert "publishes_every_tensor" in {check.name for check in checks}
+    assert [check.name for check in checks if not verdicts.holds(check.name)] == []
 
 
 def test_saving_later_publishes_too(tmp_path):

@@ -6,6 +6,7 @@
         def config(self, schemes, ignore): ...           config.json["quantization_config"]
         def read(self, config): ...                      config -> (layer -> scheme)
         def restore(self, tensors, scheme): ...          the tensors of one layer -> Quantized
+        def count_weights(self, stored, scheme): ...     how many weights they stand for
         def publish(self, parts, folder, state): ...     another container than safetensors files
         def open(self, folder): ...                      and its tensors again
 
@@ -13,10 +14,12 @@ The name of the entry point is the `quant_method` of its configuration, so that 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import torch
 from attrs import frozen
 from torch import Tensor
 
@@ -40,6 +43,25 @@ class SchemeLookup(Protocol):
             class_names: names of the classes in its module's MRO; `Conv1D` also answers to `Linear`.
         """
         ...
+
+
+@frozen
+class Stored:
+    """A tensor of a checkpoint, as its header has it.
+
+    Attributes:
+        dtype: as stored.
+        shape: as stored.
+        read: reads it.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    def nbytes(self) -> int:
+        """The bytes that it takes."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 class Parts(Weights):
@@ -138,6 +160,21 @@ class Format(ABC):
         Raises:
             CheckpointError: a tensor is missing or does not have the shape that the scheme implies.
         """
+
+    def count_weights(self, stored: Mapping[str, Stored], scheme: Scheme) -> Mapping[str, int]:
+        """How many weights the tensors of a quantized layer stand for: what `coldpress inspect` counts.
+
+        Unless overridden, the report beside a checkpoint says how many weights the layer has.
+
+        Args:
+            stored: suffix to tensor, of a layer as it lies in a checkpoint.
+            scheme: what `read` says of the layer.
+
+        Returns:
+            Suffix to number, 0 for scales and whatever else is no code; without tensors that are no part of the
+            quantized weight, such as `bias`.  Empty where the tensors are not those of a quantized layer.
+        """
+        return {}
 
     def publish(self, parts: Parts, folder: Path, state: State) -> None:
         """Write the tensors of all stages into the folder of the checkpoint; safetensors files, unless overridden.

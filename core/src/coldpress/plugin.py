@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         SchemeError,
         TargetError,
     )
-    from coldpress.format import Format, Parts, SchemeLookup
+    from coldpress.format import Format, Parts, SchemeLookup, Stored
     from coldpress.hookspecs import hookimpl
     from coldpress.layer_report import LayerReport
     from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Decision, Modifier, Needs
@@ -87,6 +87,7 @@ __all__ = [
     "State",
     "Statistic",
     "StopForward",
+    "Stored",
     "TargetError",
     "Weights",
     "block_names",
@@ -129,7 +130,7 @@ __getattr__, __dir__ = lazy_names(
             "SchemeError",
             "TargetError",
         ),
-        "format": ("Format", "Parts", "SchemeLookup"),
+        "format": ("Format", "Parts", "SchemeLookup", "Stored"),
         "hookspecs": ("hookimpl",),
         "modifier": ("PRUNES", "QUANTIZES", "RUNS_LAST", "TRANSFORMS", "Decision", "Modifier", "Needs"),
         "pipeline": ("Pipeline",),

@@ -91,6 +91,43 @@ def test_a_method_that_no_plugin_reads_is_told_by_its_own_words(coldpress, tmp_p
     assert part["weights"] == 64 * 64
 
 
+def test_codes_of_a_method_that_no_plugin_reads_are_never_norms_or_biases(coldpress, tmp_path):
+    tensors = {
+        "a.experts.up_blocks": torch.zeros(2, 64, 4, 16, dtype=torch.uint8),
+        "a.experts.up_scales": torch.zeros(2, 64, 4, dtype=torch.uint8),
+        "a.experts.down_blocks": torch.zeros(2, 32, 4, 16, dtype=torch.uint8),
+        "a.experts.bias": torch.zeros(2, 64),
+        "b.weight": torch.zeros(64 * 16, dtype=torch.uint8),  # in one dimension
+        "norm.weight": torch.zeros(64),
+        "position_ids": torch.zeros(8, dtype=torch.int64),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "foreign"}}))
+
+    parts = {part["name"]: part for part in look(coldpress, tmp_path)["parts"]}
+
+    coded = parts["foreign: uint8 codes"]
+    assert (coded["modules"], coded["weights"], coded["scale_bytes"]) == (2, 2 * 96 * 64 + 1024, 2 * 64 * 4)
+    assert set(parts) == {
+        "foreign: uint8 codes",
+        "norms, biases: float32",
+        "other tensors: int64",
+        "other matrices: float32",
+    }
+
+
+def test_codes_of_a_format_that_is_gone_have_the_words_and_the_weights_of_the_report(coldpress, compressed, tmp_path):
+    for path in compressed.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "gone"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    part = look(coldpress, tmp_path)["parts"][0]
+
+    assert part == {**look(coldpress, compressed)["parts"][0], "name": "int4 group 32"}
+
+
 def test_the_page_is_readable_in_80_columns(coldpress, compressed):
     answer = coldpress("inspect", compressed)
 

@@ -8,7 +8,7 @@ from attrs import frozen
 from torch import Tensor
 
 from coldpress import CalibrationError, CheckpointError, SchemeError
-from coldpress.plugin import Format, Observer, Pass, Pipeline, Stage, StopForward, partition
+from coldpress.plugin import Format, Observer, Pass, Pipeline, Stage, StopForward, Weights, partition
 
 # --- observers
 
@@ -321,7 +321,67 @@ class RaisesKeyError(GoodFormat):
         return Quantized(scheme, codes=tensors["q"], scale=tensors["s"], zero_point=tensors["z"])
 
 
-GOOD: tuple[type, ...] = (GoodObserver, GoodPipeline, GoodFormat)
+@frozen(kw_only=True)
+class CountsScales(GoodFormat):
+    """Takes every number for a weight."""
+
+    def count_weights(self, stored, scheme):
+        return {suffix: one.nbytes() // one.dtype.itemsize for suffix, one in stored.items() if suffix in "qsz"}
+
+
+class OneFile(Weights):
+    """Everything in one file of torch."""
+
+    def __init__(self, folder):
+        self.files = [folder / "all.pt"]
+        self._tensors = torch.load(self.files[0])
+
+    def names(self):
+        return list(self._tensors)
+
+    def shape(self, name):
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name):
+        return self._tensors[name].dtype
+
+    def read(self, name):
+        return self._tensors[name].clone()
+
+
+@frozen(kw_only=True)
+class GoodPublisher(GoodFormat):
+    """A container of its own, and how many weights are in it."""
+
+    def count_weights(self, stored, scheme):
+        return {"q": stored["q"].shape[0] * stored["q"].shape[1], "s": 0, "z": 0} if "q" in stored else {}
+
+    def publish(self, parts, folder, state):
+        torch.save({name: parts.read(name) for name in parts.names()}, folder / "all.pt")
+
+    def open(self, folder):
+        return OneFile(folder)
+
+
+@frozen(kw_only=True)
+class PublishesHalves(GoodPublisher):
+    """Saves room where nobody looks."""
+
+    def publish(self, parts, folder, state):
+        tensors = {name: parts.read(name) for name in parts.names()}
+        halved = {name: x.half() if x.dtype == torch.float32 else x for name, x in tensors.items()}
+        torch.save(halved, folder / "all.pt")
+
+
+@frozen(kw_only=True)
+class PublishesIntoTheVoid(GoodPublisher):
+    """Can be written only."""
+
+    def open(self, folder):
+        return None
+
+
+GOOD: tuple[type, ...] = (GoodObserver, GoodPipeline, GoodFormat, GoodPublisher)
 
 # class -> the one check that it fails
 BAD: dict[type, str] = {
@@ -350,4 +410,7 @@ BAD: dict[type, str] = {
     ForgetsZeroPoint: "round_trip",
     QuantizesAll: "config_reads_back",
     RaisesKeyError: "missing_tensor_is_reported",
+    CountsScales: "counts_its_weights",
+    PublishesHalves: "publishes_every_tensor",
+    PublishesIntoTheVoid: "publishes_every_tensor",
 }

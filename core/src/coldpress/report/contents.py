@@ -2,25 +2,17 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from attrs import define, field, frozen
 
-from coldpress import registry
-from coldpress.checkpoint import CheckpointReader, SchemeLookup
-from coldpress.errors import UnknownPluginError
+from coldpress.calibration.attention import SCALES
+from coldpress.checkpoint.published import format_of, open_folder
+from coldpress.checkpoint.reader import read_json
+from coldpress.report.codes import Classifier, StoredTensor, is_embedding
 from coldpress.report.report import read_report
-from coldpress.schemes import describe
-
-_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_PACKED = ("weight_packed", "qweight")
-_CODES = (*_PACKED, "weight")  # where the codes of a quantized layer are
-_SIGNS = (*_PACKED, "weight_scale", "weight_scale_inv")  # a layer with one of these is quantized
-_CACHE = ("k_scale", "v_scale", "q_scale")
-_COMPANIONS = ("scale", "scales", "_scale_inv", "zero_point", "qzeros", "g_idx", "weight_shape")
+from coldpress.schemes import QuantizationArgs
 
 
 @frozen
@@ -131,93 +123,27 @@ def contents_of(folder: Path) -> Contents:
     Raises:
         CheckpointError: it is not one, or a file of it is damaged.
     """
-    reader = CheckpointReader(folder)
-    config = reader.config() if (folder / "config.json").exists() else {}
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     quantization = config.get("quantization_config") or {}
-    tensors = _tensors(reader, quantization)
+    form, report = format_of(quantization), read_report(folder)
+    lines = None if report is None else report.get("layers", [])
+    weights = open_folder(folder, form)
+    tensors = Classifier(quantization, form, {line["name"]: line for line in lines or ()}).tensors(weights)
     plain = Counter[str]()
     for tensor in tensors:
-        if not tensor.coded:
+        if tensor.scheme is None:
             plain[tensor.dtype] += tensor.nbytes
-    usual = plain.most_common(1)[0][0] if plain else ""
-    files = set(reader.files)
+    usual, files = plain.most_common(1)[0][0] if plain else "", set(weights.files)
     return Contents(
         folder=folder,
         architecture=", ".join(config.get("architectures") or []),
         dtype=usual,
         method=quantization.get("quant_method"),
-        parts=_parts(tensors, quantization),
+        parts=_parts(tensors, None if form is None else form.cache(quantization)),
         other_nbytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path not in files),
-        left_alone=tuple(_left_alone(folder, tensors, quantization)),
-        odd=tuple((t.name, t.dtype) for t in tensors if not t.coded and t.dtype != usual),
+        left_alone=tuple(_left_alone(lines, tensors, quantization)),
+        odd=tuple((t.name, t.dtype) for t in tensors if t.scheme is None and t.dtype != usual),
     )
-
-
-@frozen
-class _Tensor:
-    """One tensor of a file.
-
-    Attributes:
-        name: of the tensor.
-        module: that it belongs to.
-        suffix: its name in the module.
-        dtype: without `torch.`.
-        shape: as stored.
-        nbytes: as stored.
-        coded: whether it is part of a quantized weight: its codes or a companion of them.
-        weights: numbers that it stands for; 0 for companions.
-    """
-
-    name: str
-    module: str
-    suffix: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    coded: bool
-    weights: int
-
-
-def _tensors(reader: CheckpointReader, config: Mapping[str, Any]) -> list[_Tensor]:
-    modules: dict[str, list[str]] = {}
-    for name in reader.names():
-        module, _, suffix = name.rpartition(".")
-        modules.setdefault(module, []).append(suffix)
-    lookup = _lookup(config)
-    return [
-        _tensor(reader, module, suffix, suffixes, _bits(module, lookup, config))
-        for module, suffixes in modules.items()
-        for suffix in suffixes
-    ]
-
-
-def _bits(module: str, lookup: SchemeLookup | None, config: Mapping[str, Any]) -> int:
-    """How wide packed codes of a module are: GPTQ and AWQ say it for all; float4 where nothing says."""
-    scheme = lookup(module, ("Linear", "Module")) if lookup else None
-    return int(config.get("bits") or (scheme.weights.num_bits if scheme and scheme.weights else 4))
-
-
-def _tensor(reader: CheckpointReader, module: str, suffix: str, suffixes: Sequence[str], bits: int) -> _Tensor:
-    name = _join(module, suffix)
-    dtype, shape, companion = reader.dtype(name), reader.shape(name), suffix.endswith(_COMPANIONS)
-    coded = _is_quantized(reader, module, suffixes) and (suffix in _CODES or companion)
-    weights = 0 if companion else prod(shape)
-    if coded and "weight_shape" in suffixes and not companion:
-        weights = int(reader.get(_join(module, "weight_shape")).prod())
-    elif coded and suffix in _PACKED:
-        weights = weights * dtype.itemsize * 8 // bits
-    plain_dtype = str(dtype).removeprefix("torch.")
-    return _Tensor(name, module, suffix, plain_dtype, shape, reader.nbytes(name), coded, weights)
-
-
-def _join(module: str, suffix: str) -> str:
-    return f"{module}.{suffix}" if module else suffix
-
-
-def _is_quantized(reader: CheckpointReader, module: str, suffixes: Iterable[str]) -> bool:
-    if any(sign in suffixes for sign in _SIGNS):
-        return True
-    return "weight" in suffixes and reader.dtype(_join(module, "weight")) not in _PLAIN
 
 
 @define
@@ -230,17 +156,16 @@ class _Sum:
     companion_nbytes: int = 0
 
 
-def _parts(tensors: Sequence[_Tensor], config: Mapping[str, Any]) -> tuple[Part, ...]:
+def _parts(tensors: Sequence[StoredTensor], cache: QuantizationArgs | None) -> tuple[Part, ...]:
     """The tensors by kind: schemes first, then what takes most room."""
     sums: dict[tuple[bool, str], _Sum] = {}
-    lookup = _lookup(config)
     for tensor in tensors:
-        what = _scheme_words(tensor.module, lookup, config) if tensor.coded else _plain_words(tensor, config)
-        total = sums.setdefault((tensor.coded, what), _Sum())
+        coded = tensor.scheme is not None
+        total = sums.setdefault((coded, tensor.scheme or _plain_words(tensor, cache)), _Sum())
         total.modules.add(tensor.module)
         total.weights += tensor.weights
         total.nbytes += tensor.nbytes
-        if tensor.suffix.endswith(_COMPANIONS):
+        if coded and not tensor.weights:
             total.companion_nbytes += tensor.nbytes
     parts = [
         Part(what, coded, len(s.modules), s.weights, s.nbytes, s.companion_nbytes) for (coded, what), s in sums.items()
@@ -248,52 +173,24 @@ def _parts(tensors: Sequence[_Tensor], config: Mapping[str, Any]) -> tuple[Part,
     return tuple(sorted(parts, key=lambda part: (not part.quantized, -part.nbytes)))
 
 
-def _plain_words(tensor: _Tensor, config: Mapping[str, Any]) -> str:
-    cache = config.get("kv_cache_scheme")
-    if cache and tensor.suffix in _CACHE:
-        what = "queries of attention" if tensor.suffix == "q_scale" else "KV cache"
-        return f"{what}: {cache.get('type', 'int')}{cache.get('num_bits', 8)} {cache.get('strategy') or 'tensor'}"
+def _plain_words(tensor: StoredTensor, cache: QuantizationArgs | None) -> str:
+    if cache is not None and tensor.suffix in SCALES:
+        what = "queries of attention" if tensor.suffix == SCALES[-1] else "KV cache"
+        return f"{what}: {cache.type}{cache.num_bits} {cache.strategy}"
     if len(tensor.shape) < 2:
-        return f"norms, biases: {tensor.dtype}"
-    return f"{'embeddings' if _is_embedding(tensor.module) else 'other matrices'}: {tensor.dtype}"
+        return f"{'norms, biases' if 'float' in tensor.dtype else 'other tensors'}: {tensor.dtype}"
+    return f"{'embeddings' if is_embedding(tensor.module) else 'other matrices'}: {tensor.dtype}"
 
 
-def _is_embedding(module: str) -> bool:
-    last = module.rpartition(".")[2]
-    return "embed" in last or last in ("wte", "wpe")
-
-
-def _lookup(config: Mapping[str, Any]) -> SchemeLookup | None:
-    """What the installed format of this config says of layers; None when none is installed."""
-    method = config.get("quant_method")
-    try:
-        form = registry.find("formats", method)() if isinstance(method, str) else None
-    except UnknownPluginError:
-        return None
-    lookup: SchemeLookup | None = form.read(config) if form else None
-    return lookup
-
-
-def _scheme_words(module: str, lookup: SchemeLookup | None, config: Mapping[str, Any]) -> str:
-    kinds = ("Embedding", "Linear") if _is_embedding(module) else ("Linear", "Embedding")
-    for kind in kinds if lookup else ():
-        scheme = lookup(module, (kind, "Module")) if lookup else None
-        if scheme is not None:
-            return describe(scheme) + (f" ({scheme.format})" if scheme.format else "")
-    words = [str(config.get("quant_method", "quantized"))]
-    words += [f"{config['bits']} bits"] if "bits" in config else []
-    words += [f"group {config['group_size']}"] if "group_size" in config else []
-    return " ".join(words)
-
-
-def _left_alone(folder: Path, tensors: Iterable[_Tensor], config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _left_alone(
+    report: Sequence[Mapping[str, Any]] | None, tensors: Iterable[StoredTensor], config: Mapping[str, Any]
+) -> Iterable[tuple[str, str]]:
     """Name and reason of layers that were not compressed: from the report, or else from the config."""
-    report = read_report(folder)
     if report is not None:
-        lines = [line for line in report.get("layers", []) if line.get("status") in ("untouched", "fallback")]
+        lines = [line for line in report if line.get("status") in ("untouched", "fallback")]
         return [(line["name"], line.get("reason") or "no reason given") for line in lines]
     if not config:
         return []
-    ignored = config.get("ignore") or config.get("modules_to_not_convert") or []
-    plain = [t.module for t in tensors if t.suffix == "weight" and not t.coded and len(t.shape) == 2]
+    ignored = {name for value in config.values() if isinstance(value, list) for name in value if isinstance(name, str)}
+    plain = [t.module for t in tensors if t.suffix == "weight" and t.scheme is None and len(t.shape) == 2]
     return [(name, "ignored by config.json" if name in ignored else "no target matches it") for name in plain]

@@ -1,21 +1,27 @@
 """What a checkpoint format promises: what it writes it reads, bit for bit, and what it cannot write it refuses."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import torch
 from attrs import evolve
 from torch import nn
 
-from coldpress.checkpoint import CheckpointWriter, Format
+from coldpress.checkpoint import CheckpointReader, CheckpointWriter, Format
 from coldpress.checkpoint.output import Output
 from coldpress.errors import CheckpointError, SchemeError
+from coldpress.format import Stored
 from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme, check_fit, check_supported, preset, preset_names
+from coldpress.source import Weights
 from coldpress.testing.check import Check
+from coldpress.testing.interrupt import killed_publishing
 from coldpress.testing.job_checks import check_same_logits
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress.testing.rounding import Rounding, rounded_weight
@@ -27,6 +33,12 @@ from coldpress.testing.trial import run_trial
 _LAYER = "model.layers.0.mlp.up_proj"
 _SHAPES = ((256, 128), (24, 48), (40, 136))  # usual, small, and one that no block and no word of 32 bits divides
 _TENSORS = ("codes", "scale", "zero_point", "global_scale", "input_scale", "input_zero_point")
+_SIMPLE: tuple[dict[str, Any], ...] = (
+    {"scheme": "W8A16", "group_size": -1},
+    {"scheme": "W4A16"},
+    {"scheme": "W8A8"},
+    {"scheme": "FP8_DYNAMIC"},
+)
 _SERVED = ("W4A16", "W4A16_ASYM", "W8A8", "FP8_DYNAMIC", "FP8")
 
 
@@ -91,6 +103,43 @@ def missing_tensor_is_reported(subject: Subject) -> None:
     raise AssertionError("a layer without any tensor was restored")
 
 
+def counts_its_weights(subject: Subject) -> None:
+    """What `inspect` counts, where the format counts at all: as many weights as a layer has, and no bias."""
+    form = _format(subject)
+    for scheme, shape, dtype in _writable(subject):
+        config = form.config({_LAYER: scheme}, [])
+        if config is None:
+            return
+        tensors = {**form.tensors(_quantized(scheme, shape, dtype)), "bias": torch.ones(shape[0])}
+        stored = {suffix: Stored(x.dtype, tuple(x.shape), x.clone) for suffix, x in tensors.items()}
+        read = form.read(_as_json(config))(_LAYER, ("Linear", "Module"))
+        counts = form.count_weights(stored, read or scheme)
+        place = f"{_said(scheme)}, {shape}, {dtype}"
+        if counts:
+            assert set(counts) == set(tensors) - {"bias"}, f"{place}: it counts {', '.join(counts)}"
+            assert sum(counts.values()) == prod(shape), f"{place}: it counts {sum(counts.values())} of {prod(shape)}"
+    plain = {"weight": Stored(torch.float32, (4, 4), partial(torch.zeros, 4, 4))}
+    assert not form.count_weights(plain, next(_writable(subject))[0]), "it takes a plain weight for a quantized one"
+
+
+def publishes_every_tensor(subject: Subject) -> None:
+    """What `publish` writes `open` reads again, bit for bit; killed while it publishes, a run goes on to the same."""
+    form = _format(subject)
+    settings = next(one for one in _SIMPLE if _can(form, _preset(**one), _SHAPES[0]))
+    with TemporaryDirectory() as folder:
+        plain, whole, killed = (Path(folder) / name for name in ("plain", "whole", "killed"))
+        with mock.patch.object(subject.cls, "publish", Format.publish):
+            _write(form, settings, plain)
+        expected = CheckpointReader(plain)
+        _write(form, settings, whole)
+        _check_tensors(form.open(whole), expected)
+        with killed_publishing(after=len(expected.names()) // 2):
+            _write(form, settings, killed)
+        assert not killed.exists(), "there is a checkpoint although publishing was interrupted"
+        _write(form, settings, killed)
+        _check_tensors(form.open(killed), expected)
+
+
 def save_load(subject: Subject) -> None:
     """A model that is saved and loaded again says what it said in memory."""
     for name in _SERVED:
@@ -120,6 +169,20 @@ def _check_saved(subject: Subject, model: nn.Module, scheme: str) -> None:
             check_same_logits(trial.model, loaded, batches(rows=2))
 
 
+def _write(form: Format, settings: Mapping[str, Any], path: Path) -> None:
+    modifier = Rounding(**settings, ignore=["lm_head"])
+    run_trial(modifier, output=Output(CheckpointWriter(path), form), tokenizer=tiny_tokenizer())
+
+
+def _check_tensors(found: Weights | None, expected: Weights) -> None:
+    assert found is not None, "it publishes a container of its own, and open() gives None"
+    names = set(found.names())
+    assert names == set(expected.names()), f"tensors come or go: {', '.join(sorted(names ^ set(expected.names())))}"
+    wrong = [name for name in sorted(names) if not same_bits(found.read(name), expected.read(name))]
+    assert not wrong, f"{wrong[0]} is not what was published"
+    assert all(Path(file).is_file() for file in found.files), "one of the files that it names is not there"
+
+
 def _check_config(form: Format, schemes: dict[str, Scheme], ignored: str) -> None:
     config = form.config(schemes, [ignored])
     if config is None:
@@ -144,6 +207,10 @@ def _schemes() -> Iterator[Scheme]:
                 yield Scheme(targets=("Linear",), weights=args)
     inputs = QuantizationArgs(symmetric=False)  # static, with a zero point
     yield Scheme(targets=("Linear",), weights=QuantizationArgs(strategy="channel"), input_activations=inputs)
+
+
+def _preset(scheme: str, group_size: int | None = None) -> Scheme:
+    return preset(scheme, group_size=group_size)
 
 
 def _writable(subject: Subject) -> Iterator[tuple[Scheme, tuple[int, int], torch.dtype]]:
@@ -200,6 +267,11 @@ def _has_observers() -> bool:
     return DEFAULT_ACTIVATION_OBSERVER in names and "static_minmax" in names
 
 
+def _publishes(subject: Subject) -> bool:
+    """Whether it has a container of its own, and reads that itself rather than by a source."""
+    return subject.cls.publish is not Format.publish and subject.cls.open is not Format.open
+
+
 def _is_installed(subject: Subject) -> bool:
     return subject.installed  # loading finds the format by its name
 
@@ -212,5 +284,7 @@ CHECKS = (
     Check(round_trip, after=("writes_something",)),
     Check(config_reads_back, after=("writes_something",)),
     Check(missing_tensor_is_reported, after=("writes_something",)),
+    Check(counts_its_weights, after=("round_trip", "config_reads_back")),
+    Check(publishes_every_tensor, after=("round_trip",), applies=_publishes),
     Check(save_load, after=("writes_something", "round_trip"), applies=_is_installed),
 )

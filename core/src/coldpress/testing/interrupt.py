@@ -2,15 +2,23 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
+from torch import Tensor
+
 from coldpress.checkpoint.output import Output
+from coldpress.checkpoint.parts import StageParts
 from coldpress.stage import Stage
 from coldpress.state import State
 
 
 class _StopError(Exception):
     """The interruption."""
+
+
+class _Kill(BaseException):
+    """The end of the process, as far as everything inside can tell."""
 
 
 @contextmanager
@@ -33,6 +41,34 @@ def interrupted(stages: int = 2) -> Iterator[None]:
         except _StopError:
             return
     raise AssertionError(f"the run ended before {stages} stages were kept and another begun")
+
+
+@contextmanager
+def killed_publishing(after: int) -> Iterator[None]:
+    """The run inside is killed while its format publishes, when so many tensors have been read.
+
+    Raises:
+        AssertionError: the run was not killed.
+    """
+    read, consolidate = StageParts.read, StageParts.consolidate
+    seen: list[str] = []
+
+    def counted(self: StageParts, name: str) -> Tensor:
+        seen.append(name)
+        if len(seen) > after:
+            raise _Kill
+        return read(self, name)
+
+    def killed(self: StageParts, folder: Path) -> None:
+        consolidate(self, folder)
+        raise _Kill
+
+    with mock.patch.object(StageParts, "read", counted), mock.patch.object(StageParts, "consolidate", killed):
+        try:
+            yield
+        except _Kill:
+            return
+    raise AssertionError(f"the format read no more than {after} tensors")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """compressed-tensors: the checkpoint format of llm-compressor, which vLLM and transformers read."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, ClassVar
 
 from attrs import Attribute, evolve, field, frozen
@@ -15,6 +16,7 @@ from coldpress.plugin import (
     Scheme,
     SchemeError,
     SchemeLookup,
+    Stored,
     number_format,
 )
 from coldpress_compressed_tensors.algorithm import (
@@ -122,6 +124,18 @@ class CompressedTensorsFormat(Format):
             raise CheckpointError(f"'weight' has the dtype {codes.dtype}, which is not that of {args.type}8 codes")
         inputs = _restored_inputs(tensors, scheme)
         return Quantized(scheme, codes=codes, scale=scale, zero_point=zero_point, global_scale=factor, **inputs)
+
+    def count_weights(self, stored: Mapping[str, Stored], scheme: Scheme) -> Mapping[str, int]:
+        """The codes of `weight_packed` or of a `weight` that has a scale beside it."""
+        counts = {suffix: 0 for suffix in stored if suffix.startswith(("weight_", "input_"))}
+        if not counts:
+            return {}
+        if "weight_packed" not in stored:
+            return {**counts, "weight": prod(stored["weight"].shape)} if "weight" in stored else {}
+        if "weight_shape" in stored:  # the words of a row may hold more than its codes
+            return {**counts, "weight_packed": int(stored["weight_shape"].read().prod())}
+        assert scheme.weights is not None
+        return {**counts, "weight_packed": stored["weight_packed"].nbytes() * 8 // scheme.weights.num_bits}
 
     def _layout(self, scheme: Scheme) -> str:
         return self.quantization_format or scheme.format or choose(scheme)
