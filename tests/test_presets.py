@@ -1,5 +1,7 @@
 """Every preset of the field on a tiny model, end to end: compressed, written, and read by three readers."""
 
+import json
+
 import pytest
 import torch
 from attrs import evolve
@@ -65,9 +67,10 @@ def by_the_library(folder, layer, name):
     return decoded["weight"].to(torch.bfloat16)
 
 
-def test_a_preset_that_quantizes_nothing_is_refused(tmp_path):
-    with pytest.raises(SchemeError, match="quantizes no weights"):
-        compressed("UNQUANTIZED", tmp_path / "out")
+def test_a_preset_that_quantizes_nothing_leaves_the_model_as_it_is(tmp_path):
+    compressed("UNQUANTIZED", tmp_path / "out")
+
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["NVFP4", "NVFP4A16"])

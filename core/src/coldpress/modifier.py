@@ -21,10 +21,13 @@ TRANSFORMS = "transforms"
 """It changes weights and what flows between layers, and keeps the model's function: an equivalent transformation, which
 belongs before anything that quantizes.  Only such a modifier may change weights in `initialize`."""
 
-RUNS_LAST = "runs_last"
-"""No modifier that comes after it may change one of its layers."""
+SPARES_QUANTIZED = "spares_quantized"
+"""A transformation that leaves out layers which are quantized already, so it may come after a quantizer of others."""
 
-TRAITS = frozenset({QUANTIZES, PRUNES, TRANSFORMS, RUNS_LAST})
+RUNS_LAST = "runs_last"
+"""It runs after all modifiers that are not so, wherever a recipe has it."""
+
+TRAITS = frozenset({QUANTIZES, PRUNES, TRANSFORMS, SPARES_QUANTIZED, RUNS_LAST})
 
 
 @frozen(kw_only=True)
@@ -122,6 +125,10 @@ class Modifier(metaclass=_TakesHousekeeping):
         """Every target that must match some layer of the model; one that matches nothing is an error."""
         return list(self.targets)
 
+    def matching(self, pattern: str, stage: Stage) -> list[Layer]:
+        """The layers of a stage that one of `patterns` means, ignored ones among them."""
+        return stage.layers([pattern])
+
     def scheme_for(self, layer: Layer) -> Scheme | None:
         """How its settings quantize a layer that it claims; None when they do not.
 
@@ -129,6 +136,10 @@ class Modifier(metaclass=_TakesHousekeeping):
         is `state.scheme_of(layer)`, which a decision may have changed.
         """
         return None
+
+    def adopts(self, layer: Layer) -> bool:
+        """Whether it quantizes a layer that it claims by the scheme which an earlier modifier has for it."""
+        return False
 
     def measure(self, state: "State", stage: Stage) -> Any:
         """In the measuring pass, in place of `finalize`: what `decide` must know of this stage.
@@ -148,5 +159,6 @@ class Modifier(metaclass=_TakesHousekeeping):
 
 
 def expanded(modifiers: Sequence[Modifier]) -> list[Modifier]:
-    """The steps of a recipe, those that are short for several written out."""
-    return [step for modifier in modifiers for step in modifier.expand()]
+    """The steps of a recipe in the order in which they run, those that are short for several written out."""
+    steps = [step for modifier in modifiers for step in modifier.expand()]
+    return sorted(steps, key=lambda step: RUNS_LAST in step.traits)

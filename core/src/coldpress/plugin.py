@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from coldpress.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from coldpress.bases.block_targets import BlockTargets
     from coldpress.bases.fit_report import note_fit
     from coldpress.bases.kv_cache import cache_args, quantize_cache, watch_cache
     from coldpress.bases.pruner import Pruner
@@ -33,7 +34,16 @@ if TYPE_CHECKING:
     from coldpress.format import Format, Parts, SchemeLookup, Stored
     from coldpress.hookspecs import hookimpl
     from coldpress.layer_report import LayerReport
-    from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Decision, Modifier, Needs
+    from coldpress.modifier import (
+        PRUNES,
+        QUANTIZES,
+        RUNS_LAST,
+        SPARES_QUANTIZED,
+        TRANSFORMS,
+        Decision,
+        Modifier,
+        Needs,
+    )
     from coldpress.pipeline import Pipeline
     from coldpress.quantized import Quantized
     from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset
@@ -48,9 +58,11 @@ __all__ = [
     "RESCALE",
     "ROTATE",
     "RUNS_LAST",
+    "SPARES_QUANTIZED",
     "TRANSFORMS",
     "ArgumentError",
     "Batch",
+    "BlockTargets",
     "CalibrationError",
     "Call",
     "CheckpointError",
@@ -108,6 +120,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "bases.block_targets": ("BlockTargets",),
         "bases.fit_report": ("note_fit",),
         "bases.kv_cache": ("cache_args", "quantize_cache", "watch_cache"),
         "bases.pruner": ("Pruner",),
@@ -132,7 +145,16 @@ __getattr__, __dir__ = lazy_names(
         ),
         "format": ("Format", "Parts", "SchemeLookup", "Stored"),
         "hookspecs": ("hookimpl",),
-        "modifier": ("PRUNES", "QUANTIZES", "RUNS_LAST", "TRANSFORMS", "Decision", "Modifier", "Needs"),
+        "modifier": (
+            "PRUNES",
+            "QUANTIZES",
+            "RUNS_LAST",
+            "SPARES_QUANTIZED",
+            "TRANSFORMS",
+            "Decision",
+            "Modifier",
+            "Needs",
+        ),
         "pipeline": ("Pipeline",),
         "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset"),
         "source": ("Source", "Weights"),

@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from attrs import evolve, frozen
 
-from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError
-from coldpress.modifier import RUNS_LAST, Modifier, Needs
+from coldpress.errors import CalibrationError, ModelError, SchemeError
+from coldpress.modifier import RUNS_LAST, TRANSFORMS, Modifier, Needs, expanded
 from coldpress.run.outcome import reason_untouched
 from coldpress.run.preflight import (
     check_devices,
     check_needs,
     claims_of,
     plan_of,
+    planned_only,
     shortened,
 )
 from coldpress.state import State
@@ -29,18 +31,62 @@ def test_claims_are_in_recipe_order_and_model_order():
 
 
 class Keeper(Modifier):
-    """Must come last."""
+    """Runs last."""
 
     traits = frozenset({RUNS_LAST})
 
 
-def test_who_must_come_last_does():
-    layer = ["model.layers.0.mlp.up_proj"]
+class Moving(Modifier):
+    """Moves scales."""
 
-    assert claims_of([Modifier(), Keeper(), Keeper()], tiny_llama())
-    assert claims_of([Keeper(targets=layer), Modifier(ignore=layer)], tiny_llama())
-    with pytest.raises(TargetError, match="Keeper: Modifier comes after it and changes layers .*; name Keeper last"):
-        claims_of([Keeper(targets=layer), Modifier()], tiny_llama())
+    traits = frozenset({TRANSFORMS})
+
+
+@frozen(kw_only=True, eq=False)
+class Adopting(Rounding):
+    """Takes the schemes of the quantizers before it."""
+
+    def needs_no_scheme(self):
+        return True
+
+    def adopts(self, layer):
+        return not self.schemes()
+
+
+def test_what_runs_last_does_so_wherever_a_recipe_has_it():
+    keeper, plain, other = Keeper(), Modifier(), Modifier()
+
+    assert expanded([keeper, plain, other]) == [plain, other, keeper]
+
+
+def test_the_schemes_of_an_earlier_quantizer_are_adopted_layer_by_layer():
+    first, second = Rounding(scheme="W8A16", ignore=["lm_head"]), Adopting(ignore=["re:.*o_proj"])
+    claims = claims_of([first, second], tiny_llama())
+
+    plan = plan_of(claims)
+
+    owners = {name.rpartition(".")[2]: one.quantizer for name, one in plan.items()}
+    assert owners["q_proj"] is owners["down_proj"] is second
+    assert owners["o_proj"] is first
+    assert "lm_head" not in owners
+    assert {one.scheme.weights.num_bits for one in plan.values()} == {8}
+    kept, adopted = planned_only(claims, plan)
+    assert {layer.name.rpartition(".")[2] for layer in kept.layers} == {"o_proj"}
+    assert "lm_head" not in {layer.name for layer in adopted.layers}
+
+
+def test_to_adopt_a_scheme_there_must_be_one():
+    with pytest.raises(SchemeError, match="Adopting has no scheme of its own, and no modifier before it"):
+        plan_of(claims_of([Adopting()], tiny_llama()))
+
+
+def test_a_transformation_may_come_between_quantizers_where_layers_are_left_for_it():
+    attention, mlp = Rounding(scheme="W8A16", targets=["re:.*proj$"]), Rounding(scheme="W4A16", targets=["re:.*mlp"])
+    early = evolve(attention, targets=["re:.*self_attn"])
+
+    assert len(plan_of(claims_of([early, Moving(), mlp], tiny_llama()))) == 14
+    with pytest.raises(SchemeError, match="Moving moves scales between layers, and Rounding quantizes all of its"):
+        plan_of(claims_of([attention, Moving(targets=["re:.*mlp"])], tiny_llama()))
 
 
 def test_modifiers_that_quantize_nothing_have_no_schemes():

@@ -5,7 +5,7 @@ import torch
 from attrs import frozen
 
 from coldpress import NumericsError, RecipeError, SchemeError, TargetError, preset, read_recipe, write_recipe
-from coldpress.plugin import Call, Modifier, Stage, State, hookimpl
+from coldpress.plugin import Call, Modifier, Quantizer, Stage, State, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.registry import find
 from coldpress.run.job import Job
@@ -316,3 +316,32 @@ def test_the_global_scale_is_that_of_the_weights_as_they_are_quantized():
     assert max(float(one.scale.max()) for one in kept) == 448  # float8's largest: what a stale scale would exceed
     assert len({float(one.global_scale) for one in kept}) == 1
     assert all(float(state.report[layer.name].weight_error) < 0.2 for layer in layers)
+
+
+@pytest.mark.parametrize("scheme", ["NVFP4", "FP8"])
+def test_a_scheme_of_its_own_may_have_static_inputs(scheme):
+    own = run(AWQModifier(scheme=scheme, ignore=["lm_head"]), model=outlying())
+    together = run(AWQModifier(ignore=["lm_head"]), Quantizer(scheme=scheme, ignore=["lm_head"]), model=outlying())
+
+    assert len(own.plan) == 14
+    for name, found in own.quantized.items():
+        expected = together.quantized[name]
+        assert torch.equal(found.codes, expected.codes)
+        assert (found.input_scale is None) == (found.input_global_scale is not None)
+
+
+@pytest.mark.parametrize("pipeline", ["basic", "sequential", "independent"])
+def test_between_two_quantizers_it_leaves_out_what_has_codes(pipeline):
+    attention, mlp = (
+        Rounding(scheme="W8A16", targets=[f"re:.*{name}"], group_size=32) for name in ("self_attn", "mlp")
+    )
+    alone = run(attention, model=outlying(), pipeline=find("pipelines", pipeline)())
+
+    state = run(attention, AWQModifier(), mlp, model=outlying(), pipeline=find("pipelines", pipeline)())
+
+    assert torch.equal(state.quantized[OUT].codes, alone.quantized[OUT].codes)
+    assert torch.equal(state.model.get_submodule(OUT).weight, alone.model.get_submodule(OUT).weight)
+    assert "is quantized already" in state.report[OUT].notes["not_smoothed"]
+    assert state.report[DOWN].notes["smoothed_in"] == UP
+    with pytest.raises(RecipeError, match="put AWQModifier before Rounding"):
+        Recipe([attention, AWQModifier()])

@@ -398,3 +398,41 @@ def test_an_order_of_columns_that_is_turned_off_and_given_to_a_group_is_refused(
     with pytest.raises(SchemeError, match="actorder is null"):
         GPTQModifier(config_groups={"group_0": group}, actorder=None)
     assert GPTQModifier(config_groups={"group_0": group}).actorder == "static"
+
+
+# --- schemes of another modifier, and embeddings
+
+
+def tensors(state):
+    return {name: (q.codes, q.scale) for name, q in state.quantized.items()}
+
+
+def test_without_a_scheme_it_solves_by_that_of_the_quantizer_before():
+    rounding = find("modifiers", "QuantizationModifier")
+    group = {"targets": ["Linear", "Embedding"], "weights": {"num_bits": 3, "group_size": 32, "symmetric": False}}
+    settings = {"config_groups": {"a": group}, "ignore": ["lm_head", DOWN]}
+
+    adopted = run(rounding(**settings), GPTQModifier(ignore=[V]))
+
+    own = tensors(run(GPTQModifier(**settings)))
+    rounded = tensors(run(rounding(**settings), pipeline="data_free", data=[]))
+    found = tensors(adopted)
+    assert found.keys() == own.keys() == rounded.keys()
+    assert torch.equal(found["model.layers.0.mlp.up_proj"][0], own["model.layers.0.mlp.up_proj"][0])
+    for name in (V, "model.embed_tokens"):
+        assert torch.equal(found[name][0], rounded[name][0])
+    assert adopted.report["model.embed_tokens"].status == "quantized"
+    assert DOWN not in found
+
+
+def test_without_any_scheme_it_is_refused():
+    with pytest.raises(SchemeError, match="GPTQModifier has no scheme of its own, and no modifier before it"):
+        run(GPTQModifier())
+
+
+def test_an_embedding_is_rounded_and_the_report_says_so():
+    state = run(GPTQModifier(scheme="W8A16", targets=["Linear", "Embedding"], ignore=["lm_head"]))
+
+    line = state.report["model.embed_tokens"]
+    assert (line.status, line.reason) == ("fallback", "rounded to nearest: an embedding is called with token ids")
+    assert state.report[DOWN].status == "quantized"

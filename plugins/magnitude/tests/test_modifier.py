@@ -6,7 +6,7 @@ import pytest
 import torch
 from attrs import evolve, frozen
 
-from coldpress import SchemeError, TargetError, read_recipe
+from coldpress import SchemeError, read_recipe
 from coldpress.errors import RecipeError
 from coldpress.numerics import quantize
 from coldpress.plugin import QUANTIZES, Modifier, Quantizer, State, hookimpl, weight_qparams
@@ -14,6 +14,7 @@ from coldpress.recipe import Recipe
 from coldpress.registry import find
 from coldpress.run.job import Job
 from coldpress.testing.models import tiny_conv1d, tiny_llama
+from coldpress.testing.trial import claimed
 from coldpress_magnitude import ConstantPruningModifier, MagnitudePruningModifier
 from coldpress_magnitude.algorithm import prune_weights
 
@@ -207,9 +208,30 @@ def test_a_grid_without_zero_is_refused(monkeypatch):
         run(Shifted(scheme="W4A16", **LINEAR), ConstantPruningModifier(**LINEAR), model=half_zero())
 
 
-def test_it_must_come_last():
-    with pytest.raises(TargetError, match="Shift comes after it .*; name ConstantPruningModifier last"):
-        run(ConstantPruningModifier(**LINEAR), Shift(**LINEAR), model=half_zero())
+def test_it_runs_last_wherever_it_is_named():
+    state = run(ConstantPruningModifier(**LINEAR), Shift(**LINEAR), model=half_zero())
+
+    assert zeros(state, UP) == 0.5
+    assert state.report[UP].notes["zeros_put_back"] == weight(state, UP).numel() // 2
+
+
+@pytest.mark.parametrize("kind", [MagnitudePruningModifier, ConstantPruningModifier])
+@pytest.mark.parametrize(
+    ("targets", "count"),
+    [
+        ("__ALL_PRUNABLE__", 15),
+        ("model.layers.0", 7),
+        ("re:.*layers.1$", 7),
+        ("LlamaMLP", 6),
+        ("re:.*[qk]_proj.weight", 4),
+        ("model.layers.0.mlp.up_proj.weight", 1),
+        (["re:.*weight"], 16),
+    ],
+)
+def test_a_target_is_a_layer_its_weight_or_what_holds_it(kind, targets, count):
+    settings = {"sparsity": 0.5} if kind is MagnitudePruningModifier else {}
+
+    assert len(claimed(kind(targets=targets, **settings), tiny_llama())) == count
 
 
 def test_alone_it_changes_nothing_and_says_why():

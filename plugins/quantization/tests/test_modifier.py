@@ -287,3 +287,32 @@ def test_keys_and_values_beside_another_quantizer_leave_its_layers_to_it():
     for recipe in ([cache, gptq], [gptq, cache]):
         state = run(*recipe, pipeline="sequential", data=batches(rows=4))
         assert "output_error" in state.report[UP].notes  # GPTQ's, not rounding's
+
+
+def test_layers_of_an_empty_scheme_stay_as_they_are_and_the_report_says_so():
+    modifier = QuantizationModifier(
+        scheme={"UNQUANTIZED": ["re:.*down_proj"], "W8A8": ["Linear"]}, ignore=["lm_head"], output_observer="minmax"
+    )
+    state = run(modifier)
+
+    line = state.report["model.layers.0.mlp.down_proj"]
+    assert (line.status, line.reason) == ("untouched", "left as it is by the scheme of QuantizationModifier")
+    assert len(state.plan) == 12
+
+
+def test_an_empty_scheme_alone_changes_nothing():
+    state = run(QuantizationModifier(scheme="UNQUANTIZED"))
+
+    assert not state.plan
+    assert {line.status for line in state.report.values()} == {"untouched"}
+
+
+def test_to_bypass_the_check_of_groups_does_not_make_them_fit():
+    with pytest.raises(SchemeError, match="48 does not divide the 128 columns.*or ignore the layer"):
+        run(QuantizationModifier(scheme="W4A16", group_size=48, bypass_divisibility_checks=True))
+
+
+def test_an_embedding_may_have_an_observer_that_weighs_columns():
+    group = {"targets": ["Embedding"], "weights": {"num_bits": 8, "strategy": "channel", "observer": "imatrix_mse"}}
+
+    assert len(run(QuantizationModifier(config_groups={"a": group}), pipeline="basic", data=batches()).plan) == 1

@@ -145,6 +145,17 @@ def test_a_list_has_one_sparsity_for_each_block():
     assert state.report[DOWN].notes["sparsity_asked"] == 0.75
 
 
+@pytest.mark.parametrize(
+    "targets", [["model.layers.1", "model.layers.0.mlp"], ["re:.*layers.1$", "re:.*layers.0.mlp$"]]
+)
+def test_a_list_may_have_one_sparsity_for_each_module_that_targets_match(targets):
+    state = run(SparseGPTModifier(sparsity=[0.25, 0.75], targets=targets))
+
+    assert zeros(state, UP) == pytest.approx(0.25, abs=0.001)  # in model.layers.0, which comes first in the model
+    assert zeros(state, DOWN) == pytest.approx(0.75, abs=0.001)
+    assert not zeros(state, "model.layers.0.self_attn.o_proj")
+
+
 def test_a_list_counts_blocks_that_have_layers_to_prune():
     targets = ["re:model.layers.1.*"]
 
@@ -154,7 +165,7 @@ def test_a_list_counts_blocks_that_have_layers_to_prune():
 def test_a_list_of_the_wrong_length_is_refused_before_anything_is_done():
     state = State(model=tiny_llama(), batches=batches())
 
-    with pytest.raises(SchemeError, match=r"3 numbers, and 2 blocks"):
+    with pytest.raises(SchemeError, match=r"3 numbers; 2 blocks .* 14 modules"):
         run(SparseGPTModifier(sparsity=[0.5] * 3, **LINEAR), model=state.model)
     assert not (weight(state, UP) == 0).any()
 
@@ -199,6 +210,16 @@ def test_owl_is_what_the_paper_says():
 
     asked = [state.report[f"{block}.mlp.up_proj"].notes["sparsity_asked"] for block in block_names(plain)]
     assert asked == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("pipeline", ["sequential", "layer_sequential"])
+def test_owl_looks_at_all_blocks_before_the_first_is_pruned(pipeline):
+    asked = [
+        [run(SparseGPTModifier(**OWL), pipeline=name).report[layer].notes["sparsity_asked"] for layer in (UP, DOWN)]
+        for name in (pipeline, "basic")
+    ]
+
+    assert asked[0] == pytest.approx(asked[1], abs=1e-4)
 
 
 # --- bad input

@@ -73,6 +73,15 @@ def test_a_list_has_one_sparsity_for_each_block():
     assert (zeros(state, UP), zeros(state, DOWN)) == (0.25, 0.75)
 
 
+def test_owl_compares_all_blocks():
+    owl = WandaModifier(sparsity=0.5, sparsity_profile="owl", owl_m=2.0, owl_lmbda=0.1, **LINEAR)
+
+    state = run(owl)
+    asked = [state.report[name].notes["sparsity_asked"] for name in (UP, DOWN)]
+    assert sorted(asked) == [pytest.approx(0.4), pytest.approx(0.6)]
+    assert zeros(state, UP) == pytest.approx(asked[0], abs=0.01)
+
+
 def test_one_modifier_may_prune_in_rows_and_another_in_groups():
     state = run(
         WandaModifier(mask_structure="2:4", targets=["re:.*mlp"]),

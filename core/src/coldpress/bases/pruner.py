@@ -9,10 +9,11 @@ from attrs import field, frozen
 from attrs.validators import gt, optional
 from torch import Tensor, nn
 
+from coldpress.bases.block_targets import BlockTargets
 from coldpress.dataflow.partition import block_names
 from coldpress.errors import SchemeError
 from coldpress.hookspecs import hookimpl
-from coldpress.modifier import PRUNES, Decision, Modifier, Needs
+from coldpress.modifier import PRUNES, Decision, Needs
 from coldpress.numerics.mask import check_n_of_m, parse_n_of_m
 from coldpress.stage import Layer, Stage
 from coldpress.state import State
@@ -21,18 +22,20 @@ log = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True, eq=False)
-class Pruner(Modifier):
+class Pruner(BlockTargets):
     """Base of modifiers that prune with the help of calibration data.
 
     A subclass implements `finalize`, where it reads what it requested and zeroes weights, and `input_norms`.
 
     Attributes:
-        sparsity: share of weights to drop, at least 0 and below 1; a list has one for each block of the model;
-            not needed with `n:m`.
+        sparsity: share of weights to drop, at least 0 and below 1; a list has one for each block of the model, or one
+            for each module that targets match, in the order of the model; not needed with `n:m`.
         sparsity_profile: `owl` gives blocks whose inputs have more outliers a lower sparsity (arXiv 2310.05175).
         owl_m: how many times the mean an outlier is.
         owl_lmbda: how far the sparsities of two blocks may be apart, halved.
         mask_structure: `n:m` keeps n of every m weights side by side in a row; `0:0` for unstructured.
+        sequential_update: understood and without effect: whether later blocks see what pruned ones put out is up to
+            the pipeline's `propagate_error`.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({PRUNES})
@@ -42,6 +45,7 @@ class Pruner(Modifier):
     owl_m: float | None = field(default=None, validator=optional(gt(0)))
     owl_lmbda: float | None = field(default=None, validator=optional(gt(0)))
     mask_structure: str = field(default="0:0")
+    sequential_update: bool = False
 
     @sparsity.validator
     def _check_sparsity(self, attribute: object, value: Any) -> None:
@@ -85,12 +89,7 @@ class Pruner(Modifier):
             for layer in layers:
                 check_n_of_m(layer.name, layer.weight.shape[1], structure[1])
         if isinstance(self.sparsity, list) or self.sparsity_profile is not None:
-            blocks = _by_block(state.model, layers)
-            if isinstance(self.sparsity, list) and len(self.sparsity) != len(blocks):
-                raise SchemeError(
-                    f"sparsity has {len(self.sparsity)} numbers, and {len(blocks)} blocks of the model have layers "
-                    "that are pruned; give one for each block"
-                )
+            self._groups(state)
 
     def needs(self) -> Needs:
         """Data, and for `owl` a look at all blocks before the first is pruned."""
@@ -104,7 +103,7 @@ class Pruner(Modifier):
         """The share of outliers in each block of the stage, and how many weights it has."""
         inside = {layer.name for layer in self.layers(stage)}
         found = {}
-        for name, block in self._blocks(state).items():
+        for name, block in self._groups(state).items():
             layers = [layer for layer in block if layer.name in inside]
             if layers:
                 norms = [(layer, self.input_norms(state, layer)) for layer in layers]
@@ -135,15 +134,30 @@ class Pruner(Modifier):
         if self.sparsity_profile is None and not isinstance(self.sparsity, list):
             assert self.sparsity is not None
             return dict.fromkeys((layer.name for layer in layers), self.sparsity)
-        blocks = self._blocks(state)
-        listed = self.sparsity if isinstance(self.sparsity, list) else [state.decision(self)[name] for name in blocks]
-        chosen = {one.name: share for block, share in zip(blocks.values(), listed, strict=True) for one in block}
+        groups = self._groups(state)
+        listed = self.sparsity if isinstance(self.sparsity, list) else [state.decision(self)[name] for name in groups]
+        chosen = {one.name: share for group, share in zip(groups.values(), listed, strict=True) for one in group}
         for layer in layers:
             state.report[layer.name].notes["sparsity_asked"] = chosen[layer.name]
         return chosen
 
-    def _blocks(self, state: State) -> dict[str, list[Layer]]:
-        return _by_block(state.model, self.layers(Stage.whole(state.model)))
+    def _groups(self, state: State) -> dict[str, list[Layer]]:
+        """The layers that have one sparsity, by the name of their block, or of the module that a target matches.
+
+        Raises:
+            SchemeError: the list of sparsities fits neither, or a layer lies in no block.
+        """
+        whole = Stage.whole(state.model)
+        targeted = self.by_target(whole)
+        if isinstance(self.sparsity, list) and len(self.sparsity) == len(targeted):
+            return targeted
+        blocks = _by_block(state.model, self.layers(whole))
+        if isinstance(self.sparsity, list) and len(self.sparsity) != len(blocks):
+            raise SchemeError(
+                f"sparsity has {len(self.sparsity)} numbers; {len(blocks)} blocks of the model have layers that are "
+                f"pruned, and targets match {len(targeted)} modules: give one for each of either"
+            )
+        return blocks
 
 
 def owl_sparsities(shares: Sequence[float], sizes: Sequence[int], *, sparsity: float, lmbda: float) -> list[float]:

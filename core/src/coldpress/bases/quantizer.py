@@ -21,7 +21,7 @@ from coldpress.schemes import QuantizationArgs, Scheme, preset
 from coldpress.stage import Layer, Stage
 from coldpress.state import State
 
-_PARTS = ("weights", "input")
+_PARTS = ("weights", "input", "output")
 
 
 def _as_groups(value: Mapping[str, Scheme] | None) -> dict[str, Scheme] | None:
@@ -43,7 +43,10 @@ class Quantizer(Modifier):
         group_size: columns that share a scale, in place of the preset's; -1 for one scale a row.
         weight_observer: observer of weights, in place of the scheme's.
         input_observer: observer of static inputs, in place of the scheme's.
-        observer: both of them at once, `{weights: ..., input: ...}`; instead of the two above.
+        output_observer: understood and without effect: outputs of layers are not quantized.
+        observer: all of them at once, `{weights: ..., input: ...}`; instead of the three above.
+        bypass_divisibility_checks: understood and without effect: no reader decodes a weight whose columns do not
+            divide into groups, so it is refused.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({QUANTIZES})
@@ -53,7 +56,9 @@ class Quantizer(Modifier):
     group_size: int | None = None
     weight_observer: str | None = None
     input_observer: str | None = None
+    output_observer: str | None = None
     observer: dict[str, str] | None = None
+    bypass_divisibility_checks: bool = False
 
     @config_groups.validator
     def _check_relations(self, attribute: object, value: object) -> None:
@@ -62,17 +67,18 @@ class Quantizer(Modifier):
         ):
             raise SchemeError("give either scheme (a preset such as 'W4A16') or config_groups, one of the two")
         if self.observer is not None:
-            if self.weight_observer or self.input_observer:
-                raise SchemeError("give either observer or weight_observer and input_observer")
+            if self.weight_observer or self.input_observer or self.output_observer:
+                raise SchemeError("give either observer or weight_observer, input_observer and output_observer")
             for part in self.observer:
                 if part not in _PARTS:
-                    raise SchemeError(f"observer has no part {part!r}{suggest(part, _PARTS)}; it has weights and input")
+                    near = suggest(part, _PARTS)
+                    raise SchemeError(f"observer has no part {part!r}{near}; it has {', '.join(_PARTS)}")
         if self.config_groups is not None and self.group_size is not None:
             raise SchemeError("group_size changes a preset; in config_groups write it into the weights")
         self.schemes()
 
     def needs_no_scheme(self) -> bool:
-        """Whether there is something to do without any scheme of layers."""
+        """Whether there is something to do without a scheme of its own."""
         return False
 
     def schemes(self) -> list[Scheme]:
@@ -93,19 +99,26 @@ class Quantizer(Modifier):
         return [self._observed(scheme) for scheme in schemes]
 
     def scheme_for(self, layer: Layer) -> Scheme | None:
-        """The scheme whose target means this layer most exactly: a name before a pattern, a pattern before a class."""
+        """The scheme whose target means this layer most exactly: a name before a pattern, a pattern before a class.
+
+        None where that quantizes nothing (`UNQUANTIZED`).
+        """
         if layer.matches(self.ignore):
             return None
-        ranked = [(_rank(t, layer), i) for i, s in enumerate(self.schemes()) for t in s.targets if layer.matches([t])]
-        return self.schemes()[min(ranked)[1]] if ranked else None
+        schemes = self.schemes()
+        ranked = [(_rank(t, layer), i) for i, s in enumerate(schemes) for t in s.targets if layer.matches([t])]
+        return schemes[min(ranked)[1]] if ranked and not _is_empty(schemes[min(ranked)[1]]) else None
 
     def patterns(self) -> list[str]:
         """The targets of every scheme; its own where there is none."""
         return [target for scheme in self.schemes() for target in scheme.targets] or list(self.targets)
 
     def layers(self, stage: Stage) -> list[Layer]:
-        """The layers of a stage that some scheme of this modifier means."""
-        return stage.layers(self.patterns(), self.ignore)
+        """The layers of a stage that some scheme of this modifier means, and does not leave as they are."""
+        found = stage.layers(self.patterns(), self.ignore)
+        if any(_is_empty(scheme) for scheme in self.schemes()):
+            return [layer for layer in found if self.scheme_for(layer) is not None]
+        return found
 
     def needs(self) -> Needs:
         """Data for scales of static inputs, and for an observer of weights that weighs columns.
@@ -142,7 +155,7 @@ class Quantizer(Modifier):
         """Ask for what the scales of static inputs are made of, and for what observers of weights look at."""
         for layer in self.planned(state, stage):
             scheme = scheme_of(state, layer)
-            if _weighs(scheme.weights):
+            if _weighs(scheme.weights) and "Linear" in layer.classes:
                 state.request(layer, "second_moment")
             observed = _observed_input(scheme)
             if observed is not None:
@@ -224,9 +237,9 @@ class Quantizer(Modifier):
     def importance(self, state: State, layer: Layer) -> Tensor | None:
         """In `finalize`: the mean squares of the layer's inputs, [I] float32, for an observer that weighs columns.
 
-        None where the scheme names no such observer, and where no token reached the layer.
+        None where the scheme names no such observer, where no token reached the layer, and for embeddings.
         """
-        if not _weighs(scheme_of(state, layer).weights):
+        if not _weighs(scheme_of(state, layer).weights) or "Linear" not in layer.classes:
             return None
         seen = state.statistic(layer, "second_moment")
         return None if seen is None else seen.mean
@@ -304,6 +317,10 @@ def _rank(pattern: str, layer: Layer) -> int:
     if pattern == layer.name:
         return 0
     return 1 if pattern.startswith("re:") else 2
+
+
+def _is_empty(scheme: Scheme) -> bool:
+    return scheme.weights is None and scheme.input_activations is None and scheme.output_activations is None
 
 
 def _weighs(args: QuantizationArgs | None) -> bool:

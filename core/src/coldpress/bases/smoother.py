@@ -26,7 +26,7 @@ from coldpress.dataflow.partition import block_names
 from coldpress.dataflow.skeleton import is_meta, skeleton
 from coldpress.errors import ModelError, NumericsError
 from coldpress.hookspecs import hookimpl
-from coldpress.modifier import TRANSFORMS, Modifier, Needs
+from coldpress.modifier import SPARES_QUANTIZED, TRANSFORMS, Modifier, Needs
 from coldpress.numerics import check_finite
 from coldpress.stage import Layer, Stage, class_names
 from coldpress.state import State
@@ -71,7 +71,7 @@ class Smoother(Modifier):
         ignore: readers that do not count, and producers that are left alone.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({TRANSFORMS})
+    traits: ClassVar[frozenset[str]] = frozenset({TRANSFORMS, SPARES_QUANTIZED})
 
     mappings: list[Any] | None = field(default=None, converter=_plain_mappings)
 
@@ -115,8 +115,10 @@ class Smoother(Modifier):
         """Fold a scale into every pair of the stage, one after the other."""
         for smoothing in self.smoothings(state, stage):
             with state.timed(*smoothing.layers):
-                scale = self.scale(state, smoothing)
-                problem = scale if isinstance(scale, str) else smooth(state, smoothing, scale)
+                problem = _fixed(state, smoothing.pair)
+                if problem is None:
+                    scale = self.scale(state, smoothing)
+                    problem = scale if isinstance(scale, str) else smooth(state, smoothing, scale)
             if problem is not None:
                 leave(state, smoothing.layers, f"{smoothing.pair.producer}: {problem}")
 
@@ -178,7 +180,7 @@ def smooth(state: State, smoothing: Smoothing, scale: Tensor) -> str | None:
     if not bool((scale.isfinite() & (scale > 0)).all()):
         return "no finite scale fits its activations and weights"
     scale = _as_stored(model, pair, scale)
-    names = {site.parameter for site in pair.sites} | {member.site.parameter for member in pair.members}
+    names = _parameters(pair)
     before = {name: model.get_parameter(name).detach().clone() for name in sorted(names)}
     fold(model, pair, scale)
     for name in names:
@@ -196,6 +198,18 @@ def smooth(state: State, smoothing: Smoothing, scale: Tensor) -> str | None:
     for layer in smoothing.layers:
         state.report[layer.name].notes |= {"smoothed_in": pair.producer, "largest_scale": float(scale.max())}
     return None
+
+
+def _parameters(pair: Pair) -> set[str]:
+    """Names of the parameters that a scale changes."""
+    return {site.parameter for site in pair.sites} | {member.site.parameter for member in pair.members}
+
+
+def _fixed(state: State, pair: Pair) -> str | None:
+    """Why a pair must stay as it is: a modifier before this one has quantized a part of it."""
+    owners = sorted(parameter.rpartition(".")[0] for parameter in _parameters(pair))
+    fixed = next((name for name in owners if name in state.quantized), None)
+    return None if fixed is None else f"{fixed} is quantized already, and its codes would not follow a scale"
 
 
 def leave(state: State, layers: Iterable[Layer], reason: str) -> None:

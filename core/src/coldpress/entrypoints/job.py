@@ -70,7 +70,8 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
     sources = _sources(arguments.model.model)  # as they are before the first is read
     opened = open_model(arguments)
     recipe = evolve(recipe, modifiers=with_heads(recipe.modifiers, opened.model))
-    refused = open_experts(opened.model, recipe.modifiers, all_experts=arguments.dataset.moe_calibrate_all_experts)
+    steps, every = expanded(recipe.modifiers), arguments.dataset.moe_calibrate_all_experts
+    refused = open_experts(opened.model, steps, all_experts=every)
     progress = progress or Progress(quiet=arguments.output.quiet)
     state = _state(arguments, recipe, opened.model, progress)
     report_refused(state, refused)
@@ -114,6 +115,8 @@ def _recipe(arguments: Arguments) -> Recipe:
     if settings.recipe is None:
         raise ArgumentError("recipe is missing: pass a modifier, a list of them, a YAML file or YAML text")
     recipe = read_recipe(settings.recipe, arguments=settings.recipe_args, stage=settings.stage)
+    if not recipe.modifiers:
+        log.warning("the recipe has no modifiers: the model is written as it is")
     needy = any(modifier.needs().data for modifier in expanded(recipe.modifiers))
     default = DEFAULT_CALIBRATION_PIPELINE if needy else DEFAULT_PIPELINE
     return evolve(

@@ -6,7 +6,7 @@ from typing import Any
 from attrs import Attribute, evolve, field, frozen
 
 from coldpress.errors import RecipeError, suggest
-from coldpress.modifier import QUANTIZES, TRANSFORMS, Modifier
+from coldpress.modifier import QUANTIZES, SPARES_QUANTIZED, TRANSFORMS, Modifier
 
 
 @frozen
@@ -100,14 +100,16 @@ def select(stages: Iterable[str | None], prefix: str) -> list[int]:
 def _moved_too_late(modifiers: tuple[Modifier, ...]) -> list[str]:
     """Equivalent transformations that come after a modifier has fixed the codes of weights."""
     quantizer, problems = None, []
+    last = max((i for i, one in enumerate(modifiers) if any(QUANTIZES in s.traits for s in one.expand())), default=-1)
     for position, modifier in enumerate(modifiers):
         name = type(modifier).__name__
-        if quantizer is not None and TRANSFORMS in modifier.traits:
+        spares = SPARES_QUANTIZED in modifier.traits and position <= last
+        if quantizer is not None and TRANSFORMS in modifier.traits and not spares:
             problems.append(
                 f"modifiers[{position}]: {name} moves scales between layers, and {quantizer} has quantized weights "
                 f"before it, which would no longer fit; put {name} before {quantizer}"
             )
-        if quantizer is None and QUANTIZES in modifier.traits:
+        if quantizer is None and any(QUANTIZES in step.traits for step in modifier.expand()):
             quantizer = name
     return problems
 

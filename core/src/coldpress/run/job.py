@@ -62,8 +62,8 @@ class Job:
         origin: where the model came from, whose small files the checkpoint gets too; None where that is no folder.
         sources: the files that the model is read from, which nothing may write meanwhile.
         progress: what a person sees meanwhile.
-        modifiers: the steps of the recipe, those that are short for several written out.
-        hooks: of the modifiers.
+        modifiers: the steps of the recipe, in the order in which they run.
+        hooks: of these modifiers.
         claims: which layers each modifier will change; empty before `plan`.
     """
 
@@ -95,8 +95,9 @@ class Job:
             ColdpressError: the job could not end well.
         """
         modifiers, state = self.modifiers, self.state
-        self.claims[:] = preflight.claims_of(modifiers, state.model, beside=state.report)
-        state.plan = preflight.plan_of(self.claims)
+        claims = preflight.claims_of(modifiers, state.model, beside=state.report)
+        state.plan = preflight.plan_of(claims)
+        self.claims[:] = preflight.planned_only(claims, state.plan)
         preflight.check_needs(modifiers, self.pipeline, state)
         check_untying(state.model, [layer.name for claim in self.claims for layer in claim.layers], state.plan)
         for layer in find_layers(state.model.named_modules()):
@@ -186,8 +187,9 @@ class Job:
 
     def _passes(self) -> list[Sequence[Modifier]]:
         """The modifiers that go over the model together, pass by pass; at least one pass."""
-        modifiers = self.modifiers
-        return [modifiers] if self.pipeline.shares_sweeps or not modifiers else [[modifier] for modifier in modifiers]
+        if self.pipeline.shares_sweeps or not self.modifiers:
+            return [self.modifiers]
+        return [[modifier] for modifier in self.modifiers]
 
     def _pass(self, modifiers: Sequence[Modifier], kept: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Go over the model once, after a measuring pass where a modifier needs one.
@@ -223,7 +225,8 @@ class Job:
             kept: records of the stages that an interrupted run has finished; None when nothing is written.
         """
         run = self._stage_run(modifiers)
-        description = "compressing" if self.pipeline.shares_sweeps else f"compressing: {type(modifiers[0]).__name__}"
+        alone = None if self.pipeline.shares_sweeps or not modifiers else type(modifiers[0]).__name__
+        description = f"compressing: {alone}" if alone else "compressing"
         before: Stage | None = None
         with closing(generator(self.pipeline.stages(self.state))) as stages:
             turns = self.progress.track(stages, description=description, total=self.pipeline.count(self.state))
@@ -272,7 +275,8 @@ class Job:
         run.compress(stage)
         claims = [claim for claim in self.claims if any(claim.modifier is modifier for modifier in run.modifiers)]
         note_changes(self.state, stage, preflight.within(claims, stage), before)
-        who = {} if self.pipeline.shares_sweeps else {"modifier": type(run.modifiers[0]).__name__}
+        shared = self.pipeline.shares_sweeps or not run.modifiers
+        who = {} if shared else {"modifier": type(run.modifiers[0]).__name__}
         seconds = perf_counter() - start
         self.state.log.append({"stage": stage.name, **who, "seconds": round(seconds, 3)})
         log.info("compressed %s in %.2f s", stage.name, seconds)

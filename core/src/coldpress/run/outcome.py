@@ -39,7 +39,11 @@ def note_changes(state: State, stage: Stage, claims: Sequence[Claim], before: Ma
 def reason_untouched(layer: Layer, modifiers: Sequence[Modifier]) -> str:
     """Why a recipe left a layer alone."""
     ignoring = [type(modifier).__name__ for modifier in modifiers if layer.matches(modifier.ignore)]
-    return f"ignored by {', '.join(ignoring)}" if ignoring else "no target of the recipe matches it"
+    if ignoring:
+        return f"ignored by {', '.join(ignoring)}"
+    quantizers = [modifier for modifier in modifiers if QUANTIZES in modifier.traits]
+    meaning = [type(modifier).__name__ for modifier in quantizers if layer.matches(modifier.patterns())]
+    return f"left as it is by the scheme of {meaning[0]}" if meaning else "no target of the recipe matches it"
 
 
 def check_complete(state: State, claims: Sequence[Claim], pipeline: Pipeline) -> None:

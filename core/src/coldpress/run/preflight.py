@@ -10,7 +10,7 @@ from coldpress import registry
 from coldpress.calibration.batch import count_tokens
 from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.errors import BrokenPluginError, CalibrationError, ModelError, SchemeError, TargetError, near
-from coldpress.modifier import RUNS_LAST, Modifier
+from coldpress.modifier import QUANTIZES, TRANSFORMS, Modifier
 from coldpress.numerics import check_finite
 from coldpress.pipeline import Pipeline
 from coldpress.plan import Planned
@@ -26,7 +26,7 @@ class Claim:
 
     Attributes:
         modifier: who.
-        layers: which, in model order; never empty.
+        layers: which, in model order.
     """
 
     modifier: Modifier
@@ -42,8 +42,8 @@ def claims_of(modifiers: Sequence[Modifier], model: nn.Module, *, beside: Iterab
         beside: names that `ignore` may mean too, and that are no part of the model.
 
     Raises:
-        TargetError: a target or a pattern of `ignore` matches nothing, all that a modifier targets is ignored, or a
-            modifier that must come last does not; every such case is listed.
+        TargetError: a target or a pattern of `ignore` matches nothing, or all that a modifier targets is ignored; every
+            such case is listed.
     """
     layers = list(find_layers(model.named_modules()))
     whole = Stage.whole(model)
@@ -52,12 +52,14 @@ def claims_of(modifiers: Sequence[Modifier], model: nn.Module, *, beside: Iterab
     for modifier in modifiers:
         name = type(modifier).__name__
         claimed = modifier.layers(whole)
-        missed = [p for p in modifier.patterns() if not any(layer.matches([p]) for layer in layers)]
+        matched = {pattern: modifier.matching(pattern, whole) for pattern in modifier.patterns()}
+        missed = [pattern for pattern, found in matched.items() if not found]
         problems += [f"{name}: the target {p!r} matches no layer{_examples(p, known)}" for p in missed]
-        if not claimed and not missed:
+        ignored = all(layer.matches(modifier.ignore) for found in matched.values() for layer in found)
+        if not claimed and not missed and ignored:
             problems.append(f"{name}: every layer that its targets match is ignored, so it would do nothing")
         claims.append(Claim(modifier, tuple(claimed)))
-    problems += ignore_problems(modifiers, model, beside) + _too_early(claims)
+    problems += ignore_problems(modifiers, model, beside)
     if problems:
         raise TargetError("\n".join(problems))
     return claims
@@ -79,20 +81,34 @@ def plan_of(claims: Sequence[Claim]) -> dict[str, Planned]:
     """Layer name to quantizer and scheme, of every layer that will be quantized.
 
     Raises:
-        SchemeError: a scheme does not fit its layer or cannot be quantized yet, or two modifiers quantize one layer.
+        SchemeError: a scheme does not fit its layer or cannot be quantized yet, two modifiers quantize one layer, or
+            one that quantizes by the schemes of an earlier modifier finds none, or all layers of a transformation have
+            their codes before it.
     """
     plan: dict[str, Planned] = {}
     problems = []
     for claim in claims:
+        problems += _moved_too_late(claim, plan)
+        adopted = 0
         for layer in claim.layers:
+            planned = plan.get(layer.name)
+            if planned is not None and claim.modifier.adopts(layer):
+                plan[layer.name] = Planned(claim.modifier, planned.scheme)
+                adopted += 1
+                continue
             scheme = claim.modifier.scheme_for(layer)
             if scheme is None:
                 continue
-            if layer.name in plan:
-                first, second = (type(one).__name__ for one in (plan[layer.name].quantizer, claim.modifier))
+            if planned is not None:
+                first, second = (type(one).__name__ for one in (planned.quantizer, claim.modifier))
                 problems.append(f"{layer.name}: quantized by {first} and {second}; let one of them ignore it")
             plan[layer.name] = Planned(claim.modifier, scheme)
             problems += _misfit(scheme, layer)
+        if not adopted and any(claim.modifier.adopts(layer) for layer in claim.layers):
+            problems.append(
+                f"{type(claim.modifier).__name__} has no scheme of its own, and no modifier before it has one for its "
+                "layers: give it scheme (a preset such as 'W4A16') or config_groups"
+            )
     if problems:
         raise SchemeError(shortened(problems))
     return plan
@@ -110,6 +126,24 @@ def check_fused(state: State, schemes: Mapping[str, Scheme]) -> None:
             f"{shortened(split, most=4)}\nengines make one layer of each of these {len(split)} groups: give all layers "
             "of a group one scheme, or ignore all of them; only a dense checkpoint (save_compressed=False) may differ"
         )
+
+
+def planned_only(claims: Sequence[Claim], plan: Mapping[str, Planned]) -> list[Claim]:
+    """The claims, those of a quantizer without the layers that another one will quantize.
+
+    One that adopts schemes claims every layer that it could quantize, before it is known which have a scheme.
+    """
+
+    def is_kept(modifier: Modifier, layer: Layer) -> bool:
+        planned = plan.get(layer.name)
+        return not modifier.adopts(layer) if planned is None else planned.quantizer is modifier
+
+    found = []
+    for claim in claims:
+        quantizes, modifier = QUANTIZES in claim.modifier.traits, claim.modifier
+        layers = tuple(layer for layer in claim.layers if not quantizes or is_kept(modifier, layer))
+        found.append(Claim(modifier, layers))
+    return found
 
 
 def check_plan(state: State) -> None:
@@ -218,17 +252,16 @@ def shortened(problems: Sequence[str], *, most: int = 8) -> str:
     return "\n".join([*problems[:most], *more])
 
 
-def _too_early(claims: Sequence[Claim]) -> list[str]:
-    """Modifiers that must come last, and one that comes after each."""
-    problems = []
-    for position, claim in enumerate(claims):
-        names = {layer.name for layer in claim.layers} if RUNS_LAST in claim.modifier.traits else set()
-        after = [one.modifier for one in claims[position + 1 :] if any(layer.name in names for layer in one.layers)]
-        other = next((type(one).__name__ for one in after if RUNS_LAST not in one.traits), None)
-        if other is not None:
-            own = type(claim.modifier).__name__
-            problems.append(f"{own}: {other} comes after it and changes layers that it looks after; name {own} last")
-    return problems
+def _moved_too_late(claim: Claim, plan: Mapping[str, Planned]) -> list[str]:
+    """A transformation all of whose layers are quantized before it."""
+    if TRANSFORMS not in claim.modifier.traits or not claim.layers:
+        return []
+    if any(layer.name not in plan for layer in claim.layers):
+        return []
+    own, first = type(claim.modifier).__name__, type(plan[claim.layers[0].name].quantizer).__name__
+    return [
+        f"{own} moves scales between layers, and {first} quantizes all of its layers before; put {own} before {first}"
+    ]
 
 
 def _examples(pattern: str, known: Sequence[str]) -> str:

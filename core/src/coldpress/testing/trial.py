@@ -99,8 +99,10 @@ def run_trial(
 
 
 def claimed(modifier: Modifier, model: nn.Module) -> list[Layer]:
-    """The layers of a model that a modifier claims, in model order."""
-    return modifier.layers(Stage.whole(model))
+    """The layers of a model that a modifier claims, or one that it stands for, in model order."""
+    whole = Stage.whole(model)
+    names = {layer.name for step in modifier.expand() for layer in step.layers(whole)}
+    return [layer for layer in whole.every_layer if layer.name in names]
 
 
 def ignoring(modifier: Modifier, name: str) -> Modifier:

@@ -29,7 +29,7 @@ from coldpress_awq.block_objective import common_parent, distance, first_calls, 
 from coldpress_awq.sample import SAMPLED
 
 NO_TOKEN = "no token of the calibration data reached its readers"
-ROUNDING = ("scheme", "config_groups", "group_size", "weight_observer", "input_observer", "observer")
+ROUNDING = ("scheme", "config_groups", "group_size", "weight_observer", "input_observer", "output_observer", "observer")
 """Settings of rounding to nearest, which a recipe may put here instead of into a step of its own."""
 
 
@@ -44,7 +44,7 @@ class AWQModifier(Smoother):
     """Scale channels so that rounding weights changes the outputs of their layers least.
 
     A later modifier rounds, by its own scheme, which is the one that is searched for.  With a scheme of its own, as in
-    older recipes, it also rounds to nearest.
+    older recipes, it stands for itself and a modifier after it that rounds to nearest.
     Further settings are those of `Smoother`: `mappings`, `targets`, `ignore`.
 
     Attributes:
@@ -59,7 +59,9 @@ class AWQModifier(Smoother):
         group_size: columns that share a scale, in place of the preset's.
         weight_observer: of its own rounding.
         input_observer: of its own rounding.
-        observer: both of them at once.
+        output_observer: understood and without effect.
+        observer: all of them at once.
+        bypass_divisibility_checks: understood and without effect.
         offload_device: understood and without effect: no activations are kept.
     """
 
@@ -72,7 +74,9 @@ class AWQModifier(Smoother):
     group_size: int | None = None
     weight_observer: str | None = None
     input_observer: str | None = None
+    output_observer: str | None = None
     observer: dict[str, str] | None = field(default=None)
+    bypass_divisibility_checks: bool = False
     offload_device: str | None = None
 
     @observer.validator
@@ -125,7 +129,7 @@ class AWQModifier(Smoother):
         """Scale, and choose ranges."""
         super().finalize(state, stage)
         for layer in self.layers(stage):
-            if (quantizer := self._clips(state, layer)) is not None:
+            if layer.name not in state.quantized and (quantizer := self._clips(state, layer)) is not None:
                 with state.timed(layer):
                     self._clip(state, layer, quantizer)
 

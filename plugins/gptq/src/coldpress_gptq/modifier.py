@@ -47,7 +47,9 @@ class GPTQModifier(Quantizer):
     """Quantize weights so that the outputs of each layer, for the calibration data, change least.
 
     Further settings are those of `Quantizer`: `scheme` or `config_groups`, `targets`, `ignore`, observers.
+    Without a scheme it quantizes, of the layers that it targets, those that a quantizer before it has a scheme for.
     Where no observer of weights is named, scales are searched under the activity of the columns.
+    Embeddings are rounded to nearest: they are called with token ids, which have no Gram matrix.
 
     Attributes:
         block_size: columns whose errors are carried on together; speed, not the result, depends on it.
@@ -94,10 +96,19 @@ class GPTQModifier(Quantizer):
                     f"this scheme has strategy {scheme.weights.strategy!r} and scale_dtype {scheme.weights.scale_dtype}"
                 )
 
+    def needs_no_scheme(self) -> bool:
+        """It takes those of the quantizers before it."""
+        return True
+
+    def adopts(self, layer: Layer) -> bool:
+        """Every linear layer, where it has no scheme of its own."""
+        return not self.schemes() and "Linear" in layer.classes
+
     def needs(self) -> Needs:
-        """Data; where it corrects, original inputs and propagated error."""
+        """Data; propagated error by scheme, and where that is another's; where it corrects, original inputs too."""
         base, corrects = super().needs(), self.correction is not None
-        return evolve(base, data=True, original_inputs=corrects, propagated_error=corrects or base.propagated_error)
+        propagated = corrects or base.propagated_error or not self.schemes()
+        return evolve(base, data=True, original_inputs=corrects, propagated_error=propagated)
 
     def takes_whole_range(self, state: State, layer: Layer) -> bool:
         """Never: its columns make up for errors against the weights that it is shown."""
@@ -108,7 +119,7 @@ class GPTQModifier(Quantizer):
         """Ask for the Gram matrices of inputs."""
         super().initialize(state, stage)
         for layer in self.planned(state, stage):
-            if self._weights(state, layer) is not None:
+            if self._weights(state, layer) is not None and "Linear" in layer.classes:
                 state.request(layer, "gram")
                 if self.correction is not None:
                     state.request(layer, Cross())
@@ -120,6 +131,8 @@ class GPTQModifier(Quantizer):
         for layer in self.planned(state, stage):
             if self._weights(state, layer) is None:
                 state.set_quantized(layer, self.quantized(state, layer))
+            elif "Linear" not in layer.classes:
+                self._round(state, [layer], reason="an embedding is called with token ids")
             else:
                 rounded.append(layer)
         for layers in state.input_groups(rounded):

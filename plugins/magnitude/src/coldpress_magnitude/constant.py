@@ -5,13 +5,13 @@ from typing import ClassVar
 from attrs import evolve, frozen
 from torch import Tensor
 
-from coldpress.plugin import RUNS_LAST, Layer, Modifier, SchemeError, Stage, State, hookimpl
+from coldpress.plugin import RUNS_LAST, BlockTargets, Layer, SchemeError, Stage, State, hookimpl
 from coldpress_magnitude.algorithm import codes_with_zeros
 
 
 @frozen(kw_only=True, eq=False)
-class ConstantPruningModifier(Modifier):
-    """Make weights zero again that were zero before the first modifier of the recipe; name it last.
+class ConstantPruningModifier(BlockTargets):
+    """Make weights zero again that were zero before the first modifier of the recipe; it runs last.
 
     It keeps the zeros that a model comes with, not those that a modifier of the same recipe makes.
     """

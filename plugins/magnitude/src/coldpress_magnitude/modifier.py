@@ -7,7 +7,7 @@ from attrs import Attribute, field, frozen
 from torch import Tensor
 
 from coldpress.numerics.mask import check_n_of_m, parse_n_of_m
-from coldpress.plugin import PRUNES, Layer, Modifier, SchemeError, Stage, State, hookimpl
+from coldpress.plugin import PRUNES, BlockTargets, Layer, SchemeError, Stage, State, hookimpl
 from coldpress_magnitude.algorithm import prune_blocks, prune_groups, prune_weights
 
 _BLOCK = re.compile(r"block_([1-9]\d*),([1-9]\d*)")
@@ -23,7 +23,7 @@ def _refuse(instance: object, attribute: "Attribute[Any]", value: object) -> Non
 
 
 @frozen(kw_only=True, eq=False)
-class MagnitudePruningModifier(Modifier):
+class MagnitudePruningModifier(BlockTargets):
     """Drop the smallest weights of each layer; no data are read.
 
     The last five settings belong to pruning while training: here one step goes to the final sparsity, so the schedule
