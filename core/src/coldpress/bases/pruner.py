@@ -34,7 +34,7 @@ class Pruner(BlockTargets):
         owl_m: how many times the mean an outlier is.
         owl_lmbda: how far the sparsities of two blocks may be apart, halved.
         mask_structure: `n:m` keeps n of every m weights side by side in a row; `0:0` for unstructured.
-        sequential_update: understood and without effect: whether later blocks see what pruned ones put out is up to
+        sequential_update: understood and without effect: whether later blocks see the outputs of pruned ones is up to
             the pipeline's `propagate_error`.
     """
 
