@@ -63,6 +63,7 @@ def plugins(tmp_path_factory):
         ("FullRange", {}),
         ("WholeForward", {}),
         ("PlainCodes", {}),
+        ("StageFiles", {}),
     ],
 )
 def test_the_plugins_that_are_shown_keep_every_promise(plugins, name, settings):
