@@ -82,6 +82,14 @@ def test_a_text_that_is_none_is_refused(coldpress, model, tmp_path, content, wor
     assert answer.out == ""
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/tmp"])
+def test_a_text_that_is_no_file_is_never_read(coldpress, model, path):
+    answer = coldpress("evaluate", model, "--text", path)
+
+    assert answer.code == 2
+    assert "no regular file" in answer.err
+
+
 def test_a_model_that_is_not_there_is_named(coldpress, tmp_path):
     answer = coldpress("evaluate", tmp_path / "nothing", "--json")
 

@@ -114,6 +114,33 @@ def test_max_tokens_is_the_beginning_of_the_text(model, tokenizer):
     assert cut == perplexity(model, tokenizer, TEXT[:100], window=32)
 
 
+def test_of_a_text_no_more_is_tokenized_than_is_read(model, tokenizer):
+    class Counting:
+        longest = 0
+
+        def __deepcopy__(self, memo):
+            return self
+
+        def __call__(self, text, **settings):
+            self.longest = max(self.longest, len(text))
+            return tokenizer(text, **settings)
+
+    counting = Counting()
+    found = perplexity(model, counting, "some words " * 100_000, window=32, max_tokens=128)
+
+    assert counting.longest < 2000
+    assert found.value == perplexity(model, tokenizer, "some words " * 100, window=32, max_tokens=128).value
+
+
+def test_the_tokenizer_of_a_processor_reads_the_text(model, tokenizer):
+    class Processor:
+        def __init__(self):
+            self.tokenizer = tokenizer
+
+    text = "some words " * 20
+    assert perplexity(model, Processor(), text).value == perplexity(model, tokenizer, text).value
+
+
 def test_several_texts_are_joined_by_blank_lines(model, tokenizer):
     joined = perplexity(model, tokenizer, "one text\n\nanother text", window=8)
 

@@ -66,8 +66,10 @@ def _read(file: Path) -> str:
     """The text of a file.
 
     Raises:
-        ArgumentError: it cannot be read, is not UTF-8, or is empty.
+        ArgumentError: it is no regular file, cannot be read, is not UTF-8, or is empty.
     """
+    if file.exists() and not file.is_file():
+        raise ArgumentError(f"--text: cannot read {file}: it is no regular file")
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:

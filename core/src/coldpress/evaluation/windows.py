@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from coldpress.calibration import short
+from coldpress.calibration.foreign import reading
+from coldpress.calibration.multimodal import text_tokenizer
+from coldpress.calibration.tokens import tokenized
 from coldpress.errors import ArgumentError
 
 
@@ -28,7 +31,7 @@ def cut_windows(
     The tokenizer is left as it was.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: of the model, or its processor.
         text: a text, several that are joined by blank lines, or None for the held-out half of `coldpress/short`.
         window: tokens of a window, at least 2.
         max_tokens: tokens of the text that are used; None uses all.
@@ -41,9 +44,10 @@ def cut_windows(
     if text is None:
         text = [row["text"] for row in short.load("held_out")]
     words = text if isinstance(text, str) else "\n\n".join(text)
-    tokenizer = deepcopy(tokenizer)  # a call resets the truncation that a fast tokenizer may have been loaded with
-    ids = torch.tensor(tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
-    ids = ids[:max_tokens]
+    tokenizer = deepcopy(text_tokenizer(tokenizer))  # a call resets the truncation that a fast one was loaded with
+    tokenizer.truncation_side = "right"
+    with reading("the tokenizer cannot read the text"):
+        ids = torch.tensor(tokenized(tokenizer, words, limit=max_tokens, special=False), dtype=torch.int64)
     begin = tokenizer("a")["input_ids"][:1]
     bos = getattr(tokenizer, "bos_token_id", None)
     start = torch.tensor(begin if bos is not None and begin == [bos] else [], dtype=torch.int64)
