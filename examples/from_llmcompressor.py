@@ -5,7 +5,7 @@ import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coldpress import oneshot
-from coldpress_quantization import QuantizationModifier
+from coldpress.modifiers import QuantizationModifier
 
 MODEL_ID = sys.argv[1]
 model = AutoModelForCausalLM.from_pretrained(MODEL_ID, dtype="auto")

@@ -3,7 +3,7 @@
 import sys
 
 from coldpress import load_model, load_tokenizer, oneshot
-from coldpress_quantization import QuantizationModifier
+from coldpress.modifiers import QuantizationModifier
 
 MODEL = sys.argv[1] if len(sys.argv) > 1 else "smollm2"
 output = MODEL.rstrip("/").split("/")[-1] + "-W4A16"
