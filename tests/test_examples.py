@@ -76,7 +76,7 @@ def test_only_the_imports_of_that_script_are_ours():
 
     assert [line for line in lines if "coldpress" in line] == [
         "from coldpress import oneshot",
-        "from coldpress_quantization import QuantizationModifier",
+        "from coldpress.modifiers import QuantizationModifier",
     ]
 
 
