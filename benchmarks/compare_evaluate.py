@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from coldpress import QuantizationArgs, Scheme, divergence, load_model, load_tokenizer, perplexity
 from coldpress.arguments import DatasetArguments
+from coldpress.bases.quantized_inputs import quantize_inputs
 from coldpress.calibration.dataset import load_batches
-from coldpress.models import simulate_activations
 from coldpress.plugin import Quantized
 
 PASSAGE = 512  # tokens that every passage of coldpress/short has
@@ -101,7 +101,7 @@ def simulate(model: nn.Module, inputs: dict) -> None:
     """Round the inputs of every compressed layer, in the same way for both sides."""
     for layer in linears(model):
         scheme = Scheme(targets=["Linear"], input_activations=QuantizationArgs(**inputs))
-        simulate_activations(layer, Quantized(scheme))
+        quantize_inputs(layer, Quantized(scheme))
 
 
 def zeros(model: nn.Module) -> float:

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from coldpress import load_model, load_tokenizer, oneshot
+from coldpress.attachment import attachments_on
 from coldpress.calibration import short
-from coldpress.models.simulation import InputSimulation
 from coldpress_quantization import QuantizationModifier
 
 RESULTS = Path(__file__).parent / "results/observers"
@@ -127,8 +127,8 @@ class Judge:
         for name, layer in _layers(model):
             x = self.inputs[name]
             rounded = x
-            for hook in layer._forward_pre_hooks.values():
-                rounded = hook.rounded(x) if isinstance(hook, InputSimulation) else rounded
+            for attachment in attachments_on(layer):
+                rounded = attachment.inputs(layer, rounded)
             y = x.float() @ self.weights[name].float().T
             errors.append(((y - rounded.float() @ layer.weight.detach().float().T).norm() / y.norm()).item())
         return sum(errors) / len(errors)

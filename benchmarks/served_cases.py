@@ -7,7 +7,10 @@ import torch
 from attrs import evolve
 
 from coldpress import QuantizationArgs, preset, preset_names
-from coldpress.models.simulation import simulated, stop_simulating
+from coldpress.attachment import detach, every_attachment
+from coldpress.attention import tap_attention
+from coldpress.bases.kv_cache import KVCache
+from coldpress.bases.quantized_inputs import QuantizedInputs
 from coldpress.numerics import dynamic_qparams, fake_quantize
 
 CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor"}
@@ -35,7 +38,8 @@ class Case(NamedTuple):
 
 def leave_inputs(model: Any) -> None:
     """Inputs are not rounded: so vLLM's emulation of MXFP8, and its kernel of packed int4 weights on CPUs."""
-    stop_simulating(model)
+    for module in model.modules():
+        detach(module, QuantizedInputs.kind)
 
 
 def by_127(model: Any) -> None:
@@ -65,11 +69,9 @@ def by_reciprocal(model: Any) -> None:
 
 
 def _round_dynamic(model: Any, kind: str, rounded: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    for name, kept in list(simulated(model)):
-        inputs = kept.scheme.input_activations
-        if (inputs.type, inputs.dynamic) == (kind, True):
-            module = model.get_submodule(name)
-            stop_simulating(module)
+    for _, module, one in list(every_attachment(model.named_modules())):
+        if isinstance(one, QuantizedInputs) and (one.args.type, one.args.dynamic) == (kind, True):
+            detach(module, one.kind)
             module.register_forward_pre_hook(lambda _, args: (rounded(args[0]),))
 
 
@@ -84,13 +86,16 @@ def cut_off(model: Any) -> None:
         beyond = nearest.float().abs() > (x / scale).abs()
         return (nearest.view(torch.uint8) - beyond.to(torch.uint8)).view(torch.float8_e4m3fn).to(x.dtype) * scale
 
-    def tap(module: Any, states: Any, mask: Any) -> Any:
-        key, value, query = states
-        return cut(key, module.k_scale.max()), cut(value, module.v_scale.max()), query
-
-    for module in model.modules():
-        if hasattr(module, "k_scale"):
-            module.coldpress_attention_tap = tap
+    for _, module, one in list(every_attachment(model.named_modules())):
+        if isinstance(one, KVCache):
+            keys, values = module.k_scale.max(), module.v_scale.max()
+            detach(module, one.kind)
+            tap_attention(
+                module,
+                lambda _, states, keys=keys, values=values: evolve(
+                    states, keys=cut(states.keys, keys), values=cut(states.values, values)
+                ),
+            )
 
 
 def by_127_and_cut_off(model: Any) -> None:

@@ -4,7 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
-from coldpress import hookspecs, modifier, pipeline, state
+from coldpress import attachment, hookspecs, modifier, pipeline, state
 from coldpress.stage import Batch, Layer, Stage
 
 TARGET = Path(__file__).with_name("hooks.md")
@@ -20,6 +20,7 @@ def page() -> str:
     parts = [HEAD, _opening(), "## The four hooks\n", *map(_hook, _hooks())]
     parts += ["## What hooks are handed\n", *map(_class, HANDED)]
     parts += ["## What a modifier says of itself\n", _class(modifier.Modifier), _traits()]
+    parts += ["## What an attachment implements\n", _class(attachment.Attachment)]
     parts += ["## What a pipeline implements\n", _class(pipeline.Pipeline)]
     return "\n".join(parts)
 

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from coldpress import CalibrationError, SchemeError, load_model, oneshot
+from coldpress import SchemeError, load_model, oneshot
 from coldpress.evaluation import perplexity
 from coldpress.plugin import CheckpointReader
 from coldpress.testing.interrupt import interrupted
@@ -17,6 +18,7 @@ FP8 = {"num_bits": 8, "type": "float", "strategy": "tensor", "observer": "static
 HEADS = FP8 | {"strategy": "attn_head"}
 INT8 = FP8 | {"type": "int"}
 ATTENTION = "model.layers.1.self_attn"
+PIPELINES = ["basic", "sequential", "layer_sequential"]
 
 
 def only_cache(args=FP8, **settings):
@@ -39,6 +41,23 @@ def cached(model, data, layer):
     with torch.no_grad():
         caches = [model(**batch, use_cache=True).past_key_values.layers[layer] for batch in data]
     return torch.cat([cache.keys for cache in caches]), torch.cat([cache.values for cache in caches])
+
+
+def seen_by_attention(model, name, data):
+    """Queries, keys and values that the attention function of a module is called with, [rows, H, S, D] each."""
+    seen, sdpa = [], ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def look(module, query, key, value, *rest, **more):
+        if module is model.get_submodule(name):
+            seen.append((query, key, value))
+        return sdpa(module, query, key, value, *rest, **more)
+
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", look)
+    try:
+        logits(model, data)
+    finally:
+        ALL_ATTENTION_FUNCTIONS.register("sdpa", sdpa)
+    return [torch.cat(parts) for parts in zip(*seen, strict=True)]
 
 
 @pytest.mark.parametrize(("args", "top"), [(FP8, 448.0), (INT8, 127.5)], ids=["FP8", "INT8"])
@@ -66,30 +85,16 @@ def test_every_head_may_have_its_own_scale():
 
 
 def test_attention_sees_rounded_keys_and_values():
-    from coldpress.models import attention as taps
-
+    first = "model.layers.0.self_attn"  # what comes before it is the same in both models
     data = batches(rows=2, seed=3)
     model = compress(only_cache())
-    seen = {}
+    plain, rounded = (seen_by_attention(one, first, data) for one in (tiny_llama(), model))
 
-    def look(module, states, mask):
-        seen[module] = states[:2]
-        return rounding(module, states, mask)
+    attention = model.get_submodule(first)
 
-    attention = model.get_submodule(ATTENTION)
-    rounding = attention.coldpress_attention_tap
-    attention.coldpress_attention_tap = look
-    said = logits(model, data[:1])
-    key, value = seen[attention]
-    attention.coldpress_attention_tap = lambda module, states, mask: (
-        (key / attention.k_scale).to(torch.float8_e4m3fn).float() * attention.k_scale,
-        (value / attention.v_scale).to(torch.float8_e4m3fn).float() * attention.v_scale,
-        states[2],
-    )
-
-    assert isinstance(rounding, taps.CacheRounding)
-    assert torch.equal(logits(model, data[:1]), said)
-    assert not torch.equal(logits(tiny_llama(), data[:1]), said)
+    for x, seen, scale in zip(plain[1:], rounded[1:], (attention.k_scale, attention.v_scale), strict=True):
+        assert torch.equal(seen, (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale)
+    assert torch.equal(plain[0], rounded[0])  # queries are as they are
 
 
 def test_generating_with_a_cache_is_reading_without_one():
@@ -113,7 +118,7 @@ def test_padding_is_not_seen():
     torch.testing.assert_close(with_padding.v_scale, without.v_scale)
 
 
-@pytest.mark.parametrize("pipeline", ["basic", "sequential", "layer_sequential", "independent"])
+@pytest.mark.parametrize("pipeline", [*PIPELINES, "independent"])
 @pytest.mark.parametrize("scheme", [None, "W8A8"])
 def test_what_is_saved_is_loaded_again(pipeline, scheme, tmp_path):
     returned = compress(only_cache(scheme=scheme), pipeline=pipeline, output_dir=tmp_path / "out")
@@ -175,24 +180,82 @@ def test_what_a_cache_cannot_have_is_refused(args, said):
         only_cache(args)
 
 
-def test_a_dense_checkpoint_cannot_say_it(tmp_path):
-    with pytest.raises(SchemeError, match="cannot say how keys and values are quantized"):
-        compress(only_cache(), format="dense", output_dir=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_a_dense_checkpoint_is_refused_before_the_run(tmp_path):
+    model = tiny_llama()
+    model.register_forward_pre_hook(lambda *_: pytest.fail("it ran"))
+
+    with pytest.raises(SchemeError, match=r"QuantizationModifier: model.layers.0.self_attn .*'kv_cache'.* DenseFormat"):
+        compress(only_cache(), model=model, format="dense", output_dir=tmp_path / "out")
+
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_targets_before_the_attention_are_not_enough():
-    with pytest.raises(CalibrationError, match=r"saw 1 of 4 batches: .*must include one after the attention"):
-        compress(only_cache(targets=["re:.*layers.0.*q_proj"]))
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_every_attention_has_scales_whatever_layers_are_targeted(pipeline):
+    every = compress(only_cache())
+
+    one = compress(only_cache(targets=["re:.*layers.0.*q_proj"]), pipeline=pipeline)
+
+    for name in (ATTENTION, "model.layers.0.self_attn"):
+        assert torch.equal(one.get_submodule(name).k_scale, every.get_submodule(name).k_scale)
+
+
+COUNTED = FP8 | {"observer": "kl"}  # of a histogram, in which a batch that is seen twice counts twice
+
+
+def scales(model, name):
+    attention = model.get_submodule(name)
+    return torch.cat([attention.k_scale, attention.v_scale])
+
+
+def test_every_batch_counts_once_for_the_scales():
+    first = "model.layers.0.self_attn"
+    by_model, by_layer, by_block = (
+        compress(only_cache(COUNTED), **arguments)
+        for arguments in (
+            {},
+            {"pipeline": "sequential", "true_sequential": True},
+            {"pipeline": "sequential", "true_sequential": False, "propagate_error": True},
+        )
+    )
+
+    assert torch.equal(scales(by_layer, first), scales(by_model, first))
+    assert torch.equal(scales(by_block, first), scales(by_model, first))
+    assert torch.equal(scales(by_layer, ATTENTION), scales(by_block, ATTENTION))  # after keys that are rounded
+    assert not torch.equal(scales(by_layer, ATTENTION), scales(by_model, ATTENTION))
+
+
+def test_layers_of_another_quantizer_are_left_to_it():
+    gptq = "GPTQModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}"
+    cache = "QuantizationModifier: {kv_cache_scheme: {num_bits: 8, type: float}, ignore: [lm_head]}"
+
+    both, alone = (compress(f"modifiers: [{steps}]", pipeline="sequential") for steps in (f"{cache}, {gptq}", gptq))
+
+    first = "model.layers.0.self_attn.q_proj"  # nothing is rounded before it
+    assert torch.equal(both.get_submodule(first).weight, alone.get_submodule(first).weight)
+    assert hasattr(both.get_submodule(ATTENTION), "k_scale")
+
+
+def test_the_original_models_batches_do_not_count_for_the_scales():
+    correction = "GPTQModifier: {scheme: W4A16, group_size: 32, correction: gptaq, ignore: [lm_head]}"
+    cache = "QuantizationModifier: {kv_cache_scheme: {num_bits: 8, type: float}, ignore: [lm_head]}"
+    compared, plain = (
+        compress(f"modifiers: [{cache}, {correction.replace('gptaq', kind)}]", pipeline="sequential")
+        for kind in ("gptaq", "null")
+    )
+
+    first = "model.layers.0.self_attn"  # whose inputs are the same in both
+    assert torch.equal(compared.get_submodule(first).v_scale, plain.get_submodule(first).v_scale)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_run_that_was_interrupted_gives_the_same_scales(streamed, tmp_path):
+@pytest.mark.parametrize("scheme", [{"scheme": "W8A8"}, {"scheme": "W4A16", "group_size": 32}], ids=["W8A8", "W4A16"])
+def test_a_run_that_was_interrupted_gives_the_same_scales(streamed, scheme, tmp_path):
     tiny_llama().save_pretrained(tmp_path / "source")
 
     def run(folder):
         model = str(tmp_path / "source") if streamed else tiny_llama()
-        modifier = only_cache(scheme="W8A8")
+        modifier = only_cache(FP8 | {"observer": "minmax"}, **scheme)
         return compress(modifier, model=model, pipeline="sequential", output_dir=tmp_path / folder)
 
     whole = run("whole")

@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 from coldpress import SchemeError, load_model, oneshot
 from coldpress.cli.app import app
 from coldpress.cli.plugins import look
+from coldpress.plugin import CheckpointReader
 from coldpress.schemes import NumberFormat
+from coldpress.testing.interrupt import interrupted
 from coldpress.testing.kit import Verdicts, checks_for
-from coldpress.testing.models import tiny_llama, tiny_tokenizer
+from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress.testing.subject import subject_of
 
 try:
@@ -156,6 +158,52 @@ def test_the_number_format_that_is_shown_is_one_of_schemes(installed):
 
     row = model.model.layers[0].mlp.up_proj.weight[0]
     assert 4 < len(row.unique()) <= 31
+
+
+@pytest.mark.parametrize("pipeline", ["sequential", "data_free"])
+def test_the_attachment_that_is_shown_goes_through_interruption_and_disk(installed, tmp_path, pipeline):
+    recipe = "modifiers: [RotateInputs: {ignore: [lm_head]}, MyRounding: {scheme: W8A16, group_size: -1}]"
+
+    def run(folder):
+        settings = {"pipeline": pipeline, "format": "plain-codes", "quiet": True}
+        return oneshot(tiny_llama(), recipe, output_dir=tmp_path / folder, **settings)
+
+    whole = run("whole")
+    with interrupted():
+        run("out")
+    resumed, loaded = run("out"), load_model(tmp_path / "out", device="cpu")
+
+    said = logits(whole, batches(rows=2))
+    assert torch.equal(logits(resumed, batches(rows=2)), said)
+    assert torch.equal(logits(loaded, batches(rows=2)), said)
+    torch.testing.assert_close(said, logits(tiny_llama(), batches(rows=2)), rtol=0.1, atol=0.1)
+    one, other = (CheckpointReader(tmp_path / name) for name in ("whole", "out"))
+    assert all(torch.equal(one.get(name), other.get(name)) for name in one.names())
+
+
+def test_the_modifier_that_attaches_keeps_every_promise(installed):
+    subject = subject_of("RotateInputs", kind="modifiers", settings={"block_size": 16, "ignore": ["lm_head"]})
+    checks = checks_for(subject)
+    verdicts = Verdicts(subject, checks)
+
+    assert [check.name for check in checks if not verdicts.holds(check.name)] == []
+
+
+def test_the_attachment_that_is_shown_keeps_the_function_and_spreads_outliers(plugins):
+    x = torch.zeros(1, 64)
+    x[0, 3] = 8.0
+
+    y = plugins.OnlineRotation(block_size=64).inputs(torch.nn.Identity(), x)
+
+    torch.testing.assert_close(y.abs(), torch.ones(1, 64))
+    torch.testing.assert_close(plugins.rotated(y, 64), x)
+
+
+def test_the_attachment_that_is_shown_is_refused_by_a_format_that_cannot_tell_it(installed, tmp_path):
+    recipe = "modifiers: [RotateInputs: {ignore: [lm_head]}]"
+
+    with pytest.raises(SchemeError, match=r"RotateInputs: model\.layers\.0\..*'online_rotation' in this format, Dense"):
+        oneshot(tiny_llama(), recipe, output_dir=tmp_path / "out", format="dense", quiet=True)
 
 
 def test_every_kind_is_in_the_table():

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from coldpress import load_model, oneshot
+from coldpress.attachment import every_attachment
 from coldpress.checkpoint import CheckpointReader
 from coldpress.errors import CheckpointError
-from coldpress.models import simulated
 from coldpress.run.job import Job
 from coldpress.testing.interrupt import interrupted, kept_stages
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
@@ -155,7 +155,9 @@ def test_a_model_in_memory_goes_on_too(tmp_path, recipe):
     assert len(done) == 2
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert torch.equal(logits(model, batches(rows=2)), logits(whole, batches(rows=2)))
-    assert [name for name, _ in simulated(model)] == [name for name, _ in simulated(whole)]
+    assert [name for name, _, _ in every_attachment(model.named_modules())] == [
+        name for name, _, _ in every_attachment(whole.named_modules())
+    ]
 
 
 TWO = (

@@ -59,19 +59,15 @@ def test_weights_in_a_wider_dtype_than_the_scales_are_exact_products():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_static_inputs_are_rounded_in_the_dtype_of_the_inputs(dtype):
-    from coldpress.models.simulation import InputSimulation
-    from coldpress.schemes import QuantizationArgs, Scheme
+    from coldpress.bases.quantized_inputs import QuantizedInputs
+    from coldpress.schemes import QuantizationArgs
 
     args = QuantizationArgs(num_bits=8, strategy="tensor")
     scale = torch.tensor([0.0123]).bfloat16()
-    kept = Quantized(
-        Scheme(targets=["Linear"], input_activations=args),
-        input_scale=scale,
-        input_zero_point=torch.zeros(1, dtype=torch.int8),
-    )
+    attachment = QuantizedInputs(args=args, scale=scale, zero_point=torch.zeros(1, dtype=torch.int8))
     x = torch.linspace(-2, 2, 100).to(dtype)
 
-    rounded = InputSimulation(kept).rounded(x)
+    rounded = attachment.inputs(nn.Identity(), x)
 
     steps = (x / scale.to(dtype)).round().clamp(-128, 127)
     assert rounded.dtype == dtype

@@ -3,18 +3,21 @@
     class MyFormat(Format):                     # coldpress.formats: my-format = "package:MyFormat"
         def check(self, scheme, name, shape): ...        before any work: can it be written?
         def tensors(self, quantized): ...                {"weight_packed": ..., "weight_scale": ...}
-        def config(self, schemes, ignore): ...           config.json["quantization_config"]
+        def config(self, schemes, ignore, attachments)   config.json["quantization_config"]
         def read(self, config): ...                      config -> (layer -> scheme)
         def restore(self, tensors, scheme): ...          the tensors of one layer -> Quantized
         def count_weights(self, stored, scheme): ...     how many weights they stand for
         def publish(self, parts, folder, state): ...     another container than safetensors files
         def open(self, folder): ...                      and its tensors again
 
+        def check_attachment(self, attached): ...        before any work: can it be told?  by default nothing can
+        def attachments(self, config): ...               config -> (module -> attachments)
+
 The name of the entry point is the `quant_method` of its configuration, so that a checkpoint finds its reader.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -23,8 +26,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from coldpress.attachment import Attached, Attachment
+from coldpress.errors import SchemeError
 from coldpress.quantized import Quantized
-from coldpress.schemes import QuantizationArgs, Scheme
+from coldpress.schemes import Scheme
 from coldpress.source import Weights
 from coldpress.state import State
 
@@ -64,6 +69,23 @@ class Stored:
         return prod(self.shape) * self.dtype.itemsize
 
 
+class AttachmentLookup(Protocol):
+    """What a configuration says of the attachments of a module."""
+
+    def __call__(self, name: str, class_names: Sequence[str], tensors: Collection[str]) -> Sequence[Attachment]:
+        """The attachments of the module in the order in which they act; none for most modules.
+
+        Args:
+            name: of the module, from the root of the model, as the checkpoint has it.
+            class_names: names of the classes in the module's MRO.
+            tensors: what the checkpoint has of the module itself, `weight` and `bias` of a layer.
+
+        Raises:
+            CheckpointError: a tensor that belongs to an attachment is missing.
+        """
+        ...
+
+
 class Parts(Weights):
     """The tensors of a finished run, as `Format.tensors` made them, on disk and under the names that they have there.
 
@@ -85,9 +107,6 @@ class Format(ABC):
     Its attrs fields are its settings.
     Weights and codes are [O, I], whatever way round the module keeps them.
     """
-
-    writes_cache: ClassVar[bool] = False
-    """Its configuration can say how keys and values are quantized: `with_cache` and `cache`."""
 
     fuses_layers: ClassVar[bool] = False
     """Its readers make one matrix of layers side by side that read the same input, so these must have one scheme."""
@@ -114,12 +133,16 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def config(self, schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dict[str, Any] | None:
+    def config(
+        self, schemes: Mapping[str, Scheme], ignore: Sequence[str], attachments: Sequence[Attached] = ()
+    ) -> dict[str, Any] | None:
         """What a reader must know: `quantization_config` in `config.json`.
 
         Args:
             schemes: layer name to scheme, in model order.
             ignore: every other layer that a target could mean, in model order.
+            attachments: in model order, where there are any: those that `check_attachment` takes, and not what is part
+                of a scheme.
 
         Returns:
             A table that JSON can hold, with `quant_method`; None when the checkpoint is that of a plain model.
@@ -133,21 +156,27 @@ class Format(ABC):
             CheckpointError: it contradicts itself, or says what this format cannot read.
         """
 
-    def with_cache(
-        self, config: dict[str, Any] | None, args: QuantizationArgs, *, queries: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """The configuration of a checkpoint whose attention modules have `k_scale` and `v_scale`, some `q_scale` too.
+    def check_attachment(self, attached: Attached) -> None:
+        """Refuse an attachment that the configuration cannot tell, before anything is computed; by default any.
 
         Args:
-            config: what `config` returned.
-            args: of keys and values, and of queries.
-            queries: classes of the attention modules whose queries are quantized.
-        """
-        raise NotImplementedError
+            attached: as it will be, without its buffers.
 
-    def cache(self, config: Mapping[str, Any]) -> QuantizationArgs | None:
-        """How keys and values are quantized; the inverse of `with_cache`."""
-        return None
+        Raises:
+            SchemeError: says which, why, and what would do.
+        """
+        raise SchemeError(
+            f"{attached.name} cannot have the attachment {attached.attachment.kind!r} in this format, "
+            f"{type(self).__name__}: choose a format that can tell it"
+        )
+
+    def attachments(self, config: Mapping[str, Any]) -> AttachmentLookup:
+        """Read what `config` returned of attachments, or other tools wrote of what is one here; by default nothing.
+
+        Raises:
+            CheckpointError: it contradicts itself, or says what this format cannot read.
+        """
+        return lambda name, class_names, tensors: ()
 
     @abstractmethod
     def restore(self, tensors: Mapping[str, Tensor], scheme: Scheme) -> Quantized:

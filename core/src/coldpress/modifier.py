@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, fields, frozen
 
+from coldpress.attachment import Attachment
 from coldpress.schemes import Scheme
 from coldpress.stage import Layer, Stage
 
@@ -140,6 +141,14 @@ class Modifier(metaclass=_TakesHousekeeping):
     def adopts(self, layer: Layer) -> bool:
         """Whether it quantizes a layer that it claims by the scheme which an earlier modifier has for it."""
         return False
+
+    def observes(self, stage: Stage) -> list[str]:
+        """Names of the modules whose inputs, or whose attention's, it may request statistics of: its layers."""
+        return [layer.name for layer in self.layers(stage)]
+
+    def attachments(self, stage: Stage) -> Sequence[tuple[str, Attachment]]:
+        """What it will attach to modules of a stage, by name; asked before the run too, of the model as one stage."""
+        return ()
 
     def measure(self, state: "State", stage: Stage) -> Any:
         """In the measuring pass, in place of `finalize`: what `decide` must know of this stage.

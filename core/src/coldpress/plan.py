@@ -28,7 +28,8 @@ class Sweep:
     """What a pass over the stages is for; set by core, read by pipelines.
 
     Attributes:
-        observed: names of the layers whose inputs are read; what comes after the last of them need not run.
+        observed: names of the modules whose inputs, or whose attention's, are read; what comes after the last of them
+            need not run.
         propagated_error: whether a modifier calibrates on activations from compressed blocks, not from original ones.
         original_inputs: whether a modifier requests statistics of inputs in the original model.
         gradients: whether a modifier runs calls with autograd.

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from coldpress.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from coldpress.attachment import Attached, Attachment, attachment_class
+    from coldpress.attention import AttentionInput, AttentionStates, attention_tapped, run_attention_taps
     from coldpress.bases.block_targets import BlockTargets
     from coldpress.bases.fit_report import note_fit
-    from coldpress.bases.kv_cache import cache_args, quantize_cache, watch_cache
+    from coldpress.bases.kv_cache import KVCache, attach_caches, cache_args, check_queries, kv_caches, request_ranges
     from coldpress.bases.pruner import Pruner
     from coldpress.bases.quantizer import Quantizer, weight_qparams
     from coldpress.bases.smoother import Smoother, Smoothing
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
         SchemeError,
         TargetError,
     )
-    from coldpress.format import Format, Parts, SchemeLookup, Stored
+    from coldpress.format import AttachmentLookup, Format, Parts, SchemeLookup, Stored
     from coldpress.hookspecs import hookimpl
     from coldpress.layer_report import LayerReport
     from coldpress.modifier import (
@@ -61,6 +63,11 @@ __all__ = [
     "SPARES_QUANTIZED",
     "TRANSFORMS",
     "ArgumentError",
+    "Attached",
+    "Attachment",
+    "AttachmentLookup",
+    "AttentionInput",
+    "AttentionStates",
     "Batch",
     "BlockTargets",
     "CalibrationError",
@@ -72,6 +79,7 @@ __all__ = [
     "Format",
     "HubDataset",
     "InputTap",
+    "KVCache",
     "Layer",
     "LayerReport",
     "ModelError",
@@ -102,30 +110,44 @@ __all__ = [
     "Stored",
     "TargetError",
     "Weights",
+    "attach_caches",
+    "attachment_class",
+    "attention_tapped",
     "block_names",
     "cache_args",
+    "check_queries",
     "first_tensor",
     "hookimpl",
+    "kv_caches",
     "matches_name",
     "note_fit",
     "number_format",
     "observer_for",
     "partition",
     "preset",
-    "quantize_cache",
-    "watch_cache",
+    "request_ranges",
+    "run_attention_taps",
     "weight_qparams",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "attachment": ("Attached", "Attachment", "attachment_class"),
         "bases.block_targets": ("BlockTargets",),
         "bases.fit_report": ("note_fit",),
-        "bases.kv_cache": ("cache_args", "quantize_cache", "watch_cache"),
+        "bases.kv_cache": (
+            "KVCache",
+            "attach_caches",
+            "cache_args",
+            "check_queries",
+            "kv_caches",
+            "request_ranges",
+        ),
         "bases.pruner": ("Pruner",),
         "bases.quantizer": ("Quantizer", "weight_qparams"),
         "bases.smoother": ("Smoother", "Smoothing"),
+        "attention": ("AttentionInput", "AttentionStates", "attention_tapped", "run_attention_taps"),
         "calibration.hub_dataset": ("HubDataset",),
         "calibration.observer": ("Observer", "observer_for"),
         "calibration.tap": ("InputTap", "StopForward"),
@@ -143,7 +165,7 @@ __getattr__, __dir__ = lazy_names(
             "SchemeError",
             "TargetError",
         ),
-        "format": ("Format", "Parts", "SchemeLookup", "Stored"),
+        "format": ("AttachmentLookup", "Format", "Parts", "SchemeLookup", "Stored"),
         "hookspecs": ("hookimpl",),
         "modifier": (
             "PRUNES",

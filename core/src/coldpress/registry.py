@@ -19,7 +19,17 @@ from attrs import frozen
 
 from coldpress.errors import BrokenPluginError, PluginConflictError, UnknownPluginError, suggest
 
-KINDS = ("modifiers", "observers", "pipelines", "formats", "sources", "number_formats", "datasets", "statistics")
+KINDS = (
+    "modifiers",
+    "observers",
+    "pipelines",
+    "formats",
+    "sources",
+    "number_formats",
+    "datasets",
+    "statistics",
+    "attachments",
+)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*(/[A-Za-z0-9][A-Za-z0-9_.\-]*)?")
 

@@ -9,6 +9,8 @@ import torch
 from attrs import define, evolve, field
 from torch import Tensor, nn
 
+from coldpress.attachment import Attachment, attach
+from coldpress.attention import AttentionInput
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import Modifier
@@ -133,15 +135,15 @@ class State:
             raise BrokenPluginError("statistics are there while a stage is compressed, and none is")
         return self._statistics
 
-    def request(self, layer: Layer, which: str | Statistic) -> None:
+    def request(self, layer: Layer | AttentionInput, which: str | Statistic) -> None:
         """In `initialize`: request a statistic of the layer's inputs, by name or with settings."""
         self.statistics.request(layer, which)
 
-    def statistic(self, layer: Layer, which: str | Statistic) -> Any | None:
+    def statistic(self, layer: Layer | AttentionInput, which: str | Statistic) -> Any | None:
         """In `finalize`: what was seen, the same object for layers that share an input; None when no token came."""
         return self.statistics.value(layer, which)
 
-    def require(self, layer: Layer, which: str | Statistic) -> Any:
+    def require(self, layer: Layer | AttentionInput, which: str | Statistic) -> Any:
         """The same as `statistic`; a layer that no token reached is a CalibrationError."""
         value = self.statistic(layer, which)
         if value is None:
@@ -266,6 +268,20 @@ class State:
         line.sparsity = 1 - weight.count_nonzero().item() / weight.numel()
         old.copy_(weight)
         self.clip_ranges.pop(layer.name, None)
+
+    def attach(self, where: Layer | str, attachment: Attachment, buffers: Mapping[str, Tensor] | None = None) -> None:
+        """Put an attachment on a layer, or a module by its name, in place of one of its kind.
+
+        It is one that `Modifier.attachments` announced; the tensors that it names become buffers of the module.
+        """
+        name = where if isinstance(where, str) else where.name
+        if self.running is not None:
+            announced = self.running.modifier.attachments(self.running.stage)
+            if (name, attachment.kind) not in {(owner, one.kind) for owner, one in announced}:
+                raise BrokenPluginError(
+                    f"{self.running} attaches {attachment.kind!r} to {name}: its attachments() must announce that"
+                )
+        attach(self.model.get_submodule(name), attachment, buffers)
 
     def skip(self, layer: Layer, reason: str) -> None:
         """Say that a claimed layer is left alone on purpose, and why."""

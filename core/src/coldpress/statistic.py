@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Protocol
 from attrs import frozen
 from torch import Tensor
 
+from coldpress.attention import AttentionInput
 from coldpress.errors import BrokenPluginError
 from coldpress.registry import find
 from coldpress.stage import Layer
@@ -37,6 +38,9 @@ class Statistic:
     needs_original_inputs: ClassVar[bool] = False
     """Whether it sees inputs beside those of the original model, by `update_with_original` in place of `update`; a
     modifier that requests it says so by `Needs.original_inputs`."""
+
+    sees_heads: ClassVar[bool] = False
+    """Keys, values and queries are [T, H, D] for it; else heads stand side by side, [T, H * D]."""
 
     def update(self, value: Any | None, x: Tensor) -> Any:
         """See some tokens.
@@ -74,10 +78,10 @@ class Statistic:
 class Statistics(Protocol):
     """The statistics of the stage that is calibrated; modifiers reach them by the methods of `State`."""
 
-    def request(self, layer: Layer, which: str | Statistic) -> None:
+    def request(self, layer: Layer | AttentionInput, which: str | Statistic) -> None:
         """Collect a statistic of the inputs of a layer; requesting twice is requesting once."""
 
-    def value(self, layer: Layer, which: str | Statistic) -> Any | None:
+    def value(self, layer: Layer | AttentionInput, which: str | Statistic) -> Any | None:
         """What was seen; None when no token reached the layer."""
 
     def input_groups(self, layers: Iterable[Layer]) -> list[list[Layer]]:

@@ -8,9 +8,10 @@ from attrs import evolve, frozen
 from safetensors.torch import load_file, save_file
 
 from coldpress import registry
+from coldpress.attachment import every_attachment
 from coldpress.checkpoint import Format
 from coldpress.errors import BrokenPluginError, CheckpointError, ModelError
-from coldpress.models import load_model, simulated
+from coldpress.models import load_model
 from coldpress.numerics import dynamic_qparams, fake_quantize
 from coldpress.quantized import Quantized
 from coldpress.schemes import Scheme, preset
@@ -29,7 +30,7 @@ class EightBits(Format):
     def tensors(self, quantized):
         """Not used here."""
 
-    def config(self, schemes, ignore):
+    def config(self, schemes, ignore, attachments=()):
         """Not used here."""
 
     def read(self, config):
@@ -80,7 +81,7 @@ def test_weights_are_what_the_codes_stand_for(tmp_path, make):
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, expected.state_dict()[name], msg=name)
     assert not hasattr(model.config, "quantization_config")
-    assert not list(simulated(model))
+    assert not list(every_attachment(model.named_modules()))
 
 
 def test_inputs_are_rounded_as_when_served(tmp_path):
@@ -95,7 +96,7 @@ def test_inputs_are_rounded_as_when_served(tmp_path):
     model = load_model(tmp_path, device="cpu")
 
     data = batches(rows=2)
-    assert len(list(simulated(model))) == 2 * 7
+    assert len(list(every_attachment(model.named_modules()))) == 2 * 7
     torch.testing.assert_close(logits(model, data), logits(expected, data))
 
 

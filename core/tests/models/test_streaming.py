@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from coldpress import oneshot
+from coldpress.attachment import every_attachment
 from coldpress.checkpoint import CheckpointReader
 from coldpress.dataflow.partition import partition
 from coldpress.errors import ArgumentError, CheckpointError, NumericsError
-from coldpress.models import load_model, simulated
+from coldpress.models import load_model
 from coldpress.models.dense import folder_checkpoint
 from coldpress.models.skeleton import stream_model
 from coldpress.models.streaming import without_weights
@@ -248,7 +249,9 @@ def test_streaming_writes_what_a_model_in_memory_writes(folder, tmp_path):
     for name in ("config.json", "generation_config.json", "recipe.yaml", "tokenizer.json"):
         assert (tmp_path / "streamed" / name).read_bytes() == (tmp_path / "loaded" / name).read_bytes()
     assert torch.equal(logits(streamed, batches(rows=2)), logits(loaded, batches(rows=2)))
-    assert [name for name, _ in simulated(streamed)] == [name for name, _ in simulated(loaded)]
+    assert [name for name, _, _ in every_attachment(streamed.named_modules())] == [
+        name for name, _, _ in every_attachment(loaded.named_modules())
+    ]
 
 
 def test_a_dense_output_keeps_the_quantization_of_inputs_in_the_model_that_is_returned(llama, tmp_path):

@@ -244,7 +244,7 @@ class GoodFormat(Format):
     def tensors(self, quantized):
         return {"q": quantized.codes, "s": quantized.scale, "z": quantized.zero_point}
 
-    def config(self, schemes, ignore):
+    def config(self, schemes, ignore, attachments=()):
         return {"quant_method": "good", "layers": {name: scheme.to_dict() for name, scheme in schemes.items()}}
 
     def read(self, config):

@@ -1,58 +1,40 @@
-"""KV cache and attention, for modifiers: keys, values and queries are watched while data run, and rounded afterwards.
+"""KV cache and attention, for modifiers: keys, values and queries rounded where attention runs.
 
-initialize    watch_cache      keys and values of every attention are observed, and queries of some
-finalize      quantize_cache   those that have run get scales, and are rounded from now on
+attachments   kv_caches         which attention modules will be rounded, and how
+initialize    request_ranges    their keys and values are observed while data run, and the queries of some
+finalize      attach_caches     those that have run get scales, and are rounded from now on
 """
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-from attrs import frozen
-from torch import Tensor
+from attrs import field, frozen
+from torch import Tensor, nn
 
 from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER
-from coldpress.calibration.attention import cache_watch, quantize_seen, rounded_caches, stop_watching, watch_caches
+from coldpress.attachment import Attachment, every_attachment
+from coldpress.attention import AttentionInput, AttentionPart, AttentionStates, attention_modules
 from coldpress.calibration.observer import observer_for
-from coldpress.errors import CalibrationError, SchemeError, TargetError
+from coldpress.calibration.statistics import Observed
+from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError
+from coldpress.numerics import calculate_qparams, fake_quantize
 from coldpress.schemes import QuantizationArgs, number_format
-from coldpress.stage import Layer, Stage, find_layers
+from coldpress.stage import Stage, find_layers
 from coldpress.state import State
-from coldpress.statistic import RESCALE, ROTATE, Statistic
+
+log = logging.getLogger(__name__)
 
 _STRATEGIES = ("tensor", "attn_head")
+_SCALES: dict[AttentionPart, str] = {"keys": "k_scale", "values": "v_scale", "queries": "q_scale"}  # as vLLM has them
 
 
-@frozen(kw_only=True)
-class Passed(Statistic):
-    """How many tokens came by: requested so that data run."""
-
-    supports: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
-
-    def update(self, value: int | None, x: Tensor) -> int:
-        """Count the tokens, [T, I]."""
-        return (value or 0) + len(x)
-
-    def merge(self, a: int, b: int) -> int:
-        """Add both."""
-        return a + b
-
-    def rescale(self, value: int, scale: Tensor) -> int:
-        """They are as many."""
-        return value
-
-    def rotate(self, value: int, rotation: Tensor) -> int:
-        """They are as many."""
-        return value
-
-
-def cache_args(value: Mapping[str, Any] | QuantizationArgs | None) -> QuantizationArgs | None:
+def cache_args(value: Mapping[str, Any] | QuantizationArgs) -> QuantizationArgs:
     """The arguments of keys and values, from a table or as they are.
 
     Raises:
         SchemeError: keys and values cannot be quantized so; says how they can.
     """
-    if value is None:
-        return None
     args = value if isinstance(value, QuantizationArgs) else QuantizationArgs.from_dict(value)
     wrong = None
     if args.dynamic:
@@ -70,54 +52,109 @@ def cache_args(value: Mapping[str, Any] | QuantizationArgs | None) -> Quantizati
     return args
 
 
-def watch_cache(state: State, layers: Iterable[Layer], args: QuantizationArgs, *, queries: Iterable[str] = ()) -> None:
-    """In `initialize`: have keys and values observed in every attention that runs, and queries where it is asked for.
+@frozen(kw_only=True)
+class KVCache(Attachment):
+    """Keys and values, and perhaps queries, on the grid that they have when the model is served.
+
+    The scales are buffers of the attention module, [1], or [H, 1, 1] with one for each head.
+
+    Attributes:
+        args: of all of them.
+        queries: whether queries are rounded too.
+    """
+
+    kind: ClassVar[str] = "kv_cache"
+
+    args: QuantizationArgs = field(converter=cache_args)
+    queries: bool = False
+
+    def parts(self) -> tuple[AttentionPart, ...]:
+        """What is rounded: keys, values, and queries if they are."""
+        return tuple(_SCALES) if self.queries else ("keys", "values")
+
+    def buffers(self) -> tuple[str, ...]:
+        """`k_scale`, `v_scale`, and `q_scale` where queries are rounded."""
+        return tuple(_SCALES[part] for part in self.parts())
+
+    def describe(self, buffer: str) -> str:
+        """What the scale is of, and how that is quantized."""
+        what = "queries of attention" if buffer == _SCALES["queries"] else "KV cache"
+        return f"{what}: {self.args.type}{self.args.num_bits} {self.args.strategy}"
+
+    def attention(self, module: nn.Module, states: AttentionStates) -> AttentionStates:
+        """Round those that have a scale."""
+        rounded = {part: self._rounded(module, part, getattr(states, part)) for part in self.parts()}
+        return AttentionStates(**{"keys": states.keys, "values": states.values, "queries": states.queries, **rounded})
+
+    def _rounded(self, module: nn.Module, part: AttentionPart, x: Tensor) -> Tensor:
+        scale: Tensor = getattr(module, _SCALES[part])
+        return fake_quantize(x, scale.to(x.device), None, self.args)
+
+
+def kv_caches(stage: Stage, args: QuantizationArgs, *, queries: Collection[str] = ()) -> list[tuple[str, KVCache]]:
+    """Name and rounding of every attention of a stage, for `Modifier.attachments`.
 
     Args:
-        state: of the run.
-        layers: of the stage; data run as far as the last of them, so one of them must come after the attention.
-        args: of keys, values and queries; their observer is `minmax` where they name none.
+        stage: of the model, or all of it.
+        args: of keys, values and queries.
         queries: names of classes of attention modules whose queries are quantized too.
+    """
+    return [
+        (name, KVCache(args=args, queries=type(module).__name__ in queries))
+        for name, module in attention_modules(stage.modules)
+    ]
+
+
+def check_queries(model: nn.Module, queries: Iterable[str]) -> None:
+    """Refuse classes of attention that a model does not have, and a model whose attention is not known.
 
     Raises:
-        ModelError: attention of this model cannot be tapped.
-        TargetError: the model has no module of such a class.
+        TargetError: names a class that is missing, and those that there are.
+        ModelError: transformers dispatches no attention of the model.
     """
-    queries = frozenset(queries)
-    present = {type(module).__name__ for module in state.model.modules()}
-    for name in sorted(queries - present):
-        known = sorted(kind for kind in present if kind.endswith("Attention"))
-        raise TargetError(f"no module of this model is a {name!r}; its attention is {', '.join(known) or 'unknown'}")
-    for layer in layers:
-        if "Linear" in layer.classes:
-            state.request(layer, Passed())
-    if cache_watch(state.model) is None:
-        watch_caches(state.model, observer_for(args, DEFAULT_ACTIVATION_OBSERVER), queries=queries)
+    known = sorted({type(module).__name__ for _, module in attention_modules(dict(model.named_modules()))})
+    if not known:
+        raise ModelError(
+            f"{type(model).__name__} has no attention that transformers dispatches: "
+            "its keys and values cannot be quantized"
+        )
+    for name in sorted(set(queries).difference(known)):
+        raise TargetError(f"no module of this model is a {name!r}; its attention is {', '.join(known)}")
 
 
-def quantize_cache(state: State, stage: Stage) -> None:
-    """In `finalize`: give scales to every attention that has run, and round its keys and values from now on.
+def request_ranges(state: State, stage: Stage, caches: Iterable[tuple[str, KVCache]]) -> None:
+    """In `initialize`: have observed what the scales are made of; the observer is `minmax` where `args` name none."""
+    for name, cache in caches:
+        for point in _points(stage, name, cache):
+            state.request(point, _observed(cache))
 
-    The scales are buffers of the attention modules, `k_scale`, `v_scale` and `q_scale`, and so are written with the
-    stage.
+
+def attach_caches(state: State, stage: Stage, caches: Iterable[tuple[str, KVCache]]) -> None:
+    """In `finalize`: give scales to every attention that has run, and round there from now on.
 
     Raises:
-        CalibrationError: this is the last stage, and an attention has not seen all data, or none has run.
+        CalibrationError: this is the last stage, and no attention has run.
     """
-    watch = cache_watch(state.model)
-    if watch is None:
-        return
     model: Any = state.model
-    quantize_seen(watch, model.dtype, calls=len(state.batches))
-    *_, last = find_layers(state.model.named_modules())
-    if last.name in stage.modules:
-        stop_watching(state.model)
-        if watch.seen:
-            module = next(iter(watch.seen))
-            raise CalibrationError(
-                f"kv_cache_scheme: a {type(module).__name__} saw {watch.calls[module]} of {len(state.batches)} "
-                "batches: "
-                "data run as far as the last layer that is observed, so targets must include one after the attention"
-            )
-        if not any(rounded_caches(dict(state.model.named_modules()))):
-            raise CalibrationError("kv_cache_scheme: no attention ran while data were seen")
+    for name, cache in caches:
+        observed = _observed(cache)
+        seen = [state.statistic(point, observed) for point in _points(stage, name, cache)]
+        if any(value is None for value in seen):
+            log.warning("%s ran for no batch, so its keys and values are not quantized", name)
+            continue
+        ranges = (observed.observer.range(value) for value in seen)
+        scales = (calculate_qparams(*ends, cache.args)[0].to(model.dtype) for ends in ranges)
+        state.attach(name, cache, dict(zip(cache.buffers(), scales, strict=True)))
+    *_, last = find_layers(model.named_modules())
+    found = every_attachment(model.named_modules())
+    if last.name in stage.modules and not any(isinstance(one, KVCache) for _, _, one in found):
+        raise CalibrationError("kv_cache_scheme: no attention ran while data were seen")
+
+
+def _points(stage: Stage, name: str, cache: KVCache) -> Iterator[AttentionInput]:
+    for part in cache.parts():
+        yield AttentionInput(name, stage.modules[name], part)
+
+
+def _observed(cache: KVCache) -> Observed:
+    return Observed(observer=observer_for(cache.args, DEFAULT_ACTIVATION_OBSERVER))

@@ -15,6 +15,7 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
+from coldpress.attention import AttentionInput
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.modifier import Modifier
 from coldpress.stage import Layer
@@ -34,7 +35,7 @@ class Request:
         modifier: that requests it; None outside a run.
     """
 
-    layer: Layer
+    layer: Layer | AttentionInput
     statistic: Statistic
     modifier: Modifier | None
 
@@ -58,7 +59,9 @@ class Source:
     def seeing(self, x: Tensor, original: Tensor) -> "Source":
         """The source after some tokens, and what they are in the original model, [T, I] both."""
         seen = [
-            one.update_with_original(v, x, original) if one.needs_original_inputs else one.update(v, x)
+            one.update_with_original(v, _flat(one, x), _flat(one, original))
+            if one.needs_original_inputs
+            else one.update(v, _flat(one, x))
             for one, v in self.values
         ]
         return Source(self.layers, tuple((one, value) for (one, _), value in zip(self.values, seen, strict=True)))
@@ -81,8 +84,8 @@ class StatisticStore:
     _lost: list[Request] = field(factory=list)
     _moved: set[str] = field(factory=set)
 
-    def request(self, layer: Layer, which: str | Statistic) -> None:
-        """Request a statistic of the inputs of a layer; requesting twice is requesting once.
+    def request(self, layer: Layer | AttentionInput, which: str | Statistic) -> None:
+        """Request a statistic of the inputs of a layer or attention; requesting twice is requesting once.
 
         Raises:
             PluginError: no installed plugin has a statistic of this name.
@@ -94,7 +97,7 @@ class StatisticStore:
             raise BrokenPluginError(
                 f"{type(self.requester).__name__} requests statistics: its needs() must say data=True"
             )
-        if "Linear" not in layer.classes:
+        if isinstance(layer, Layer) and "Linear" not in layer.classes:
             raise CalibrationError(
                 f"{layer.name} is called with token ids, of which there are no statistics: ignore it"
             )
@@ -116,7 +119,7 @@ class StatisticStore:
         finally:
             self.requester = None
 
-    def begin(self, modifiers: Sequence[Modifier]) -> list[Layer]:
+    def begin(self, modifiers: Sequence[Modifier]) -> list[Layer | AttentionInput]:
         """Forget what was seen, and get ready to see what these modifiers asked for.
 
         Returns:
@@ -161,7 +164,7 @@ class StatisticStore:
             for source in self._sources
         ]
 
-    def value(self, layer: Layer, which: str | Statistic) -> Any | None:
+    def value(self, layer: Layer | AttentionInput, which: str | Statistic) -> Any | None:
         """What was seen of the inputs of a layer; None when no token reached it.
 
         Raises:
@@ -276,7 +279,12 @@ def _beside(
     return found
 
 
-def _is(ask: Request, layer: Layer, statistic: Statistic) -> bool:
+def _flat(statistic: Statistic, x: Tensor) -> Tensor:
+    """The tokens, [T, I] or [T, H, D], with heads side by side where the statistic does not see them apart."""
+    return x if statistic.sees_heads else x.flatten(1)
+
+
+def _is(ask: Request, layer: Layer | AttentionInput, statistic: Statistic) -> bool:
     return ask.layer.name == layer.name and ask.statistic == statistic
 
 

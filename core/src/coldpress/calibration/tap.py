@@ -1,14 +1,15 @@
 """The tap: records what layers are called with, by hooks that are always removed."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 import torch
 from attrs import define, frozen
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from coldpress.attention import AttentionInput, AttentionStates, Tap, attention_tapped
 from coldpress.calibration.batch import mask_for, token_masks
 from coldpress.errors import CalibrationError, NumericsError
 from coldpress.numerics import is_finite, version
@@ -26,7 +27,7 @@ class BatchInputs:
     Attributes:
         index: of the batch in the sweep, from 0.
         calls: layer name to keys of `tokens`, in the order of its calls; layers that no token reached are not in it.
-        tokens: distinct tensors by key, [T, I] each.
+        tokens: distinct tensors by key, [T, I] each, or [T, H, D] of an attention.
     """
 
     index: int
@@ -55,6 +56,7 @@ class _Call:
     x: Tensor
     version: int
     rows: "TokenRows | None"
+    heads: bool = False  # [B, S, H, D], of an attention
 
 
 @frozen(eq=False)
@@ -82,7 +84,7 @@ def rows_of(x: Tensor) -> TokenRows | None:
 
 
 class InputTap:
-    """Context in which the inputs of layers are recorded, batch by batch.
+    """Context in which the inputs of layers, and of attention, are recorded, batch by batch.
 
     From the second batch on the forward ends, by `StopForward`, in front of the last of the layers, if all of them were
     called exactly once in the first batch and, so far, in the same order in this one.
@@ -92,24 +94,27 @@ class InputTap:
         to_the_end: no forward is ended.
     """
 
-    def __init__(self, layers: Iterable[Layer], *, to_the_end: bool = False) -> None:
+    def __init__(self, layers: Iterable[Layer | AttentionInput], *, to_the_end: bool = False) -> None:
         self._layers = tuple(layers)
         self._to_the_end = to_the_end
         self._calls: list[_Call] = []
         self._route: list[str] | None = None  # names in the order of the first batch
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ExitStack()
 
     def __enter__(self) -> "InputTap":
-        for layer in self._layers:
-            self._handles.append(layer.module.register_forward_pre_hook(self._recorder(layer.name)))
+        with ExitStack() as hooks:
+            for layer in self._layers:
+                if isinstance(layer, AttentionInput):
+                    hooks.enter_context(attention_tapped(layer.module, self._tap(layer)))
+                else:
+                    hooks.callback(layer.module.register_forward_pre_hook(self._recorder(layer.name)).remove)
+            self._hooks = hooks.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self._calls.clear()
 
     def collect(self, index: int, arguments: Mapping[str, Any]) -> BatchInputs:
@@ -142,12 +147,22 @@ class InputTap:
         def record(module: nn.Module, args: tuple[Any, ...]) -> None:
             if not args or not isinstance(args[0], Tensor):
                 raise CalibrationError(f"{name} is not called with a tensor as its first argument")
-            x = args[0].detach()
-            self._calls.append(_Call(name, x, version(x), rows_of(args[0])))
-            if self._is_enough():
-                raise StopForward
+            self._record(name, args[0], rows=rows_of(args[0]))
 
         return record
+
+    def _tap(self, point: AttentionInput) -> Tap:
+        def see(module: nn.Module, states: AttentionStates) -> AttentionStates:
+            self._record(point.name, getattr(states, point.part).transpose(1, 2), heads=True)  # [B, S, H, D]
+            return states
+
+        return see
+
+    def _record(self, name: str, x: Tensor, *, rows: TokenRows | None = None, heads: bool = False) -> None:
+        x = x.detach()
+        self._calls.append(_Call(name, x, version(x), rows, heads))
+        if self._is_enough():
+            raise StopForward
 
     def _is_enough(self) -> bool:
         """Whether every layer was called in this batch, and none will be again as far as the first batch tells."""
@@ -166,7 +181,10 @@ def _checked(call: _Call, masks: tuple[Tensor, ...], index: int) -> Tensor:
     """The tokens of a call, [T, I], if they are sound."""
     if version(call.x) != call.version:
         raise CalibrationError(f"the model changes the input of {call.name} in place after it was used: not supported")
-    x = _tokens(call.x, masks) if call.rows is None else _marked(call.x, call.rows, masks)
+    if call.heads:
+        x = _tokens_of_heads(call.x, masks)
+    else:
+        x = _tokens(call.x, masks) if call.rows is None else _marked(call.x, call.rows, masks)
     if not is_finite(x):
         raise NumericsError(f"the input of {call.name} has NaN or Inf in batch {index}; nothing was written")
     return x
@@ -181,6 +199,12 @@ def _marked(x: Tensor, rows: TokenRows, masks: tuple[Tensor, ...]) -> Tensor:
     """Those of some tokens of the batch, [T, I], that count."""
     mask = mask_for(x.new_empty(rows.total, 0), masks)
     return x if mask is None else x[mask.flatten().to(x.device)[rows.places]]
+
+
+def _tokens_of_heads(x: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
+    """What an attention is called with, [B, S, H, D], of the tokens that count, [T, H, D]."""
+    mask = mask_for(x, masks)
+    return x.flatten(0, 1) if mask is None else x[mask.to(x.device)]
 
 
 def _tokens(x: Tensor, masks: tuple[Tensor, ...]) -> Tensor:

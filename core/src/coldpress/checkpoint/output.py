@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from attrs import evolve
 from torch import Tensor, nn
 
-from coldpress.calibration.attention import SCALES, round_cache, rounded_caches, rounds_queries
+from coldpress.attachment import Attached
+from coldpress.checkpoint.attachments import attachments_of, recall_attachments, record_attachments
 from coldpress.checkpoint.companion import GENERATION_CONFIG, Origin, copy_companions
 from coldpress.checkpoint.config import is_generation_config_of, without_quantization
 from coldpress.checkpoint.disk import telling
@@ -28,14 +28,13 @@ from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
 from coldpress.checkpoint.parts import StageParts
 from coldpress.checkpoint.reader import CheckpointReader
 from coldpress.checkpoint.replaced import MANIFEST
-from coldpress.checkpoint.restore import own_tensors, read_inputs, restored, write_inputs
+from coldpress.checkpoint.restore import own_tensors, restored
 from coldpress.checkpoint.tie import WrittenNames, written_names
 from coldpress.checkpoint.writer import CheckpointWriter
 from coldpress.errors import BrokenPluginError, CheckpointError, ColdpressError, SchemeError
 from coldpress.format import REST, Format
 from coldpress.layer_report import LayerReport
-from coldpress.quantized import Quantized
-from coldpress.schemes import QuantizationArgs, Scheme
+from coldpress.schemes import Scheme
 from coldpress.stage import Stage, class_names, find_layers, oriented
 from coldpress.state import State
 
@@ -75,15 +74,18 @@ class Output:
     ) -> None:
         self._writer.__exit__(kind, error, trace)
 
-    def prepare(self, state: State, schemes: Mapping[str, Scheme]) -> None:
+    def prepare(
+        self, state: State, schemes: Mapping[str, Scheme], announced: Sequence[tuple[str, Attached]] = ()
+    ) -> None:
         """See whether a model can be written, and learn what its tensors are called on disk.
 
         Args:
             state: of the run; experts of its model, if it has any, are linear layers.
             schemes: of all layers that are or will be quantized.
+            announced: what is or will be attached, with the name of what attaches it.
 
         Raises:
-            SchemeError: a layer cannot be written in this format.
+            SchemeError: a layer or attachment cannot be written in this format.
             CheckpointError: transformers turns the joint tensors of experts round when it loads them.
         """
         model = state.model
@@ -97,6 +99,11 @@ class Output:
             raise CheckpointError(f"{turned}: a dense checkpoint of it cannot be written; choose compressed-tensors")
         self._names = names if plain else evolve(names, fused=frozenset())
         self._named = NamedWriter(self._writer, self._names, joined_parts(model, self._names))
+        for owner, attached in announced:
+            try:
+                self.format.check_attachment(evolve(attached, name=self._names.layer(attached.name)))
+            except SchemeError as error:
+                raise SchemeError(f"{owner}: {error}") from error
 
     def begin(self, binding: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """Go on after the stages that an interrupted run has finished, or begin anew.
@@ -114,16 +121,7 @@ class Output:
         self._writer.commit(record)
 
     def write(self, stage: Stage, state: State) -> None:
-        """Write every tensor of a finished stage; a tensor that several modules share is written once.
-
-        Raises:
-            SchemeError: keys and values are quantized, and the format cannot say so.
-        """
-        if not self.format.writes_cache and any(rounded_caches(stage.modules)):
-            raise SchemeError(
-                f"{type(self.format).__name__} cannot say how keys and values are quantized: "
-                "drop kv_cache_scheme, or choose the format compressed-tensors"
-            )
+        """Write every tensor of a finished stage; a tensor that several modules share is written once."""
         for name, module in stage.modules.items():
             joint = dict(joint_tensors(name, module, self._names))
             if joint:
@@ -137,30 +135,20 @@ class Output:
             "stage": stage.name,
             "report": [state.report[name].to_dict() for name in layers],
             "schemes": {name: state.schemes[name].to_dict() for name in layers if name in state.schemes},
-            "caches": _cache_records(stage.modules),
-            "inputs": {name: write_inputs(state.quantized[name]) for name in layers if name in state.quantized},
+            "attachments": record_attachments(stage.modules),
             "log": state.log[-1],
         }
         self._writer.commit(record)
 
-    def recall(self, stage: Stage, record: Mapping[str, Any], state: State) -> dict[str, Quantized]:
-        """Put into the state what a record of this stage says of its layers.
-
-        Returns:
-            Layer name to what quantizes its inputs.
-        """
-        for name, (args, shapes) in record.get("caches", {}).items():  # whose values `weights` reads
-            dtype: Any = state.model.dtype
-            scales = (torch.ones(shape, dtype=dtype) for shape in shapes)
-            round_cache(stage.modules[name], QuantizationArgs.from_dict(args), *scales)
+    def recall(self, stage: Stage, record: Mapping[str, Any], state: State) -> None:
+        """Put into the state, and on the modules, what a record of this stage says of them, but for tensors."""
+        recall_attachments(record["attachments"], stage.modules, state.model)
         for name, module in stage.modules.items():
             self._written.update(full for full, _ in self._unwritten(name, module, state.model))
         for line in record["report"]:
             state.report[line["name"]] = LayerReport(**{**line, "shape": tuple(line["shape"])})
-        schemes = {name: Scheme.from_dict(data) for name, data in record["schemes"].items()}
-        state.schemes.update(schemes)
+        state.schemes.update({name: Scheme.from_dict(data) for name, data in record["schemes"].items()})
         state.log.append(dict(record["log"]))
-        return {name: read_inputs(scheme, record["inputs"].get(name, {})) for name, scheme in schemes.items()}
 
     def weights(self, modules: Mapping[str, nn.Module], state: State) -> Iterator[tuple[str, Tensor]]:
         """The parameters and saved buffers of modules that are written, as a model in memory has them."""
@@ -247,11 +235,9 @@ class Output:
         config.save_pretrained(self.folder)
         ignored = unquantized_on_disk(model, state.schemes, self._names)
         ignored += [name.removesuffix(".weight") for name in extra if name.endswith(".weight")]
-        quantization = self.format.config(schemes_on_disk(state.schemes, self._names), ignored)
-        caches = [args for _, args in rounded_caches(dict(model.named_modules()))]
-        if caches:
-            queries = sorted({type(module).__name__ for module in model.modules() if rounds_queries(module)})
-            quantization = self.format.with_cache(quantization, caches[0], queries=queries)
+        schemes, attached = schemes_on_disk(state.schemes, self._names), attachments_of(model, self._names)
+        more = (attached,) if attached else ()  # a format that can tell none need not know of them
+        quantization = self.format.config(schemes, ignored, *more)
         if quantization is not None:
             saved = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
             self._writer.write_json("config.json", {**saved, "quantization_config": quantization})
@@ -268,14 +254,3 @@ class Output:
         # Not save_pretrained, which refuses a temperature beside do_sample=False, as many models have it.
         text = model.generation_config.to_json_string(use_diff=True, keys_to_pop=["compile_config"])
         self._writer.write_text(GENERATION_CONFIG, text)
-
-
-def _cache_records(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """What a later run must know of attention modules whose keys and values are quantized."""
-    return {
-        name: [
-            args.to_dict(),
-            [list(x.shape) for part in SCALES if (x := getattr(modules[name], part, None)) is not None],
-        ]
-        for name, args in rounded_caches(modules)
-    }

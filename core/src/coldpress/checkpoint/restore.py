@@ -1,7 +1,6 @@
 """The weights of a stage that was written earlier: what its codes stand for, and everything else as it is."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +9,8 @@ from coldpress.checkpoint.named import NamedWriter
 from coldpress.checkpoint.tie import WrittenNames
 from coldpress.errors import CheckpointError
 from coldpress.format import Format
-from coldpress.quantized import Quantized
 from coldpress.schemes import Scheme
 from coldpress.stage import class_names, oriented
-
-_INPUTS = ("input_scale", "input_zero_point", "input_global_scale")
 
 
 def restored(
@@ -56,26 +52,6 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in module.named_buffers(recurse=False):
         if name not in module._non_persistent_buffers_set:
             yield name, buffer
-
-
-def write_inputs(quantized: Quantized) -> dict[str, Any]:
-    """The scales of static inputs as JSON keeps them, exactly; empty when there are none."""
-    found = {name: getattr(quantized, name) for name in _INPUTS}
-    return {
-        name: {"dtype": str(tensor.dtype), "values": tensor.double().tolist()}
-        for name, tensor in found.items()
-        if tensor is not None
-    }
-
-
-def read_inputs(scheme: Scheme, data: Mapping[str, Any]) -> Quantized:
-    """What quantizes the inputs of a layer, and nothing about its weights."""
-    return Quantized(scheme, **{name: _tensor(value) for name, value in data.items()})
-
-
-def _tensor(data: Mapping[str, Any]) -> Tensor:
-    dtype: torch.dtype = getattr(torch, data["dtype"].removeprefix("torch."))
-    return torch.tensor(data["values"], dtype=torch.float64).to(dtype)
 
 
 def _decoded(

@@ -59,7 +59,8 @@ class WrittenNames:
     def of(self, module: str, part: str) -> Iterator[str]:
         """The names that a tensor of a module is written under."""
         for name in self.modules.get(module, (module,)):
-            yield self.tensors[f"{name}.{part}" if name else part]
+            full = f"{name}.{part}" if name else part
+            yield self.tensors.get(full, full)  # an attachment's has come since
 
 
 def written_names(model: nn.Module) -> WrittenNames:

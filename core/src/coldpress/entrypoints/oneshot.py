@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from coldpress.arguments import Arguments, parse_arguments
+from coldpress.attachment import copy_attachments
 from coldpress.entrypoints.job import output_format, prepare
 from coldpress.entrypoints.places import check_log
 from coldpress.entrypoints.saving import offer_saving
 from coldpress.errors import ArgumentError
 from coldpress.experts import linear_experts, linearize_experts
-from coldpress.models import load_model, simulate_activations, simulated
+from coldpress.models import load_model
 from coldpress.report import Progress
 from coldpress.state import State
 
@@ -74,8 +75,7 @@ def _finished(arguments: Arguments, state: State) -> Any:
     )
     if linear_experts(before):
         linearize_experts(model)
-    for name, quantized in simulated(before):
-        simulate_activations(model.get_submodule(name), quantized)
+    copy_attachments(before, model)
     return model
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from coldpress.checkpoint import CheckpointWriter, Format
+from coldpress.checkpoint.attachments import attachments_of, refuse_attachments
+from coldpress.checkpoint.names import CheckpointNames
 from coldpress.checkpoint.output import Output
 from coldpress.experts import fused_state_dict
 from coldpress.report import Report
@@ -29,10 +31,12 @@ def offer_saving(job: Job, form: Format, report: Report) -> None:
             **settings: `overwrite` and `max_shard_size`, or those of transformers when dense.
         """
         if not save_compressed:
+            refuse_attachments(model)
             dense(save_directory, **{"state_dict": fused_state_dict(model), **settings})
             return
         with Output(CheckpointWriter(save_directory, **settings), form) as output:
-            output.prepare(job.state, job.state.schemes)
+            attached = [("save_pretrained", one) for one in attachments_of(model, CheckpointNames())]
+            output.prepare(job.state, job.state.schemes, attached)
             job.save(output, report)
 
     model.save_pretrained = save_pretrained

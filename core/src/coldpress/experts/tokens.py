@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from attrs import define, field
 from torch import nn
 
+from coldpress.attention import AttentionInput
 from coldpress.calibration.tap import BatchInputs
 from coldpress.experts.linear import LinearExperts
 from coldpress.stage import Layer, class_names
@@ -30,7 +31,7 @@ class TokenCount:
     _tokens: dict[str, int] = field(factory=dict)
 
     @classmethod
-    def of(cls, modules: Mapping[str, nn.Module], layers: Iterable[Layer]) -> "TokenCount":
+    def of(cls, modules: Mapping[str, nn.Module], layers: Iterable[Layer | AttentionInput]) -> "TokenCount":
         """Nothing counted yet.
 
         Args:
@@ -38,7 +39,8 @@ class TokenCount:
             layers: that are observed, experts or not.
         """
         homes = [f"{name}." for name, module in modules.items() if isinstance(module, LinearExperts)]
-        return cls(tuple(layer for layer in layers if any(layer.name.startswith(home) for home in homes)))
+        inside = (layer for layer in layers if isinstance(layer, Layer))
+        return cls(tuple(layer for layer in inside if any(layer.name.startswith(home) for home in homes)))
 
     def see(self, seen: BatchInputs) -> None:
         """Count one batch."""

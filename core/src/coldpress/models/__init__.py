@@ -1,14 +1,5 @@
 """Models in memory: loading them from wherever they are, and what is done to them besides compression."""
 
 from coldpress.models.loading import load_model, load_processor, load_tokenizer, need_tokenizer
-from coldpress.models.simulation import simulate_activations, simulated, stop_simulating
 
-__all__ = [
-    "load_model",
-    "load_processor",
-    "load_tokenizer",
-    "need_tokenizer",
-    "simulate_activations",
-    "simulated",
-    "stop_simulating",
-]
+__all__ = ["load_model", "load_processor", "load_tokenizer", "need_tokenizer"]

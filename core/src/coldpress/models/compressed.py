@@ -1,6 +1,7 @@
 """A compressed folder as a dense model in memory: each layer's tensors are decoded by the format that wrote them."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from coldpress import registry
-from coldpress.calibration.attention import SCALES, round_caches
+from coldpress.attachment import Attachment, attach
+from coldpress.bases.quantized_inputs import quantize_inputs
 from coldpress.checkpoint import Format, SchemeLookup
 from coldpress.checkpoint.names import checkpoint_names
 from coldpress.checkpoint.published import format_of, open_folder
 from coldpress.errors import CheckpointError, ModelError, suggest
 from coldpress.experts import linear_experts, linearize_experts
+from coldpress.format import AttachmentLookup
 from coldpress.installed import extra_called
 from coldpress.models.auto import build_model
 from coldpress.models.quiet import no_bar
-from coldpress.models.simulation import simulate_activations
 from coldpress.models.streaming import without_weights
 from coldpress.quantized import Quantized
 from coldpress.source import Weights
@@ -52,9 +54,8 @@ def load_compressed(
     kind = (getattr(config, "dtype", None) or torch.bfloat16) if dtype == "auto" else dtype
     skeleton = _skeleton(config, kind, trust_remote_code)
     reader = open_folder(folder, form)
-    cache = form.cache(quantization)
     weights, quantized = _decode(reader, skeleton, form, form.read(quantization), kind)
-    scales = {name: weights.pop(name) for name in list(weights) if cache and name.rpartition(".")[2] in SCALES}
+    attached = _take_attachments(reader, skeleton, form.attachments(quantization), weights, kind)
     model, missing, extra = (
         _filled(skeleton, weights, dtype) if linear_experts(skeleton) else _built(skeleton, weights, kind)
     )
@@ -62,10 +63,10 @@ def load_compressed(
         raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} tensors of the model, the first is {missing[0]!r}")
     if extra:
         log.warning("not read from %s: %s", folder, ", ".join(extra))
+    for name, attachment, buffers in attached:
+        attach(model.get_submodule(name), attachment, buffers)
     for name, layer in quantized.items():
-        simulate_activations(model.get_submodule(name), layer)
-    if cache is not None and scales:
-        round_caches(model, cache, {name: scale.to(model.dtype) for name, scale in scales.items()})
+        quantize_inputs(model.get_submodule(name), layer)
     return model
 
 
@@ -100,6 +101,36 @@ def _built(skeleton: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -> 
             None, config=skeleton.config, state_dict=weights, dtype=dtype, output_loading_info=True
         )
     return model, sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
+
+
+def _take_attachments(
+    reader: Weights,
+    skeleton: nn.Module,
+    lookup: AttachmentLookup,
+    weights: dict[str, Tensor],
+    dtype: torch.dtype,
+) -> list[tuple[str, Attachment, dict[str, Tensor]]]:
+    """Module, attachment and its buffers, of all attachments; their tensors are no weights.
+
+    Raises:
+        CheckpointError: a buffer is missing.
+    """
+    names, own = checkpoint_names(skeleton), defaultdict(set)
+    for full in reader.names():
+        owner, _, part = names.in_memory(full).rpartition(".")
+        own[owner].add(part)
+    found = []
+    for name, module in skeleton.named_modules():
+        for attachment in lookup(names.layer(name), class_names(module), own[name]):
+            missing = set(attachment.buffers()) - own[name]
+            if missing:
+                raise CheckpointError(f"{name} lacks {', '.join(sorted(missing))} of its {attachment.kind}")
+            places = {part: names.on_disk(f"{name}.{part}") for part in attachment.buffers()}
+            for place in places.values():
+                weights.pop(place, None)
+            read = {part: reader.read(place) for part, place in places.items()}
+            found.append((name, attachment, {n: x.to(dtype) if x.is_floating_point() else x for n, x in read.items()}))
+    return found
 
 
 def _filled(model: Any, weights: Mapping[str, Tensor], dtype: Any) -> tuple[Any, list[str], list[str]]:

@@ -12,15 +12,16 @@ def group(x: Tensor, args: QuantizationArgs) -> Tensor:
     """Put the elements that share a scale side by side; no copy, but for blocks and what is not contiguous.
 
     Args:
-        x: a weight, [O, I], or activations, [..., I].
+        x: a weight, [O, I], or activations, [..., I]; keys, values or queries, [T, H, D].
         args: who shares a scale.
 
     Returns:
         [*scale_shape, n]: tensor [1, O*I]; channel and token [..., 1, I]; group and tensor_group [..., I/g, g];
-        block (r, c) [ceil(O/r), ceil(I/c), r*c], where blocks that stick out are filled with zeros.
+        block (r, c) [ceil(O/r), ceil(I/c), r*c], where blocks that stick out are filled with zeros; attn_head
+        [H, 1, 1, T*D].
 
     Raises:
-        SchemeError: groups do not divide the columns, or the strategy has no meaning for one matrix.
+        SchemeError: groups do not divide the columns, or heads shall share scales and there are none.
     """
     if args.strategy == "tensor":
         return x.reshape(1, -1)
@@ -30,6 +31,8 @@ def group(x: Tensor, args: QuantizationArgs) -> Tensor:
         return split_columns(x, args)
     if args.strategy == "block":
         return split_blocks(x, args).transpose(-3, -2).flatten(-2)
+    if x.ndim == 3:
+        return x.transpose(0, 1).reshape(x.shape[1], 1, 1, -1)
     raise SchemeError(f"strategy {args.strategy!r} groups the heads of an attention, not a matrix")
 
 

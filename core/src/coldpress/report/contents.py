@@ -7,12 +7,11 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from coldpress.calibration.attention import SCALES
 from coldpress.checkpoint.published import format_of, open_folder
 from coldpress.checkpoint.reader import read_json
+from coldpress.format import Format
 from coldpress.report.codes import Classifier, StoredTensor, is_embedding
 from coldpress.report.report import read_report
-from coldpress.schemes import QuantizationArgs
 
 
 @frozen
@@ -139,7 +138,7 @@ def contents_of(folder: Path) -> Contents:
         architecture=", ".join(config.get("architectures") or []),
         dtype=usual,
         method=quantization.get("quant_method"),
-        parts=_parts(tensors, None if form is None else form.cache(quantization)),
+        parts=_parts(tensors, {} if form is None else _attached_words(tensors, form, quantization)),
         other_nbytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path not in files),
         left_alone=tuple(_left_alone(lines, tensors, quantization)),
         odd=tuple((t.name, t.dtype) for t in tensors if t.scheme is None and t.dtype != usual),
@@ -156,12 +155,29 @@ class _Sum:
     companion_nbytes: int = 0
 
 
-def _parts(tensors: Sequence[StoredTensor], cache: QuantizationArgs | None) -> tuple[Part, ...]:
-    """The tensors by kind: schemes first, then what takes most room."""
+def _attached_words(
+    tensors: Sequence[StoredTensor], form: Format, quantization: Mapping[str, Any]
+) -> dict[tuple[str, str], str]:
+    """Module and suffix of every tensor of an attachment to what it is, in words."""
+    lookup, suffixes = form.attachments(quantization), dict[str, set[str]]()
+    for tensor in tensors:
+        suffixes.setdefault(tensor.module, set()).add(tensor.suffix)
+    found = ((module, one) for module, own in suffixes.items() for one in lookup(module, (), own))
+    return {(module, name): one.describe(name) for module, one in found for name in one.buffers()}
+
+
+def _parts(tensors: Sequence[StoredTensor], attached: Mapping[tuple[str, str], str]) -> tuple[Part, ...]:
+    """The tensors by kind: schemes first, then what takes most room.
+
+    Args:
+        tensors: of the checkpoint.
+        attached: those of attachments, in words.
+    """
     sums: dict[tuple[bool, str], _Sum] = {}
     for tensor in tensors:
         coded = tensor.scheme is not None
-        total = sums.setdefault((coded, tensor.scheme or _plain_words(tensor, cache)), _Sum())
+        words = tensor.scheme or attached.get((tensor.module, tensor.suffix)) or _plain_words(tensor)
+        total = sums.setdefault((coded, words), _Sum())
         total.modules.add(tensor.module)
         total.weights += tensor.weights
         total.nbytes += tensor.nbytes
@@ -173,10 +189,7 @@ def _parts(tensors: Sequence[StoredTensor], cache: QuantizationArgs | None) -> t
     return tuple(sorted(parts, key=lambda part: (not part.quantized, -part.nbytes)))
 
 
-def _plain_words(tensor: StoredTensor, cache: QuantizationArgs | None) -> str:
-    if cache is not None and tensor.suffix in SCALES:
-        what = "queries of attention" if tensor.suffix == SCALES[-1] else "KV cache"
-        return f"{what}: {cache.type}{cache.num_bits} {cache.strategy}"
+def _plain_words(tensor: StoredTensor) -> str:
     if len(tensor.shape) < 2:
         return f"{'norms, biases' if 'float' in tensor.dtype else 'other tensors'}: {tensor.dtype}"
     return f"{'embeddings' if is_embedding(tensor.module) else 'other matrices'}: {tensor.dtype}"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from attrs import field, frozen
 
+from coldpress.attachment import Attached
 from coldpress.calibration.store import StatisticStore
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.fingerprint import of_batches
@@ -65,6 +66,7 @@ class Job:
         modifiers: the steps of the recipe, in the order in which they run.
         hooks: of these modifiers.
         claims: which layers each modifier will change; empty before `plan`.
+        announced: what modifiers will attach, each with the name of its modifier; empty before `plan`.
     """
 
     recipe: Recipe
@@ -79,6 +81,7 @@ class Job:
     modifiers: Sequence[Modifier] = field(init=False)
     hooks: Hooks = field(init=False)
     claims: list[preflight.Claim] = field(init=False, factory=list)
+    announced: list[tuple[str, Attached]] = field(init=False, factory=list)
 
     @modifiers.default
     def _expand(self) -> Sequence[Modifier]:
@@ -106,6 +109,7 @@ class Job:
         if any(one.scheme.weights and one.scheme.weights.strategy == "tensor_group" for one in state.plan.values()):
             state.fact(FusedLayers)  # found while the model can be run
         warn_of_routers(state)
+        self.announced[:] = preflight.announced_attachments(modifiers, state.model)
         self._check_written()
 
     def run(self) -> Report:
@@ -183,7 +187,7 @@ class Job:
         if self.form is not None and self.form.fuses_layers:
             preflight.check_fused(self.state, schemes)
         if self.output is not None:
-            self.output.prepare(self.state, schemes)
+            self.output.prepare(self.state, schemes, self.announced)
 
     def _passes(self) -> list[Sequence[Modifier]]:
         """The modifiers that go over the model together, pass by pass; at least one pass."""
@@ -246,9 +250,8 @@ class Job:
     def _stage_run(self, modifiers: Sequence[Modifier]) -> StageRun:
         """What works on the stages of a pass, after the state is told what the pass is for."""
         store, needs = StatisticStore(), [modifier.needs() for modifier in modifiers]
-        claims = [claim for claim in self.claims if any(claim.modifier is modifier for modifier in modifiers)]
         sweep = Sweep(
-            observed=preflight.observed(claims),
+            observed=preflight.observed(modifiers, self.state.model),
             propagated_error=any(one.data and one.propagated_error for one in needs),
             original_inputs=any(one.original_inputs for one in needs),
             gradients=any(one.gradients for one in needs),

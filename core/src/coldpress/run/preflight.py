@@ -1,5 +1,6 @@
 """What is looked at before the first stage, so that a run that cannot end well does not begin."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -7,6 +8,7 @@ from attrs import frozen
 from torch import nn
 
 from coldpress import registry
+from coldpress.attachment import Attached, Attachment, attachment_class
 from coldpress.calibration.batch import count_tokens
 from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.errors import BrokenPluginError, CalibrationError, ModelError, SchemeError, TargetError, near
@@ -16,7 +18,7 @@ from coldpress.pipeline import Pipeline
 from coldpress.plan import Planned
 from coldpress.run.ignore import ignore_problems
 from coldpress.schemes import Scheme, check_fit, check_supported
-from coldpress.stage import Layer, Stage, find_layers
+from coldpress.stage import Layer, Stage, class_names, find_layers
 from coldpress.state import State
 
 
@@ -72,9 +74,40 @@ def within(claims: Sequence[Claim], stage: Stage) -> list[Claim]:
     return [Claim(modifier, layers) for modifier, layers in parts if layers]
 
 
-def observed(claims: Sequence[Claim]) -> frozenset[str]:
-    """Names of the layers whose inputs are read."""
-    return frozenset(layer.name for claim in claims if claim.modifier.needs().data for layer in claim.layers)
+def observed(modifiers: Sequence[Modifier], model: nn.Module) -> frozenset[str]:
+    """Names of the modules of which modifiers that need data may request statistics."""
+    whole = Stage.whole(model)
+    return frozenset(name for one in modifiers if one.needs().data for name in one.observes(whole))
+
+
+def announced_attachments(modifiers: Sequence[Modifier], model: nn.Module) -> list[tuple[str, Attached]]:
+    """The name of a modifier and what it will attach, of all that modifiers announce.
+
+    Raises:
+        BrokenPluginError: a kind is not installed under its name, or JSON cannot hold what it records.
+        TargetError: two modifiers attach the same kind to one module.
+    """
+    whole, owners, found = Stage.whole(model), dict[tuple[str, str], str](), []
+    for modifier in modifiers:
+        own = type(modifier).__name__
+        for name, attachment in modifier.attachments(whole):
+            _check_record(own, attachment)
+            other = owners.get((name, attachment.kind))
+            if other is not None:
+                raise TargetError(f"{name}: {other} and {own} attach {attachment.kind!r}; drop it from one of them")
+            owners[name, attachment.kind] = own
+            found.append((own, Attached(name, class_names(whole.modules[name]), attachment)))
+    return found
+
+
+def _check_record(owner: str, attachment: Attachment) -> None:
+    kind = type(attachment)
+    if attachment_class(attachment.kind) is not kind:
+        raise BrokenPluginError(f"{owner}: {kind.__name__} is not what is installed as {attachment.kind!r}")
+    try:
+        kind.from_record(json.loads(json.dumps(attachment.to_record())))
+    except (TypeError, ValueError) as error:
+        raise BrokenPluginError(f"{owner}: {attachment!r} cannot be recorded: {error}") from error
 
 
 def plan_of(claims: Sequence[Claim]) -> dict[str, Planned]:

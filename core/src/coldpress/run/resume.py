@@ -9,7 +9,6 @@ import torch
 from coldpress.checkpoint.binding import binding_of
 from coldpress.checkpoint.output import Output
 from coldpress.errors import CheckpointError
-from coldpress.models.simulation import simulate_activations
 from coldpress.models.streaming import WeightStream, fill
 from coldpress.report import Progress
 from coldpress.stage import Stage
@@ -61,7 +60,7 @@ def by_pass(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any
 
 
 def recall(stage: Stage, record: Mapping[str, Any], state: State, output: Output, weights: WeightStream | None) -> None:
-    """Bring a finished stage to where it was: report, schemes, compressed weights, quantization of inputs.
+    """Bring a finished stage to where it was: report, schemes, compressed weights, attachments.
 
     Raises:
         CheckpointError: the pipeline now cuts the model into other stages.
@@ -71,7 +70,7 @@ def recall(stage: Stage, record: Mapping[str, Any], state: State, output: Output
             f"the interrupted run finished {record['stage']!r} where the pipeline now comes to {stage.name!r}; "
             "pass restart=True (--restart) to discard its stages and begin anew"
         )
-    inputs = output.recall(stage, record, state)
+    output.recall(stage, record, state)
     for layer in stage.every_layer:
         state.quantized.pop(layer.name, None)  # of an earlier pass; it is written
     compressed = dict(output.weights(stage.modules, state))
@@ -79,5 +78,3 @@ def recall(stage: Stage, record: Mapping[str, Any], state: State, output: Output
         fill(state.model, compressed)
     else:
         weights.fill(compressed)
-    for name, quantized in inputs.items():
-        simulate_activations(stage.modules[name], quantized)

@@ -11,12 +11,12 @@ from typing import Any
 
 from attrs import frozen
 
+from coldpress.bases.quantized_inputs import quantize_inputs
 from coldpress.calibration.batch import count_tokens
 from coldpress.calibration.store import StatisticStore
 from coldpress.calibration.tap import BatchInputs, InputTap
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.experts import LinearExperts, TokenCount, report_unseen, watched_experts
-from coldpress.models.simulation import simulate_activations
 from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.numerics import version
 from coldpress.pipeline import Pipeline
@@ -58,7 +58,7 @@ class StageRun:
                 self._compress(part)
                 for layer in part.every_layer:
                     if layer.name in self.state.quantized:
-                        simulate_activations(layer.module, self.state.quantized[layer.name])
+                        quantize_inputs(layer.module, self.state.quantized[layer.name])
 
     def measure(self, stage: Stage) -> list[Any]:
         """Fire `initialize` and `calibrate_batch`, and ask every modifier of this pass to measure the stage."""

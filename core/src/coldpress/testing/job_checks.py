@@ -1,5 +1,6 @@
 """What a modifier is for, by its traits, and that its work survives the disk."""
 
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 from coldpress import registry
 from coldpress.arguments import DEFAULT_FORMAT
 from coldpress.bases.quantizer import weight_qparams
-from coldpress.modifier import PRUNES, QUANTIZES, TRANSFORMS
+from coldpress.errors import SchemeError
+from coldpress.format import Format
+from coldpress.modifier import PRUNES, QUANTIZES, TRANSFORMS, Modifier
 from coldpress.numerics import dequantize, quantize
+from coldpress.run.preflight import announced_attachments
 from coldpress.stage import Layer, oriented
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress.testing.subject import Subject
@@ -50,11 +54,25 @@ def save_load(subject: Subject) -> None:
     data = batches(rows=2)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
-        form = registry.find("formats", DEFAULT_FORMAT)()
-        output = Output(CheckpointWriter(path), form)
-        trial = run_trial(subject.make(), output=output, tokenizer=tiny_tokenizer())
+        modifier: Modifier = subject.make()
+        output = Output(CheckpointWriter(path), _format_for(modifier))
+        trial = run_trial(modifier, output=output, tokenizer=tiny_tokenizer())
         loaded: Any = coldpress.load_model(str(path), dtype="auto", device="cpu")
         check_same_logits(trial.model, loaded, data)
+
+
+def _format_for(modifier: Modifier) -> Format:
+    """The default format, or where it cannot tell what the modifier attaches, an installed one that can."""
+    announced = announced_attachments([modifier], tiny_llama())
+    names = [DEFAULT_FORMAT, *(plugin.name for plugin in registry.available("formats"))]
+    for form in (registry.find("formats", name)() for name in names):
+        with suppress(SchemeError):
+            for _, attached in announced:
+                form.check_attachment(attached)
+            found: Format = form
+            return found
+    kinds = ", ".join(sorted({attached.attachment.kind for _, attached in announced}))
+    raise AssertionError(f"no installed format can tell the attachments {kinds}, so no checkpoint has them")
 
 
 def check_same_logits(kept: nn.Module, loaded: nn.Module, data: list[dict[str, Tensor]]) -> None:

@@ -7,7 +7,7 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from coldpress.models.simulation import InputSimulation
+from coldpress.attachment import is_attachment_hook
 
 _HOOKS = (
     "_forward_hooks",
@@ -31,7 +31,7 @@ class Trace:
         wants_gradient: names of the parameters that require a gradient.
         classes: name to class of every module.
         forwards: modules whose `forward` was replaced on the instance.
-        hooks: where hooks are, how many, the simulation of quantized inputs not counted.
+        hooks: where hooks are, how many, those of attachments not counted.
         ambient: torch's own settings and the model's mode.
     """
 
@@ -105,4 +105,4 @@ def same_bits(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _count(module: nn.Module, kind: str) -> int:
     hooks = getattr(module, kind, None) or {}
-    return sum(not isinstance(hook, InputSimulation) for hook in hooks.values())
+    return sum(not is_attachment_hook(hook) for hook in hooks.values())

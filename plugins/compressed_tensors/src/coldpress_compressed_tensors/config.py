@@ -8,12 +8,21 @@ A reader finds the group of a layer by its name (exact or `re:`), else by its cl
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, frozen
 
-from coldpress.plugin import CheckpointError, QuantizationArgs, Scheme, SchemeError, matches_name, preset
+from coldpress.plugin import (
+    Attached,
+    CheckpointError,
+    KVCache,
+    QuantizationArgs,
+    Scheme,
+    SchemeError,
+    matches_name,
+    preset,
+)
 from coldpress_compressed_tensors.layout import DENSE, choose
 
 QUANT_METHOD = "compressed-tensors"
@@ -46,14 +55,17 @@ def write_config(schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dict[s
     }
 
 
-def write_cache(config: dict[str, Any], args: QuantizationArgs, queries: Sequence[str]) -> dict[str, Any]:
+def write_cache(config: dict[str, Any], attachments: Sequence[Attached]) -> dict[str, Any]:
     """The table with what is done to keys and values, and to the queries of some classes of attention.
 
     As the library writes it: attention whose queries are quantized is a group of its class beside `kv_cache_scheme`.
     vLLM takes a group for attention by its one target, whose name must end so.
     """
-    groups = dict(config["config_groups"])
-    for name in queries:
+    caches = [(one.class_names[0], one.attachment) for one in attachments if isinstance(one.attachment, KVCache)]
+    if not caches:
+        return config
+    groups, args = dict(config["config_groups"]), caches[0][1].args
+    for name in sorted({name for name, cache in caches if cache.queries}):
         scheme = Scheme(targets=(name,), input_activations=args)
         groups[f"group_{len(groups)}"] = scheme.to_dict()
     return {**config, "config_groups": groups, "kv_cache_scheme": args.to_dict()}
@@ -136,15 +148,32 @@ def read_config(config: Mapping[str, Any]) -> ConfigLookup:
     return ConfigLookup(ordered, Patterns.of(ignore))
 
 
-def read_cache(config: Mapping[str, Any]) -> QuantizationArgs | None:
-    """How keys and values are quantized; None when they are not.
+@frozen
+class CacheLookup:
+    """What a configuration says of keys and values; the scales that an attention has tell the rest.
+
+    Attributes:
+        args: of all of them; None where they are not quantized.
+    """
+
+    args: QuantizationArgs | None
+
+    def __call__(self, name: str, class_names: Sequence[str], tensors: Collection[str]) -> Sequence[KVCache]:
+        """The rounding of an attention that has scales."""
+        if self.args is None or not {"k_scale", "v_scale", "q_scale"}.intersection(tensors):
+            return ()
+        return (KVCache(args=self.args, queries="q_scale" in tensors),)
+
+
+def read_cache(config: Mapping[str, Any]) -> CacheLookup:
+    """How keys and values are quantized.
 
     Raises:
         CheckpointError: `kv_cache_scheme` is not understood.
     """
     found = config.get("kv_cache_scheme")
     try:
-        return QuantizationArgs.from_dict(found) if found else None
+        return CacheLookup(QuantizationArgs.from_dict(found) if found else None)
     except SchemeError as error:
         raise CheckpointError(f"quantization_config.kv_cache_scheme: {error}") from error
 

@@ -13,7 +13,14 @@ from attrs import define, field, frozen
 from torch import nn
 
 from coldpress.numerics import version
-from coldpress.plugin import CalibrationError, Pass, StopForward
+from coldpress.plugin import (
+    AttentionStates,
+    CalibrationError,
+    Pass,
+    StopForward,
+    attention_tapped,
+    run_attention_taps,
+)
 from coldpress_pipelines.caches import on_copies
 from coldpress_pipelines.instance import replaced
 
@@ -54,7 +61,8 @@ class Frames:
     _replaced: ExitStack = field(factory=ExitStack)
     _frames: dict[Pass, Any] = field(factory=dict)
     _driver: Any = None
-    _stops: set[str] = field(factory=set)  # layers to stop at
+    _stops: set[str] = field(factory=set)  # layers, and attention, to stop at
+    _attention: set[str] = field(factory=set)
     _due: dict[Any, dict[str, tuple[Any, int]]] = field(factory=dict)  # frame -> layers to come -> input, its version
 
     def __enter__(self) -> "Frames":
@@ -94,16 +102,23 @@ class Frames:
         return on_copies(self._forwards[name])
 
     @contextmanager
-    def stopping_at(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Inside, forwards that are let into a block stop in front of these layers of it, by name, hooks included."""
-        self._stops.update(layers)
+    def stopping_at(self, layers: Mapping[str, nn.Module], attention: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Inside, forwards that are let into a block stop in front of these layers of it, by name, hooks included.
+
+        They also stop where attention of these modules is about to run, in front of all that acts there.
+        """
+        self._stops.update(layers, attention)
+        self._attention.update(attention)
         with ExitStack() as calls:
             for name, layer in layers.items():
                 calls.enter_context(replaced(layer, "_call_impl", self._stop_before(name, layer)))
+            for name, module in attention.items():
+                calls.enter_context(attention_tapped(module, self._stop_at_attention(name), first=True))
             try:
                 yield
             finally:
                 self._stops.clear()
+                self._attention.clear()
                 self._due.clear()
 
     def enter(self, place: Pass) -> None:
@@ -114,6 +129,10 @@ class Frames:
     def call_hooks(self, place: Pass, layers: Mapping[str, nn.Module]) -> None:
         """Suspended layers with what a forward is about to call the first of them with; nothing is computed."""
         call = self.waiting[place]
+        if call.name in self._attention:
+            with suppress(StopForward):
+                run_attention_taps(layers[call.name], AttentionStates(*call.args))
+            return
         for layer in layers.values():
             with suppress(StopForward, _Shown), _stub(layer):
                 layer(*call.args, **call.kwargs)
@@ -149,6 +168,14 @@ class Frames:
             if said is _ENTER:
                 said = self._driver.switch(Suspended(name, args, kwargs, (forward(*args, **kwargs),)))
             return said
+
+        return stop_here
+
+    def _stop_at_attention(self, name: str) -> Callable[[nn.Module, AttentionStates], AttentionStates]:
+        def stop_here(module: nn.Module, states: AttentionStates) -> AttentionStates:
+            if greenlet.getcurrent() is not self._driver and name in self._stops:
+                self._driver.switch(Suspended(name, (states.keys, states.values, states.queries), {}))
+            return states
 
         return stop_here
 

@@ -7,7 +7,7 @@ from typing import Any
 from attrs import define, field
 from torch import Tensor, nn
 
-from coldpress.plugin import CalibrationError, Call, InputTap, Layer, Pass, Stage, State
+from coldpress.plugin import AttentionInput, CalibrationError, Call, InputTap, Layer, Pass, Stage, State
 from coldpress_pipelines.frames import Frames, Suspended
 from coldpress_pipelines.offload import Offload
 from coldpress_pipelines.walking import batch_named, placed
@@ -91,22 +91,25 @@ class SuspendedBatches:
             if one not in self._outputs:
                 self._keep(one)
 
-    def layer_by_layer(self, stage: Stage, layers: Sequence[Layer]) -> Iterator[Stage]:
+    def layer_by_layer(
+        self, stage: Stage, layers: Sequence[Layer], attention: Mapping[str, nn.Module]
+    ) -> Iterator[Stage]:
         """Run every batch through a block from layer to layer; layers that share an input are a part of the stage.
 
         Args:
             stage: the block.
             layers: of it that are observed.
+            attention: modules of it whose attention is observed, by name; each is a part.
         """
-        groups = self._input_groups(stage, layers)
-        if groups is None:  # a layer runs twice
+        groups = self._input_groups(stage, layers, attention)
+        if groups is None:  # a layer or attention runs twice
             yield stage
             return
-        left = {layer.name: layer.module for layer in layers}
+        left = {**{layer.name: layer.module for layer in layers}, **attention}
         try:
             self.part = {}  # of what is not observed
             yield Stage(stage.name, stage.index, {n: m for n, m in stage.modules.items() if n not in left})
-            with self.frames.stopping_at(dict(left)):
+            with self.frames.stopping_at({layer.name: layer.module for layer in layers}, attention):
                 self._enter(*self._at_both(stage.name))
                 while found := [name for name in left if name in self.reached()]:
                     first = found[0]
@@ -200,16 +203,20 @@ class SuspendedBatches:
         with self._named(one):
             self.frames.enter(one)
 
-    def _input_groups(self, stage: Stage, layers: Sequence[Layer]) -> list[list[str]] | None:
-        """Names of layers that read the same input, in the order of their calls; None where one is called twice.
+    def _input_groups(
+        self, stage: Stage, layers: Sequence[Layer], attention: Mapping[str, nn.Module]
+    ) -> list[list[str]] | None:
+        """Names of layers that read the same input; None where a layer or attention is called twice.
 
         The first batch that is suspended at the block tells; blocks of the same class and layers are alike.
         """
-        inside = [layer.name.removeprefix(stage.name) for layer in layers]
+        points: list[Layer | AttentionInput] = list(layers)
+        points += [AttentionInput(name, module, "keys") for name, module in attention.items()]
+        inside = [point.name.removeprefix(stage.name) for point in points]
         kind = (type(self.frames.blocks[stage.name]), *inside)
         if kind not in self._groups:
             first = self.at(stage.name)[0]
-            with InputTap(layers) as tap:
+            with InputTap(points) as tap:
                 self._run(first, self.frames.run)
                 calls = tap.collect(first.index, self.state.batches[first.index]).calls
             groups: dict[tuple[int, ...], list[str]] = {}

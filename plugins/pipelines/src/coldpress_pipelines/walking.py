@@ -51,6 +51,11 @@ def model_calls(state: State, batches: Collection[int] | None) -> Iterator[Call]
 
 def matters(parts: Mapping[str, Stage], state: State) -> bool:
     """Whether any stage that is still to come is observed."""
+    return any(not state.sweep.observed.isdisjoint(part.modules) for part in parts.values())
+
+
+def has_observed_layers(parts: Mapping[str, Stage], state: State) -> bool:
+    """Whether inputs of a layer of any stage that is still to come are observed."""
     return any(layer.name in state.sweep.observed for part in parts.values() for layer in part.every_layer)
 
 

@@ -1,10 +1,12 @@
 """QuantizationModifier: settings and wiring of round to nearest."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, field, frozen
 
 from coldpress.plugin import (
+    KVCache,
     Needs,
     QuantizationArgs,
     Quantizer,
@@ -12,15 +14,17 @@ from coldpress.plugin import (
     SchemeError,
     Stage,
     State,
+    attach_caches,
     cache_args,
+    check_queries,
     hookimpl,
-    quantize_cache,
-    watch_cache,
+    kv_caches,
+    request_ranges,
 )
 
 
-def _to_cache(value: dict[str, Any] | None) -> QuantizationArgs | None:
-    return cache_args(value)
+def _to_cache(value: Mapping[str, Any] | QuantizationArgs | None) -> QuantizationArgs | None:
+    return None if value is None else cache_args(value)
 
 
 @frozen(kw_only=True, eq=False)
@@ -46,7 +50,8 @@ class QuantizationModifier(Quantizer):
             raise SchemeError(
                 "a group of attention needs input_activations, how queries, keys and values are quantized"
             )
-        found = {cache_args(group.input_activations) for group in groups} | ({value} if value else set())
+        found = {cache_args(group.input_activations) for group in groups if group.input_activations is not None}
+        found |= {value} if value else set()
         if len(found) > 1:
             raise SchemeError(
                 "kv_cache_scheme and the groups of attention differ: keys and values are quantized in one way; "
@@ -76,25 +81,37 @@ class QuantizationModifier(Quantizer):
             if group.weights is None and group.targets and all(name.endswith("Attention") for name in group.targets)
         ]
 
+    def _queries(self) -> list[str]:
+        """Classes of the attention whose queries are quantized."""
+        return [name for group in self._attention() for name in group.targets]
+
     def _cache(self) -> QuantizationArgs | None:
         """How keys and values are quantized, and queries if they are."""
-        groups = self._attention()
-        return self.kv_cache_scheme or (cache_args(groups[0].input_activations) if groups else None)
+        inputs = [group.input_activations for group in self._attention()]
+        return self.kv_cache_scheme or (_to_cache(inputs[0]) if inputs else None)
+
+    def observes(self, stage: Stage) -> list[str]:
+        """Its layers, and attention where keys and values are quantized."""
+        return [*super().observes(stage), *(name for name, _ in self.attachments(stage))]
+
+    def attachments(self, stage: Stage) -> Sequence[tuple[str, KVCache]]:
+        """The rounding of keys and values, and of queries if they are quantized."""
+        args = self._cache()
+        return () if args is None else kv_caches(stage, args, queries=self._queries())
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
-        """Ask for what scales are made of, and have keys, values and queries watched."""
+        """Request what scales are made of."""
         super().initialize(state, stage)
-        args = self._cache()
-        if args is not None:
-            queries = [name for group in self._attention() for name in group.targets]
-            watch_cache(state, self.layers(stage), args, queries=queries)
+        if self._cache() is not None:
+            check_queries(state.model, self._queries())
+            request_ranges(state, stage, self.attachments(stage))
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
         """Round the weights of the stage, and keys, values and queries from now on."""
         if self._cache() is not None:
-            quantize_cache(state, stage)
+            attach_caches(state, stage, self.attachments(stage))
         super().finalize(state, stage)
         for layer in self.layers(stage):
             if state.quantizer_of(layer) is None and state.report[layer.name].status == "untouched":

@@ -1,6 +1,6 @@
 """An observer as a statistic: what the scale of a static input is made of."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import frozen
 from torch import Tensor
@@ -12,7 +12,7 @@ from coldpress.statistic import Statistic
 
 @frozen(kw_only=True)
 class Observed(Statistic):
-    """What an observer saw of the inputs; its value is the observer's statistic.
+    """What an observer saw of the inputs of a layer or an attention; its value is the observer's statistic.
 
     An observer sees a tensor in the groups of its scheme, not in channels, so it cannot follow a signal that moves.
 
@@ -20,10 +20,12 @@ class Observed(Statistic):
         observer: with the arguments of the inputs.
     """
 
+    sees_heads: ClassVar[bool] = True
+
     observer: Observer
 
     def update(self, value: Any | None, x: Tensor) -> Any:
-        """Show the observer the tokens, [T, I]."""
+        """Show the observer the tokens, [T, I] or [T, H, D]."""
         return self.observer.update(value, group(x, self.observer.args))
 
     def merge(self, a: Any, b: Any) -> Any:

@@ -9,8 +9,11 @@ from torch import Tensor, float8_e4m3fn, int8, uint8, zeros_like
 
 from coldpress.numerics import pack_floats, quantize, scale_shape, unpack_floats
 from coldpress.plugin import (
+    Attached,
+    AttachmentLookup,
     CheckpointError,
     Format,
+    KVCache,
     QuantizationArgs,
     Quantized,
     Scheme,
@@ -40,7 +43,6 @@ class CompressedTensorsFormat(Format):
     """
 
     fuses_layers: ClassVar[bool] = True
-    writes_cache: ClassVar[bool] = True
 
     quantization_format: str | None = field(default=None)
 
@@ -87,19 +89,23 @@ class CompressedTensorsFormat(Format):
             tensors["weight_zero_point"] = packed
         return {**tensors, **_input_tensors(quantized)}
 
-    def config(self, schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dict[str, Any] | None:
-        """The table of `config.json`; None when no layer is quantized."""
-        if not schemes:
+    def check_attachment(self, attached: Attached) -> None:
+        """Take keys and values, which `kv_cache_scheme` tells."""
+        if not isinstance(attached.attachment, KVCache):
+            super().check_attachment(attached)
+
+    def config(
+        self, schemes: Mapping[str, Scheme], ignore: Sequence[str], attachments: Sequence[Attached] = ()
+    ) -> dict[str, Any] | None:
+        """The table of `config.json`; None when nothing is quantized."""
+        if not schemes and not attachments:
             return None
-        return write_config({n: evolve(s, format=self._layout(s)) for n, s in schemes.items()}, ignore)
+        config = write_config(
+            {n: evolve(s, format=self._layout(s)) for n, s in schemes.items()}, ignore if schemes else []
+        )
+        return write_cache(config, attachments)
 
-    def with_cache(
-        self, config: dict[str, Any] | None, args: QuantizationArgs, *, queries: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """The table with `kv_cache_scheme` and a group for attention; where no layer is quantized, with only that."""
-        return write_cache(config or write_config({}, []), args, queries)
-
-    def cache(self, config: Mapping[str, Any]) -> QuantizationArgs | None:
+    def attachments(self, config: Mapping[str, Any]) -> AttachmentLookup:
         """`kv_cache_scheme`."""
         return read_cache(config)
 

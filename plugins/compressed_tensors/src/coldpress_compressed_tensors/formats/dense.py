@@ -6,7 +6,7 @@ from typing import Any
 from attrs import frozen
 from torch import Tensor
 
-from coldpress.plugin import CheckpointError, Format, Quantized, Scheme, SchemeError, SchemeLookup
+from coldpress.plugin import Attached, CheckpointError, Format, Quantized, Scheme, SchemeError, SchemeLookup
 
 
 @frozen(kw_only=True)
@@ -26,7 +26,9 @@ class DenseFormat(Format):
         assert quantized.scale is not None
         return {"weight": quantized.weight(quantized.scale.dtype)}
 
-    def config(self, schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dict[str, Any] | None:
+    def config(
+        self, schemes: Mapping[str, Scheme], ignore: Sequence[str], attachments: Sequence[Attached] = ()
+    ) -> dict[str, Any] | None:
         """Nothing: the configuration is that of the original model."""
         return None
 

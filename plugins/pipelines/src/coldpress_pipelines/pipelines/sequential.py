@@ -11,7 +11,7 @@ from coldpress.plugin import CalibrationError, Call, Pass, Pipeline, Stage, Stat
 from coldpress_pipelines.frames import Frames
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
 from coldpress_pipelines.suspended import SuspendedBatches
-from coldpress_pipelines.walking import HOW, as_list, matters, model_calls, refuse_gaps
+from coldpress_pipelines.walking import HOW, as_list, has_observed_layers, matters, model_calls, refuse_gaps
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +81,10 @@ class Sequential(Pipeline):
     def parts(self, state: State, stage: Stage) -> Iterator[Stage]:
         """Yield what is not observed, and then the layers of a block, those that read the same input together."""
         suspended: SuspendedBatches = state.pipeline_state
-        observed = [layer for layer in stage.every_layer if layer.name in state.sweep.observed]
-        if observed and suspended.at(stage.name) and self._leads_through(suspended, stage):
-            yield from suspended.layer_by_layer(stage, observed)
+        observed = {name: module for name, module in stage.modules.items() if name in state.sweep.observed}
+        layers = [layer for layer in stage.every_layer if observed.pop(layer.name, None) is not None]
+        if layers and suspended.at(stage.name) and self._leads_through(suspended, stage):
+            yield from suspended.layer_by_layer(stage, layers, attention=observed)
         else:
             yield stage
 
@@ -151,7 +152,7 @@ class Sequential(Pipeline):
                 suspended.keep_outputs(name)
                 return
         unseen = [name for name in suspended.frames.blocks if name in parts]
-        if unseen and matters(parts, state):
+        if unseen and has_observed_layers(parts, state):
             raise CalibrationError(
                 f"no calibration batch runs {', '.join(unseen)}; ignore their layers, or say with sequential_targets "
                 "which blocks run"
