@@ -169,7 +169,7 @@ def test_nothing_is_printed_past_the_console():
 
 
 def test_what_a_plugin_author_reads_is_short():
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in CONTRACT) <= 1060
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in CONTRACT) <= 1080
 
 
 def test_what_a_plugin_author_reads_knows_no_transformers():
