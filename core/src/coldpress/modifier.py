@@ -114,6 +114,10 @@ class Modifier(metaclass=_TakesHousekeeping):
         """What it needs of a run with these settings; nothing but weights by default."""
         return Needs()
 
+    def needs_data(self) -> bool:
+        """Whether it needs calibration batches."""
+        return self.needs().data
+
     def expand(self) -> "Sequence[Modifier]":
         """The steps that this one stands for, in order; itself, unless its settings are short for several."""
         return (self,)

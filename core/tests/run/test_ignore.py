@@ -29,6 +29,12 @@ def test_a_misspelt_name_is_an_error_with_near_names():
     assert "'lm_head'" in problem
 
 
+def test_a_misspelt_part_of_a_pattern_is_an_error():
+    (problem,) = problems(tiny_llama(), r"re:.*mlp\.down_prj$")
+
+    assert "'model.layers.0.mlp.down_proj'" in problem
+
+
 def test_a_pattern_that_begins_too_late_is_told_how_it_would_match():
     (problem,) = problems(tiny_family("qwen2_5_vl"), "re:visual.*")
 
@@ -46,7 +52,10 @@ def test_whatever_has_weights_may_be_ignored(pattern):
     assert problems(tiny_llama(), pattern, beside=["mtp.0.weight"]) == []
 
 
-@pytest.mark.parametrize("pattern", ["lm_head", "re:.*lm_head", "re:.*router$", "re:.*mlp.gate$"])
+CUSTOMARY = ["re:.*vision_tower.*", "re:.*multi_modal_projector.*", "re:.*visual.*", "re:vision_model.*", "re:.*mtp.*"]
+
+
+@pytest.mark.parametrize("pattern", ["lm_head", "re:.*lm_head", "re:.*router$", "re:.*mlp.gate$", *CUSTOMARY])
 def test_what_recipes_ignore_by_custom_is_a_warning(pattern, caplog):
     assert problems(tiny_family("bert"), pattern) == []
     assert f"{pattern!r} matches no layer of a BertModel" in caplog.text

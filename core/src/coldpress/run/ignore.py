@@ -1,7 +1,9 @@
 """What `ignore` means: a pattern that matches nothing is told, and `lm_head` is the head, whatever it is called."""
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from attrs import evolve
@@ -63,7 +65,9 @@ def head_layers(model: Any) -> list[str]:
 def ignore_problems(modifiers: Sequence[Modifier], model: nn.Module, beside: Iterable[str]) -> list[str]:
     """What is wrong with patterns that match no layer, in words.
 
-    A pattern that recipes have by custom, for heads and routers, is worth a warning; the default for routers nothing.
+    It is wrong where the model has something that is nearly called so, or that a better pattern would match.  Else it
+    is a pattern that recipes carry from model to model, for a vision tower or routers, and worth a warning; the default
+    for routers nothing.
 
     Args:
         modifiers: of a recipe.
@@ -77,12 +81,12 @@ def ignore_problems(modifiers: Sequence[Modifier], model: nn.Module, beside: Ite
         for pattern in modifier.ignore:
             if any(matches(pattern, name, classes) for name, classes in modules):
                 continue
-            if pattern not in DEFAULT_IGNORE[1:] and any(matches(pattern, name, ()) for name in _CUSTOMARY):
+            customary = any(matches(pattern, name, ()) for name in _CUSTOMARY)
+            hint = "" if customary else _hint(pattern, model)
+            if hint:
+                problems.append(f"{type(modifier).__name__}: ignore has {pattern!r}, which matches no layer{hint}")
+            elif pattern not in DEFAULT_IGNORE[1:]:
                 log.warning("ignore: %r matches no layer of a %s", pattern, type(model).__name__)
-            elif pattern not in DEFAULT_IGNORE:
-                problems.append(
-                    f"{type(modifier).__name__}: ignore has {pattern!r}, which matches no layer{_hint(pattern, model)}"
-                )
     return problems
 
 
@@ -98,7 +102,7 @@ def warn_of_routers(state: State) -> None:
 
 
 def _hint(pattern: str, model: nn.Module) -> str:
-    """The end of a message: what would match."""
+    """The end of a message: what the pattern must be meant for; nothing where the model has nothing of the kind."""
     layers = [layer.name for layer in find_layers(model.named_modules())]
     named = [name for name, module in model.named_modules() if name and matches(pattern, name, class_names(module))]
     inside = [layer for layer in layers if any(layer.startswith(f"{name}.") for name in named)]
@@ -108,9 +112,19 @@ def _hint(pattern: str, model: nn.Module) -> str:
     holding = [layer for layer in layers if word and word in layer]
     if holding:
         return f": a pattern is matched from the start of a name; {f're:.*{word}.*'!r} matches {holding[0]!r}"
-    kinds = sorted({type(layer.module).__name__ for layer in find_layers(model.named_modules())})
-    found = near(word, [*layers, *kinds], count=3) or layers[:3]
-    return f"; the model has, for example, {', '.join(map(repr, found))}" if found else "; the model has no layers"
+    kinds = {type(layer.module).__name__ for layer in find_layers(model.named_modules())}
+    parts = kinds | {part for name, _ in model.named_modules() for part in name.split(".")}
+    slips = [part for own in re.findall(r"\w+", word) if own not in parts for part in _misspelt(own, parts)]
+    if not slips:
+        return ""
+    found = [name for name in (*layers, *sorted(kinds)) if slips[0] in name.split(".")][:3] or near(
+        word, layers, count=3
+    )
+    return f"; the model has, for example, {', '.join(map(repr, found))}"
+
+
+def _misspelt(word: str, known: Iterable[str]) -> list[str]:
+    return get_close_matches(word, known, cutoff=0.8)
 
 
 def _is_head(name: str) -> bool:
