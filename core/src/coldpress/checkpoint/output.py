@@ -28,13 +28,14 @@ from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
 from coldpress.checkpoint.parts import StageParts
 from coldpress.checkpoint.reader import CheckpointReader
 from coldpress.checkpoint.replaced import MANIFEST
-from coldpress.checkpoint.restore import own_tensors, restored
+from coldpress.checkpoint.restore import own_tensors, restored, restored_layer
 from coldpress.checkpoint.tie import WrittenNames, written_names
 from coldpress.checkpoint.writer import CheckpointWriter
 from coldpress.errors import BrokenPluginError, CheckpointError, ColdpressError, SchemeError
 from coldpress.format import REST, Format
 from coldpress.layer_report import LayerReport
-from coldpress.schemes import Scheme
+from coldpress.quantized import Quantized, encoding_of, set_encoding
+from coldpress.schemes import Scheme, describe
 from coldpress.stage import Stage, class_names, find_layers, oriented
 from coldpress.state import State
 
@@ -154,6 +155,13 @@ class Output:
         """The parameters and saved buffers of modules that are written, as a model in memory has them."""
         return restored(self._named, self.format, modules, state.schemes, self._ties_of(state.model))
 
+    def encode(self, stage: Stage, state: State) -> None:
+        """Note on the modules of a stage that is written how their weights were encoded."""
+        for layer in stage.every_layer:
+            if layer.name in state.schemes and self.format.config(state.schemes, []) is not None:
+                quantized = restored_layer(self._named, self.format, layer.module, layer.name, state.schemes[layer.name])
+                set_encoding(layer.module, quantized, layer.weight)
+
     def rest(self, state: State) -> Stage:
         """The modules of which something is not written yet."""
         modules = dict(state.model.named_modules())
@@ -218,7 +226,7 @@ class Output:
         for full, tensor in list(self._unwritten(name, module, state.model)):
             self._written.add(full)
             part = full.rpartition(".")[2]
-            quantized = state.quantized.get(name) if part == "weight" else None
+            quantized = _quantized(name, module, state) if part == "weight" else None
             if quantized is None:
                 yield full, tensor.detach()
                 continue
@@ -254,3 +262,23 @@ class Output:
         # Not save_pretrained, which refuses a temperature beside do_sample=False, as many models have it.
         text = model.generation_config.to_json_string(use_diff=True, keys_to_pop=["compile_config"])
         self._writer.write_text(GENERATION_CONFIG, text)
+
+
+def _quantized(name: str, module: nn.Module, state: State) -> Quantized | None:
+    """The codes and scales of a layer: of this run, or of an earlier one, encoded again; None where it is dense.
+
+    Raises:
+        CheckpointError: its weight was changed since it was quantized.
+    """
+    found, encoding = state.quantized.get(name), encoding_of(module)
+    if found is not None or name not in state.schemes or encoding is None:
+        return found
+    (layer,) = find_layers([(name, module)])
+    found = encoding.encode(layer.weight)
+    if found is None:
+        raise CheckpointError(
+            f"{name}.weight was changed after it was quantized ({describe(encoding.quantized.scheme)}), and is no "
+            "longer what any codes stand for: quantize the model again with oneshot, or save it with "
+            "save_compressed=False"
+        )
+    return found

@@ -37,13 +37,22 @@ def restored(
     for name, module in modules.items():
         for part, tensor in own_tensors(module):
             full = f"{name}.{part}" if name else part
-            if part == "weight" and name in schemes and not plain:
-                yield full, _decoded(writer, form, module, name, schemes[name], tensor.dtype)
+            if part == "weight" and name in schemes and schemes[name].weights is not None and not plain:
+                decoded = restored_layer(writer, form, module, name, schemes[name]).weight(tensor.dtype)
+                yield full, oriented(decoded, class_names(module)).contiguous()
                 continue
             place = next(names.of(name, part))
             if place not in there:
                 raise CheckpointError(f"no finished stage has {full!r}; begin anew with restart=True (--restart)")
             yield full, writer.read(place)
+
+
+def restored_layer(writer: NamedWriter, form: Format, module: nn.Module, name: str, scheme: Scheme) -> Quantized:
+    """A layer that is written, as codes and scales."""
+    found = writer.of_layer(name)
+    if "weight" in found:
+        found["weight"] = oriented(found["weight"], class_names(module))
+    return form.restore(found, scheme)
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -54,10 +63,3 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, buffer
 
 
-def _decoded(
-    writer: NamedWriter, form: Format, module: nn.Module, name: str, scheme: Scheme, dtype: torch.dtype
-) -> Tensor:
-    found, classes = writer.of_layer(name), class_names(module)
-    if "weight" in found:
-        found["weight"] = oriented(found["weight"], classes)
-    return oriented(form.restore(found, scheme).weight(dtype), classes).contiguous()

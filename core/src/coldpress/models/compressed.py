@@ -22,7 +22,7 @@ from coldpress.installed import extra_called
 from coldpress.models.auto import build_model
 from coldpress.models.quiet import no_bar
 from coldpress.models.streaming import without_weights
-from coldpress.quantized import Quantized
+from coldpress.quantized import Quantized, set_encoding
 from coldpress.source import Weights
 from coldpress.stage import class_names, find_layers, oriented
 
@@ -65,8 +65,9 @@ def load_compressed(
         log.warning("not read from %s: %s", folder, ", ".join(extra))
     for name, attachment, buffers in attached:
         attach(model.get_submodule(name), attachment, buffers)
-    for name, layer in quantized.items():
-        quantize_inputs(model.get_submodule(name), layer)
+    for layer in find_layers((name, model.get_submodule(name)) for name in quantized):
+        quantize_inputs(layer.module, quantized[layer.name])
+        set_encoding(layer.module, quantized[layer.name], layer.weight)
     return model
 
 

@@ -35,6 +35,7 @@ from coldpress.modifier import Modifier, expanded
 from coldpress.numerics import version
 from coldpress.pipeline import Pipeline
 from coldpress.plan import Sweep
+from coldpress.quantized import set_encoding
 from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import SILENT, Progress, Report, manifest_of, report_of
 from coldpress.run import preflight, resume
@@ -42,6 +43,7 @@ from coldpress.run.hooks import Hooks
 from coldpress.run.ignore import warn_of_routers
 from coldpress.run.measuring import Measuring, run_through
 from coldpress.run.outcome import check_complete, note_changes, reason_untouched
+from coldpress.run.quantized_before import forget_changed, keep_schemes, schemes_before
 from coldpress.run.stage_run import StageRun, generator
 from coldpress.stage import Stage, find_layers
 from coldpress.state import State
@@ -106,6 +108,7 @@ class Job:
         for layer in find_layers(state.model.named_modules()):
             rows, columns = layer.weight.shape
             state.report[layer.name] = LayerReport(layer.name, type(layer.module).__name__, (rows, columns))
+        keep_schemes(state, self.claims)
         if any(one.scheme.weights and one.scheme.weights.strategy == "tensor_group" for one in state.plan.values()):
             state.fact(FusedLayers)  # found while the model can be run
         warn_of_routers(state)
@@ -131,6 +134,8 @@ class Job:
         binding: Mapping[str, Any] = {}
         if self.output is not None:
             what = {"recipe": recipe, "pipeline": repr(self.pipeline), "format": repr(self.output.format)}
+            if before := schemes_before(self.state.model):
+                what["quantized before"] = "\n".join(f"{name}: {scheme}" for name, scheme in before.items())
             binding = resume.bind(self.state, self.output, what, self.weights)
         unseeded = torch.random.fork_rng(devices=[])  # stages are seeded; the caller's own random numbers go on
         model = self.state.model
@@ -146,6 +151,7 @@ class Job:
                 self.plan()
             untie(model, {layer.name: None for claim in self.claims for layer in claim.layers})
             kept = resume.begin(self.output, binding, self.progress) if self.output is not None else []
+            forget_changed(self.state, self.claims)
             *earlier, last = self._passes()
             for modifiers in earlier:
                 self._pass(modifiers)
@@ -183,7 +189,8 @@ class Job:
         Raises:
             SchemeError: it cannot.
         """
-        schemes = {name: planned.scheme for name, planned in self.state.plan.items()}
+        planned = {name: planned.scheme for name, planned in self.state.plan.items()}
+        schemes = {**self.state.schemes, **planned}
         if self.form is not None and self.form.fuses_layers:
             preflight.check_fused(self.state, schemes)
         if self.output is not None:
@@ -290,6 +297,8 @@ class Job:
             line = self.state.report[layer.name]
             if line.status == "untouched" and line.reason is None:
                 line.reason = reason_untouched(layer, self.modifiers)
+            if self.weights is None and layer.name in self.state.quantized:
+                set_encoding(layer.module, self.state.quantized[layer.name], layer.weight)
         if self.output is not None:
             self.output.write(stage, self.state)
             self.output.keep(stage, self.state)

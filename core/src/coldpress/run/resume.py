@@ -76,5 +76,6 @@ def recall(stage: Stage, record: Mapping[str, Any], state: State, output: Output
     compressed = dict(output.weights(stage.modules, state))
     if weights is None:
         fill(state.model, compressed)
+        output.encode(stage, state)
     else:
         weights.fill(compressed)
