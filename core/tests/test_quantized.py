@@ -52,6 +52,7 @@ def test_what_codes_stand_for_is_encoded_again(args, dtype):
         assert torch.equal(found.weight(dtype), now)
         if number < 3:
             assert torch.equal(found.codes.float(), before.codes.float()), number
+            assert torch.equal(found.codes.float().signbit(), before.codes.float().signbit()), number
 
 
 @pytest.mark.parametrize("later", DTYPES, ids=str)

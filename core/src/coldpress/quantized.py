@@ -80,7 +80,7 @@ class Encoding:
         codes = quantize(
             weight.to(wide),
             quantized.scale.to(wide),
-            quantized.zero_point,
+            None if args.symmetric else quantized.zero_point,  # adding zero would lose the sign of -0.0
             args,
             global_scale=quantized.global_scale,
         )

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from coldpress.attachment import Attached
 from coldpress.checkpoint.attachments import attachments_of, recall_attachments, record_attachments
-from coldpress.checkpoint.companion import GENERATION_CONFIG, Origin, copy_companions
+from coldpress.checkpoint.companion import CONFIG, GENERATION_CONFIG, Origin, copy_companions
 from coldpress.checkpoint.config import is_generation_config_of, without_quantization
 from coldpress.checkpoint.disk import telling
 from coldpress.checkpoint.named import (
@@ -159,7 +159,9 @@ class Output:
         """Note on the modules of a stage that is written how their weights were encoded."""
         for layer in stage.every_layer:
             if layer.name in state.schemes and self.format.config(state.schemes, []) is not None:
-                quantized = restored_layer(self._named, self.format, layer.module, layer.name, state.schemes[layer.name])
+                quantized = restored_layer(
+                    self._named, self.format, layer.module, layer.name, state.schemes[layer.name]
+                )
                 set_encoding(layer.module, quantized, layer.weight)
 
     def rest(self, state: State) -> Stage:
@@ -167,13 +169,22 @@ class Output:
         modules = dict(state.model.named_modules())
         return Stage(REST, 0, {n: m for n, m in modules.items() if any(self._unwritten(n, m, state.model))})
 
-    def finish(self, state: State, files: Mapping[str, Any], *, origin: Origin | None = None) -> None:
+    def finish(
+        self,
+        state: State,
+        files: Mapping[str, Any],
+        *,
+        origin: Origin | None = None,
+        left: Collection[str] = (),
+    ) -> None:
         """Write what is not a weight, after all weights are written, and give the folder its name.
 
         Args:
             state: of the finished run.
             files: name to content of what the run has to say: text, or a table for JSON.
             origin: the folder of the original model, whose small files are copied; None when there is none.
+            left: names of files that lie where the checkpoint will, such as a tokenizer that was saved there before:
+                they win over files that come along.
         """
         extra = origin.extra if origin is not None else ()
         self._write_config(state, extra)
@@ -187,6 +198,9 @@ class Output:
                 copy_companions(origin, self.folder)
         if state.tokenizer is not None and not (origin and origin.has_tokenizer):
             state.tokenizer.save_pretrained(self.folder)
+        for name in left:
+            if name not in (CONFIG, GENERATION_CONFIG):
+                (self.folder / name).unlink(missing_ok=True)
         for name, content in files.items():
             if isinstance(content, str):
                 self._writer.write_text(name, content)

@@ -12,7 +12,7 @@ from coldpress.arguments import Arguments, parse_arguments
 from coldpress.attachment import copy_attachments
 from coldpress.entrypoints.job import output_format, prepare
 from coldpress.entrypoints.places import check_log
-from coldpress.entrypoints.saving import offer_saving
+from coldpress.entrypoints.saving import finished_run, offer_saving
 from coldpress.errors import ArgumentError
 from coldpress.experts import linear_experts, linearize_experts
 from coldpress.models import load_model
@@ -57,16 +57,18 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
         job = prepare(arguments, progress=progress)
         report = job.run()
     state = job.state
-    if job.output is None:
-        offer_saving(job, output_format(job.recipe), report)
-    elif job.weights is not None and arguments.output.return_model:
-        state.model = _finished(arguments, state)
+    if arguments.output.return_model:
+        if job.weights is not None:
+            state.model = _finished(arguments, state)
+        form = output_format(job.recipe)
+        offer_saving(state.model, finished_run(job, job.files(form, report), form))
     return state
 
 
 def _finished(arguments: Arguments, state: State) -> Any:
     """The compressed model, loaded from the output; what a format does not keep is taken from the run."""
     settings, before = arguments.model, state.model
+    source: Any = before.config
     model = load_model(
         arguments.output.output_dir,
         dtype=next((parameter.dtype for parameter in before.parameters()), "auto"),
@@ -76,6 +78,7 @@ def _finished(arguments: Arguments, state: State) -> Any:
     if linear_experts(before):
         linearize_experts(model)
     copy_attachments(before, model)
+    model.config._name_or_path = source._name_or_path  # where it came from, not where it is
     return model
 
 

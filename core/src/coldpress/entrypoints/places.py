@@ -31,8 +31,16 @@ def check_apart(output: str | Path, model: Any) -> None:
         CheckpointError: names both folders.
     """
     source = _folder(model) if isinstance(model, str) else origin_folder(model)
-    if source is None:
-        return
+    if source is not None:
+        check_origin(output, source)
+
+
+def check_origin(output: str | Path, source: Path) -> None:
+    """Refuse an output that is a folder that was read, or holds it.
+
+    Raises:
+        CheckpointError: names both folders.
+    """
     destination = Destination(resolved(output))
     for place in (destination.output, destination.partial):
         if source.resolve().is_relative_to(place):

@@ -1,42 +1,229 @@
-"""Saving later: `model.save_pretrained(folder)` of a model that was compressed in memory writes it compressed."""
+"""Saving later: `model.save_pretrained(folder)` of a compressed model writes it compressed, as it is then.
 
+Codes are not kept in memory: they are found again from the weights, by the scales that each layer remembers (see
+`coldpress.quantized.Encoding`).  A copy of the model saves the copy, and a pickle of it can be saved too.
+"""
+
+import logging
+import pickle
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
+from attrs import evolve, fields_dict, frozen
+from torch import Tensor, nn
+
+from coldpress.arguments.checks import path
+from coldpress.arguments.save import SaveArguments, parse_save_arguments
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.attachments import attachments_of, refuse_attachments
+from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.names import CheckpointNames
 from coldpress.checkpoint.output import Output
+from coldpress.checkpoint.replaced import files_of_user
+from coldpress.entrypoints.places import check_apart, check_origin
+from coldpress.errors import ArgumentError
 from coldpress.experts import fused_state_dict
-from coldpress.report import Report
+from coldpress.modifier import Modifier
+from coldpress.run.hooks import Hooks
 from coldpress.run.job import Job
+from coldpress.run.quantized_before import schemes_before
+from coldpress.state import State
+
+log = logging.getLogger(__name__)
+
+_SAVE = "save_pretrained"
+_OURS = ("save_compressed", "overwrite", "quantization_format")
+_PUSHING = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
-def offer_saving(job: Job, form: Format, report: Report) -> None:
-    """Make the model's own `save_pretrained` write the compressed checkpoint, as scripts for llm-compressor expect.
+@frozen(eq=False)
+class FinishedRun:
+    """What a checkpoint of a compressed model gets beside its tensors.
 
-    With `save_compressed=False` it is the model's own again, and writes dense weights.
+    Attributes:
+        form: how layers are written.
+        modifiers: whose `save` is called.
+        state: of the run, without the model and the data.
+        files: recipe, report and manifest, by name.
+        origin: where the model came from.
     """
-    model: Any = job.state.model
-    dense = getattr(model, "save_pretrained", None)
-    if dense is None:
-        return
 
-    def save_pretrained(save_directory: str | Path, *, save_compressed: bool = True, **settings: Any) -> None:
+    form: Format
+    modifiers: tuple[Modifier, ...]
+    state: State
+    files: Mapping[str, Any]
+    origin: Origin | None
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        hooks = (self.modifiers, self.state)
+        origin = None if self.origin is None else evolve(self.origin, weights=None)
+        if not _is_picklable(hooks):  # a class of a script, say
+            log.warning("files that modifiers write beside a checkpoint are not written after unpickling")
+            hooks = (), State(model=nn.Identity(), seed=self.state.seed)
+        return self.form, *hooks, self.files, origin
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        for name, value in zip(fields_dict(FinishedRun), state, strict=True):
+            object.__setattr__(self, name, value)
+
+
+def finished_run(job: Job, files: Mapping[str, Any], form: Format) -> FinishedRun:
+    """What is kept of a job for those who save its model later."""
+    return FinishedRun(form, tuple(job.modifiers), _without_model(job.state), dict(files), job.origin)
+
+
+def offer_saving(model: Any, run: FinishedRun) -> None:
+    """Make the model's own `save_pretrained` write the compressed checkpoint, as scripts for llm-compressor expect."""
+    own = vars(model).get(_SAVE)
+    if callable(getattr(model, _SAVE, None)):
+        vars(model)[_SAVE] = SavePretrained(model, run, own.own if isinstance(own, SavePretrained) else own)
+
+
+class SavePretrained:
+    """`save_pretrained` of a model that was compressed.
+
+    Args:
+        model: as it is when it is saved.
+        run: that compressed it.
+        own: what stood on the instance before; None for the method of its class.
+    """
+
+    def __init__(self, model: Any, run: FinishedRun, own: Any = None) -> None:
+        self.model, self.run, self.own = model, run, own
+
+    def __call__(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Any] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str | None = None,
+        variant: str | None = None,
+        token: str | bool | None = None,
+        **settings: Any,
+    ) -> None:
         """Write the model as a compressed checkpoint, with its recipe and report.
 
         Args:
-            save_directory: a folder that does not exist, is empty, or is replaced with `overwrite=True`.
-            save_compressed: False writes the weights in their dense form, with transformers' own writer.
-            **settings: `overwrite` and `max_shard_size`, or those of transformers when dense.
-        """
-        if not save_compressed:
-            refuse_attachments(model)
-            dense(save_directory, **{"state_dict": fused_state_dict(model), **settings})
-            return
-        with Output(CheckpointWriter(save_directory, **settings), form) as output:
-            attached = [("save_pretrained", one) for one in attachments_of(model, CheckpointNames())]
-            output.prepare(job.state, job.state.schemes, attached)
-            job.save(output, report)
+            save_directory: a folder; a checkpoint that is there is replaced, as transformers does.
+            is_main_process: see `SaveArguments`, as for all that follow.
+            state_dict: the weights to write, which must be the model's own.
+            push_to_hub: upload it too.
+            max_shard_size: bytes of a file.
+            variant: not possible.
+            token: of the hub.
+            **settings: what transformers and llm-compressor take, see `SaveArguments`.
 
-    model.save_pretrained = save_pretrained
+        Raises:
+            ColdpressError: a layer was changed after it was quantized, an argument is not possible, the folder is the
+                one that the model came from, ...; nothing is written then.
+        """
+        named: dict[str, Any] = {"is_main_process": is_main_process, "state_dict": state_dict}
+        named |= {"push_to_hub": push_to_hub, "max_shard_size": max_shard_size, "variant": variant, "token": token}
+        if settings.get("save_compressed", True) is False:
+            self._save_dense(save_directory, {**named, **settings})
+            return
+        arguments = parse_save_arguments({**named, **settings})
+        folder = path(save_directory)
+        if not isinstance(folder, str):
+            raise ArgumentError(f"save_directory must be the path of a folder, got {save_directory!r}")
+        if not arguments.is_main_process:
+            return
+        if arguments.state_dict is not None:
+            _check_state_dict(self.model, arguments.state_dict)
+        with torch.inference_mode(False), torch.no_grad():
+            self._save(folder, arguments)
+        if arguments.push_to_hub:
+            pushing = {name: getattr(arguments, name) for name in _PUSHING if getattr(arguments, name) is not None}
+            self.model.push_to_hub(arguments.repo_id or Path(folder).name, **pushing)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SavePretrained":
+        return SavePretrained(deepcopy(self.model, memo), self.run, self.own)
+
+    def _save(self, folder: str, arguments: SaveArguments) -> None:
+        origin = self.run.origin
+        if origin is not None and not origin.folder.is_dir():
+            log.warning("%s is gone: what lay beside the model's weights does not come along", origin.folder)
+            origin = None
+        check_apart(folder, self.model)
+        if origin is not None:
+            check_origin(folder, origin.folder)
+        state = _without_model(self.run.state)
+        state.model, state.schemes = self.model, schemes_before(self.model)
+        size: dict[str, Any] = {"max_shard_size": arguments.max_shard_size} if arguments.max_shard_size else {}
+        writer = CheckpointWriter(folder, overwrite=arguments.overwrite, any_folder=True, **size)
+        with Output(writer, _form(self.run.form, arguments.quantization_format)) as output:
+            attached = [("save_pretrained", one) for one in attachments_of(self.model, CheckpointNames())]
+            output.prepare(state, state.schemes, attached)
+            output.write(output.rest(state), state)
+            Hooks(self.run.modifiers).save(state, output.folder)
+            output.finish(state, self.run.files, origin=origin, left=files_of_user(writer.output))
+
+    def _save_dense(self, folder: str | Path, settings: dict[str, Any]) -> None:
+        """Have transformers write the dense weights; what only we take has no meaning there."""
+        refuse_attachments(self.model)
+        check_apart(path(folder), self.model)
+        given = {name: value for name, value in settings.items() if name not in _OURS and value is not None}
+        write = self.own or type(self.model).save_pretrained.__get__(self.model)
+        write(path(folder), **{"state_dict": fused_state_dict(self.model), **given})
+
+
+def _without_model(state: State) -> State:
+    """What hooks may ask at the end of a run, without the weights and the data."""
+    return State(
+        model=nn.Identity(),
+        tokenizer=state.tokenizer,
+        calibration=state.calibration,
+        seed=state.seed,
+        plan=state.plan,
+        scratch=state.scratch,
+        report=state.report,
+        log=state.log,
+        decisions=state._decisions,
+    )
+
+
+def _form(form: Format, quantization_format: str | None) -> Format:
+    if quantization_format is None:
+        return form
+    if "quantization_format" not in fields_dict(type(form)):
+        raise ArgumentError(f"quantization_format={quantization_format!r}: {type(form).__name__} has one form only")
+    return evolve(form, quantization_format=quantization_format)  # type: ignore[call-arg]
+
+
+def _check_state_dict(model: nn.Module, given: Mapping[str, Any]) -> None:
+    """Refuse weights that are not the model's own.
+
+    Raises:
+        ArgumentError: names the first tensor that is missing, strange or different.
+    """
+    own = {**model.state_dict(keep_vars=True), **fused_state_dict(model)}
+    ids = {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    there = {ids[name] for name in given if name in ids}
+    wrong = next((name for name in given if name not in own or not _is_same(given[name], own[name])), None)
+    wrong = wrong or next((name for name, number in ids.items() if number not in there and name not in given), None)
+    if wrong is not None:
+        raise ArgumentError(
+            f"state_dict is not the model's own: {wrong!r} differs. Codes are made of the weights of the model: call "
+            "model.load_state_dict(state_dict), quantize it again, or leave state_dict out"
+        )
+
+
+def _is_same(given: Any, own: Tensor) -> bool:
+    if given is own or not isinstance(given, Tensor):
+        return given is own
+    given, own = given.detach(), own.detach()
+    if given.dtype != own.dtype or given.shape != own.shape:
+        return False
+    return given.data_ptr() == own.data_ptr() or torch.equal(given.to(own.device), own)
+
+
+def _is_picklable(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except (AttributeError, TypeError, pickle.PicklingError):
+        return False
+    return True

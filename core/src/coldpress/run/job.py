@@ -19,6 +19,7 @@ from attrs import field, frozen
 
 from coldpress.attachment import Attached
 from coldpress.calibration.store import StatisticStore
+from coldpress.checkpoint import Format
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.fingerprint import of_batches
 from coldpress.checkpoint.output import Output
@@ -68,7 +69,11 @@ class Job:
         modifiers: the steps of the recipe, in the order in which they run.
         hooks: of these modifiers.
         claims: which layers each modifier will change; empty before `plan`.
+<<<<<<< HEAD
         announced: what modifiers will attach, each with the name of its modifier; empty before `plan`.
+=======
+        binding: what the run works on, as its journal has it; empty before `run`.
+>>>>>>> e5fce40 (Saving later writes the model as it is then: from scales that layers remember, by copies and pickles too, with everything transformers and llm-compressor take)
     """
 
     recipe: Recipe
@@ -83,7 +88,11 @@ class Job:
     modifiers: Sequence[Modifier] = field(init=False)
     hooks: Hooks = field(init=False)
     claims: list[preflight.Claim] = field(init=False, factory=list)
+<<<<<<< HEAD
     announced: list[tuple[str, Attached]] = field(init=False, factory=list)
+=======
+    binding: dict[str, Any] = field(init=False, factory=dict)
+>>>>>>> e5fce40 (Saving later writes the model as it is then: from scales that layers remember, by copies and pickles too, with everything transformers and llm-compressor take)
 
     @modifiers.default
     def _expand(self) -> Sequence[Modifier]:
@@ -131,12 +140,11 @@ class Job:
         start = perf_counter()
         recipe = write_recipe(self.recipe)  # first of all, because what cannot be written down should not begin
         preflight.check_devices(self.state.model, streamed=self.weights is not None)
-        binding: Mapping[str, Any] = {}
         if self.output is not None:
             what = {"recipe": recipe, "pipeline": repr(self.pipeline), "format": repr(self.output.format)}
             if before := schemes_before(self.state.model):
                 what["quantized before"] = "\n".join(f"{name}: {scheme}" for name, scheme in before.items())
-            binding = resume.bind(self.state, self.output, what, self.weights)
+            self.binding.update(resume.bind(self.state, self.output, what, self.weights))
         unseeded = torch.random.fork_rng(devices=[])  # stages are seeded; the caller's own random numbers go on
         model = self.state.model
         with (
@@ -150,7 +158,7 @@ class Job:
             if not self.claims:
                 self.plan()
             untie(model, {layer.name: None for claim in self.claims for layer in claim.layers})
-            kept = resume.begin(self.output, binding, self.progress) if self.output is not None else []
+            kept = resume.begin(self.output, self.binding, self.progress) if self.output is not None else []
             forget_changed(self.state, self.claims)
             *earlier, last = self._passes()
             for modifiers in earlier:
@@ -159,29 +167,35 @@ class Job:
         check_complete(self.state, self.claims, self.pipeline)
         report = report_of(self.state, recipe=recipe, seconds=perf_counter() - start)
         if self.output is not None:
-            self.save(self.output, report, binding)
+            self.save(self.output, report)
         return report
 
-    def save(self, output: Output, report: Report, binding: Mapping[str, Any] | None = None) -> None:
+    def save(self, output: Output, report: Report) -> None:
         """Complete an output: what stages did not write, the files of modifiers, and all that is not a weight.
 
         Args:
             output: with what stages have written.
             report: of this run.
-            binding: what the run worked on, as its journal has it.
         """
         rest = output.rest(self.state)
         if self.weights is not None:
             self.weights.read(rest.modules)
         output.write(rest, self.state)
         self.hooks.save(self.state, output.folder)
-        parts = (*self.modifiers, self.pipeline, output.format)
-        manifest = manifest_of(
-            self.state, report, binding=binding or {"data": of_batches(self.state.batches)}, parts=parts
-        )
-        files = {"recipe.yaml": report.recipe, "report.json": report.to_dict(), "manifest.json": manifest}
         self.sources.check()
-        output.finish(self.state, files, origin=self.origin)
+        output.finish(self.state, self.files(output.format, report), origin=self.origin)
+
+    def files(self, form: Format, report: Report) -> dict[str, Any]:
+        """What a checkpoint says of the run, by the names of its files: recipe, report and manifest.
+
+        Args:
+            form: of the checkpoint.
+            report: of this run.
+        """
+        parts = (*self.modifiers, self.pipeline, form)
+        binding = self.binding or {"data": of_batches(self.state.batches)}
+        manifest = manifest_of(self.state, report, binding=binding, parts=parts)
+        return {"recipe.yaml": report.recipe, "report.json": report.to_dict(), "manifest.json": manifest}
 
     def _check_written(self) -> None:
         """See that what the plan leads to can be written, and read by the engines of its format.

@@ -1,8 +1,8 @@
 """Layers that an earlier run quantized: kept with their schemes, or, where this run changes them, told and forgotten.
 
-    oneshot(model, W8A8 on attention)  ──>  oneshot(model, W4A16 on the MLP)      a checkpoint with both schemes
-    oneshot(model, W8A8)               ──>  oneshot(model, W4A16)                 rounded twice: a warning, a note
-    oneshot(model, W8A8)               ──>  oneshot(model, pruning)               dense from here on: a warning
+oneshot(model, W8A8 on attention)  ──>  oneshot(model, W4A16 on the MLP)      a checkpoint with both schemes
+oneshot(model, W8A8)               ──>  oneshot(model, W4A16)                 rounded twice: a warning, a note
+oneshot(model, W8A8)               ──>  oneshot(model, pruning)               dense from here on: a warning
 """
 
 import logging
