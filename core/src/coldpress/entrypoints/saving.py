@@ -35,6 +35,7 @@ from coldpress.state import State
 log = logging.getLogger(__name__)
 
 _SAVE = "save_pretrained"
+_BY_PLACE = ("is_main_process", "state_dict", "push_to_hub", "max_shard_size", "variant", "token")
 _OURS = ("save_compressed", "overwrite", "quantization_format")
 _PUSHING = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
@@ -71,7 +72,7 @@ class FinishedRun:
 
 
 def finished_run(job: Job, files: Mapping[str, Any], form: Format) -> FinishedRun:
-    """What is kept of a job for those who save its model later."""
+    """What is kept of a job, so that its model can be saved later."""
     return FinishedRun(form, tuple(job.modifiers), _without_model(job.state), dict(files), job.origin)
 
 
@@ -94,51 +95,37 @@ class SavePretrained:
     def __init__(self, model: Any, run: FinishedRun, own: Any = None) -> None:
         self.model, self.run, self.own = model, run, own
 
-    def __call__(
-        self,
-        save_directory: str | Path,
-        is_main_process: bool = True,
-        state_dict: Mapping[str, Any] | None = None,
-        push_to_hub: bool = False,
-        max_shard_size: int | str | None = None,
-        variant: str | None = None,
-        token: str | bool | None = None,
-        **settings: Any,
-    ) -> None:
+    def __call__(self, save_directory: str | Path, *arguments: Any, **settings: Any) -> None:
         """Write the model as a compressed checkpoint, with its recipe and report.
 
         Args:
             save_directory: a folder; a checkpoint that is there is replaced, as transformers does.
-            is_main_process: see `SaveArguments`, as for all that follow.
-            state_dict: the weights to write, which must be the model's own.
-            push_to_hub: upload it too.
-            max_shard_size: bytes of a file.
-            variant: not possible.
-            token: of the hub.
-            **settings: what transformers and llm-compressor take, see `SaveArguments`.
+            *arguments: what transformers takes by its place: is_main_process, state_dict, push_to_hub, ...
+            **settings: what transformers and llm-compressor take by name, see `SaveArguments`.
 
         Raises:
             ColdpressError: a layer was changed after it was quantized, an argument is not possible, the folder is the
                 one that the model came from, ...; nothing is written then.
         """
-        named: dict[str, Any] = {"is_main_process": is_main_process, "state_dict": state_dict}
-        named |= {"push_to_hub": push_to_hub, "max_shard_size": max_shard_size, "variant": variant, "token": token}
+        named = dict(zip(_BY_PLACE, arguments, strict=False))
+        if len(arguments) > len(_BY_PLACE) or named.keys() & settings.keys():
+            raise ArgumentError(f"save_pretrained takes a folder and {', '.join(_BY_PLACE)}, each once, or by name")
         if settings.get("save_compressed", True) is False:
             self._save_dense(save_directory, {**named, **settings})
             return
-        arguments = parse_save_arguments({**named, **settings})
+        parsed = parse_save_arguments({**named, **settings})
         folder = path(save_directory)
         if not isinstance(folder, str):
             raise ArgumentError(f"save_directory must be the path of a folder, got {save_directory!r}")
-        if not arguments.is_main_process:
+        if not parsed.is_main_process:
             return
-        if arguments.state_dict is not None:
-            _check_state_dict(self.model, arguments.state_dict)
+        if parsed.state_dict is not None:
+            _check_state_dict(self.model, parsed.state_dict)
         with torch.inference_mode(False), torch.no_grad():
-            self._save(folder, arguments)
-        if arguments.push_to_hub:
-            pushing = {name: getattr(arguments, name) for name in _PUSHING if getattr(arguments, name) is not None}
-            self.model.push_to_hub(arguments.repo_id or Path(folder).name, **pushing)
+            self._save(folder, parsed)
+        if parsed.push_to_hub:
+            pushing = {name: getattr(parsed, name) for name in _PUSHING if getattr(parsed, name) is not None}
+            self.model.push_to_hub(parsed.repo_id or Path(folder).name, **pushing)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SavePretrained":
         return SavePretrained(deepcopy(self.model, memo), self.run, self.own)

@@ -19,7 +19,6 @@ from attrs import field, frozen
 
 from coldpress.attachment import Attached
 from coldpress.calibration.store import StatisticStore
-from coldpress.checkpoint import Format
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.fingerprint import of_batches
 from coldpress.checkpoint.output import Output
