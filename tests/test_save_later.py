@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from coldpress import load_model, oneshot
 from coldpress.checkpoint.output import Output
-from coldpress.errors import ArgumentError, CheckpointError, ColdpressError
+from coldpress.errors import ArgumentError, CheckpointError, ColdpressError, SchemeError
 from coldpress.plugin import Modifier, hookimpl
 from coldpress.quantized import encoding_of
 from coldpress.testing.mixtures import tiny_mixture
@@ -454,3 +454,15 @@ def test_a_second_run_that_was_interrupted_goes_on_to_the_same_bytes(tmp_path, m
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     model.save_pretrained(tmp_path / "later")
     assert files(tmp_path / "later") == files(tmp_path / "whole")
+
+
+def test_dense_weights_cannot_tell_of_keys_and_values_that_an_earlier_run_quantized(tmp_path):
+    model = compressed(RECIPES["keys and values"][0])
+
+    with pytest.raises(SchemeError, match="an earlier run: .*kv_cache|an earlier run"):
+        compressed(
+            "ConstantPruningModifier: {targets: [lm_head]}", model, output_dir=tmp_path / "a", save_compressed=False
+        )
+    with pytest.raises(SchemeError, match="which dense weights cannot tell"):
+        model.save_pretrained(tmp_path / "b", save_compressed=False)
+    assert not list(tmp_path.iterdir())

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from coldpress.checkpoint.named import NamedWriter
 from coldpress.checkpoint.tie import WrittenNames
 from coldpress.errors import CheckpointError
 from coldpress.format import Format
+from coldpress.quantized import Quantized
 from coldpress.schemes import Scheme
 from coldpress.stage import class_names, oriented
 
@@ -61,5 +61,3 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in module.named_buffers(recurse=False):
         if name not in module._non_persistent_buffers_set:
             yield name, buffer
-
-

@@ -43,7 +43,7 @@ from coldpress.run.hooks import Hooks
 from coldpress.run.ignore import warn_of_routers
 from coldpress.run.measuring import Measuring, run_through
 from coldpress.run.outcome import check_complete, note_changes, reason_untouched
-from coldpress.run.quantized_before import forget_changed, keep_schemes, schemes_before
+from coldpress.run.quantized_before import attached_before, forget_changed, keep_schemes, schemes_before
 from coldpress.run.stage_run import StageRun, generator
 from coldpress.stage import Stage, find_layers
 from coldpress.state import State
@@ -68,11 +68,8 @@ class Job:
         modifiers: the steps of the recipe, in the order in which they run.
         hooks: of these modifiers.
         claims: which layers each modifier will change; empty before `plan`.
-<<<<<<< HEAD
         announced: what modifiers will attach, each with the name of its modifier; empty before `plan`.
-=======
         binding: what the run works on, as its journal has it; empty before `run`.
->>>>>>> e5fce40 (Saving later writes the model as it is then: from scales that layers remember, by copies and pickles too, with everything transformers and llm-compressor take)
     """
 
     recipe: Recipe
@@ -87,11 +84,8 @@ class Job:
     modifiers: Sequence[Modifier] = field(init=False)
     hooks: Hooks = field(init=False)
     claims: list[preflight.Claim] = field(init=False, factory=list)
-<<<<<<< HEAD
     announced: list[tuple[str, Attached]] = field(init=False, factory=list)
-=======
     binding: dict[str, Any] = field(init=False, factory=dict)
->>>>>>> e5fce40 (Saving later writes the model as it is then: from scales that layers remember, by copies and pickles too, with everything transformers and llm-compressor take)
 
     @modifiers.default
     def _expand(self) -> Sequence[Modifier]:
@@ -207,7 +201,8 @@ class Job:
         if self.form is not None and self.form.fuses_layers:
             preflight.check_fused(self.state, schemes)
         if self.output is not None:
-            self.output.prepare(self.state, schemes, self.announced)
+            before = attached_before(self.state.model, self.announced)
+            self.output.prepare(self.state, schemes, [*self.announced, *before])
 
     def _passes(self) -> list[Sequence[Modifier]]:
         """The modifiers that go over the model together, pass by pass; at least one pass."""

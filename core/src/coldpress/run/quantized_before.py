@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from coldpress.attachment import attachments_on, detach
+from coldpress.attachment import Attached, attachments_on, detach
+from coldpress.checkpoint.attachments import attachments_of
+from coldpress.checkpoint.names import CheckpointNames
 from coldpress.modifier import PRUNES, TRANSFORMS
 from coldpress.quantized import encoding_of, set_encoding
 from coldpress.run.preflight import Claim
@@ -55,6 +57,13 @@ def forget_changed(state: State, claims: Sequence[Claim]) -> None:
         for attachment in attachments_on(module):
             if attachment.of_scheme:
                 detach(module, attachment.kind)
+
+
+def attached_before(model: nn.Module, announced: Sequence[tuple[str, Attached]]) -> list[tuple[str, Attached]]:
+    """What an earlier run attached and this one does not replace, such as a scheme of keys and values."""
+    replaced = {(one.name, one.attachment.kind) for _, one in announced}
+    found = attachments_of(model, CheckpointNames())
+    return [("an earlier run", one) for one in found if (one.name, one.attachment.kind) not in replaced]
 
 
 def _changed(claims: Sequence[Claim]) -> set[str]:
