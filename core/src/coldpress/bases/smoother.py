@@ -127,7 +127,9 @@ class Smoother(Modifier):
         if self.mappings is not None:
             unmatched(state.model, self.mappings)
         found: list[Smoothing] = []
-        claimed, every = self.layers(stage), {layer.name: layer for layer in stage.every_layer}
+        every = {layer.name: layer for layer in stage.every_layer}
+        claimed = [layer for layer in self.layers(stage) if not state.plan or layer.name in state.plan]
+        leave(state, [layer for layer in self.layers(stage) if layer not in claimed], "no later modifier quantizes it")
         for name in _blocks_within(state.model, stage):
             found += self._of_block(state, name, [one for one in claimed if _is_within(one.name, name)], every)
         return found
@@ -137,9 +139,11 @@ class Smoother(Modifier):
     ) -> list[Smoothing]:
         block = state.model.get_submodule(name)
         counting = {layer.name: layer for layer in claimed}
+        if not counting:
+            return []
         flow = dataflow_of(state, name)
         if isinstance(flow, str):
-            if self.mappings is not None and counting:
+            if self.mappings is not None:
                 raise ModelError(f"{name or type(block).__name__}: mappings cannot be checked: {flow}")
             log.warning("nothing in %s is smoothed: %s", name or type(block).__name__, flow)
             leave(state, counting.values(), flow)
@@ -195,7 +199,7 @@ def smooth(state: State, smoothing: Smoothing, scale: Tensor) -> str | None:
     state.transform_original(lambda: fold(model, pair, scale))
     for layer in smoothing.readers:
         state.rescale_inputs([layer], pair.spread(scale, layer.name).float())
-    for layer in smoothing.layers:
+    for layer in smoothing.readers:
         state.report[layer.name].notes |= {"smoothed_in": pair.producer, "largest_scale": float(scale.max())}
     return None
 

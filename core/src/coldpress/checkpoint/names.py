@@ -40,14 +40,16 @@ class CheckpointNames:
 
     @_back.default
     def _turn(self) -> Mapping[str, str]:
-        return {disk.removesuffix(".weight"): name.removesuffix(".weight") for name, disk in self.renamed.items()}
+        tensors = {disk: name for name, disk in self.renamed.items()}
+        layers = {_layer(disk): _layer(name) for name, disk in self.renamed.items() if _is_weight(name, disk)}
+        return {**layers, **tensors}
 
     def on_disk(self, name: str) -> str:
         """What a tensor is called on disk; also one that stands for a weight, such as `weight_scale`."""
         if name in self.renamed:
             return self.renamed[name]
         owner, _, suffix = name.rpartition(".")
-        return f"{self.layer(owner)}.{suffix}" if f"{owner}.weight" in self.renamed else name
+        return f"{self.layer(owner)}.{suffix}" if owner else name
 
     def in_memory(self, name: str) -> str:
         """What a tensor on disk, or what it stands for, is called in memory; the inverse of `on_disk`."""
@@ -58,8 +60,16 @@ class CheckpointNames:
 
     def layer(self, name: str) -> str:
         """What a layer is called on disk."""
-        weight = self.renamed.get(f"{name}.weight")
-        return name if weight is None else weight.removesuffix(".weight")
+        weight = self.renamed.get(f"{name}.weight", name)
+        return _layer(weight) if weight.endswith(".weight") else name
+
+
+def _is_weight(name: str, disk: str) -> bool:
+    return name.endswith(".weight") and disk.endswith(".weight")
+
+
+def _layer(weight: str) -> str:
+    return weight.removesuffix(".weight")
 
 
 def checkpoint_names(model: nn.Module) -> CheckpointNames:

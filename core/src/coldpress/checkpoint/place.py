@@ -39,6 +39,23 @@ class Plain:
 
 
 @frozen(eq=False)
+class Outline:
+    """What a rule may ask of the model that it makes tensors for, as the model was before its experts were split.
+
+    Attributes:
+        config: of the model.
+        shapes: of its tensors, by name.
+    """
+
+    config: Any
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def get_parameter(self, name: str) -> Tensor:
+        """A tensor without data that has the shape of this one; the name is transformers'."""
+        return torch.empty(self.shapes[name], device="meta")
+
+
+@frozen(eq=False)
 class Conversion:
     """Tensors of the files of which a rule makes others.
 
@@ -46,13 +63,13 @@ class Conversion:
         first: name in memory of the first tensor that is made.
         rule: transformers' converter, never used itself: each conversion takes a copy.
         sources: pattern of the rule to the tensors in the files that it matches.
-        model: whose configuration and shapes some rules ask for.
+        model: the configuration and the shapes that some rules ask for.
     """
 
     first: str
     rule: Any
     sources: dict[str, list[str]]
-    model: Any
+    model: "Outline"
 
     def make(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that are made, by their names in memory.
@@ -178,6 +195,7 @@ def find_places(model: Any, files: Weights) -> Found:
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     known = dict(model.state_dict(keep_vars=True))
+    outline = Outline(getattr(model, "config", None), {name: tuple(tensor.shape) for name, tensor in known.items()})
     places: dict[str, Place] = {}
     conversions: dict[str, Conversion] = {}
     extra = []
@@ -192,7 +210,7 @@ def find_places(model: Any, files: Weights) -> Found:
         elif pattern is None:
             places[name] = Plain(disk)
         else:
-            kind = Conversion(name, by_pattern[pattern], {}, model)
+            kind = Conversion(name, by_pattern[pattern], {}, outline)
             conversions.setdefault(name, kind).sources.setdefault(pattern, []).append(disk)
     for conversion in conversions.values():
         places |= _made_by(conversion, files, known)

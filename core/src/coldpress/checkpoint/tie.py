@@ -133,10 +133,18 @@ def _held(declared: Declared) -> str | None:
     for module in declared.owner.modules():
         if hasattr(module, "base_model_prefix") and _reads_switch(module):
             return f"{type(module).__name__} computes something else where its embeddings are not tied"
-    table = {**declared.config.to_dict(), _SWITCH: False}
-    if getattr(type(declared.config).from_dict(table), _SWITCH, False):
+    if getattr(type(declared.config).from_dict(_untied(declared.config)), _SWITCH, False):
         return f"{type(declared.config).__name__} ties them whatever config.json says"
     return None
+
+
+def _untied(config: Any) -> dict[str, Any]:
+    """A configuration as config.json would have it, with every switch off."""
+    table: dict[str, Any] = {**config.to_dict(), _SWITCH: False}
+    for name in getattr(config, "sub_configs", {}):
+        if getattr(config, name, None) is not None:
+            table[name] = _untied(getattr(config, name))
+    return table
 
 
 def _reads_switch(module: Any) -> bool:

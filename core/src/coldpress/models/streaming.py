@@ -86,11 +86,12 @@ class WeightStream:
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Give parameters and buffers the values of `tensors`, by name, whether or not they are in memory."""
-        away = {name: _tensor_of(self.model, name) for name in tensors}
-        for name, parameter in away.items():
-            if isinstance(parameter, nn.Parameter) and parameter.is_meta:
-                self._put(parameter, tensors[name])
-        fill(self.model, {name: tensors[name] for name, parameter in away.items() if not parameter.is_meta})
+        for name, value in tensors.items():
+            tensor = _tensor_of(self.model, name)  # by another name of it, it may be in memory since a moment ago
+            if isinstance(tensor, nn.Parameter) and tensor.is_meta:
+                self._put(tensor, value)
+            else:
+                fill(self.model, {name: value})
 
     def drop(self, modules: Mapping[str, nn.Module]) -> None:
         """Free the weights of modules that are done, but for those which a module that is not done shares."""

@@ -61,10 +61,22 @@ def claims_of(modifiers: Sequence[Modifier], model: nn.Module, *, beside: Iterab
         if not claimed and not missed and ignored:
             problems.append(f"{name}: every layer that its targets match is ignored, so it would do nothing")
         claims.append(Claim(modifier, tuple(claimed)))
+    claims = _quantized_later(claims)
     problems += ignore_problems(modifiers, model, beside)
     if problems:
         raise TargetError("\n".join(problems))
     return claims
+
+
+def _quantized_later(claims: Sequence[Claim]) -> list[Claim]:
+    """The claims, those of equivalent transformations without layers that no modifier quantizes, where one does."""
+    planned = {layer.name for claim in claims for layer in claim.layers if claim.modifier.scheme_for(layer) is not None}
+    return [
+        Claim(claim.modifier, tuple(layer for layer in claim.layers if layer.name in planned))
+        if planned and TRANSFORMS in claim.modifier.traits
+        else claim
+        for claim in claims
+    ]
 
 
 def within(claims: Sequence[Claim], stage: Stage) -> list[Claim]:

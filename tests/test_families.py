@@ -1,0 +1,170 @@
+"""Models that are no causal language models, from folders: built by their class, streamed, and read again."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import CompressedTensorsConfig
+
+from coldpress import load_model, oneshot
+from coldpress.testing.families import FAMILIES, tiny_family
+from coldpress.testing.interrupt import interrupted, kept_stages
+from coldpress.testing.models import batches, tiny_tokenizer
+from coldpress_gptq import GPTQModifier
+from coldpress_quantization import QuantizationModifier
+from coldpress_smoothquant import SmoothQuantModifier
+
+TOWERS = "re:.*(vision|visual|multi_modal_projector).*"
+VISION = ("gemma3", "llava", "qwen2_5_vl")
+COMPANIONS = ("weight_scale", "weight_shape", "weight_zero_point")
+
+
+def rounding(**more):
+    return QuantizationModifier(scheme="W8A16", group_size=-1, ignore=["lm_head"], **more)
+
+
+def save(model, folder):
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def inputs(model):
+    """One batch that the model takes."""
+    found = dict(batches(rows=2, batch_size=2)[0])
+    if model.main_input_name == "input_features":
+        features = torch.randn(2, 8, 64, generator=torch.Generator().manual_seed(0))
+        return {"input_features": features, "decoder_input_ids": found["input_ids"]}
+    return {**found, "decoder_input_ids": found["input_ids"]} if model.config.is_encoder_decoder else found
+
+
+@torch.no_grad()
+def answer(model):
+    return model.eval()(**inputs(model))[0]
+
+
+def reloaded(model, folder):
+    """By transformers, which cannot leave these two packed: their initialisation asks every layer for its weight."""
+    dense = {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    asked = dense if type(model).__name__.startswith(("T5", "Gemma3")) else {}
+    found, info = type(model).from_pretrained(folder, output_loading_info=True, **asked)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    return found
+
+
+def names(folder):
+    """Of the tensors, whether or not they are quantized."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return {name.replace("weight_packed", "weight") for name in list(file.keys()) if not name.endswith(COMPANIONS)}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_folder_is_streamed_as_what_it_is_and_read_again(kind, tmp_path):
+    source = save(tiny_family(kind), tmp_path / "source")
+    expected = oneshot(tiny_family(kind), rounding())
+
+    found = oneshot(str(source), rounding(), output_dir=tmp_path / "out", stream_weights=True)
+
+    assert type(found) is type(expected)
+    assert torch.equal(answer(found), answer(expected))
+    assert torch.equal(answer(reloaded(expected, tmp_path / "out")), answer(expected))
+    assert names(tmp_path / "out") == names(source)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["architectures"] == [type(expected).__name__]
+
+
+@pytest.mark.parametrize("kind", ["bert_masked", "qwen2_5_vl", "whisper"])
+def test_a_tied_head_that_is_quantized_is_untied_in_every_table(kind, tmp_path):
+    source, modifier = save(tiny_family(kind), tmp_path / "source"), QuantizationModifier(scheme="W8A16", group_size=-1)
+
+    found = oneshot(str(source), modifier, output_dir=tmp_path / "out", stream_weights=True)
+
+    assert torch.equal(answer(reloaded(found, tmp_path / "out")), answer(found))
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    assert config.get("text_config", {}).get("tie_word_embeddings", False) is False
+    assert len(names(tmp_path / "out") - names(source)) == (2 if kind == "bert_masked" else 1)
+
+
+def test_a_head_that_is_tied_whatever_the_configuration_says_is_not_quantized(tmp_path):
+    source = save(tiny_family("t5"), tmp_path / "source")
+
+    with pytest.raises(Exception, match=r"lm_head shares its weight with shared.weight, .*: ignore 'lm_head'"):
+        oneshot(str(source), QuantizationModifier(scheme="W8A16", group_size=-1), output_dir=tmp_path / "out")
+
+
+RECIPES = {
+    "W4A16": lambda ignore: [GPTQModifier(scheme="W4A16", group_size=32, ignore=ignore)],
+    "W8A8": lambda ignore: [SmoothQuantModifier(), QuantizationModifier(scheme="W8A8", ignore=ignore)],
+}
+
+
+@pytest.mark.parametrize("scheme", RECIPES)
+@pytest.mark.parametrize("kind", ["bert_masked", "gemma3", "llava", "qwen2_5_vl"])
+def test_text_alone_calibrates_what_reads_text(kind, scheme, tmp_path):
+    """The towers, which no batch reaches, are left alone: by the quantizer that ignores them, and so by smoothing."""
+    source = save(tiny_family(kind), tmp_path / "source")
+    ignore = ["lm_head", *([TOWERS] if kind in VISION else [])]
+
+    found = oneshot(str(source), RECIPES[scheme](ignore), dataset=batches(), output_dir=tmp_path / "out")
+
+    again = answer(reloaded(found, tmp_path / "out"))
+    if scheme == "W4A16":
+        assert torch.equal(again, answer(found))
+    layers = json.loads((tmp_path / "out/report.json").read_text())["layers"]
+    towers = [line for line in layers if "vision" in line["name"] or "visual" in line["name"]]
+    assert {line["status"] for line in towers} <= {"untouched"}
+
+
+@pytest.mark.parametrize("kind", ["bart", "qwen2_5_vl", "t5"])
+def test_a_run_that_is_interrupted_goes_on_to_the_same_bytes(kind, tmp_path):
+    source = save(tiny_family(kind), tmp_path / "source")
+    data = [inputs(tiny_family(kind))]
+    ignore = ["lm_head", *([TOWERS] if kind in VISION else [])]
+    settings = {"dataset": data, "return_model": False, "stream_weights": True}
+    oneshot(str(source), RECIPES["W4A16"](ignore), output_dir=tmp_path / "whole", **settings)
+
+    with interrupted(stages=3):
+        oneshot(str(source), RECIPES["W4A16"](ignore), output_dir=tmp_path / "out", **settings)
+    with kept_stages() as stages:
+        oneshot(str(source), RECIPES["W4A16"](ignore), output_dir=tmp_path / "out", **settings)
+
+    assert "prologue" not in stages
+    whole, out = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out"))
+    assert whole == out
+
+
+RENAMED = {
+    "gamma and beta": ("bert_masked", lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma")),
+    "no prefix": ("bert_classifier", lambda name: name.removeprefix("bert.")),
+    "a prefix": ("bert", lambda name: f"bert.{name}"),
+}
+
+
+@pytest.mark.parametrize("case", RENAMED)
+def test_names_that_transformers_renames_are_streamed(case, tmp_path):
+    kind, rename = RENAMED[case]
+    source = save(tiny_family(kind), tmp_path / "source")
+    tensors = {rename(name): tensor for name, tensor in load_file(source / "model.safetensors").items()}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+
+    found = oneshot(str(source), rounding(), output_dir=tmp_path / "out", stream_weights=True)
+
+    torch.testing.assert_close(answer(found), answer(oneshot(tiny_family(kind), rounding())))
+    torch.testing.assert_close(answer(load_model(tmp_path / "out", device="cpu")), answer(found))
+    torch.testing.assert_close(answer(reloaded(found, tmp_path / "out")), answer(found))
+
+
+def test_the_page_about_models_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs/models.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(block, "docs/models.md", "exec"), {})
+
+    assert (tmp_path / "compressed/config.json").is_file()
