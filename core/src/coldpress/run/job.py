@@ -266,7 +266,7 @@ class Job:
         """What works on the stages of a pass, after the state is told what the pass is for."""
         store, needs = StatisticStore(), [modifier.needs() for modifier in modifiers]
         sweep = Sweep(
-            observed=preflight.observed(modifiers, self.state.model),
+            observed=preflight.observed(modifiers, self.state),
             propagated_error=any(one.data and one.propagated_error for one in needs),
             original_inputs=any(one.original_inputs for one in needs),
             gradients=any(one.gradients for one in needs),

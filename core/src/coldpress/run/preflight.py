@@ -86,10 +86,20 @@ def within(claims: Sequence[Claim], stage: Stage) -> list[Claim]:
     return [Claim(modifier, layers) for modifier, layers in parts if layers]
 
 
-def observed(modifiers: Sequence[Modifier], model: nn.Module) -> frozenset[str]:
-    """Names of the modules of which modifiers that need data may request statistics."""
-    whole = Stage.whole(model)
-    return frozenset(name for one in modifiers if one.needs().data for name in one.observes(whole))
+def observed(modifiers: Sequence[Modifier], state: State) -> frozenset[str]:
+    """Names of the modules of which modifiers that need data may request statistics.
+
+    Where the plan quantizes something, equivalent transformations are for the layers of the plan, and see no others.
+    """
+    whole = Stage.whole(state.model)
+    others = {layer.name for layer in whole.every_layer} - state.plan.keys() if state.plan else set()
+    return frozenset(
+        name
+        for one in modifiers
+        if one.needs().data
+        for name in one.observes(whole)
+        if not (TRANSFORMS in one.traits and name in others)
+    )
 
 
 def announced_attachments(modifiers: Sequence[Modifier], model: nn.Module) -> list[tuple[str, Attached]]:
