@@ -52,7 +52,7 @@ def test_lines_of_a_text_are_rows_only_if_they_are_asked_for(written):
 
 
 @pytest.mark.parametrize("content", ["ab cd\n" * 300, "é" * 1000, "wörter " * 400, "x" * 2000 + "\n" + "y" * 70])
-@pytest.mark.parametrize("size", [65, 128, 997])
+@pytest.mark.parametrize("size", [128, 997])
 def test_pieces_of_a_text_are_the_text_and_no_longer_than_asked_for(written, content, size):
     pieces = read_pieces(written("a.txt", content), size)
 

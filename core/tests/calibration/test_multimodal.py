@@ -77,7 +77,7 @@ def whisper():
 
 
 def recipe(*ignore):
-    return GPTQModifier(scheme="W4A16", group_size=32, ignore=["re:.*lm_head", "re:.*proj_out", *ignore])
+    return GPTQModifier(scheme="W4A16", group_size=32, ignore=["re:.*(lm_head|proj_out)", *ignore])
 
 
 def test_images_reach_the_model(llava):

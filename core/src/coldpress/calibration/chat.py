@@ -82,6 +82,6 @@ def _contents(turn: Mapping[str, Any]) -> list[str]:
     content = turn.get("content")
     if content is None:  # a key that no template reads is there to be seen missing
         content = [value for key, value in turn.items() if key != "role" and isinstance(value, str)]
-    parts = [content] if isinstance(content, str) else list(content or ())
-    found = [part if isinstance(part, str) else part.get("text") for part in parts if isinstance(part, (str, Mapping))]
-    return [text for text in found if isinstance(text, str) and text.strip()]
+    parts = content if isinstance(content, (list, tuple)) else [content]
+    found = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    return [str(text) for text in found if text is not None and str(text).strip()]

@@ -124,31 +124,28 @@ def _column(value: Any, name: str, where: str, *, is_chat: bool) -> Text | Conve
 
 
 def _pair(row: Mapping[str, Any], asked: str, answered: str, where: str) -> Text | Conversation:
-    """A question and its answer, as turns; empty where one of them is missing."""
+    """A question and its answer, as turns; empty where both are missing."""
     column = f"{asked} and {answered}"
-    first, last = (_turns(row[name]) or row[name] for name in (asked, answered))
+    about = [row[name] for name in _MORE if isinstance(row.get(name), str) and row[name].strip()]
+    question = row[asked]
+    if isinstance(question, str):
+        question = "\n\n".join([question, *about])
+    first, last = _side(question, "user", asked, where), _side(row[answered], "assistant", answered, where)
     if not first and not last:
         return Text("", column)
-    turns: list[Mapping[str, Any]] = []
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        turns.append({"role": "system", "content": row["system"]})
-    if isinstance(first, str):
-        about = [row[name] for name in _MORE if isinstance(row.get(name), str) and row[name].strip()]
-        turns.append({"role": "user", "content": "\n\n".join([first, *about])})
-    else:
-        turns += _sides(first, asked, where)
-    if isinstance(last, str):
-        turns.append({"role": "assistant", "content": last})
-    else:
-        answer = _sides(last, answered, where)
-        whole = len(answer) > 1 and answered == "chosen"  # which holds the prompt as well
-        turns = answer if whole else [*turns, *answer]
+    system = row.get("system")
+    head = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
+    whole = answered == "chosen" and len(last) > 1  # it holds the prompt as well
+    turns = last if whole else [*head, *first, *last]
     return Conversation(turns, column, turns, is_pair=True)
 
 
-def _sides(value: Any, name: str, where: str) -> list[Mapping[str, Any]]:
-    if value is None:
+def _side(value: Any, role: str, name: str, where: str) -> list[Mapping[str, Any]]:
+    """What one side of a pair says, as turns."""
+    if value is None or (isinstance(value, str) and not value.strip()):
         return []
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
     turns = _turns(value)
     if turns is None:
         raise CalibrationError(f"{where}: column {name!r} holds {type(value).__name__}, not text")
@@ -160,10 +157,10 @@ def _turns(value: Any) -> list[Mapping[str, Any]] | None:
     if isinstance(value, Mapping):
         rows = rows_of_table(value)
         return [value] if rows is None else [*rows]
-    if isinstance(value, str) or not hasattr(value, "__iter__") or not hasattr(value, "__len__"):
+    turns = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in turns):
         return None
-    turns = list(value)
-    return turns if all(isinstance(turn, Mapping) for turn in turns) else None
+    return [*turns]
 
 
 def _turn(turn: Mapping[str, Any], where: str) -> Mapping[str, Any]:

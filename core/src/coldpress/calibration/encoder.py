@@ -15,7 +15,7 @@ from coldpress.calibration.hub_dataset import HubDataset
 from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.multimodal import MEDIA, is_processor, process, text_tokenizer
 from coldpress.calibration.rows import Rows
-from coldpress.calibration.sample import Sample
+from coldpress.calibration.sample import Sample, as_tensor
 from coldpress.calibration.text_encoder import TextEncoder
 from coldpress.calibration.token_rows import MAIN, arranged, batched, holds_inputs, sample_of, separate
 from coldpress.errors import CalibrationError, ModelError
@@ -146,8 +146,8 @@ class RowEncoder:
         if not any(name in row and self.inputs.takes(name) for name in MAIN):
             return {}
         names = [n for n in row if n not in ("labels", "attention_mask") and self.inputs.takes(n)]
-        found = {n: torch.as_tensor(row[n]) for n in names if row[n] is not None and not isinstance(row[n], str)}
-        return batched(found)
+        found = {n: as_tensor(row[n]) for n in names}
+        return batched({n: value for n, value in found.items() if isinstance(value, Tensor)})
 
     def _all_padded(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         limit = self._need_limit("pad_to_max_length")

@@ -86,13 +86,13 @@ def read_file(path: Path) -> FileRows:
 
 
 def read_pieces(path: Path, size: int) -> FileRows:
-    """A file of text in pieces of about `size` bytes, which end where a line does if a line is not longer than that.
+    """A file of text in pieces of about `size` bytes, at least 128, which end where a line does if that is no longer.
 
     Raises:
         CalibrationError: it cannot be read.
     """
     check_regular(path)
-    lines = _line_spans(path)
+    lines, size = _line_spans(path), max(size, 2 * _SEARCHED)
     pieces: list[tuple[int, int]] = []
     for start, stop in lines:
         for begin, end in _cut(path, start, stop, size):

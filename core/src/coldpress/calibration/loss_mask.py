@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from coldpress.calibration.sample import COUNTED
+from coldpress.calibration.sample import COUNTED, as_tensor
 from coldpress.errors import CalibrationError
 
 _NO_LABEL = -100
@@ -23,12 +22,12 @@ def loss_mask_of(columns: Mapping[str, Any], where: str) -> Tensor:
         CalibrationError: no column tells.
     """
     for name in COUNTED:
-        if columns.get(name) is not None:
-            return torch.as_tensor(columns[name]) != 0
-    labels = columns.get("labels")
-    if labels is None:
+        if isinstance(mask := as_tensor(columns.get(name)), Tensor):
+            return mask != 0
+    labels = as_tensor(columns.get("labels"))
+    if not isinstance(labels, Tensor):
         raise CalibrationError(
             f"{where} has no loss mask: use_loss_mask needs a column {', '.join(COUNTED)} or labels (with -100 where "
             "nothing counts), or a chat template that marks the answers with {% generation %}"
         )
-    return torch.as_tensor(labels) != _NO_LABEL
+    return labels != _NO_LABEL

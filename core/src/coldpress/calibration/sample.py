@@ -94,11 +94,16 @@ class Sample:
 def joined(samples: Sequence[Sample]) -> tuple[dict[str, Any], Tensor | None]:
     """The columns of samples of one kind and length, [B, ...] each, and which tokens count, [B, S]."""
     columns = [sample.columns() for sample in samples]
-    batch = {
-        name: columns[0][name] if len(columns) == 1 else torch.cat([c[name] for c in columns]) for name in columns[0]
-    }
+    batch = {name: _joined([one[name] for one in columns]) for name in columns[0]}
     counts = [sample.counts for sample in samples if sample.counts is not None]
     return batch, torch.cat(counts) if counts else None
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """A column of several samples: a tensor, or a list of what is none."""
+    if len(values) == 1:
+        return values[0]
+    return torch.cat([*values]) if all(isinstance(value, Tensor) for value in values) else [*values]
 
 
 def as_tensor(value: Any) -> Any:
@@ -126,5 +131,5 @@ def _length(columns: Mapping[str, Tensor], names: Sequence[str]) -> int:
 def _pad(name: str, value: Tensor, length: int, token: int) -> Tensor:
     """A column, [1, S, ...], with an entry for each of `length` tokens."""
     fill = token if name.endswith("input_ids") else _NO_LABEL if name == "labels" else 0
-    rest = value.new_full((len(value), length - value.shape[1], *value.shape[2:]), fill)
+    rest = value.new_full((len(value), max(0, length - value.shape[1]), *value.shape[2:]), fill)
     return torch.cat([value, rest], dim=1)

@@ -16,6 +16,14 @@ MAIN = {"input_ids": 1, "inputs_embeds": 2, "input_features": 2, "pixel_values":
 
 _DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
 _IDS = ("input_ids", "decoder_input_ids")
+_BESIDE = ("attention_mask", "decoder_attention_mask", "position_ids", "token_type_ids", "labels", *COUNTED)
+_RANKS = {name: (1, 1) for name in (*_IDS, *_BESIDE)} | {
+    "inputs_embeds": (2, 2),
+    "decoder_inputs_embeds": (2, 2),
+    "attention_mask": (1, 3),
+    "position_ids": (1, 2),
+    "labels": (0, 1),
+}  # least and most dimensions, without that of a batch
 
 
 def holds_inputs(row: Mapping[str, Any], inputs: ModelInputs, text_column: str) -> bool:
@@ -24,7 +32,7 @@ def holds_inputs(row: Mapping[str, Any], inputs: ModelInputs, text_column: str) 
         return True
     if row.get(text_column) is not None:
         return False
-    known = inputs.names if inputs.names is not None else MAIN.keys()
+    known = (inputs.names if inputs.names is not None else MAIN.keys()) - {*_BESIDE}
     return any(name in known and row[name] is not None and not isinstance(row[name], str) for name in row)
 
 
@@ -35,7 +43,7 @@ def separate(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     if name is None or count < 2:
         yield row
         return
-    lists = {key: value for key, value in row.items() if hasattr(value, "__len__") and not isinstance(value, str)}
+    lists = {key: value for key, value in row.items() if _has_items(value)}
     if any(len(value) != count for value in lists.values()):
         yield row  # patches of several images in one column: they stay together
         return
@@ -83,6 +91,7 @@ def arranged(
     Raises:
         CalibrationError: a column is not of its form.
     """
+    _check_shapes(columns, where)
     counts = _counts(columns, inputs, where) if use_loss_mask else None
     main = next((columns[name] for name in ("input_ids", "inputs_embeds") if name in columns), None)
     decoder = {n: v for n, v in columns.items() if n in _DECODER or (n == "labels" and inputs.is_encoder_decoder)}
@@ -90,7 +99,7 @@ def arranged(
     rest = {n: v for n, v in columns.items() if n not in decoder and n not in dropped}
     if main is None:
         rest.pop("labels", None)
-        return Sample(decoder=_masked(decoder), others=rest, row=row)
+        return Sample(decoder=_masked(decoder, where), others=rest, row=row)
     tokens = {name: value for name, value in rest.items() if _is_per_token(name, value, main)}
     others = {name: value for name, value in rest.items() if name not in tokens and name != "labels"}
     mask = others.pop("attention_mask", None)
@@ -104,7 +113,7 @@ def arranged(
     if counts is not None and counts.shape != main.shape[:2]:
         raise CalibrationError(f"{where} has {main.shape[1]} tokens and a loss mask of {counts.shape[-1]}")
     _check_ids(columns, inputs, where, media=bool(others))
-    return Sample(tokens, _masked(decoder), others, counts, row)
+    return Sample(tokens, _masked(decoder, where), others, counts, row)
 
 
 def _counts(columns: Mapping[str, Any], inputs: ModelInputs, where: str) -> Tensor | None:
@@ -132,6 +141,10 @@ def _keeps(name: str, value: Tensor, *, flat: bool) -> bool:
     return name.startswith("pixel_values") and (flat or value.ndim > 3)
 
 
+def _has_items(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0
+
+
 def _samples(value: Any, rank: int) -> int:
     """How many samples a column holds."""
     tensor = as_tensor(value)
@@ -145,7 +158,7 @@ def _tensor(name: str, value: Any, where: str) -> Any:
     tensor = as_tensor(value)
     if isinstance(tensor, Tensor) and (name not in _IDS or not _is_fraction(tensor)):
         return tensor
-    if name in _IDS or name in MAIN or name.endswith("_mask"):
+    if name in _IDS or name in MAIN or name in _BESIDE:
         kind = f"{tensor.dtype} numbers" if isinstance(tensor, Tensor) else f"{_described(value)}"
         raise CalibrationError(f"{where}: column {name!r} must hold {_wanted(name)}, not {kind}")
     return value
@@ -173,12 +186,26 @@ def _is_per_token(name: str, value: Any, main: Tensor) -> bool:
     return value is main or (value.ndim == 2 and not value.is_floating_point())
 
 
-def _masked(decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _masked(decoder: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """What a decoder reads, with a mask, so that it can be padded."""
+    shapes = {name: tuple(value.shape[:2]) for name, value in decoder.items()}
+    if any(len(shape) < 2 for shape in shapes.values()) or len(set(shapes.values())) > 1:
+        found = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        raise CalibrationError(f"{where}: what a decoder reads must have one length for each sample: {found}")
     sequence = next((decoder[name] for name in _DECODER[:2] if name in decoder), None)
     if sequence is None:
         return dict(decoder)
     return {"decoder_attention_mask": torch.ones(sequence.shape[:2], dtype=torch.int64), **decoder}
+
+
+def _check_shapes(columns: Mapping[str, Any], where: str) -> None:
+    """Refuse columns of another number of dimensions than their name says."""
+    for name, (least, most) in _RANKS.items():
+        value = columns.get(name)
+        if isinstance(value, Tensor) and not least < value.ndim <= most + 1:
+            raise CalibrationError(
+                f"{where}: column {name!r} has {value.ndim} dimensions with that of the batch, and must have {most + 1}"
+            )
 
 
 def _check_ids(columns: Mapping[str, Any], inputs: ModelInputs, where: str, *, media: bool) -> None:
