@@ -482,3 +482,11 @@ def test_a_reader_that_breaks_off_is_told(tokenizer):
 
     with pytest.raises(CalibrationError, match="cannot be read: OSError: connection lost"):
         _batches(tokenizer, dataset=rows())
+
+
+def test_tokens_may_be_all_that_the_tokenizer_gives(tokenizer):
+    rows = [
+        {"input_ids": dict(tokenizer("abc"))}
+    ]  # apply_chat_template(tokenize=True) of transformers 5 is such a dict
+
+    assert _words(tokenizer, _batches(tokenizer, dataset=rows)) == ["abc"]

@@ -17,7 +17,7 @@ from coldpress.calibration.multimodal import MEDIA, is_processor, process, text_
 from coldpress.calibration.rows import Rows
 from coldpress.calibration.sample import Sample, as_tensor
 from coldpress.calibration.text_encoder import TextEncoder
-from coldpress.calibration.token_rows import MAIN, arranged, batched, holds_inputs, sample_of, separate
+from coldpress.calibration.token_rows import MAIN, arranged, batched, holds_inputs, sample_of, separate, unpacked
 from coldpress.errors import CalibrationError, ModelError
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class RowEncoder:
             raise MissingColumnError(self.lacking[0])
 
     def _of_row(self, row: Mapping[str, Any], where: str) -> Iterator[Sample]:
-        row = self._preprocessed(row, where)
+        row = unpacked(self._preprocessed(row, where))
         if holds_inputs(row, self.inputs, self._text_column):
             for part in separate(row):
                 yield self._cut(sample_of(part, self.inputs, where, use_loss_mask=self.arguments.use_loss_mask), where)

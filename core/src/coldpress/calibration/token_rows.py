@@ -36,6 +36,12 @@ def holds_inputs(row: Mapping[str, Any], inputs: ModelInputs, text_column: str) 
     return any(name in known and row[name] is not None and not isinstance(row[name], str) for name in row)
 
 
+def unpacked(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row whose input_ids are all that the tokenizer gave, as those of `apply_chat_template(tokenize=True)` are."""
+    tokens = row.get("input_ids")
+    return {**row, **tokens} if isinstance(tokens, Mapping) and "input_ids" in tokens else row
+
+
 def separate(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """One row for each sample of a row that holds several, as a map with batched=True makes them."""
     name = next((name for name in MAIN if row.get(name) is not None), None)
