@@ -20,7 +20,6 @@ _WEIGHTS = tuple(
         *("pb", "pt", "pth", "safetensors", "tar", "tflite", "xml", "zip"),
     )
 )
-_INDEX = ".index.json"
 
 
 def on_this_disk(found: Location, revision: str = "main") -> Location:
@@ -47,49 +46,49 @@ def hub_folder(name: str, revision: str = "main", *, weights: bool = True) -> Pa
     Raises:
         ModelError: there is no such model, or it may not be read; says where was looked.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    reachable = hub_is_reachable()
-    where = "on the hub" if reachable else "in the local cache of the hub, which cannot be reached"
+    where = "on the hub" if hub_is_reachable() else "in the local cache of the hub, which cannot be reached"
     try:
-        wanted = _wanted(name, revision, weights=weights) if reachable else None
-        found = snapshot_download(name, revision=revision, local_files_only=not reachable, allow_patterns=wanted)
+        folder = _snapshot(name, revision, but=[f"*{ending}" for ending in _WEIGHTS])
+        if weights:
+            _fetch_weights(name, revision, folder)
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"no model {name!r}: no folder of this name exists, and it is not {where} ({reason}){neighbours(name)}"
         ) from error
-    folder = Path(found)
     if not (folder / "config.json").is_file() and weights:
         raise ModelError(f"the snapshot of {name!r} {where} holds no config.json, so it is no model of transformers")
     return folder
 
 
-def _wanted(name: str, revision: str, *, weights: bool) -> list[str]:
-    """The files of a repository that are fetched."""
-    from huggingface_hub import HfApi, hf_hub_download
-
-    info = HfApi().model_info(name, revision=revision)
-    files = [sibling.rfilename for sibling in info.siblings or ()]
-    small = [file for file in files if not file.lower().endswith(_WEIGHTS)]
-    if not weights:
-        return [file for file in small if not file.endswith(_INDEX)]
-    top = {file for file in files if "/" not in file}
-    for single, index, suffix in (
-        ("model.safetensors", f"model.safetensors{_INDEX}", ".safetensors"),
-        ("pytorch_model.bin", f"pytorch_model.bin{_INDEX}", ".bin"),
-    ):
-        if single in top:
-            return [*small, single]
-        if index in top:
-            return [*small, *_named_by(Path(hf_hub_download(name, index, revision=info.sha or revision)))]
-        if any(file.endswith(suffix) for file in top):
-            return [*small, *(file for file in sorted(top) if file.endswith(suffix))]
-    return small
+def _fetch_weights(name: str, revision: str, folder: Path) -> None:
+    """Fetch the files that weights are read from, of the first kind that there is: by their names, or by an index."""
+    for single, ending in (("model.safetensors", ".safetensors"), ("pytorch_model.bin", ".bin")):
+        index = folder / f"{single}.index.json"
+        for wanted in [_named_by(index)] if index.is_file() else ([single], [f"*{ending}"]):
+            _snapshot(name, revision, only=wanted, but=["*/*"])
+            if any(folder.glob(wanted[0])):
+                return
 
 
-def _named_by(index: Path) -> Sequence[str]:
+def _snapshot(name: str, revision: str, *, but: Sequence[str], only: Sequence[str] | None = None) -> Path:
+    """The folder of a snapshot, after files of these patterns were fetched, where the hub can be reached."""
+    from huggingface_hub import snapshot_download
+
+    here = not hub_is_reachable()
+    found = snapshot_download(
+        name,
+        revision=revision,
+        local_files_only=here,
+        allow_patterns=None if only is None else list(only),
+        ignore_patterns=list(but),
+    )
+    return Path(found)
+
+
+def _named_by(index: Path) -> list[str]:
     """The files that an index names.
 
     Raises:
