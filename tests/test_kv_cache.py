@@ -12,7 +12,10 @@ from coldpress.evaluation import perplexity
 from coldpress.plugin import CheckpointReader
 from coldpress.testing.interrupt import interrupted
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
+from coldpress_awq import AWQModifier
+from coldpress_gptq import GPTQModifier
 from coldpress_quantization import QuantizationModifier
+from coldpress_smoothquant import SmoothQuantModifier
 
 FP8 = {"num_bits": 8, "type": "float", "strategy": "tensor", "observer": "static_minmax"}
 HEADS = FP8 | {"strategy": "attn_head"}
@@ -163,7 +166,7 @@ def test_layers_are_left_alone_with_a_reason(tmp_path):
     compress(only_cache(), output_dir=tmp_path / "out")
     layers = json.loads((tmp_path / "out/report.json").read_text())["layers"]
 
-    assert {line["reason"] for line in layers if "layers" in line["name"]} == {"only keys and values are quantized"}
+    assert {line["reason"] for line in layers if "layers" in line["name"]} == {"no target of the recipe matches it"}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ def test_a_dense_checkpoint_is_refused_before_the_run(tmp_path):
     model = tiny_llama()
     model.register_forward_pre_hook(lambda *_: pytest.fail("it ran"))
 
-    with pytest.raises(SchemeError, match=r"QuantizationModifier: model.layers.0.self_attn .*'kv_cache'.* DenseFormat"):
+    with pytest.raises(SchemeError, match=r"CacheQuantizer: model.layers.0.self_attn .*'kv_cache'.* DenseFormat"):
         compress(only_cache(), model=model, format="dense", output_dir=tmp_path / "out")
 
     assert list(tmp_path.iterdir()) == []
@@ -278,3 +281,29 @@ def test_a_model_in_memory_is_saved_later_with_its_scales(tmp_path):
     loaded = load_model(tmp_path / "out", device="cpu")
 
     assert torch.equal(logits(loaded, batches(rows=2)), logits(returned, batches(rows=2)))
+
+
+@pytest.mark.parametrize("pipeline", ["basic", "sequential", "independent"])
+def test_scales_are_those_of_the_values_after_smoothing(pipeline):
+    smooth = SmoothQuantModifier(smoothing_strength=0.9)
+    together = compress(
+        [smooth, QuantizationModifier(scheme="W8A16", group_size=-1, kv_cache_scheme=FP8)], pipeline=pipeline
+    )
+    apart = compress(only_cache(), model=compress(smooth, pipeline=pipeline), pipeline=pipeline)
+
+    for one, other in zip(together.model.layers, apart.model.layers, strict=True):
+        torch.testing.assert_close(one.self_attn.v_scale, other.self_attn.v_scale, rtol=0.02, atol=0)
+        torch.testing.assert_close(one.self_attn.k_scale, other.self_attn.k_scale, rtol=0.02, atol=0)
+
+
+def keeps_scales(modifier, *before):
+    return sum(name.endswith("k_scale") for name, _ in compress([*before, modifier]).named_buffers()) == 2
+
+
+def test_every_quantizer_has_a_scheme_of_keys_and_values():
+    settings = {"scheme": "W4A16", "group_size": 32, "ignore": ["lm_head"], "kv_cache_scheme": FP8}
+    bare = GPTQModifier(kv_cache_scheme=FP8)
+
+    assert keeps_scales(GPTQModifier(**settings))
+    assert keeps_scales(AWQModifier(**settings))
+    assert keeps_scales(bare, QuantizationModifier(scheme="W4A16", group_size=32, ignore=["lm_head"]))

@@ -115,8 +115,8 @@ class Modifier(metaclass=_TakesHousekeeping):
         return Needs()
 
     def needs_data(self) -> bool:
-        """Whether it needs calibration batches."""
-        return self.needs().data
+        """Whether it needs calibration batches, or a modifier that it stands for."""
+        return any(step.needs().data for step in self.expand())
 
     def expand(self) -> "Sequence[Modifier]":
         """The steps that this one stands for, in order; itself, unless its settings are short for several."""

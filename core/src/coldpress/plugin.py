@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from coldpress.attention import AttentionInput, AttentionStates, attention_tapped, run_attention_taps
     from coldpress.bases.block_targets import BlockTargets
     from coldpress.bases.fit_report import note_fit
-    from coldpress.bases.kv_cache import KVCache, attach_caches, cache_args, check_queries, kv_caches, request_ranges
+    from coldpress.bases.kv_cache import KVCache
     from coldpress.bases.pruner import Pruner
     from coldpress.bases.quantizer import Quantizer, weight_qparams
     from coldpress.bases.smoother import Smoother, Smoothing
@@ -110,22 +110,17 @@ __all__ = [
     "Stored",
     "TargetError",
     "Weights",
-    "attach_caches",
     "attachment_class",
     "attention_tapped",
     "block_names",
-    "cache_args",
-    "check_queries",
     "first_tensor",
     "hookimpl",
-    "kv_caches",
     "matches_name",
     "note_fit",
     "number_format",
     "observer_for",
     "partition",
     "preset",
-    "request_ranges",
     "run_attention_taps",
     "weight_qparams",
 ]
@@ -136,14 +131,7 @@ __getattr__, __dir__ = lazy_names(
         "attachment": ("Attached", "Attachment", "attachment_class"),
         "bases.block_targets": ("BlockTargets",),
         "bases.fit_report": ("note_fit",),
-        "bases.kv_cache": (
-            "KVCache",
-            "attach_caches",
-            "cache_args",
-            "check_queries",
-            "kv_caches",
-            "request_ranges",
-        ),
+        "bases.kv_cache": ("KVCache",),
         "bases.pruner": ("Pruner",),
         "bases.quantizer": ("Quantizer", "weight_qparams"),
         "bases.smoother": ("Smoother", "Smoothing"),

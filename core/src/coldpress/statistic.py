@@ -93,6 +93,9 @@ class Statistics(Protocol):
     def rotate(self, layers: Sequence[Layer], rotation: Tensor) -> None:
         """The inputs of these layers are multiplied by `rotation`, [I, I], from the right, from now on."""
 
+    def forget_attention(self, parameters: Iterable[str]) -> None:
+        """The outputs of layers with these parameters are others: attention that they lie in sees others."""
+
 
 def statistic_for(which: str | Statistic) -> Statistic:
     """The statistic of a name, with default settings; a statistic is handed back.

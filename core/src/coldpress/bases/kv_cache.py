@@ -1,12 +1,14 @@
 """KV cache and attention, for modifiers: keys, values and queries rounded where attention runs.
 
-attachments   kv_caches         which attention modules will be rounded, and how
-initialize    request_ranges    their keys and values are observed while data run, and the queries of some
-finalize      attach_caches     those that have run get scales, and are rounded from now on
+A quantizer with `kv_cache_scheme` stands for one of layers and a `CacheQuantizer`, which works like this:
+
+attachments   which attention modules will be rounded, and how
+initialize    their keys and values are observed while data run, and the queries of some
+finalize      those that have run get scales, and are rounded from now on
 """
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from attrs import field, frozen
@@ -18,6 +20,8 @@ from coldpress.attention import AttentionInput, AttentionPart, AttentionStates, 
 from coldpress.calibration.observer import observer_for
 from coldpress.calibration.statistics import Observed
 from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError
+from coldpress.hookspecs import hookimpl
+from coldpress.modifier import QUANTIZES, RUNS_LAST, Modifier, Needs, names
 from coldpress.numerics import calculate_qparams, fake_quantize
 from coldpress.schemes import QuantizationArgs, number_format
 from coldpress.stage import Stage, find_layers
@@ -91,27 +95,73 @@ class KVCache(Attachment):
         return fake_quantize(x, scale.to(x.device), None, self.args)
 
 
-def kv_caches(stage: Stage, args: QuantizationArgs, *, queries: Collection[str] = ()) -> list[tuple[str, KVCache]]:
-    """Name and rounding of every attention of a stage, for `Modifier.attachments`.
+@frozen(kw_only=True, eq=False)
+class CacheQuantizer(Modifier):
+    """Quantize keys and values, and the queries of some classes of attention, where attention runs.
 
-    Args:
-        stage: of the model, or all of it.
-        args: of keys, values and queries.
+    Attributes:
+        args: how; the observer is `minmax` where none is named.
         queries: names of classes of attention modules whose queries are quantized too.
     """
-    return [
-        (name, KVCache(args=args, queries=type(module).__name__ in queries))
-        for name, module in attention_modules(stage.modules)
-    ]
+
+    traits: ClassVar[frozenset[str]] = frozenset({QUANTIZES, RUNS_LAST})
+
+    targets: list[str] = field(factory=list, converter=names)
+    args: QuantizationArgs = field(converter=cache_args)
+    queries: list[str] = field(factory=list)
+
+    def needs(self) -> Needs:
+        """Data, and batches as they are: ranges are averaged over them."""
+        return Needs(data=True, propagated_error=False, batch_boundaries=True)
+
+    def observes(self, stage: Stage) -> list[str]:
+        """Attention."""
+        return [name for name, _ in self.attachments(stage)]
+
+    def attachments(self, stage: Stage) -> Sequence[tuple[str, KVCache]]:
+        """The rounding of every attention of a stage."""
+        return [
+            (name, KVCache(args=self.args, queries=type(module).__name__ in self.queries))
+            for name, module in attention_modules(stage.modules)
+        ]
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        """Request what scales are made of.
+
+        Raises:
+            TargetError: a class of attention is not there; says which are.
+            ModelError: transformers dispatches no attention of the model.
+        """
+        _check_queries(state.model, self.queries)
+        for name, cache in self.attachments(stage):
+            for point in _points(stage, name, cache):
+                state.request(point, _observed(cache))
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        """Give scales to every attention that has run, and round there from now on.
+
+        Raises:
+            CalibrationError: this is the last stage, and no attention has run.
+        """
+        model: Any = state.model
+        for name, cache in self.attachments(stage):
+            observed = _observed(cache)
+            seen = [state.statistic(point, observed) for point in _points(stage, name, cache)]
+            if any(value is None for value in seen):
+                log.warning("%s ran for no batch, so its keys and values are not quantized", name)
+                continue
+            ranges = (observed.observer.range(value) for value in seen)
+            scales = (calculate_qparams(*ends, cache.args)[0].to(model.dtype) for ends in ranges)
+            state.attach(name, cache, dict(zip(cache.buffers(), scales, strict=True)))
+        *_, last = find_layers(model.named_modules())
+        found = every_attachment(model.named_modules())
+        if last.name in stage.modules and not any(isinstance(one, KVCache) for _, _, one in found):
+            raise CalibrationError("kv_cache_scheme: no attention ran while data were seen")
 
 
-def check_queries(model: nn.Module, queries: Iterable[str]) -> None:
-    """Refuse classes of attention that a model does not have, and a model whose attention is not known.
-
-    Raises:
-        TargetError: names a class that is missing, and those that there are.
-        ModelError: transformers dispatches no attention of the model.
-    """
+def _check_queries(model: nn.Module, queries: Sequence[str]) -> None:
     known = sorted({type(module).__name__ for _, module in attention_modules(dict(model.named_modules()))})
     if not known:
         raise ModelError(
@@ -120,35 +170,6 @@ def check_queries(model: nn.Module, queries: Iterable[str]) -> None:
         )
     for name in sorted(set(queries).difference(known)):
         raise TargetError(f"no module of this model is a {name!r}; its attention is {', '.join(known)}")
-
-
-def request_ranges(state: State, stage: Stage, caches: Iterable[tuple[str, KVCache]]) -> None:
-    """In `initialize`: have observed what the scales are made of; the observer is `minmax` where `args` name none."""
-    for name, cache in caches:
-        for point in _points(stage, name, cache):
-            state.request(point, _observed(cache))
-
-
-def attach_caches(state: State, stage: Stage, caches: Iterable[tuple[str, KVCache]]) -> None:
-    """In `finalize`: give scales to every attention that has run, and round there from now on.
-
-    Raises:
-        CalibrationError: this is the last stage, and no attention has run.
-    """
-    model: Any = state.model
-    for name, cache in caches:
-        observed = _observed(cache)
-        seen = [state.statistic(point, observed) for point in _points(stage, name, cache)]
-        if any(value is None for value in seen):
-            log.warning("%s ran for no batch, so its keys and values are not quantized", name)
-            continue
-        ranges = (observed.observer.range(value) for value in seen)
-        scales = (calculate_qparams(*ends, cache.args)[0].to(model.dtype) for ends in ranges)
-        state.attach(name, cache, dict(zip(cache.buffers(), scales, strict=True)))
-    *_, last = find_layers(model.named_modules())
-    found = every_attachment(model.named_modules())
-    if last.name in stage.modules and not any(isinstance(one, KVCache) for _, _, one in found):
-        raise CalibrationError("kv_cache_scheme: no attention ran while data were seen")
 
 
 def _points(stage: Stage, name: str, cache: KVCache) -> Iterator[AttentionInput]:

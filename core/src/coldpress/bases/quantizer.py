@@ -1,13 +1,14 @@
 """Quantizer: the settings and the input observers that every modifier shares that ends in a scheme."""
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from attrs import evolve, field, frozen
 from torch import Tensor
 
 from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
+from coldpress.bases.kv_cache import CacheQuantizer, cache_args
 from coldpress.calibration.observer import observer_for
 from coldpress.calibration.statistics import Observed
 from coldpress.dataflow.fused import FusedLayers
@@ -30,12 +31,19 @@ def _as_groups(value: Mapping[str, Scheme] | None) -> dict[str, Scheme] | None:
     return {k: v if isinstance(v, Scheme) else Scheme.from_dict(v) for k, v in value.items()}
 
 
+def _to_cache(value: Mapping[str, Any] | QuantizationArgs | None) -> QuantizationArgs | None:
+    return None if value is None else cache_args(value)
+
+
 @frozen(kw_only=True, eq=False)
 class Quantizer(Modifier):
     """Base of modifiers that quantize weights and, by scheme, inputs; by itself it rounds to nearest.
 
     A subclass implements `finalize`, where it turns each weight into codes; the observers of static inputs are
-    requested and read here.
+    requested and read here, and keys and values are the business of a `CacheQuantizer` that it also stands for.
+
+    One of `config_groups` without weights, whose targets are classes of attention such as `LlamaAttention`, quantizes
+    queries, keys and values where attention runs.
 
     Attributes:
         scheme: a preset by name (`W4A16`), or preset to targets, `{W4A16: [...], W8A8: [...]}`.
@@ -45,6 +53,8 @@ class Quantizer(Modifier):
         input_observer: observer of static inputs, in place of the scheme's.
         output_observer: understood and without effect: outputs of layers are not quantized.
         observer: all of them at once, `{weights: ..., input: ...}`; instead of the three above.
+        kv_cache_scheme: how keys and values are quantized where attention runs: static and symmetric, one scale for
+            the tensor or, with strategy `attn_head`, for each head; alone, or beside a scheme of layers.
         bypass_divisibility_checks: understood and without effect: no reader decodes a weight whose columns do not
             divide into groups, so it is refused.
     """
@@ -58,13 +68,13 @@ class Quantizer(Modifier):
     input_observer: str | None = None
     output_observer: str | None = None
     observer: dict[str, str] | None = None
+    kv_cache_scheme: QuantizationArgs | None = field(default=None, converter=_to_cache)
     bypass_divisibility_checks: bool = False
 
     @config_groups.validator
     def _check_relations(self, attribute: object, value: object) -> None:
-        if (self.scheme is None) == (self.config_groups is None) and not (
-            self.scheme is None and self.needs_no_scheme()
-        ):
+        none_needed = self.needs_no_scheme() or self.kv_cache_scheme is not None
+        if (self.scheme is None) == (self.config_groups is None) and not (self.scheme is None and none_needed):
             raise SchemeError("give either scheme (a preset such as 'W4A16') or config_groups, one of the two")
         if self.observer is not None:
             if self.weight_observer or self.input_observer or self.output_observer:
@@ -77,18 +87,47 @@ class Quantizer(Modifier):
             raise SchemeError("group_size changes a preset; in config_groups write it into the weights")
         self.schemes()
 
+    @kv_cache_scheme.validator
+    def _check_cache(self, attribute: object, value: QuantizationArgs | None) -> None:
+        groups = self._attention()
+        if any(group.input_activations is None or group.output_activations for group in groups.values()):
+            raise SchemeError(
+                "a group of attention needs input_activations, how queries, keys and values are quantized"
+            )
+        inputs = [group.input_activations for group in groups.values()]
+        if len({cache_args(args) for args in (*inputs, value) if args is not None}) > 1:
+            raise SchemeError(
+                "kv_cache_scheme and the groups of attention differ: keys and values are quantized in one way; "
+                "drop kv_cache_scheme, which attention implies"
+            )
+
     def needs_no_scheme(self) -> bool:
-        """Whether there is something to do without a scheme of its own."""
+        """Whether there are layers to quantize without a scheme of its own."""
         return False
 
+    def expand(self) -> Sequence[Modifier]:
+        """Itself, and where keys and values are quantized, a modifier that does so; each where it has work."""
+        attention = self._attention()
+        inputs = [group.input_activations for group in attention.values()]
+        args = self.kv_cache_scheme or next(iter(inputs), None)
+        if args is None:
+            return (self,)
+        queries = [name for group in attention.values() for name in group.targets]
+        cache = CacheQuantizer(args=args, queries=queries)
+        if not self.schemes() and not self.needs_no_scheme():
+            return (cache,)
+        layers = {name: one for name, one in (self.config_groups or {}).items() if name not in attention}
+        return evolve(self, config_groups=layers or None, kv_cache_scheme=None), cache
+
     def schemes(self) -> list[Scheme]:
-        """Every scheme of this modifier with its targets and observers.
+        """Every scheme of layers, with its targets and observers.
 
         Raises:
             SchemeError: a preset that does not exist; near names are suggested.
         """
         if self.config_groups is not None:
-            schemes = list(self.config_groups.values())
+            attention = self._attention()
+            schemes = [scheme for name, scheme in self.config_groups.items() if name not in attention]
         elif self.scheme is None:
             return []
         elif isinstance(self.scheme, str):
@@ -256,6 +295,14 @@ class Quantizer(Modifier):
         ]
         seen = [value for other in others if (value := state.statistic(other, observed)) is not None]
         return [observed.observer.range(value) for value in seen]
+
+    def _attention(self) -> dict[str, Scheme]:
+        """The groups that mean attention itself and not its layers."""
+        return {
+            name: group
+            for name, group in (self.config_groups or {}).items()
+            if group.weights is None and group.targets and all(target.endswith("Attention") for target in group.targets)
+        }
 
     def _preset(self, name: str) -> Scheme:
         return preset(name) if self.group_size is None else preset(name, group_size=self.group_size)

@@ -197,6 +197,7 @@ def smooth(state: State, smoothing: Smoothing, scale: Tensor) -> str | None:
             model.get_parameter(name).copy_(value)
         return f"a weight would leave the range of {next(iter(before.values())).dtype}"
     state.transform_original(lambda: fold(model, pair, scale))
+    state.statistics.forget_attention(site.parameter for site in pair.sites)
     for layer in smoothing.readers:
         state.rescale_inputs([layer], pair.spread(scale, layer.name).float())
     for layer in smoothing.readers:

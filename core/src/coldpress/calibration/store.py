@@ -207,6 +207,14 @@ class StatisticStore:
         """
         self._carry(layers, ROTATE, _on_device(rotation, layers, rank=2))
 
+    def forget_attention(self, parameters: Iterable[str]) -> None:
+        """The outputs of layers with these parameters are others: what attention around them is called with is lost."""
+        changed = tuple(parameters)
+        for ask in self._wanted:
+            point = ask.layer
+            if isinstance(point, AttentionInput) and any(name.startswith(f"{point.owner}.") for name in changed):
+                self._lost.append(ask)
+
     def lose(self) -> None:
         """Inputs were transformed, and it was not told how."""
         self._lost = list(self._wanted)

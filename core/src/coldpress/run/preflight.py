@@ -58,7 +58,7 @@ def claims_of(modifiers: Sequence[Modifier], model: nn.Module, *, beside: Iterab
         missed = [pattern for pattern, found in matched.items() if not found]
         problems += [f"{name}: the target {p!r} matches no layer{_examples(p, known)}" for p in missed]
         ignored = all(layer.matches(modifier.ignore) for found in matched.values() for layer in found)
-        if not claimed and not missed and ignored:
+        if matched and not claimed and not missed and ignored:
             problems.append(f"{name}: every layer that its targets match is ignored, so it would do nothing")
         claims.append(Claim(modifier, tuple(claimed)))
     claims = _quantized_later(claims)

@@ -29,7 +29,16 @@ from coldpress_awq.block_objective import common_parent, distance, first_calls, 
 from coldpress_awq.sample import SAMPLED
 
 NO_TOKEN = "no token of the calibration data reached its readers"
-ROUNDING = ("scheme", "config_groups", "group_size", "weight_observer", "input_observer", "output_observer", "observer")
+ROUNDING = (
+    "scheme",
+    "config_groups",
+    "group_size",
+    "weight_observer",
+    "input_observer",
+    "output_observer",
+    "observer",
+    "kv_cache_scheme",
+)
 """Settings of rounding to nearest, which a recipe may put here instead of into a step of its own."""
 
 
@@ -37,6 +46,10 @@ def _as_groups(value: Mapping[str, Scheme | Mapping[str, Any]] | None) -> dict[s
     if value is None:
         return None
     return {name: one if isinstance(one, Scheme) else Scheme.from_dict(one) for name, one in value.items()}
+
+
+def _as_args(value: QuantizationArgs | Mapping[str, Any] | None) -> QuantizationArgs | None:
+    return value if value is None or isinstance(value, QuantizationArgs) else QuantizationArgs.from_dict(value)
 
 
 @frozen(kw_only=True, eq=False)
@@ -61,6 +74,7 @@ class AWQModifier(Smoother):
         input_observer: of its own rounding.
         output_observer: understood and without effect.
         observer: all of them at once.
+        kv_cache_scheme: of its own rounding: how keys and values are quantized.
         bypass_divisibility_checks: understood and without effect.
         offload_device: understood and without effect: no activations are kept.
     """
@@ -75,14 +89,15 @@ class AWQModifier(Smoother):
     weight_observer: str | None = None
     input_observer: str | None = None
     output_observer: str | None = None
-    observer: dict[str, str] | None = field(default=None)
+    observer: dict[str, str] | None = None
+    kv_cache_scheme: QuantizationArgs | None = field(default=None, converter=_as_args)
     bypass_divisibility_checks: bool = False
     offload_device: str | None = None
 
-    @observer.validator
+    @kv_cache_scheme.validator
     def _check_rounding(self, attribute: object, value: object) -> None:
         if given := self._rounding():
-            if not given.keys() & {"scheme", "config_groups"}:
+            if not given.keys() & {"scheme", "config_groups", "kv_cache_scheme"}:
                 raise SchemeError(f"{', '.join(given)} is for rounding, which needs a scheme")
             Quantizer(**given)
 
@@ -92,7 +107,7 @@ class AWQModifier(Smoother):
         if not given:
             return (self,)
         none: dict[str, Any] = dict.fromkeys(given)
-        return (evolve(self, **none), Quantizer(**given, targets=self.targets, ignore=self.ignore))
+        return evolve(self, **none), *Quantizer(**given, targets=self.targets, ignore=self.ignore).expand()
 
     def _rounding(self) -> dict[str, Any]:
         """Its settings of rounding, those that are given."""
