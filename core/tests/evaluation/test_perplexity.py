@@ -6,9 +6,10 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from coldpress.errors import ArgumentError, NumericsError
+from coldpress.errors import ArgumentError, ModelError, NumericsError
 from coldpress.evaluation import perplexity
 from coldpress.evaluation.cluster import mean_of_windows
+from coldpress.testing.families import tiny_family
 from coldpress.testing.models import VOCABULARY, tiny_llama, tiny_tokenizer
 
 TEXT = "In the beginning the tokens were without form, and void; and 1234 of them were numbers. " * 5
@@ -208,3 +209,22 @@ def test_progress_is_told_of_every_batch(model, tokenizer):
     perplexity(model, tokenizer, TEXT[:100], window=25, batch_size=2, progress=seen)
 
     assert seen.calls == (("perplexity", 2),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("bert", "gives no logits for every token"),
+        ("bert_masked", "does not predict the next token"),
+        ("llama_classifier", "gives no logits for every token"),
+        ("t5", "does not predict the next token"),
+    ],
+)
+def test_a_model_that_predicts_no_next_token_is_refused(kind, said, tokenizer):
+    with pytest.raises(ModelError, match=f"{said}.*evaluation measures models that predict the next token"):
+        perplexity(tiny_family(kind), tokenizer, TEXT[:100], window=25)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "llava", "qwen2_5_vl"])
+def test_a_vision_language_model_is_measured_on_text(kind, tokenizer):
+    assert perplexity(tiny_family(kind), tokenizer, TEXT[:100], window=25).tokens == 96

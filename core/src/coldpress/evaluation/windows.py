@@ -11,7 +11,7 @@ from coldpress.calibration import short
 from coldpress.calibration.foreign import reading
 from coldpress.calibration.multimodal import text_tokenizer
 from coldpress.calibration.tokens import tokenized
-from coldpress.errors import ArgumentError
+from coldpress.errors import ArgumentError, ModelError
 
 
 class Tracker(Protocol):
@@ -90,9 +90,21 @@ def check_fits(model: Any, windows: Sequence[Tensor]) -> None:
 
 
 def logits_of(model: Any, ids: Tensor) -> Tensor:
-    """What a model says to tokens [B, S], in its own dtype and on its device, [B, S, vocabulary]."""
-    device = next(model.parameters()).device
-    logits: Tensor = model(input_ids=ids.to(device), use_cache=False).logits
+    """What a model says to tokens [B, S], in its own dtype and on its device, [B, S, vocabulary].
+
+    Raises:
+        ModelError: it is no model that predicts the next token of a text.
+    """
+    kind, device = type(model).__name__, next(model.parameters()).device
+    needed = "evaluation measures models that predict the next token of a text"
+    if kind.endswith("ForMaskedLM") or getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ModelError(f"a {kind} does not predict the next token from those before it: {needed}")
+    try:
+        logits = getattr(model(input_ids=ids.to(device), use_cache=False), "logits", None)
+    except TypeError as error:
+        raise ModelError(f"a {kind} does not take tokens alone: {needed} ({error})") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != ids.shape:
+        raise ModelError(f"a {kind} gives no logits for every token: {needed}")
     return logits
 
 
