@@ -225,7 +225,7 @@ LATE = {
     "report.json": full_disk_at("report.json"),
     "manifest.json": full_disk_at("manifest.json"),
     "companions": stopped_at("coldpress.checkpoint.output", "copy_companions"),
-    "shards": stopped_at("coldpress.checkpoint.writer", "write_shards"),
+    "shards": stopped_at("coldpress.checkpoint.parts", "write_shards"),
     "sync": stopped_at("coldpress.checkpoint.writer", "sync_tree"),
 }
 
