@@ -261,3 +261,24 @@ def test_the_prologue_has_no_calls():
 
     with pytest.raises(CalibrationError, match="the pipeline Sequential holds no calls of prologue"):
         run(Early())
+
+
+@pytest.mark.parametrize("pipeline", ["sequential", "basic"])
+def test_the_original_does_not_round_keys_and_values(pipeline):
+    model, data = tiny_llama(), batches(rows=4, batch_size=2)
+    expected = block_outputs(model, data)
+    cache = {"num_bits": 4, "type": "int", "observer": "static_minmax"}
+
+    def both(state, stage):
+        with state.original():
+            original = outputs(state, stage)
+        return original, outputs(state, stage)
+
+    seen = look(both)
+    run(rounding(scheme=None, group_size=None, kv_cache_scheme=cache), seen, model=model, data=data, pipeline=pipeline)
+
+    original, rounded = seen.found[0]
+    first = {BLOCKS[0]: expected[BLOCKS[0]]}  # before which no keys were rounded
+    same({BLOCKS[0]: original[BLOCKS[0]]}, first)
+    with pytest.raises(AssertionError):
+        same({BLOCKS[0]: rounded[BLOCKS[0]]}, first)

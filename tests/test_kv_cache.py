@@ -1,5 +1,6 @@
 """Keys and values, quantized where attention runs: the scales, the simulation, the checkpoint and its readers."""
 
+import copy
 import json
 
 import pytest
@@ -20,6 +21,7 @@ from coldpress_smoothquant import SmoothQuantModifier
 FP8 = {"num_bits": 8, "type": "float", "strategy": "tensor", "observer": "static_minmax"}
 HEADS = FP8 | {"strategy": "attn_head"}
 INT8 = FP8 | {"type": "int"}
+INT4 = {"num_bits": 4, "group_size": 32}
 ATTENTION = "model.layers.1.self_attn"
 PIPELINES = ["basic", "sequential", "layer_sequential"]
 
@@ -212,9 +214,10 @@ def scales(model, name):
 
 
 def test_every_batch_counts_once_for_the_scales():
-    first = "model.layers.0.self_attn"
+    layers = {"weights": INT4, "input_activations": {"num_bits": 8, "strategy": "tensor"}}
+    groups = {"mlp": {"targets": ["re:.*mlp.*"], **layers}}  # which lead through a block layer by layer
     by_model, by_layer, by_block = (
-        compress(only_cache(COUNTED), **arguments)
+        compress(only_cache(COUNTED, config_groups=groups), **arguments)
         for arguments in (
             {},
             {"pipeline": "sequential", "true_sequential": True},
@@ -222,9 +225,9 @@ def test_every_batch_counts_once_for_the_scales():
         )
     )
 
+    first = "model.layers.0.self_attn"  # before which nothing is rounded
     assert torch.equal(scales(by_layer, first), scales(by_model, first))
     assert torch.equal(scales(by_block, first), scales(by_model, first))
-    assert torch.equal(scales(by_layer, ATTENTION), scales(by_block, ATTENTION))  # after keys that are rounded
     assert not torch.equal(scales(by_layer, ATTENTION), scales(by_model, ATTENTION))
 
 
@@ -249,6 +252,18 @@ def test_the_original_models_batches_do_not_count_for_the_scales():
 
     first = "model.layers.0.self_attn"  # whose inputs are the same in both
     assert torch.equal(compared.get_submodule(first).v_scale, plain.get_submodule(first).v_scale)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_attention_that_never_runs_is_left_alone_and_named(pipeline, caplog):
+    model = tiny_llama()
+    model.model.unused = torch.nn.ModuleList(copy.deepcopy(block) for block in model.model.layers)
+
+    compressed = compress(only_cache(), model=model, pipeline=pipeline)
+
+    assert hasattr(compressed.get_submodule(ATTENTION), "k_scale")
+    assert not hasattr(compressed.model.unused[0].self_attn, "k_scale")
+    assert "model.unused.0.self_attn ran for no batch" in caplog.text
 
 
 @pytest.mark.parametrize("streamed", [True, False])

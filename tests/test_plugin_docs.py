@@ -199,6 +199,21 @@ def test_the_attachment_that_is_shown_keeps_the_function_and_spreads_outliers(pl
     torch.testing.assert_close(plugins.rotated(y, 64), x)
 
 
+def test_no_scale_is_moved_through_the_rotation_that_is_shown(installed):
+    steps = "AWQModifier: {ignore: [lm_head]}, QuantizationModifier: {scheme: W8A16, group_size: 32, ignore: [lm_head]}"
+    rotated = "RotateInputs: {targets: ['re:.*(o|down)_proj']}"
+    data = batches(rows=4)
+
+    models = [
+        oneshot(tiny_llama(), f"modifiers: [{before}{steps}]", dataset=data, quiet=True)
+        for before in ("", f"{rotated}, ")
+    ]
+
+    expected = logits(tiny_llama(), data)
+    for model in models:
+        assert (logits(model, data) - expected).norm() < 0.03 * expected.norm()
+
+
 def test_the_attachment_that_is_shown_is_refused_by_a_format_that_cannot_tell_it(installed, tmp_path):
     recipe = "modifiers: [RotateInputs: {ignore: [lm_head]}]"
 

@@ -15,7 +15,8 @@ in the end         Format.config writes it down, and Format.attachments reads it
 The model has its attachments wherever it goes: to another device, into a copy, a pickle or a training loop.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -141,6 +142,20 @@ def copy_attachments(model: nn.Module, other: nn.Module) -> None:
     for name, module, attachment in every_attachment(model.named_modules()):
         buffers = {part: getattr(module, part).clone() for part in attachment.buffers()}
         attach(other.get_submodule(name), attachment, buffers)
+
+
+@contextmanager
+def attachments_as(found: Mapping[nn.Module, Sequence[Attachment]]) -> Iterator[None]:
+    """Inside, each of these modules has these attachments and no others; buffers stay as they are."""
+    current = {module: _held(module) for module in found}
+    changed = [module for module, held in current.items() if [*map(id, held.values())] != [*map(id, found[module])]]
+    for module in changed:
+        _hold(module, {one.kind: one for one in found[module]})
+    try:
+        yield
+    finally:
+        for module in changed:
+            _hold(module, current[module])
 
 
 def attachment_class(kind: str) -> type[Attachment]:

@@ -9,11 +9,11 @@ import torch
 from attrs import define, evolve, field
 from torch import Tensor, nn
 
-from coldpress.attachment import Attachment, attach
+from coldpress.attachment import Attachment, attach, attachments_as, attachments_on
 from coldpress.attention import AttentionInput
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.layer_report import LayerReport
-from coldpress.modifier import Modifier
+from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.numerics import check_finite
 from coldpress.plan import CallSource, Planned, Running, Sweep, no_calls
 from coldpress.quantized import Quantized
@@ -89,6 +89,7 @@ class State:
     _statistics: Statistics | None = None
     _call_source: CallSource = no_calls
     _originals: dict[str, tuple[nn.Parameter, Tensor]] | None = None
+    _original_attachments: dict[nn.Module, tuple[Attachment, ...]] = field(factory=dict)
     _decisions: dict[int, Any] = field(factory=dict)
     _facts: dict[Any, Any] = field(factory=dict)
 
@@ -207,13 +208,14 @@ class State:
 
     @contextmanager
     def original(self) -> Iterator[None]:
-        """Inside, the stage has the parameters of before it was compressed; `Call.run` gives their outputs."""
+        """Inside, the stage is as before it was compressed, without later attachments; `Call.run` gives its outputs."""
         kept = self._kept()
         current = {name: parameter.data for name, (parameter, _) in kept.items()}
         for parameter, before in kept.values():
             parameter.data = before
         try:
-            yield
+            with attachments_as(self._original_attachments):
+                yield
         finally:
             for name, (parameter, _) in kept.items():
                 parameter.data = current[name]
@@ -231,10 +233,11 @@ class State:
             for name, module in stage.modules.items()
             for part, parameter in module.named_parameters(recurse=False)
         }
+        self._original_attachments = {module: attachments_on(module) for module in stage.modules.values()}
 
     def drop_originals(self) -> None:
         """Forget them: the stage is compressed."""
-        self._originals = None
+        self._originals, self._original_attachments = None, {}
 
     def _kept(self) -> dict[str, tuple[nn.Parameter, Tensor]]:
         if self._originals is None:
@@ -275,13 +278,17 @@ class State:
         It is one that `Modifier.attachments` announced; the tensors that it names become buffers of the module.
         """
         name = where if isinstance(where, str) else where.name
+        module = self.model.get_submodule(name)
         if self.running is not None:
             announced = self.running.modifier.attachments(self.running.stage)
             if (name, attachment.kind) not in {(owner, one.kind) for owner, one in announced}:
                 raise BrokenPluginError(
                     f"{self.running} attaches {attachment.kind!r} to {name}: its attachments() must announce that"
                 )
-        attach(self.model.get_submodule(name), attachment, buffers)
+            if TRANSFORMS in self.running.modifier.traits and module in self._original_attachments:
+                rest = (one for one in self._original_attachments[module] if one.kind != attachment.kind)
+                self._original_attachments[module] = (*rest, attachment)
+        attach(module, attachment, buffers)
 
     def skip(self, layer: Layer, reason: str) -> None:
         """Say that a claimed layer is left alone on purpose, and why."""

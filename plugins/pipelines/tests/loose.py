@@ -105,4 +105,6 @@ def stages(state: State) -> list[str]:
 
 
 def untouched(model: nn.Module) -> bool:
-    return not any("forward" in vars(module) or module._forward_pre_hooks for module in model.modules())
+    return not any(
+        {"forward", "_call_impl"} & vars(module).keys() or module._forward_pre_hooks for module in model.modules()
+    )

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from coldpress.attachment import is_attachment_hook
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def is_meta(model: nn.Module) -> bool:
@@ -24,9 +26,7 @@ def skeleton(model: nn.Module, blocks: Sequence[str]) -> nn.Module:
     new = copy.deepcopy(model).float().eval()
     generator = torch.Generator().manual_seed(0)
     for name, module in new.named_modules():
-        vars(module).pop("forward", None)  # a pipeline's suspended forward, which calls the original
-        for hooks in HOOKS:  # as do those that fetch weights
-            getattr(module, hooks).clear()
+        drop_hooks(module)
         if name in blocks:
             module.register_forward_pre_hook(lambda m, _: fill(m, generator))
             module.register_forward_hook(lambda m, *_: _drop(m))
@@ -34,6 +34,16 @@ def skeleton(model: nn.Module, blocks: Sequence[str]) -> nn.Module:
             _fill_buffers(module, generator)
             module.register_forward_pre_hook(lambda m, _: _fill_own(m, generator))
     return new
+
+
+def drop_hooks(module: nn.Module) -> None:
+    """Make a copied module compute what it is: nothing is suspended, fetched or recorded; attachments stay."""
+    for call in ("forward", "_call_impl"):  # on the instance: a pipeline's, which call the original
+        vars(module).pop(call, None)
+    for hooks in _HOOKS:
+        found = getattr(module, hooks)
+        for key in [key for key, hook in found.items() if not is_attachment_hook(hook)]:
+            del found[key]
 
 
 def fill(module: nn.Module, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> None:

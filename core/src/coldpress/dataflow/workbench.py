@@ -16,7 +16,7 @@ from coldpress.dataflow.certificate import deviation, random_scales, restore, sn
 from coldpress.dataflow.fold import fold
 from coldpress.dataflow.pair import Pair
 from coldpress.dataflow.product_trace import ProductTrace, Use
-from coldpress.dataflow.skeleton import HOOKS, fill
+from coldpress.dataflow.skeleton import drop_hooks, fill
 from coldpress.errors import ModelError
 from coldpress.stage import is_linear
 
@@ -122,9 +122,7 @@ def _double_copy(block: nn.Module) -> nn.Module:
     """A float64 copy on the CPU without anybody's hooks or patched forwards, experts one after the other."""
     new = copy.deepcopy(block)
     for module in new.modules():
-        for hooks in HOOKS:
-            getattr(module, hooks).clear()
-        vars(module).pop("forward", None)
+        drop_hooks(module)
         config = getattr(module, "config", None)
         if getattr(config, "_experts_implementation", None) is not None:
             config._experts_implementation = "eager"  # type: ignore[union-attr]  # grouped kernels have no float64

@@ -55,7 +55,7 @@ def trace_of(model: nn.Module) -> Trace:
         tensors={name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors},
         wants_gradient=frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad),
         classes={name: type(module).__name__ for name, module in modules.items()},
-        forwards=frozenset(name for name, module in modules.items() if "forward" in vars(module)),
+        forwards=frozenset(n for n, module in modules.items() if {"forward", "_call_impl"} & vars(module).keys()),
         hooks={place: count for place, count in hooks.items() if count},
         ambient={
             "torch's default dtype": torch.get_default_dtype(),

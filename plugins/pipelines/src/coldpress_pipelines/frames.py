@@ -68,8 +68,9 @@ class Frames:
     def __enter__(self) -> "Frames":
         self._driver = greenlet.getcurrent()
         for name, block in self.blocks.items():
-            self._forwards[name] = block.forward
-            self._replaced.enter_context(replaced(block, "forward", self._suspend_at(name, block.forward)))
+            call: Callable[..., Any] = block._call_impl  # what `block(...)` runs: its hooks, between them its forward
+            self._forwards[name] = call
+            self._replaced.enter_context(replaced(block, "_call_impl", self._suspend_at(name, call)))
         return self
 
     def __exit__(

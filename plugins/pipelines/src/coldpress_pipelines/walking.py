@@ -54,9 +54,22 @@ def matters(parts: Mapping[str, Stage], state: State) -> bool:
     return any(not state.sweep.observed.isdisjoint(part.modules) for part in parts.values())
 
 
-def has_observed_layers(parts: Mapping[str, Stage], state: State) -> bool:
-    """Whether inputs of a layer of any stage that is still to come are observed."""
-    return any(layer.name in state.sweep.observed for part in parts.values() for layer in part.every_layer)
+def refuse_unreached(blocks: Collection[str], parts: Mapping[str, Stage], state: State) -> None:
+    """Refuse blocks that no batch runs, where layers are still to be observed; attention alone may be left.
+
+    Args:
+        blocks: their names.
+        parts: stages that are still to come.
+        state: of the run.
+
+    Raises:
+        CalibrationError: names the blocks.
+    """
+    if any(layer.name in state.sweep.observed for part in parts.values() for layer in part.every_layer):
+        raise CalibrationError(
+            f"no calibration batch runs {', '.join(blocks)}; ignore their layers, or say with sequential_targets "
+            "which blocks run"
+        )
 
 
 def refuse_gaps(parts: Mapping[str, Stage], blocks: Collection[str], state: State) -> None:

@@ -13,7 +13,7 @@ from coldpress_pipelines.caches import on_copies
 from coldpress_pipelines.frames import Suspended
 from coldpress_pipelines.instance import replaced
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
-from coldpress_pipelines.walking import HOW, as_list, batch_named, matters, placed, refuse_gaps
+from coldpress_pipelines.walking import HOW, as_list, batch_named, matters, placed, refuse_gaps, refuse_unreached
 
 
 @frozen(kw_only=True, eq=False)
@@ -67,6 +67,9 @@ class LayerSequential(Pipeline):
     def sweep(self, state: State, stage: Stage) -> Iterator[Pass]:
         """Run the stage on every batch."""
         walk: _Walk = state.pipeline_state
+        if stage.name in walk.blocks and stage.name not in walk.order:
+            refuse_unreached([stage.name], {stage.name: stage}, state)
+            return
         for index, batch in enumerate(state.batches):
             with batch_named(index, batch):
                 if stage.name in walk.blocks:
@@ -237,14 +240,14 @@ class _Walk:
 
 @contextmanager
 def _stand_ins(blocks: Mapping[str, nn.Module], answer: Callable[[str, Suspended], Any]) -> Iterator[None]:
-    """Blocks whose forward is `answer(name, call)`."""
+    """Blocks that do not run and whose outputs are `answer(name, call)`."""
 
     def forward(name: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: answer(name, Suspended(name, args, kwargs))
 
     with ExitStack() as stand_ins:
-        for name, block in blocks.items():
-            stand_ins.enter_context(replaced(block, "forward", forward(name)))
+        for name, block in blocks.items():  # hooks and attachments act when the block itself runs
+            stand_ins.enter_context(replaced(block, "_call_impl", forward(name)))
         yield
 
 

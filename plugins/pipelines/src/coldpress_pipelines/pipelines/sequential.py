@@ -7,11 +7,11 @@ from typing import ClassVar
 from attrs import field, frozen
 from attrs.validators import ge, in_
 
-from coldpress.plugin import CalibrationError, Call, Pass, Pipeline, Stage, State, block_names, partition
+from coldpress.plugin import Call, Pass, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Frames
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
 from coldpress_pipelines.suspended import SuspendedBatches
-from coldpress_pipelines.walking import HOW, as_list, has_observed_layers, matters, model_calls, refuse_gaps
+from coldpress_pipelines.walking import HOW, as_list, matters, model_calls, refuse_gaps, refuse_unreached
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +152,5 @@ class Sequential(Pipeline):
                 suspended.keep_outputs(name)
                 return
         unseen = [name for name in suspended.frames.blocks if name in parts]
-        if unseen and has_observed_layers(parts, state):
-            raise CalibrationError(
-                f"no calibration batch runs {', '.join(unseen)}; ignore their layers, or say with sequential_targets "
-                "which blocks run"
-            )
+        if unseen:
+            refuse_unreached(unseen, parts, state)
