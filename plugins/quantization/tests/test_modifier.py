@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from coldpress import QuantizationArgs, Scheme, SchemeError, TargetError, preset, read_recipe
+from coldpress import QuantizationArgs, Scheme, SchemeError, TargetError, oneshot, preset, read_recipe
 from coldpress.errors import RecipeError, UnknownPluginError
 from coldpress.numerics import calculate_qparams, fake_quantize, group
 from coldpress.plugin import Modifier, State, hookimpl, observer_for
@@ -316,3 +316,13 @@ def test_an_embedding_may_have_an_observer_that_weighs_columns():
     group = {"targets": ["Embedding"], "weights": {"num_bits": 8, "strategy": "channel", "observer": "imatrix_mse"}}
 
     assert len(run(QuantizationModifier(config_groups={"a": group}), pipeline="basic", data=batches()).plan) == 1
+
+
+def test_one_layer_of_those_that_engines_fuse_is_taken_with_a_warning_and_several_are_refused(caplog):
+    one = oneshot(tiny_llama(), QuantizationModifier(scheme="W8A8", targets=["re:.*layers.1.self_attn.q_proj"]))
+
+    assert one is not None
+    assert "model.layers.1.self_attn.q_proj: int8 channel" in caplog.text
+    assert "engines make one layer of these, and will refuse the checkpoint" in caplog.text
+    with pytest.raises(SchemeError, match="give all layers of a group one scheme"):
+        oneshot(tiny_llama(), QuantizationModifier(scheme="W8A8", targets=["re:.*q_proj"]))

@@ -1,6 +1,7 @@
 """What is looked at before the first stage, so that a run that cannot end well does not begin."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -20,6 +21,8 @@ from coldpress.run.ignore import ignore_problems
 from coldpress.schemes import Scheme, check_fit, check_supported
 from coldpress.stage import Layer, Stage, class_names, find_layers
 from coldpress.state import State
+
+log = logging.getLogger(__name__)
 
 
 @frozen(eq=False)
@@ -172,11 +175,17 @@ def plan_of(claims: Sequence[Claim]) -> dict[str, Planned]:
 def check_fused(state: State, schemes: Mapping[str, Scheme]) -> None:
     """Refuse schemes by which layers differ of which engines make one.
 
+    A plan that quantizes a single layer of the model is an experiment that no engine serves, and worth a warning.
+
     Raises:
         SchemeError: names the layers.
     """
     split = split_groups(state.model, schemes, lambda: state.fact(FusedLayers))
-    if split:
+    if split and len(schemes) == 1:
+        log.warning(
+            "%s\nengines make one layer of these, and will refuse the checkpoint; transformers reads it", split[0]
+        )
+    elif split:
         raise SchemeError(
             f"{shortened(split, most=4)}\nengines make one layer of each of these {len(split)} groups: give all layers "
             "of a group one scheme, or ignore all of them; only a dense checkpoint (save_compressed=False) may differ"
