@@ -3,11 +3,11 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from coldpress.checkpoint.journal import NAME as JOURNAL
 from coldpress.checkpoint.published import format_of, quantization_of
@@ -59,15 +59,21 @@ class Origin:
         folder: with its config.json.
         has_tokenizer: whether the tokenizer of the run is the one that lies there; if not, its files are not copied.
         extra: tensors in its files that the model has no place for; they are copied.
-        weights: that extra tensors are read from; None for the safetensors files of the folder.
+        stored: name of each tensor that its files hold in another dtype than the model to its name there.
+        weights: that these tensors are read from; None for the safetensors files of the folder.
         left_out: small files that describe how weights were stored, and so are not copied.
     """
 
     folder: Path
     has_tokenizer: bool = True
     extra: tuple[str, ...] = ()
+    stored: Mapping[str, str] = field(factory=dict)
     weights: Weights | None = None
     left_out: frozenset[str] = frozenset()
+
+    def open(self) -> Weights:
+        """The tensors of its files."""
+        return self.weights or CheckpointReader(self.folder)
 
 
 def copy_companions(origin: Origin, target: Path) -> None:

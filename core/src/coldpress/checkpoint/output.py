@@ -26,9 +26,9 @@ from coldpress.checkpoint.named import (
 )
 from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
 from coldpress.checkpoint.parts import StageParts
-from coldpress.checkpoint.reader import CheckpointReader
 from coldpress.checkpoint.replaced import MANIFEST
 from coldpress.checkpoint.restore import own_tensors, restored, restored_layer
+from coldpress.checkpoint.stored import as_stored
 from coldpress.checkpoint.tie import WrittenNames, written_names
 from coldpress.checkpoint.writer import CheckpointWriter
 from coldpress.errors import BrokenPluginError, CheckpointError, ColdpressError, SchemeError
@@ -36,6 +36,7 @@ from coldpress.format import REST, Format
 from coldpress.layer_report import LayerReport
 from coldpress.quantized import Quantized, encoding_of, set_encoding
 from coldpress.schemes import Scheme, describe
+from coldpress.source import Weights
 from coldpress.stage import Stage, class_names, find_layers, oriented
 from coldpress.state import State
 
@@ -46,10 +47,13 @@ class Output:
     Args:
         writer: where tensors and files go.
         form: how a quantized layer becomes tensors.
+        origin: where the model comes from, whose small files are copied; None where that is not known.
     """
 
-    def __init__(self, writer: CheckpointWriter, form: Format) -> None:
+    def __init__(self, writer: CheckpointWriter, form: Format, origin: Origin | None = None) -> None:
         self.format = form
+        self._origin = origin
+        self._files: Weights | None = None
         self._writer = writer
         self._written: set[str] = set()
         self._ties: WrittenNames | None = None  # known when the first stage is written: by then layers are untied
@@ -169,30 +173,21 @@ class Output:
         modules = dict(state.model.named_modules())
         return Stage(REST, 0, {n: m for n, m in modules.items() if any(self._unwritten(n, m, state.model))})
 
-    def finish(
-        self,
-        state: State,
-        files: Mapping[str, Any],
-        *,
-        origin: Origin | None = None,
-        left: Collection[str] = (),
-    ) -> None:
+    def finish(self, state: State, files: Mapping[str, Any], *, left: Collection[str] = ()) -> None:
         """Write what is not a weight, after all weights are written, and give the folder its name.
 
         Args:
             state: of the finished run.
             files: name to content of what the run has to say: text, or a table for JSON.
-            origin: the folder of the original model, whose small files are copied; None when there is none.
             left: names of files that lie where the checkpoint will, such as a tokenizer that was saved there before:
                 they win over files that come along.
         """
+        origin = self._origin
         extra = origin.extra if origin is not None else ()
         self._write_config(state, extra)
         self._write_generation_config(state.model, origin)
-        if origin is not None and extra:
-            reader = origin.weights or CheckpointReader(origin.folder)
-            for name in extra:
-                self._writer.add({name: reader.get(name)})
+        for name in extra:
+            self._writer.add({name: self._open().get(name)})
         if origin is not None:
             with telling(self.folder):
                 copy_companions(origin, self.folder)
@@ -242,11 +237,21 @@ class Output:
             part = full.rpartition(".")[2]
             quantized = _quantized(name, module, state) if part == "weight" else None
             if quantized is None:
-                yield full, tensor.detach()
+                yield full, self._as_stored(full, tensor.detach())
                 continue
             for suffix, packed in self.format.tensors(quantized).items():
                 stored = oriented(packed, class_names(module)).contiguous() if suffix == "weight" else packed
                 yield full.removesuffix("weight") + suffix, stored
+
+    def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor that is not quantized in the dtype that the model's files have, unless it was changed."""
+        stored = None if self._origin is None else self._origin.stored.get(name)
+        return tensor if stored is None else as_stored(tensor, self._open(), stored)
+
+    def _open(self) -> Weights:
+        assert self._origin is not None
+        self._files = self._files or self._origin.open()
+        return self._files
 
     def _write_config(self, state: State, extra: Sequence[str]) -> None:
         """config.json with what the format says of the quantization, and nothing of how the model was stored before."""

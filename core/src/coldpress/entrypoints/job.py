@@ -66,7 +66,7 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
     pipeline, form = _pipeline(recipe), output_format(recipe)
     if arguments.output.output_dir is not None:
         check_apart(arguments.output.output_dir, arguments.model.model)
-    output = _output(form, arguments.output)
+    writer = _writer(arguments.output)
     sources = _sources(arguments.model.model)  # as they are before the first is read
     opened = open_model(arguments)
     recipe = evolve(recipe, modifiers=with_heads(recipe.modifiers, opened.model))
@@ -76,14 +76,15 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
     state = _state(arguments, recipe, opened.model, progress)
     report_refused(state, refused)
     report_extra(state, opened.extra)
+    origin = _origin(arguments.model, opened)
     job = Job(
         recipe=recipe,
         state=state,
         pipeline=pipeline,
-        output=output,
+        output=None if writer is None else Output(writer, form, origin),
         form=form,
         weights=opened.weights,
-        origin=_origin(arguments.model, opened),
+        origin=origin,
         sources=sources,
         progress=progress,
     )
@@ -168,12 +169,11 @@ def output_format(recipe: Recipe) -> Format:
     return form
 
 
-def _output(form: Format, arguments: OutputArguments) -> Output | None:
-    """The checkpoint to be; complains now about a folder that is in the way, before any work is done."""
+def _writer(arguments: OutputArguments) -> CheckpointWriter | None:
+    """Of the checkpoint to be; complains now about a folder that is in the way, before any work is done."""
     if arguments.output_dir is None:
         return None
-    writer = CheckpointWriter(arguments.output_dir, overwrite=arguments.overwrite, restart=arguments.restart)
-    return Output(writer, form)
+    return CheckpointWriter(arguments.output_dir, overwrite=arguments.overwrite, restart=arguments.restart)
 
 
 def _state(arguments: Arguments, recipe: Recipe, model: Any, progress: Progress) -> State:

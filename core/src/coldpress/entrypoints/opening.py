@@ -1,7 +1,7 @@
 """Opening a model: into memory, or as a stream of weights where that is possible."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from attrs import field, fields_dict, frozen
 from coldpress.arguments import Arguments, ModelArguments
 from coldpress.checkpoint import CheckpointReader
 from coldpress.checkpoint.companion import Origin
-from coldpress.checkpoint.place import find_places
+from coldpress.checkpoint.place import Found, find_places
 from coldpress.checkpoint.reader import read_json
+from coldpress.checkpoint.stored import stored_otherwise
 from coldpress.errors import ArgumentError
 from coldpress.layer_report import LayerReport
 from coldpress.models import load_model
@@ -69,8 +70,8 @@ def open_model(arguments: Arguments) -> Opened:
             level = logging.WARNING if wanted else logging.INFO
             log.log(level, "%s is loaded into memory as a whole: %s", found.name, error)
         else:
-            shapes = {name: weights.reader.shape(name) for name in weights.extra}
-            return Opened(weights.model, weights, _origin(found, shapes, weights.reader), shapes)
+            there = Found(weights.places, weights.extra)
+            return _opened(weights.model, found, there, weights.reader, settings, stream=weights)
     model = load_model(
         settings.model,
         dtype=settings.precision,
@@ -82,32 +83,47 @@ def open_model(arguments: Arguments) -> Opened:
     if found is None:
         folder = origin_folder(model)
         found = None if folder is None else Location(str(folder), folder)
-    extra = {} if found is None or found.source is not None else _extra(model, found.path)
-    return Opened(model, None, None if found is None else _origin(found, extra), extra)
+    if found is None:
+        return Opened(model, None, None)
+    reader = None if found.source is not None else _reader_of(model, found.path)
+    there = Found({}, ()) if reader is None else find_places(model, reader)
+    return _opened(model, found, there, reader, settings)
 
 
-def _origin(found: Location, extra: Iterable[str], weights: Weights | None = None) -> Origin | None:
-    """The folder that a model is in, with its tokenizer unless the container holds another one."""
-    if found.path is None or not found.path.is_dir():
-        return None
-    source = found.source
-    return Origin(
-        found.path,
-        has_tokenizer=source is None or source.tokenizer is Source.tokenizer,
-        extra=tuple(extra),
-        weights=weights,
-        left_out=frozenset() if source is None else source.own_files,
-    )
+def _opened(
+    model: Any,
+    location: Location,
+    found: Found,
+    files: Weights | None,
+    settings: ModelArguments,
+    stream: WeightStream | None = None,
+) -> Opened:
+    """A model of which is known where its tensors are in its files.
+
+    Raises:
+        CheckpointError: its files hold something else than weights where it has weights.
+    """
+    extra = {} if files is None else {name: files.shape(name) for name in found.extra}
+    stored = {} if files is None else stored_otherwise(model, found.places, files)
+    origin = None
+    if location.path is not None and location.path.is_dir():
+        source = location.source
+        origin = Origin(
+            location.path,
+            has_tokenizer=source is None or source.tokenizer is Source.tokenizer,
+            extra=found.extra,
+            stored=stored if settings.precision == "auto" else {},
+            weights=files if stream is not None else None,
+            left_out=frozenset() if source is None else source.own_files,
+        )
+    return Opened(model, stream, origin, extra)
 
 
-def _extra(model: Any, folder: Path | None) -> Mapping[str, tuple[int, ...]]:
-    """Tensors in the files of a folder that a model which was read from there, as it is there, has no place for."""
+def _reader_of(model: Any, folder: Path | None) -> CheckpointReader | None:
+    """The files of a folder that a model was read from as a whole, and as it is there; None where it was not."""
     if folder is None or next(folder.glob("*.safetensors"), None) is None or is_compressed(folder):
-        return {}
-    if not _is_whole(model, read_json(folder / "config.json")):
-        return {}
-    reader = CheckpointReader(folder)
-    return {name: reader.shape(name) for name in find_places(model, reader).extra}
+        return None
+    return CheckpointReader(folder) if _is_whole(model, read_json(folder / "config.json")) else None
 
 
 def report_extra(state: State, extra: Mapping[str, tuple[int, ...]]) -> None:

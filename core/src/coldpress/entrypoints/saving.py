@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from coldpress.arguments.checks import path
 from coldpress.arguments.save import SaveArguments, parse_save_arguments
-from coldpress.checkpoint import CheckpointWriter, Format
+from coldpress.checkpoint import CheckpointReader, CheckpointWriter, Format
 from coldpress.checkpoint.attachments import attachments_of, refuse_attachments
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.names import CheckpointNames
@@ -50,6 +50,7 @@ class FinishedRun:
         state: of the run, without the model and the data.
         files: recipe, report and manifest, by name.
         origin: where the model came from.
+        dtype: of the model; in another one its tensors are no longer those of its files.
     """
 
     form: Format
@@ -57,14 +58,20 @@ class FinishedRun:
     state: State
     files: Mapping[str, Any]
     origin: Origin | None
+    dtype: torch.dtype | None
 
     def __getstate__(self) -> tuple[Any, ...]:
         hooks = (self.modifiers, self.state)
-        origin = None if self.origin is None else evolve(self.origin, weights=None)
+        origin = self.origin
+        if origin is not None and isinstance(origin.weights, CheckpointReader):
+            origin = evolve(origin, weights=None)  # it is opened again
+        elif origin is not None and origin.weights is not None:
+            log.warning("tensors of %s that are no part of the model do not come along after unpickling", origin.folder)
+            origin = evolve(origin, weights=None, extra=(), stored={})
         if not _is_picklable(hooks):  # a class of a script, say
             log.warning("files that modifiers write beside a checkpoint are not written after unpickling")
             hooks = (), State(model=nn.Identity(), seed=self.state.seed)
-        return self.form, *hooks, self.files, origin
+        return self.form, *hooks, self.files, origin, self.dtype
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         for name, value in zip(fields_dict(FinishedRun), state, strict=True):
@@ -73,7 +80,8 @@ class FinishedRun:
 
 def finished_run(job: Job, files: Mapping[str, Any], form: Format) -> FinishedRun:
     """What is kept of a job, so that its model can be saved later."""
-    return FinishedRun(form, tuple(job.modifiers), _without_model(job.state), dict(files), job.origin)
+    dtype = getattr(job.state.model, "dtype", None)
+    return FinishedRun(form, tuple(job.modifiers), _without_model(job.state), dict(files), job.origin, dtype)
 
 
 def offer_saving(model: Any, run: FinishedRun) -> None:
@@ -135,6 +143,8 @@ class SavePretrained:
         if origin is not None and not origin.folder.is_dir():
             log.warning("%s is gone: what lay beside the model's weights does not come along", origin.folder)
             origin = None
+        if origin is not None and self.run.dtype != getattr(self.model, "dtype", None):
+            origin = evolve(origin, stored={})
         check_apart(folder, self.model)
         if origin is not None:
             check_origin(folder, origin.folder)
@@ -142,12 +152,12 @@ class SavePretrained:
         state.model, state.schemes = self.model, schemes_before(self.model)
         size: dict[str, Any] = {"max_shard_size": arguments.max_shard_size} if arguments.max_shard_size else {}
         writer = CheckpointWriter(folder, overwrite=arguments.overwrite, any_folder=True, **size)
-        with Output(writer, _form(self.run.form, arguments.quantization_format)) as output:
+        with Output(writer, _form(self.run.form, arguments.quantization_format), origin) as output:
             attached = [("save_pretrained", one) for one in attachments_of(self.model, CheckpointNames())]
             output.prepare(state, state.schemes, attached)
             output.write(output.rest(state), state)
             Hooks(self.run.modifiers).save(state, output.folder)
-            output.finish(state, self.run.files, origin=origin, left=files_of_user(writer.output))
+            output.finish(state, self.run.files, left=files_of_user(writer.output))
 
     def _save_dense(self, folder: str | Path, settings: dict[str, Any]) -> None:
         """Have transformers write the dense weights; what only we take has no meaning there."""

@@ -176,7 +176,7 @@ class Job:
         output.write(rest, self.state)
         self.hooks.save(self.state, output.folder)
         self.sources.check()
-        output.finish(self.state, self.files(output.format, report), origin=self.origin)
+        output.finish(self.state, self.files(output.format, report))
 
     def files(self, form: Format, report: Report) -> dict[str, Any]:
         """What a checkpoint says of the run, by the names of its files: recipe, report and manifest.
