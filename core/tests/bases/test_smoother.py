@@ -142,7 +142,7 @@ def test_mappings_in_both_forms_limit_what_is_smoothed():
         ([["re:.*q_proj"], "re:.*nothing"], "matches no module"),
         ([["re:.*q_proj"], "re:.*input_layernorm"], "also feeds self_attn.k_proj, self_attn.v_proj"),
         ([["re:.*down_proj"], "re:.*input_layernorm"], "does not read"),
-        ([["re:.*down_proj"], "re:.*gate_proj"], "nobody"),
+        ([["re:.*down_proj"], "re:.*gate_proj"], "no input is scaled by its channels"),
     ],
 )
 def test_a_mapping_that_is_not_true_is_refused_and_nothing_is_changed(mapping, said):

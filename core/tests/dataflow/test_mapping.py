@@ -56,8 +56,8 @@ def test_a_false_mapping_is_refused_with_who_really_reads():
         resolve(PreNorm(RMSNorm(), Attention()), call(), [[["re:.*o_proj"], "norm"]])
 
 
-def test_a_producer_that_nobody_reads_channel_by_channel_is_refused():
-    with pytest.raises(TargetError, match="gate_proj: nobody"):
+def test_a_producer_that_no_layer_reads_channel_by_channel_is_refused():
+    with pytest.raises(TargetError, match="gate_proj: no input is scaled by its channels"):
         resolve(GatedMLP(), call(), [[["down_proj"], "gate_proj"]])
 
 
