@@ -393,3 +393,36 @@ def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
 
     assert [trial["same"] for trial in trials] == [True] * 3
     sys.modules.pop("kill_resume")
+
+
+DAMAGED = {
+    "no report": lambda line: line.update(report=3),
+    "an entry that is no table": lambda line: line.update(report=[3]),
+    "an entry without a name": lambda line: line["report"][0].pop("name"),
+    "an unknown field": lambda line: line["report"][0].update(more=1),
+    "a time in words": lambda line: line["report"][0].update(seconds="long"),
+    "a shape of text": lambda line: line["report"][0].update(shape="ab"),
+    "notes in a list": lambda line: line["report"][0].update(notes=[1]),
+    "no schemes": lambda line: line.pop("schemes"),
+    "a scheme of text": lambda line: line.update(schemes={"model.layers.0.mlp.up_proj": "W4A16"}),
+    "a scheme of nonsense": lambda line: line.update(schemes={"x": {"targets": [], "weights": {"num_bits": "many"}}}),
+    "attachments of nonsense": lambda line: line.update(attachments=[{"kind": 3}]),
+    "no log": lambda line: line.update(log=None),
+    "a stage that is a number": lambda line: line.update(stage=3),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_record_that_no_run_writes_is_told_and_can_be_discarded(tmp_path, damage):
+    source = save("llama", tmp_path / "source")
+    settings = {"recipe": RECIPES["weights only"]}
+    interrupt(source, tmp_path / "out", stages=2, **settings)
+    path = tmp_path / "out.partial" / "journal.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    DAMAGED[damage](lines[2])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    with pytest.raises(CheckpointError, match="--restart"):
+        compress(source, tmp_path / "out", **settings)
+    assert path.exists()
+    compress(source, tmp_path / "out", restart=True, **settings)

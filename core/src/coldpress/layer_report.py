@@ -1,5 +1,6 @@
 """LayerReport: what became of one layer."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from attrs import asdict, define, field
@@ -38,3 +39,19 @@ class LayerReport:
     def to_dict(self) -> dict[str, Any]:
         """The line as `report.json` has it."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "LayerReport":
+        """The inverse of `to_dict`.
+
+        Raises:
+            TypeError: a field is missing or of another type.
+        """
+        line = cls(**{**data, "shape": tuple(data["shape"])})
+        texts = (line.name, line.kind, line.status, line.reason or "", line.scheme or "")
+        numbers = (*line.shape, line.seconds, line.weight_error or 0, line.sparsity or 0)
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(x, int | float) for x in numbers):
+            raise TypeError(f"the line of {line.name!r} in the report has a field of another type")
+        if not isinstance(line.notes, dict):
+            raise TypeError(f"the notes on {line.name!r} are no table")
+        return line

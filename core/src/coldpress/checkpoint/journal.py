@@ -182,6 +182,8 @@ def _wrong_entry(line: Mapping[str, Any]) -> str | None:
         name, digest = (file.get("name"), file.get("sha256")) if isinstance(file, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(digest, str) or _PART.fullmatch(name) is None:
             return f"'files' names {file!r}, which is no file of a stage"
+    if "report" in line and not isinstance(line.get("stage"), str):
+        return "'stage' is no name"
     return None
 
 

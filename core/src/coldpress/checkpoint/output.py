@@ -151,7 +151,7 @@ class Output:
         for name, module in stage.modules.items():
             self._written.update(full for full, _ in self._unwritten(name, module, state.model))
         for line in record["report"]:
-            state.report[line["name"]] = LayerReport(**{**line, "shape": tuple(line["shape"])})
+            state.report[line["name"]] = LayerReport.from_dict(line)
         state.schemes.update({name: Scheme.from_dict(data) for name, data in record["schemes"].items()})
         state.log.append(dict(record["log"]))
 

@@ -1,14 +1,15 @@
 """Going on where a run was interrupted: what it must work on, and bringing a finished stage back to where it was."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from coldpress.checkpoint.binding import binding_of
 from coldpress.checkpoint.output import Output
-from coldpress.errors import CheckpointError
+from coldpress.errors import CheckpointError, SchemeError
 from coldpress.models.streaming import WeightStream, fill
 from coldpress.report import Progress
 from coldpress.stage import Stage
@@ -70,7 +71,8 @@ def recall(stage: Stage, record: Mapping[str, Any], state: State, output: Output
             f"the interrupted run finished {record['stage']!r} where the pipeline now comes to {stage.name!r}; "
             "pass restart=True (--restart) to discard its stages and begin anew"
         )
-    output.recall(stage, record, state)
+    with _reading(record):
+        output.recall(stage, record, state)
     for layer in stage.every_layer:
         state.quantized.pop(layer.name, None)  # of an earlier pass; it is written
     compressed = dict(output.weights(stage.modules, state))
@@ -79,3 +81,16 @@ def recall(stage: Stage, record: Mapping[str, Any], state: State, output: Output
         output.encode(stage, state)
     else:
         weights.fill(compressed)
+
+
+@contextmanager
+def _reading(record: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what a record of another form leads to into an error that says what to do."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SchemeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"the journal's record of {record['stage']} is damaged ({what}); pass restart=True (--restart) to discard "
+            "the interrupted run and begin anew"
+        ) from error
