@@ -159,23 +159,42 @@ def test_blocks_that_no_batch_runs_are_named():
         watch(Loose(lambda blocks, x: blocks[0](x)), vectors(), Sequential())
 
 
+class Two(nn.Module):
+    """Two lists of blocks, and between them modules with layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.ModuleList(Block() for _ in range(2))
+        self.bridge = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
+        self.planks = nn.ModuleList([nn.Linear(8, 8)])
+        self.right = nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return straight(list(self.right), self.planks[0](self.bridge(straight(list(self.left), x))))
+
+
 @BLOCKWISE
-def test_layers_between_two_lists_of_blocks_are_refused_by_name(pipeline):
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left = nn.ModuleList(Block() for _ in range(2))
-            self.bridge = nn.Linear(8, 8)
-            self.right = nn.ModuleList(Block() for _ in range(2))
+def test_layers_between_two_lists_of_blocks_may_be_ignored(pipeline):
+    _, state = watch(Two(), vectors(), pipeline(), ignore=["re:(bridge|planks)"])
 
-        def forward(self, x: Tensor) -> Tensor:
-            return straight(list(self.right), self.bridge(straight(list(self.left), x)))
-
-    with pytest.raises(CalibrationError, match="bridge"):
-        watch(Two(), vectors(), pipeline())
-
-    _, state = watch(Two(), vectors(), pipeline(), ignore=["bridge"])
     assert stages(state) == ["prologue", "left.0", "left.1", "right.0", "right.1", "after left.1"]
+
+
+def test_layer_sequential_refuses_layers_between_two_lists_of_blocks_by_name():
+    with pytest.raises(CalibrationError, match="bridge"):
+        watch(Two(), vectors(), LayerSequential())
+
+
+def test_modules_between_two_lists_of_blocks_are_stages_where_they_are_observed():
+    model = Two()
+    expected, _ = watch(model, vectors(), Basic())
+    found, state = watch(model, vectors(), Sequential())
+
+    between = ["bridge", "planks.0"]
+    assert stages(state) == ["prologue", "left.0", "left.1", *between, "right.0", "right.1", "after left.1"]
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name])
 
 
 @BLOCKWISE

@@ -96,11 +96,16 @@ class Frames:
 
     def run_for_good(self, call: Suspended) -> Any:
         """The same, for the last time: a cache that the block is called with is filled."""
-        return self._forwards[call.name](*call.args, **call.kwargs)
+        return self._uncopied(call.name)(*call.args, **call.kwargs)
 
     def forward_of(self, name: str) -> Callable[..., Any]:
         """The forward of a block, which is not suspended and may run any number of times."""
-        return on_copies(self._forwards[name])
+        return on_copies(self._uncopied(name))
+
+    def _uncopied(self, name: str) -> Callable[..., Any]:
+        """The forward of a block; of a single layer its call, since what is hooked to a layer is not inside of it."""
+        block = self.blocks[name]
+        return self._forwards[name] if any(True for _ in block.children()) else block
 
     @contextmanager
     def stopping_at(self, layers: Mapping[str, nn.Module], attention: Mapping[str, nn.Module]) -> Iterator[None]:

@@ -9,9 +9,10 @@ from attrs.validators import ge, in_
 
 from coldpress.plugin import Call, Pass, Pipeline, Stage, State, block_names, partition
 from coldpress_pipelines.frames import Frames
+from coldpress_pipelines.gaps import gaps_of, with_gaps
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
 from coldpress_pipelines.suspended import SuspendedBatches
-from coldpress_pipelines.walking import HOW, as_list, matters, model_calls, refuse_gaps, refuse_unreached
+from coldpress_pipelines.walking import HOW, as_list, matters, model_calls, refuse_unreached
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,8 @@ class Sequential(Pipeline):
 
     The model's own `forward` runs, unchanged, one greenlet a batch: nothing is traced, no architecture is known by
     name.  A block that a batch skips is compressed without it; one that runs twice is compressed at its first visit.
-    Layers between two lists of blocks are not observed: calibrate those with `basic`.
+    What lies between two lists of blocks, such as the projector of a vision-language model, is a stage like a block
+    where its layers are observed.
 
     Inside a block, layers that read the same input are compressed as soon as every batch has reached them, so each
     layer sees the outputs of the compressed ones before it, and every batch runs through a block once.
@@ -55,10 +57,9 @@ class Sequential(Pipeline):
 
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield the prologue, the blocks in the order in which batches reach them, and the rest."""
-        parts = {part.name: part for part in partition(state.model, self.sequential_targets)}
-        names = block_names(state.model, self.sequential_targets)
-        blocks = {name: state.model.get_submodule(name) for name in names}
-        refuse_gaps(parts, blocks, state)
+        parts = self._parts_of(state)
+        names = {*block_names(state.model, self.sequential_targets), *gaps_of(parts)}
+        blocks = {name: module for name, module in state.model.named_modules() if name in names}
         if not blocks:
             log.warning(
                 "%s has no list of blocks, so it is one stage; name them with %s", type(state.model).__name__, HOW
@@ -76,14 +77,15 @@ class Sequential(Pipeline):
 
     def count(self, state: State) -> int:
         """As many as the model has parts."""
-        return len(partition(state.model, self.sequential_targets))
+        return len(self._parts_of(state))
 
     def parts(self, state: State, stage: Stage) -> Iterator[Stage]:
         """Yield what is not observed, and then the layers of a block, those that read the same input together."""
         suspended: SuspendedBatches = state.pipeline_state
         observed = {name: module for name, module in stage.modules.items() if name in state.sweep.observed}
         layers = [layer for layer in stage.every_layer if observed.pop(layer.name, None) is not None]
-        if layers and suspended.at(stage.name) and self._leads_through(suspended, stage):
+        inside = [layer for layer in layers if layer.name != stage.name]
+        if inside and suspended.at(stage.name) and self._leads_through(suspended, stage):
             yield from suspended.layer_by_layer(stage, layers, attention=observed)
         else:
             yield stage
@@ -117,6 +119,10 @@ class Sequential(Pipeline):
         suspended: SuspendedBatches = state.pipeline_state
         looks = state.sweep.original_inputs and stage.name in suspended.frames.blocks and suspended.part != {}
         return suspended.keeps or looks
+
+    def _parts_of(self, state: State) -> dict[str, Stage]:
+        parts = {part.name: part for part in partition(state.model, self.sequential_targets)}
+        return with_gaps(parts, state)
 
     def _follows(self, state: State) -> bool:
         """Whether batches see what is compressed; to ask for `true_sequential` is to ask for it."""
