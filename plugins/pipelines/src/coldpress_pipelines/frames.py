@@ -5,6 +5,7 @@ A forward that is let into a block stops again in front of layers inside of it, 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import Context, copy_context
 from types import TracebackType
 from typing import Any
 
@@ -36,12 +37,14 @@ class Suspended:
         args: its positional arguments.
         kwargs: its keyword arguments.
         outputs: of a block that the forward has run by itself, its output; else nothing.
+        context: of the forward; what is hooked to a block may look there where to record its output.
     """
 
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: tuple[Any, ...] = ()
+    context: Context = field(factory=copy_context)
 
 
 @define(eq=False)
@@ -95,17 +98,12 @@ class Frames:
         return self.forward_of(call.name)(*call.args, **call.kwargs)
 
     def run_for_good(self, call: Suspended) -> Any:
-        """The same, for the last time: a cache that the block is called with is filled."""
-        return self._uncopied(call.name)(*call.args, **call.kwargs)
+        """The same, for the last time: a cache that the block is called with is filled, its output is recorded."""
+        return call.context.run(self._forwards[call.name], *call.args, **call.kwargs)
 
     def forward_of(self, name: str) -> Callable[..., Any]:
         """The forward of a block, which is not suspended and may run any number of times."""
-        return on_copies(self._uncopied(name))
-
-    def _uncopied(self, name: str) -> Callable[..., Any]:
-        """The forward of a block; of a single layer its call, since what is hooked to a layer is not inside of it."""
-        block = self.blocks[name]
-        return self._forwards[name] if any(True for _ in block.children()) else block
+        return on_copies(self._forwards[name])
 
     @contextmanager
     def stopping_at(self, layers: Mapping[str, nn.Module], attention: Mapping[str, nn.Module]) -> Iterator[None]:
