@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         SchemeError,
         TargetError,
     )
+    from coldpress.foreign import reading
     from coldpress.format import AttachmentLookup, Format, Parts, SchemeLookup, Stored
     from coldpress.hookspecs import hookimpl
     from coldpress.layer_report import LayerReport
@@ -121,6 +122,7 @@ __all__ = [
     "observer_for",
     "partition",
     "preset",
+    "reading",
     "run_attention_taps",
     "weight_qparams",
 ]
@@ -153,6 +155,7 @@ __getattr__, __dir__ = lazy_names(
             "SchemeError",
             "TargetError",
         ),
+        "foreign": ("reading",),
         "format": ("AttachmentLookup", "Format", "Parts", "SchemeLookup", "Stored"),
         "hookspecs": ("hookimpl",),
         "modifier": (

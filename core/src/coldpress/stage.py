@@ -1,11 +1,16 @@
 """What hooks are handed: a stage of the model, its layers, a batch of their inputs, and a call of a module."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+import regex
 from attrs import field, frozen
 from torch import Tensor, nn
+
+from coldpress.errors import TargetError
+
+_SECONDS = 1.0  # that a pattern may take for one name
 
 
 def class_names(module: nn.Module) -> tuple[str, ...]:
@@ -19,9 +24,22 @@ def class_names(module: nn.Module) -> tuple[str, ...]:
 
 def matches_name(pattern: str, name: str) -> bool:
     """Whether a pattern, an exact name or `re:` and an expression that is matched from the start, means this name."""
-    if pattern.startswith("re:"):
-        return re.match(pattern[3:], name) is not None
-    return pattern == name
+    if not pattern.startswith("re:"):
+        return pattern == name
+    try:
+        return _compiled(pattern).match(name, timeout=_SECONDS) is not None
+    except TimeoutError:
+        raise TargetError(
+            f"{pattern!r} is tried on {name!r} for more than {_SECONDS} s: write it with fewer repetitions"
+        ) from None
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> Any:
+    try:
+        return regex.compile(pattern[3:])
+    except regex.error as error:
+        raise TargetError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
 def matches(pattern: str, name: str, classes: Sequence[str]) -> bool:

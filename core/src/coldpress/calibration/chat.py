@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from coldpress.calibration.conversation import Conversation, Turns
-from coldpress.calibration.foreign import reading
 from coldpress.errors import CalibrationError
+from coldpress.foreign import reading
 
 
 def rendered(conversation: Conversation, writer: Any, where: str) -> str:

@@ -13,7 +13,6 @@ from coldpress.arguments import DATA_PREPARATION, DATA_SOURCE, DEFAULT_DATASET, 
 from coldpress.calibration.batch import CalibrationBatch
 from coldpress.calibration.collate import as_columns, collate
 from coldpress.calibration.encoder import RowEncoder, pad_token
-from coldpress.calibration.foreign import reading
 from coldpress.calibration.loss_mask import loss_mask_of
 from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.rows import find_rows
@@ -21,6 +20,7 @@ from coldpress.calibration.sample import Sample
 from coldpress.calibration.summary import CalibrationSummary, summary_of
 from coldpress.calibration.token_rows import MAIN
 from coldpress.errors import CalibrationError
+from coldpress.foreign import reading
 
 log = logging.getLogger(__name__)
 

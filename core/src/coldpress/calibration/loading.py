@@ -14,10 +14,10 @@ from coldpress.arguments import DatasetArguments, warn_idle
 from coldpress.arguments.hub import hub_is_reachable
 from coldpress.calibration.cache_folder import cache_settings
 from coldpress.calibration.files import SUFFIXES, FileRows, check_regular, joined, read_file, read_pieces
-from coldpress.calibration.foreign import reading
 from coldpress.calibration.hub_dataset import HubDataset
 from coldpress.calibration.splits import pick, split_part
 from coldpress.errors import CalibrationError, near, suggest
+from coldpress.foreign import reading
 
 log = logging.getLogger(__name__)
 

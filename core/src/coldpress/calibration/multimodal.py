@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from coldpress.calibration.foreign import reading
 from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.sample import as_tensor
 from coldpress.errors import CalibrationError
+from coldpress.foreign import reading
 
 MEDIA = ("images", "videos", "audio")  # columns that go to a processor by these names
 

@@ -8,12 +8,12 @@ from attrs import frozen
 
 from coldpress.arguments import DatasetArguments, warn_idle
 from coldpress.calibration.files import FileRows
-from coldpress.calibration.foreign import reading
 from coldpress.calibration.hub_dataset import HubDataset
 from coldpress.calibration.loading import LOADING, Loaded, load_named
 from coldpress.calibration.memory import as_collection, as_row
 from coldpress.calibration.splits import pick
 from coldpress.errors import CalibrationError
+from coldpress.foreign import reading
 
 _LENGTH = 2048  # of a sample of running text where no length is asked for
 _BYTES = 8  # of text at most for a token, nearly everywhere

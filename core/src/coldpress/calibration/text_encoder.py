@@ -12,12 +12,12 @@ from torch import Tensor
 
 from coldpress.calibration.chat import answers_marked, plain, rendered
 from coldpress.calibration.conversation import Conversation, Text
-from coldpress.calibration.foreign import reading
 from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.multimodal import text_tokenizer
 from coldpress.calibration.sample import Sample
 from coldpress.calibration.tokens import packed, tokenized
 from coldpress.errors import CalibrationError, ModelError
+from coldpress.foreign import reading
 
 log = logging.getLogger(__name__)
 

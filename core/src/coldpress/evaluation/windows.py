@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from coldpress.calibration import short
-from coldpress.calibration.foreign import reading
 from coldpress.calibration.multimodal import text_tokenizer
 from coldpress.calibration.tokens import tokenized
 from coldpress.errors import ArgumentError, ModelError
+from coldpress.foreign import reading
 
 
 class Tracker(Protocol):

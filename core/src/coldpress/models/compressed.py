@@ -17,6 +17,7 @@ from coldpress.checkpoint.names import checkpoint_names
 from coldpress.checkpoint.published import format_of, open_folder
 from coldpress.errors import CheckpointError, ModelError, suggest
 from coldpress.experts import linear_experts, linearize_experts
+from coldpress.foreign import reading
 from coldpress.format import AttachmentLookup
 from coldpress.installed import extra_called
 from coldpress.models.auto import build_model
@@ -74,10 +75,8 @@ def load_compressed(
 def _config(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    try:
+    with reading(f"transformers cannot read the configuration of {str(folder)!r}", ModelError):
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"transformers cannot read the configuration of {str(folder)!r}: {error}") from error
 
 
 def _dense(config: Any) -> Any:

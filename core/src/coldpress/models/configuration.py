@@ -5,10 +5,8 @@ from typing import Any
 
 from coldpress.arguments.hub import hub_is_reachable
 from coldpress.errors import ModelError
+from coldpress.foreign import reading
 from coldpress.models.location import locate
-
-TROUBLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError)
-"""What transformers raises over a model that it cannot read."""
 
 
 def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
@@ -24,14 +22,12 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
     there = Path(source).expanduser().exists()
     if not there:
         locate(source)  # says what is near
-    try:
+    with reading(f"cannot read a configuration at {source!r}", ModelError):
         config = AutoConfig.from_pretrained(
             Path(source).expanduser() if there else source,
             trust_remote_code=trust_remote_code,
             local_files_only=not there and not hub_is_reachable(),
         )
-    except TROUBLE as error:
-        raise ModelError(f"cannot read a configuration at {source!r}: {first_line(error)}") from error
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
@@ -42,7 +38,8 @@ def read_generation_settings(model: Any, folder: Path) -> None:
     from transformers import GenerationConfig
 
     if model.can_generate() and (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        with reading(f"cannot read {folder / 'generation_config.json'}", ModelError):
+            model.generation_config = GenerationConfig.from_pretrained(folder)
 
 
 def first_line(error: BaseException) -> str:

@@ -9,9 +9,11 @@ from attrs import frozen
 
 from coldpress.checkpoint import CheckpointReader
 from coldpress.errors import ArgumentError, CheckpointError, ModelError
+from coldpress.foreign import reading
 from coldpress.models.auto import build_model
-from coldpress.models.configuration import TROUBLE, first_line, load_config, read_generation_settings
+from coldpress.models.configuration import load_config, read_generation_settings
 from coldpress.models.location import Location
+from coldpress.models.promise import check_promises
 from coldpress.models.quiet import no_bar
 from coldpress.models.streaming import without_weights
 from coldpress.source import Source, Weights
@@ -48,13 +50,12 @@ class DenseCheckpoint:
         Raises:
             ModelError: transformers cannot build it.
         """
-        try:
+        check_promises(self.config, self.weights.names(), self.name)
+        with reading(f"transformers cannot build the model of {self.name!r}", ModelError):
             with without_weights():
                 model = build_model(self.config, dtype=dtype, trust_remote_code=trust_remote_code)
             if self.folder is not None:
                 read_generation_settings(model, self.folder)
-        except TROUBLE as error:
-            raise ModelError(f"transformers cannot build the model of {self.name!r}: {first_line(error)}") from error
         _keep_float32(model, dtype)
         return model
 

@@ -1,6 +1,5 @@
 """A model and its tokenizer, in memory, from wherever they are."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,11 @@ import torch
 from coldpress.arguments import PRECISIONS
 from coldpress.arguments.hub import hub_is_reachable
 from coldpress.checkpoint import CheckpointReader
+from coldpress.checkpoint.reader import read_json
 from coldpress.errors import ArgumentError, CheckpointError, ModelError, suggest
+from coldpress.foreign import reading
 from coldpress.models.auto import model_class
-from coldpress.models.configuration import TROUBLE, first_line, load_config, read_generation_settings
+from coldpress.models.configuration import first_line, load_config, read_generation_settings
 from coldpress.models.dense import load_dense, source_checkpoint
 from coldpress.models.hub import hub_folder, on_this_disk
 from coldpress.models.location import Location, locate
@@ -155,10 +156,8 @@ def load_processor(
     folder = found.path or hub_folder(found.name, revision, weights=False)
     if not any((folder / f"{name}_config.json").is_file() for name in ("preprocessor", "processor")):
         return None
-    try:
+    with reading(f"transformers cannot read the processor of {found.name!r}", ModelError):
         return AutoProcessor.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except TROUBLE as error:  # it may need libraries for images or sound, which are not installed along
-        raise ModelError(f"transformers cannot read the processor of {found.name!r}: {first_line(error)}") from error
 
 
 def _origin(source: Any, model: Any) -> Location | None:
@@ -234,12 +233,15 @@ def _from_pretrained(name: str, **settings: Any) -> Any:
     trust = settings["trust_remote_code"]
     config = settings.pop("config", None) or load_config(name, trust_remote_code=trust)
     try:
-        kind = model_class(config, trust_remote_code=trust)
-        model, loading = kind.from_pretrained(name, config=config, output_loading_info=True, **settings)
-    except SafetensorError as error:
-        raise CheckpointError(f"a safetensors file of {name!r} is corrupt or truncated: {error}") from error
-    except TROUBLE as error:
-        raise ModelError(f"transformers cannot load {name!r}: {first_line(error)}") from error
+        with reading(f"transformers cannot load {name!r}", ModelError):
+            kind = model_class(config, trust_remote_code=trust)
+            model, loading = kind.from_pretrained(name, config=config, output_loading_info=True, **settings)
+    except ModelError as error:
+        if isinstance(error.__cause__, SafetensorError):
+            raise CheckpointError(
+                f"a safetensors file of {name!r} is corrupt or truncated: {error.__cause__}"
+            ) from error
+        raise
     missing = sorted(loading["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -255,10 +257,8 @@ def _load_tokenizer(name: str, folder: Path, trust_remote_code: bool) -> Any | N
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
     if not any((folder / file).is_file() for file in files):
         return None
-    try:
+    with reading(f"transformers cannot read the tokenizer of {name!r}", ModelError):
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except TROUBLE as error:
-        raise ModelError(f"transformers cannot read the tokenizer of {name!r}: {first_line(error)}") from error
 
 
 def _exists(source: str) -> bool:
@@ -278,10 +278,10 @@ def _exists(source: str) -> bool:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(config).__name__}")
+    config = read_json(path)
+    quantization = config.get("quantization_config")
+    if quantization is not None and not isinstance(quantization, dict):
+        raise CheckpointError(
+            f"{path}: quantization_config must be a JSON object, not {type(quantization).__name__} {quantization!r}"
+        )
     return config

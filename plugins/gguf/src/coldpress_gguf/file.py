@@ -9,7 +9,9 @@ Source: the GGUF specification of the ggml project.  Versions 2 and 3, little-en
 """
 
 import mmap
+import re
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from coldpress.plugin import CheckpointError
+from coldpress.plugin import CheckpointError, reading
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
@@ -51,12 +53,8 @@ class GgufFile:
         self.path = Path(path)
         self._bytes = _mapped(self.path)
         size = len(self._bytes)
-        try:
+        with reading(f"{self.path} is corrupt, truncated, or not read", CheckpointError):
             self.metadata, self._places = _read(self._bytes)
-        except (struct.error, UnicodeDecodeError, KeyError, IndexError, OverflowError) as error:
-            raise CheckpointError(f"{self.path} is corrupt or truncated: {error}") from error
-        except ValueError as error:
-            raise CheckpointError(f"{self.path}: {error}") from error
         for name, place in self._places.items():
             if place.end > size:
                 raise CheckpointError(
@@ -113,14 +111,28 @@ def _read(data: Any) -> tuple[dict[str, Any], dict[str, _Place]]:
         name, at = _text(data, at)
         (rank,) = struct.unpack_from("<I", data, at)
         *shape, kind, offset = struct.unpack_from(f"<{rank}QIQ", data, at + 4)
+        _check_tensor(name, shape)
         heads.append((name, tuple(shape[::-1]), kind, offset))
         at += 4 + struct.calcsize(f"<{rank}QIQ")
     alignment = metadata.get("general.alignment", _ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f"general.alignment is {alignment!r}, and no number of bytes")
+    if len({name for name, *_ in heads}) < len(heads):
+        twice = next(name for name, count in Counter(name for name, *_ in heads).items() if count > 1)
+        raise ValueError(f"two tensors are called {twice!r}")
     start = -(-at // alignment) * alignment
     return metadata, {
         name: _Place(shape, kind, start + offset, start + offset + _size(name, shape, kind))
         for name, shape, kind, offset in heads
     }
+
+
+def _check_tensor(name: str, shape: list[int]) -> None:
+    """Refuse a name that no module has, and a shape that holds nothing."""
+    if not re.fullmatch(r"[\w.\-]+", name) or ".." in name:
+        raise ValueError(f"{name!r} is not the name of a tensor")
+    if not shape or not all(shape):
+        raise ValueError(f"tensor {name!r} has the shape {tuple(shape[::-1])}, which holds nothing")
 
 
 def _size(name: str, shape: tuple[int, ...], kind: int) -> int:

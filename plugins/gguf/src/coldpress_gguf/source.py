@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from coldpress.plugin import ModelError, Source, Weights
+from coldpress.plugin import ModelError, Source, Weights, reading
 from coldpress_gguf.file import GgufFile
 from coldpress_gguf.llama import LlamaWeights, is_plain_llama, llama_config
 from coldpress_gguf.tokenizer import read_tokenizer
@@ -65,9 +65,7 @@ def load_by_transformers(path: Path, dtype: torch.dtype) -> Any:
     # Since 5.20 transformers keeps blocks packed where it has kernels for them; we want plain weights.
     unpack = getattr(transformers, "GgufConfig", None)
     more = {"quantization_config": unpack(dequantize=True)} if unpack else {}
-    try:
+    with reading(f"transformers cannot read {path}", ModelError):
         return transformers.AutoModelForCausalLM.from_pretrained(
             str(path.parent), gguf_file=path.name, dtype=dtype, **more
         )
-    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
-        raise ModelError(f"transformers cannot read {path}: {error}") from error

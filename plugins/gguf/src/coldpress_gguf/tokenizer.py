@@ -5,7 +5,7 @@ Transformers drops the rule of tokenizers that split digits one by one when it r
 
 from typing import Any
 
-from coldpress.plugin import ModelError
+from coldpress.plugin import ModelError, reading
 from coldpress_gguf.file import GgufFile
 
 # Values of tokenizer.ggml.pre for which llama.cpp takes every digit as a word of its own, before GPT-2's rule.
@@ -21,14 +21,12 @@ def read_tokenizer(file: GgufFile) -> Any:
     """
     if "tokenizer.ggml.tokens" not in file.metadata:
         raise ModelError(f"{file.path} holds no tokenizer; pass one with tokenizer=")
-    if file.metadata.get("tokenizer.ggml.pre") in _SINGLE_DIGITS:
-        return _build_tokenizer(file.metadata)
-    from transformers import AutoTokenizer
+    with reading(f"the tokenizer of {file.path} cannot be read", ModelError):
+        if file.metadata.get("tokenizer.ggml.pre") in _SINGLE_DIGITS:
+            return _build_tokenizer(file.metadata)
+        from transformers import AutoTokenizer
 
-    try:
         return AutoTokenizer.from_pretrained(str(file.path.parent), gguf_file=file.path.name)
-    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
-        raise ModelError(f"transformers cannot read the tokenizer of {file.path}: {error}") from error
 
 
 def _build_tokenizer(metadata: dict[str, Any]) -> Any:
