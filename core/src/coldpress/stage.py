@@ -30,7 +30,7 @@ def matches_name(pattern: str, name: str) -> bool:
         return _compiled(pattern).match(name, timeout=_SECONDS) is not None
     except TimeoutError:
         raise TargetError(
-            f"{pattern!r} is tried on {name!r} for more than {_SECONDS} s: write it with fewer repetitions"
+            f"{pattern!r} is tried on {name[:80]!r} for more than {_SECONDS:g} s: write it with fewer repetitions"
         ) from None
 
 

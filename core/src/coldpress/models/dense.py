@@ -89,7 +89,8 @@ def source_checkpoint(
     Raises:
         ArgumentError: `config` is to replace a configuration that the container itself holds.
     """
-    own, weights = source.config(), source.weights()
+    with reading(f"{source.path} cannot be read", ModelError):
+        own, weights = source.config(), source.weights()
     if config is not None and (own is not None or weights is None):
         raise ArgumentError(f"{location.name} brings its own configuration, which cannot be replaced by another one")
     if weights is None:
@@ -114,7 +115,7 @@ def load_dense(checkpoint: DenseCheckpoint, dtype: Any, *, trust_remote_code: bo
     for name in checkpoint.weights.names():
         tensor = checkpoint.weights.read(name)
         tensors[name] = tensor.to(kind) if tensor.is_floating_point() and not wide else tensor
-    with no_bar():
+    with no_bar(), reading(f"transformers cannot fill the model of {checkpoint.name!r}", ModelError):
         model, loading = type(empty).from_pretrained(
             None, config=empty.config, state_dict=tensors, dtype=kind, output_loading_info=True
         )

@@ -220,10 +220,20 @@ def _load_folder(name: str, folder: Path, dtype: Any, more: Mapping[str, Any]) -
         read_generation_settings(model, folder)
         return model
     if any(folder.glob("*.safetensors*")):
-        CheckpointReader(folder).check()
+        reader = CheckpointReader(folder)
+        reader.check()
+        _check_dtypes(reader, name)
     elif not any(folder.glob("*.bin")):
         raise CheckpointError(f"{name!r} holds a config.json and no weights: model.safetensors is missing")
     return _from_pretrained(str(folder), dtype=dtype, **more)
+
+
+def _check_dtypes(reader: CheckpointReader, called: str) -> None:
+    """Refuse matrices of weights that are no numbers of floating point, which transformers would cast."""
+    for name in reader.names():
+        dtype = reader.dtype(name)
+        if name.endswith(".weight") and not dtype.is_floating_point and len(reader.shape(name)) == 2:
+            raise CheckpointError(f"{called!r}: tensor {name!r} holds {dtype}, and no weights")
 
 
 def _from_pretrained(name: str, **settings: Any) -> Any:

@@ -1,0 +1,234 @@
+"""Broken, lying and absurd files: whatever is changed in them, a run ends well or with one of our errors, and soon."""
+
+import json
+import logging
+import struct
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from coldpress import load_model, oneshot, read_recipe
+from coldpress.errors import ColdpressError, ModelError, TargetError
+from coldpress.modifiers import QuantizationModifier
+from coldpress.stage import matches_name
+from coldpress.testing.models import tiny_llama, tiny_tokenizer
+
+TOKENIZER, MODEL = tiny_tokenizer(), tiny_llama(hidden=32, layers=1)
+SECONDS = 20  # a mutant takes less than one; the rest is for machines that do other work
+
+
+def mutants(count):
+    """So many examples, the same in every run; 2,000 in this file."""
+    slow = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+    return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=slow)
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.sampled_from([0, 1, -1, 2, 7, 10**5, 10**9, 2**32]),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.integers(-3, 3), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model in a folder, and beside it what tests write over."""
+    folder = tmp_path_factory.mktemp("hostile") / "model"
+    tiny_llama(hidden=32, layers=1).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    logging.getLogger("transformers").setLevel(logging.CRITICAL)
+    return folder
+
+
+def ends_well(action):
+    """Success, or one of our errors that says something, in time."""
+    begun = time.monotonic()
+    with suppress(ColdpressError):
+        action()
+    assert time.monotonic() - begun < SECONDS
+
+
+def copied(model: Path, name: str, content: bytes) -> Path:
+    """A folder like the model's, one file of which holds something else."""
+    folder = model.parent / "copy"
+    folder.mkdir(exist_ok=True)
+    for file in model.iterdir():
+        (folder / file.name).unlink(missing_ok=True)
+        if file.name != name:
+            (folder / file.name).symlink_to(file)
+    (folder / name).write_bytes(content)
+    return folder
+
+
+@mutants(300)
+@given(st.data())
+def test_a_configuration_with_other_values(model, data):
+    config = json.loads((model / "config.json").read_text())
+    for key in data.draw(st.lists(st.sampled_from(sorted(config)), min_size=1, max_size=2, unique=True)):
+        config[key] = data.draw(VALUES)
+    folder = copied(model, "config.json", json.dumps(config).encode())
+
+    ends_well(lambda: load_model(folder, device="cpu"))
+
+
+@mutants(300)
+@given(st.data())
+def test_weights_whose_header_lies(model, data):
+    content = (model / "model.safetensors").read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    if data.draw(st.booleans()):
+        name = data.draw(st.sampled_from(sorted(name for name in header if name != "__metadata__")))
+        part = data.draw(st.sampled_from(["dtype", "shape", "data_offsets"]))
+        header[name][part] = data.draw(
+            st.one_of(
+                VALUES, st.sampled_from(["I32", "BOOL", "F64", "X9"]), st.lists(st.integers(-9, 9**9), max_size=3)
+            )
+        )
+        changed = json.dumps(header).encode()
+        content = struct.pack("<Q", len(changed)) + changed + content[8 + size :]
+    else:
+        at, bits = data.draw(st.integers(0, 8 + size)), data.draw(st.binary(min_size=1, max_size=4))
+        content = content[:at] + bits + content[at + len(bits) :]
+    folder = copied(
+        model, "model.safetensors", content[: data.draw(st.sampled_from([len(content), len(content) - 1, 9]))]
+    )
+
+    ends_well(lambda: load_model(folder, device="cpu"))
+
+
+@mutants(600)
+@given(st.data())
+def test_a_recipe_with_other_words(data):
+    settings = "scheme: W4A16\n      targets: [Linear]\n      ignore: ['re:.*head']\n"
+    text = f"modifiers:\n  - QuantizationModifier:\n      {settings}"
+    at = data.draw(st.integers(0, len(text)))
+    word = data.draw(
+        st.one_of(st.text(max_size=6), st.sampled_from(["!!python/object:os.system", "&a [*a]", "{", "\t", "- "]))
+    )
+    text = text[:at] + word + text[at + data.draw(st.integers(0, 6)) :]
+
+    ends_well(lambda: read_recipe(text))
+
+
+@mutants(400)
+@given(
+    st.lists(st.one_of(VALUES, st.fixed_dictionaries({"text": VALUES})), max_size=3),
+    st.sampled_from(["jsonl", "json", "txt"]),
+)
+def test_data_of_any_kind(model, rows, kind):
+    path = model.parent / f"data.{kind}"
+    try:
+        path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8", errors="surrogateescape")
+    except UnicodeEncodeError:
+        return
+
+    ends_well(lambda: _calibrate(model, path))
+
+
+def _calibrate(model: Path, path: Path) -> None:
+    from coldpress.arguments import DatasetArguments
+    from coldpress.calibration.dataset import load_calibration
+
+    arguments = DatasetArguments(dataset=str(path), num_calibration_samples=2, max_seq_length=8)
+    load_calibration(arguments, TOKENIZER, 0, model=MODEL, apart=True)
+
+
+@mutants(400)
+@given(st.data())
+def test_a_journal_that_another_run_left(model, data):
+    output = model.parent / "output"
+    (output.parent / "output.partial").mkdir(exist_ok=True)
+    lines = [{"coldpress_journal": 1, "binding": {}}, {"stage": "prologue", "files": [], "report": []}]
+    line = data.draw(st.sampled_from(lines))
+    line[data.draw(st.sampled_from(sorted(line)))] = data.draw(VALUES)
+    text = "\n".join(json.dumps(one) for one in lines) + data.draw(st.sampled_from(["\n", "", "\n{"]))
+    (output.parent / "output.partial" / "journal.jsonl").write_text(text)
+
+    ends_well(lambda: _opened(output))
+
+
+def _opened(output: Path) -> None:
+    from coldpress.checkpoint import CheckpointWriter
+
+    with CheckpointWriter(output) as writer:
+        writer.begin({})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_attention_heads", 0, "ZeroDivisionError|modulo by zero"),
+        ("num_attention_heads", 7, "not a multiple of the number of attention heads"),
+        ("num_hidden_layers", "two", "'num_hidden_layers' expected int, got str"),
+        (
+            "num_hidden_layers",
+            10**9,
+            "promises num_hidden_layers = 1000000000, and the tensors that are there count to 1",
+        ),
+        ("rope_parameters", 5, "'rope_parameters' with value 5"),
+        ("quantization_config", "int4", "quantization_config must be a JSON object"),
+        ("quantization_config", [1], "quantization_config must be a JSON object"),
+        ("initializer_range", float("nan"), "NaN is not a number in JSON"),
+        ("pad_token_id", 10**6, "Padding_idx"),
+    ],
+)
+def test_an_absurd_configuration_is_told_with_the_key_and_the_value(model, key, value, message):
+    config = {**json.loads((model / "config.json").read_text()), key: value}
+    folder = copied(model, "config.json", json.dumps(config).encode())
+
+    with pytest.raises(ColdpressError, match=message):
+        oneshot(folder, QuantizationModifier(scheme="FP8_DYNAMIC", ignore=["lm_head"]), output_dir=folder.parent / "o")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("stream", [True, False])
+def test_weights_that_are_no_weights_are_refused_by_name(model, dtype, stream):
+    weights = {name: tensor.clone() for name, tensor in tiny_llama(hidden=32, layers=1).state_dict().items()}
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name] = weights[name].to(dtype)
+    folder = model.parent / "integers"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_bytes((model / "config.json").read_bytes())
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ColdpressError, match=r"up_proj\.weight.* holds torch\.\w+, and no weights"):
+        oneshot(
+            folder,
+            QuantizationModifier(scheme="FP8_DYNAMIC", ignore=["lm_head"]),
+            output_dir=model.parent / "of-integers",
+            stream_weights=stream,
+        )
+
+
+@pytest.mark.parametrize("pattern", ["re:(", "re:[", "re:(?P<x", "re:*"])
+def test_a_pattern_that_does_not_compile_is_told(pattern):
+    with pytest.raises(TargetError, match="is not a regular expression"):
+        matches_name(pattern, "model.layers.0")
+
+
+def test_a_pattern_that_takes_for_ever_is_told():
+    with pytest.raises(TargetError, match="for more than 1 s"):
+        matches_name(r"re:^(([a-z])+.)+[A-Z]([a-z])+$", "a" * 3000)
+
+
+def test_a_promise_of_many_layers_costs_no_time(model):
+    config = {**json.loads((model / "config.json").read_text()), "num_hidden_layers": 10**9}
+    folder = copied(model, "config.json", json.dumps(config).encode())
+    begun = time.monotonic()
+
+    with pytest.raises(ModelError):
+        load_model(folder, device="cpu")
+
+    assert time.monotonic() - begun < SECONDS
