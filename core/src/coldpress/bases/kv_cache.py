@@ -102,6 +102,8 @@ class CacheQuantizer(Modifier):
     Attributes:
         args: how; the observer is `minmax` where none is named.
         queries: names of classes of attention modules whose queries are quantized too.
+        propagated_error: calibrate on keys and values of compressed layers, as the quantizer of layers does that this
+            one stands beside.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({QUANTIZES, RUNS_LAST})
@@ -109,10 +111,11 @@ class CacheQuantizer(Modifier):
     targets: list[str] = field(factory=list, converter=names)
     args: QuantizationArgs = field(converter=cache_args)
     queries: list[str] = field(factory=list)
+    propagated_error: bool = False
 
     def needs(self) -> Needs:
         """Data, and batches as they are: ranges are averaged over them."""
-        return Needs(data=True, propagated_error=False, batch_boundaries=True)
+        return Needs(data=True, propagated_error=self.propagated_error, batch_boundaries=True)
 
     def observes(self, stage: Stage) -> list[str]:
         """Attention."""

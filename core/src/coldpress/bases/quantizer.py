@@ -113,7 +113,7 @@ class Quantizer(Modifier):
         if args is None:
             return (self,)
         queries = [name for group in attention.values() for name in group.targets]
-        cache = CacheQuantizer(args=args, queries=queries)
+        cache = CacheQuantizer(args=args, queries=queries, propagated_error=self.needs().propagated_error)
         if not self.schemes() and not self.needs_no_scheme():
             return (cache,)
         layers = {name: one for name, one in (self.config_groups or {}).items() if name not in attention}
