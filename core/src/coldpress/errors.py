@@ -15,8 +15,11 @@ ColdpressError
 └── NumericsError            NaN or Inf in a weight or an activation
 """
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.EIO}
 
 
 class ColdpressError(Exception):
@@ -77,6 +80,19 @@ class CalibrationError(ColdpressError):
 
 class NumericsError(ColdpressError):
     """NaN or Inf in a weight or an activation."""
+
+
+def must_implement(one: object, method: str) -> BrokenPluginError:
+    """What a base class raises in place of a method that every subclass has, such as `range(statistic)`."""
+    kind = type(one)
+    return BrokenPluginError(f"{kind.__module__}.{kind.__qualname__} must implement {method}")
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether the machine gave out, in memory, space or permission, so that no code is to blame."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, OSError) and error.errno in _MACHINE
 
 
 def near(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:

@@ -22,7 +22,7 @@ class LayerReport:
         weight_error: size of the change over the size of the weight (Frobenius norms); None when not measured.
         sparsity: share of weights that are zero; None when not measured.
         seconds: spent on this layer.
-        notes: what a modifier adds.
+        notes: what a modifier adds; `remarks` are the reasons of modifiers that left alone what others changed.
     """
 
     name: str
@@ -35,6 +35,18 @@ class LayerReport:
     sparsity: float | None = None
     seconds: float = 0.0
     notes: dict[str, Any] = field(factory=dict)
+
+    def become(self, status: Status, *, reason: str | None = None, scheme: str | None = None) -> None:
+        """Take a status, and the scheme if one is given; the reason of an earlier status becomes a remark."""
+        if self.reason is not None:
+            self.remark(self.reason)
+        self.status, self.reason, self.scheme = status, reason, scheme or self.scheme
+
+    def remark(self, reason: str) -> None:
+        """Note why some modifier left a layer alone that another one changed."""
+        remarks = self.notes.setdefault("remarks", [])
+        if reason not in remarks:
+            remarks.append(reason)
 
     def to_dict(self) -> dict[str, Any]:
         """The line as `report.json` has it."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import field, fields, frozen
 
 from coldpress.attachment import Attachment
+from coldpress.errors import must_implement
 from coldpress.schemes import Scheme
 from coldpress.stage import Layer, Stage
 
@@ -164,11 +165,11 @@ class Modifier(metaclass=_TakesHousekeeping):
         Returns:
             Something that JSON can hold; an interrupted run reads it again.
         """
-        raise NotImplementedError(f"{type(self).__name__} needs a measuring pass, and does not implement measure")
+        raise must_implement(self, "measure(state, stage), as its needs() say")
 
     def decide(self, state: "State", measured: Sequence[Any]) -> Decision:
         """After the measuring pass: one decision for the whole model, from what `measure` returned of each stage."""
-        raise NotImplementedError(f"{type(self).__name__} needs a measuring pass, and does not implement decide")
+        raise must_implement(self, "decide(state, measured), as its needs() say")
 
 
 def expanded(modifiers: Sequence[Modifier]) -> list[Modifier]:

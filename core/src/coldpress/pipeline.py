@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from coldpress.errors import CalibrationError
+from coldpress.errors import CalibrationError, must_implement
 from coldpress.stage import Call, Pass, Stage
 from coldpress.state import State
 
@@ -33,7 +33,7 @@ class Pipeline:
         A generator: when it is asked for the next stage, the one before is compressed, and it passes every batch on
         through it.  It undoes whatever it did to the model when it ends or is closed.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement stages(state)")
+        raise must_implement(self, "stages(state)")
 
     def count(self, state: State) -> int | None:
         """How many stages there will be, for a progress bar; None when that is not known."""
@@ -54,7 +54,7 @@ class Pipeline:
         What counts is that every observed layer of it is called with what it sees in the batch.
         Where `state.sweep.original_inputs`, each batch first runs on what the original blocks before the stage output.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement sweep(state, stage)")
+        raise must_implement(self, "sweep(state, stage)")
 
     def needs_sweep(self, state: State, stage: Stage) -> bool:
         """Whether the stage must be swept, to its end, before it changes, also if no statistic was requested.

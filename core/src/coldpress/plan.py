@@ -6,7 +6,7 @@ from typing import Protocol
 from attrs import frozen
 
 from coldpress.errors import CalibrationError
-from coldpress.modifier import Modifier
+from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.schemes import Scheme
 from coldpress.stage import Call, Stage
 
@@ -61,7 +61,7 @@ class Running:
     Attributes:
         modifier: whose.
         hook: its name.
-        stage: that is compressed.
+        stage: that is compressed; the whole model for hooks of the whole run.
     """
 
     modifier: Modifier
@@ -70,3 +70,7 @@ class Running:
 
     def __str__(self) -> str:
         return f"{type(self.modifier).__name__}.{self.hook} at {self.stage.name}"
+
+    def may_change_weights(self) -> bool:
+        """Whether weights may be changed in this hook."""
+        return self.hook == "finalize" or (self.hook == "initialize" and TRANSFORMS in self.modifier.traits)

@@ -6,7 +6,7 @@ import torch
 from attrs import asdict, evolve, frozen
 from torch import Tensor, nn
 
-from coldpress.numerics import dequantize, quantize
+from coldpress.numerics import check_codes, check_input_qparams, check_qparams, dequantize, quantize
 from coldpress.schemes import Scheme
 
 _ENCODING = "coldpress_encoding"  # attribute of a module
@@ -46,6 +46,27 @@ class Quantized:
             self.codes, scale, self.zero_point, self.scheme.weights, dtype=dtype, global_scale=self.global_scale
         )
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """See that codes, scales and zero points are what the scheme implies for a weight of this shape, (O, I).
+
+        Raises:
+            ValueError: says what is wrong.
+        """
+        args = self.scheme.weights
+        if args is None:
+            if self.codes is not None or self.scale is not None:
+                raise ValueError("there are codes or scales of the weights, and its scheme does not quantize weights")
+        elif self.codes is None:
+            raise ValueError("there are no codes, and its scheme quantizes the weights")
+        else:
+            check_codes(self.codes, args, shape)
+            check_qparams(self.scale, self.zero_point, args, shape, global_scale=self.global_scale)
+        inputs = self.input_scale, self.input_zero_point, self.input_global_scale
+        try:
+            check_input_qparams(*inputs, self.scheme.input_activations)
+        except ValueError as error:
+            raise ValueError(f"of the inputs, {error}") from error
+
 
 @frozen(eq=False)
 class Encoding:
@@ -60,6 +81,11 @@ class Encoding:
     quantized: Quantized
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, quantized: Quantized, weight: Tensor) -> "Encoding":
+        """How a weight, [O, I], was encoded."""
+        return cls(evolve(quantized, codes=None), weight.dtype, tuple(weight.shape))
 
     def encode(self, weight: Tensor) -> Quantized | None:
         """The layer with the codes of its weight; None where the weight is no longer what codes stand for.
@@ -92,7 +118,7 @@ def set_encoding(module: nn.Module, quantized: Quantized | None, weight: Tensor)
     """Keep on a module how its weight, [O, I], was encoded; None forgets it."""
     vars(module).pop(_ENCODING, None)
     if quantized is not None:
-        vars(module)[_ENCODING] = Encoding(evolve(quantized, codes=None), weight.dtype, tuple(weight.shape))
+        vars(module)[_ENCODING] = Encoding.of(quantized, weight)
 
 
 def encoding_of(module: nn.Module) -> Encoding | None:

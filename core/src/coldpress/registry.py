@@ -113,6 +113,16 @@ def find(kind: str, name: str) -> Any:
     return offers[0].load()
 
 
+def owner_of(module: str) -> str | None:
+    """Name and version of the distribution whose plugins are in the package of a module; None where none are."""
+    package = module.partition(".")[0]
+    for kind in KINDS:
+        for plugin in available(kind):
+            if plugin.distribution and plugin.entry.value.partition(":")[0].partition(".")[0] == package:
+                return f"{plugin.distribution} {plugin.version}"
+    return None
+
+
 @lru_cache
 def _remembered(kind: str, source: Callable[..., Iterable[EntryPoint]], path: tuple[str, ...]) -> tuple[Plugin, ...]:
     """What `available` says, which reads the metadata of every distribution and takes as long as a small model's run.

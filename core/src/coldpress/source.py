@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from coldpress.errors import must_implement
+
 
 class Weights(ABC):
     """Named tensors on disk, of which none is in memory before it is read.
@@ -98,7 +100,7 @@ class Source(ABC):
         Args:
             dtype: of its weights; None for what suits the container.
         """
-        raise NotImplementedError(f"{type(self).__name__}: weights() gives None, so load() must build the model")
+        raise must_implement(self, "load(dtype), as weights() gives None")
 
     def tokenizer(self) -> Any | None:
         """The tokenizer in the container; None where it lies in the folder, if anywhere."""

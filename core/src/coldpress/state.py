@@ -14,11 +14,12 @@ from coldpress.attention import AttentionInput
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import TRANSFORMS, Modifier
-from coldpress.numerics import check_finite
+from coldpress.numerics import bit_sum, check_finite, version
+from coldpress.originals import Originals
 from coldpress.plan import CallSource, Planned, Running, Sweep, no_calls
-from coldpress.quantized import Quantized
+from coldpress.quantized import Encoding, Quantized
 from coldpress.schemes import Scheme, describe
-from coldpress.stage import Call, Layer, Stage, calls_inside, oriented
+from coldpress.stage import Call, Layer, Stage, calls_inside
 from coldpress.statistic import Statistic, Statistics
 
 T = TypeVar("T")
@@ -68,6 +69,9 @@ class State:
         clip_ranges: layer name to the range that scales of its weight shall cover, low and high, [*scale shape] both.
         report: layer name to what became of it, every layer of the model.
         log: what was done, one entry a stage.
+        originals: what the stage was before it was compressed, where that is kept; see `original_weight`.
+        compressed: names of the layers that have another weight than an equivalent transformation gives them.
+        handled: names of the layers that the running hook has written, skipped or reported.
     """
 
     model: nn.Module
@@ -86,10 +90,14 @@ class State:
     clip_ranges: dict[str, tuple[Tensor, Tensor]] = field(factory=dict)
     report: dict[str, LayerReport] = field(factory=dict)
     log: list[dict[str, Any]] = field(factory=list)
+    originals: Originals | None = None
+    compressed: set[str] = field(factory=set)
+    handled: set[str] = field(factory=set)
+    _ranges: dict[str, Any] = field(factory=dict)
+    _noted: dict[str, int] = field(factory=dict)
+    _encoded: dict[str, tuple[int, int]] = field(factory=dict)
     _statistics: Statistics | None = None
     _call_source: CallSource = no_calls
-    _originals: dict[str, tuple[nn.Parameter, Tensor]] | None = None
-    _original_attachments: dict[nn.Module, tuple[Attachment, ...]] = field(factory=dict)
     _decisions: dict[int, Any] = field(factory=dict)
     _facts: dict[Any, Any] = field(factory=dict)
 
@@ -123,6 +131,10 @@ class State:
         """Keep what a modifier decided; core's business."""
         self._decisions[id(modifier)] = value
 
+    def begin_hook(self, running: Running) -> None:
+        """Say which hook runs from now on; core's business."""
+        self.running, self.handled, self._ranges = running, set(), dict(self.clip_ranges)
+
     def begin_pass(self, sweep: Sweep, statistics: Statistics, call_source: CallSource) -> None:
         """Say what a pass over the stages is for, and where its statistics and calls come from; core's business."""
         self.sweep, self._statistics, self._call_source = sweep, statistics, call_source
@@ -138,6 +150,8 @@ class State:
 
     def request(self, layer: Layer | AttentionInput, which: str | Statistic) -> None:
         """In `initialize`: request a statistic of the layer's inputs, by name or with settings."""
+        if self.running is not None and self.running.hook != "initialize":
+            raise self._refusal(layer, f"{which!r} is requested too late: call state.request in initialize")
         self.statistics.request(layer, which)
 
     def statistic(self, layer: Layer | AttentionInput, which: str | Statistic) -> Any | None:
@@ -202,75 +216,103 @@ class State:
         """The layer's weight before the stage was compressed, [O, I]; equivalent transformations act on it too.
 
         Raises:
-            BrokenPluginError: no modifier says that it needs original weights.
+            BrokenPluginError: the modifier does not say that it needs original weights.
         """
-        return oriented(self._kept()[f"{layer.name}.weight"][1], layer.classes)
+        weight = self._kept().weight(layer)
+        if weight is None:
+            raise self._refusal(layer, "it is no layer of the stage, so its original weight is not kept")
+        return weight
 
     @contextmanager
     def original(self) -> Iterator[None]:
         """Inside, the stage is as before it was compressed, without later attachments; `Call.run` gives its outputs."""
-        kept = self._kept()
-        current = {name: parameter.data for name, (parameter, _) in kept.items()}
-        for parameter, before in kept.values():
-            parameter.data = before
-        try:
-            with attachments_as(self._original_attachments):
-                yield
-        finally:
-            for name, (parameter, _) in kept.items():
-                parameter.data = current[name]
+        with self._kept().swapped():
+            yield
 
     def transform_original(self, apply: Callable[[], None]) -> None:
         """After an equivalent transformation, in place, of the stage as it is: do the same to what is kept of it."""
-        if self._originals is not None:
-            with self.original():
-                apply()
+        if self.originals is not None:
+            self.originals.transform(apply)
 
-    def keep_originals(self, stage: Stage) -> None:
-        """Keep a copy of the parameters of a stage that is about to be compressed; core's business."""
-        self._originals = {
-            f"{name}.{part}" if name else part: (parameter, parameter.detach().clone())
-            for name, module in stage.modules.items()
-            for part, parameter in module.named_parameters(recurse=False)
-        }
-        self._original_attachments = {module: attachments_on(module) for module in stage.modules.values()}
-
-    def drop_originals(self) -> None:
-        """Forget them: the stage is compressed."""
-        self._originals, self._original_attachments = None, {}
-
-    def _kept(self) -> dict[str, tuple[nn.Parameter, Tensor]]:
-        if self._originals is None:
+    def _kept(self) -> Originals:
+        if self.originals is None or (self.running and not self.running.modifier.needs().original_weights):
             raise BrokenPluginError(
                 f"{self.running or 'a modifier'} reads original weights: its needs() must say original_weights=True"
             )
-        return self._originals
+        return self.originals
 
     # --- what it becomes
 
     def set_quantized(self, layer: Layer, quantized: Quantized) -> None:
-        """Make `quantized` what the layer is: write the weights it stands for, measure and report the change."""
+        """Make `quantized` what the layer is: write the weights it stands for, measure and report the change.
+
+        Raises:
+            BrokenPluginError: codes, scales or zero points are not what the scheme implies, or the scheme is not the
+                planned one.
+            NumericsError: the new weight is not finite.
+        """
+        self._check_writable(layer)
+        planned = self.plan.get(layer.name)
+        if self.running is not None and (planned is None or planned.scheme != quantized.scheme):
+            said = "none" if planned is None else describe(planned.scheme)
+            raise self._refusal(
+                layer,
+                f"the scheme is {describe(quantized.scheme)}, and the planned one is {said}: take "
+                "state.scheme_of(layer), which scheme_for and Decision.schemes say before the run",
+            )
+        try:
+            quantized.check(tuple(layer.weight.shape))
+        except ValueError as error:
+            raise self._refusal(layer, str(error)) from error
+        self.quantized.pop(layer.name, None)
+        self._encoded.pop(layer.name, None)
         if quantized.codes is not None:
             self.set_weight(layer, quantized.weight(layer.weight.dtype))
-        line = self.report[layer.name]
-        line.status, line.scheme = "quantized", describe(quantized.scheme)
-        self.quantized[layer.name] = quantized
+        self.handled.add(layer.name)
+        self.report[layer.name].become("quantized", scheme=describe(quantized.scheme))
+        self._encode(layer, quantized)
         self.schemes[layer.name] = quantized.scheme
 
     def set_weight(self, layer: Layer, weight: Tensor) -> None:
         """Write `weight`, [O, I], into the layer, measure and report the change.
 
+        The codes of a layer that is quantized follow where they can stand for the new weight.
+
         Raises:
+            BrokenPluginError: the weight is not floating-point or of another shape, the layer may not be written now,
+                or the codes of an earlier modifier cannot stand for the weight.
             NumericsError: the new weight is not finite.
         """
-        check_finite(f"{layer.name}.weight, compressed,", weight)
+        self._check_writable(layer)
         old = layer.weight
-        line = self.report[layer.name]
-        line.status = "changed"
-        line.weight_error = relative_error(old, weight)
-        line.sparsity = 1 - weight.count_nonzero().item() / weight.numel()
-        old.copy_(weight)
+        if weight.shape != old.shape:
+            raise self._refusal(layer, f"the weight has the shape {tuple(weight.shape)}, not {tuple(old.shape)}")
+        if not weight.is_floating_point():
+            raise self._refusal(layer, f"the weight is {weight.dtype}, not floating-point")
+        stored = weight.to(old.dtype)  # which may be infinite where the weight is not
+        self._check_finite(layer, stored)
+        error = self._weight_error(layer, old, weight)
+        old.copy_(stored)
+        self.compressed.add(layer.name)
         self.clip_ranges.pop(layer.name, None)
+        self._note(layer, error)
+
+    def note_change(self, layer: Layer) -> None:
+        """Check, measure and report a weight that a hook has changed in place; core's business."""
+        if self.running is None or TRANSFORMS not in self.running.modifier.traits:
+            self.compressed.add(layer.name)
+        self._check_finite(layer, layer.weight)
+        if self.clip_ranges.get(layer.name) is self._ranges.get(layer.name):  # not chosen by this hook
+            self.clip_ranges.pop(layer.name, None)
+        original = self._first_weight(layer)
+        compared = original is not None and layer.name in self.compressed
+        self._note(layer, relative_error(original, layer.weight) if compared and original is not None else None)
+
+    def is_noted(self, layer: Layer) -> bool:
+        """Whether the layer's weight is the one that was last checked and reported; core's business."""
+        if layer.name in self._encoded:
+            return self._encoded[layer.name] == (version(layer.weight), bit_sum(layer.weight))
+        return self._noted.get(layer.name) == version(layer.weight)
 
     def attach(self, where: Layer | str, attachment: Attachment, buffers: Mapping[str, Tensor] | None = None) -> None:
         """Put an attachment on a layer, or a module by its name, in place of one of its kind.
@@ -292,11 +334,83 @@ class State:
 
     def skip(self, layer: Layer, reason: str) -> None:
         """Say that a claimed layer is left alone on purpose, and why."""
-        self.report[layer.name].status, self.report[layer.name].reason = "untouched", reason
+        self.handled.add(layer.name)
+        line = self.report[layer.name]
+        if line.status == "untouched":
+            line.reason = reason
+        else:  # by this modifier only
+            line.remark(reason)
 
     def fall_back(self, layer: Layer, reason: str) -> None:
         """Say that a layer was compressed in another way than asked, and why; call it after the weight is set."""
-        self.report[layer.name].status, self.report[layer.name].reason = "fallback", reason
+        self.handled.add(layer.name)
+        self.report[layer.name].become("fallback", reason=reason)
+
+    def _note(self, layer: Layer, error: float | None) -> None:
+        """Report the layer's new weight; its codes, if it has some, follow."""
+        weight = layer.weight
+        self._encode_anew(layer)
+        self.handled.add(layer.name)
+        line = self.report[layer.name]
+        if layer.name in self.compressed:
+            line.become("quantized" if layer.name in self.quantized else "changed")
+        elif line.status == "untouched":  # a reason says why no more was done to it
+            line.status = "changed"
+        line.weight_error = error
+        line.sparsity = 1 - weight.count_nonzero().item() / weight.numel()
+        self._noted[layer.name] = version(weight)
+
+    def _check_writable(self, layer: Layer) -> None:
+        """Refuse to write in a hook that may not, and layers of other stages."""
+        running = self.running
+        if running is None:
+            return
+        if not running.may_change_weights():
+            raise self._refusal(layer, "weights are changed in finalize only (by the trait TRANSFORMS in initialize)")
+        if running.stage.modules.get(layer.name) is not layer.module:
+            raise self._refusal(layer, f"it is no layer of {running.stage.name}, and only these are changed")
+        if self.originals is not None and self.originals.active:
+            raise self._refusal(layer, "inside of state.original() nothing is written")
+
+    def _check_finite(self, layer: Layer, weight: Tensor) -> None:
+        check_finite(f"{layer.name}.weight", weight, cause=f"made by {self.running or 'a modifier'}")
+
+    def _weight_error(self, layer: Layer, old: Tensor, new: Tensor) -> float | None:
+        """The relative error of a new weight, to the weight before it was compressed; None when that is gone."""
+        if layer.name in self.compressed:
+            original = self._first_weight(layer)
+            return None if original is None else relative_error(original, new)
+        return relative_error(old, new)
+
+    def _first_weight(self, layer: Layer) -> Tensor | None:
+        """The layer's weight before it was compressed, [O, I]; None when that is not kept."""
+        kept = self.originals
+        return None if kept is None or layer.name in kept.compressed else kept.weight(layer)
+
+    def _encode_anew(self, layer: Layer) -> None:
+        """Let the codes of a quantized layer stand for the weight that it has now."""
+        found = self.quantized.get(layer.name)
+        if found is None or found.codes is None:
+            return
+        again = Encoding.of(found, layer.weight).encode(layer.weight)
+        if again is None:
+            by = self.quantizer_of(layer)
+            first = "an earlier modifier" if by is None else type(by).__name__
+            raise self._refusal(
+                layer,
+                f"its codes, which {first} made, cannot stand for the new weight: let the recipe name "
+                f"{first} after it, or write codes by state.set_quantized",
+            )
+        self._encode(layer, again)
+
+    def _encode(self, layer: Layer, quantized: Quantized) -> None:
+        """Keep codes, and what the weight is that they stand for."""
+        self.quantized[layer.name] = quantized
+        if quantized.codes is not None:
+            self._encoded[layer.name] = version(layer.weight), bit_sum(layer.weight)
+
+    def _refusal(self, layer: Layer | AttentionInput, what: str) -> BrokenPluginError:
+        return BrokenPluginError(f"{self.running or 'a modifier'}: {layer.name}: {what}")
 
     @contextmanager
     def timed(self, *layers: Layer) -> Iterator[None]:

@@ -7,7 +7,7 @@ from attrs import frozen
 from torch import Tensor
 
 from coldpress.attention import AttentionInput
-from coldpress.errors import BrokenPluginError
+from coldpress.errors import BrokenPluginError, must_implement
 from coldpress.registry import find
 from coldpress.stage import Layer
 
@@ -52,15 +52,15 @@ class Statistic:
         Returns:
             The value of all that was seen.
         """
-        raise NotImplementedError
+        raise must_implement(self, "update(value, x)")
 
     def update_with_original(self, value: Any | None, x: Tensor, original: Tensor) -> Any:
         """See some tokens, and what the layer is called with for the same ones in the original model, [T, I] both."""
-        raise NotImplementedError
+        raise must_implement(self, "update_with_original(value, x, original)")
 
     def merge(self, a: Any, b: Any) -> Any:
         """The value of two sets of tokens, seen apart; which is first does not matter."""
-        raise NotImplementedError
+        raise must_implement(self, "merge(a, b)")
 
     def finish(self, value: Any) -> Any:
         """The value in the form that modifiers read, after the last batch; it can be updated further."""
@@ -68,11 +68,11 @@ class Statistic:
 
     def rescale(self, value: Any, scale: Tensor) -> Any:
         """The value that inputs x / scale would have given, scale [I], float32, finite, none zero."""
-        raise NotImplementedError
+        raise must_implement(self, "rescale(value, scale), or leave RESCALE out of supports")
 
     def rotate(self, value: Any, rotation: Tensor) -> Any:
         """The value that inputs x @ rotation would have given, rotation [I, I] float32; any matrix."""
-        raise NotImplementedError
+        raise must_implement(self, "rotate(value, rotation), or leave ROTATE out of supports")
 
 
 class Statistics(Protocol):

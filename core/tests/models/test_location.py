@@ -220,7 +220,7 @@ def test_a_source_may_build_the_model_as_a_whole(llama, tmp_path):
     assert load_model(llama, dtype="bfloat16", device="cpu").dtype == torch.bfloat16
     assert compress(llama, tmp_path / "out").keys()
     said(llama, "lazy")
-    with pytest.raises(NotImplementedError, match=r"Lazy: weights\(\) gives None, so load\(\) must build the model"):
+    with pytest.raises(BrokenPluginError, match=r"Lazy must implement load\(dtype\), as weights\(\) gives None"):
         load_model(llama)
 
 

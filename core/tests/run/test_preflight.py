@@ -148,8 +148,9 @@ def test_the_reason_names_who_ignores():
     (head,) = claimed(Modifier(targets=["lm_head"]), model)
     (query, _) = claimed(Modifier(targets=["re:.*q_proj"]), model)
 
-    assert reason_untouched(head, [one, two]) == "ignored by Rounding"
-    assert reason_untouched(query, [two]) == "no target of the recipe matches it"
+    assert reason_untouched(head, claims_of([one, two], model)) == "ignored by Rounding"
+    assert reason_untouched(query, claims_of([two], model)) == "no target of the recipe matches it"
+    assert reason_untouched(query, claims_of([one, two], model)) == "left as it was by Rounding"
 
 
 def test_a_model_whose_weights_are_not_there_is_refused_unless_they_are_streamed():

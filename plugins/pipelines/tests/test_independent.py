@@ -7,6 +7,7 @@ import torch
 from loose import SEEN, Block, Loose, Watcher, stages, straight, untouched, vectors
 
 from coldpress import oneshot
+from coldpress.errors import BrokenPluginError
 from coldpress.plugin import State
 from coldpress.recipe import Recipe
 from coldpress.run.job import Job
@@ -152,7 +153,7 @@ def test_an_error_in_the_second_walk_leaves_nothing_behind():
                 raise LookupError("dropped it")
             return super().layers(stage)
 
-    with pytest.raises(LookupError, match="dropped it"):
+    with pytest.raises(BrokenPluginError, match="LookupError: dropped it"):
         run(model, Watcher(), Clumsy())
 
     assert untouched(model)

@@ -12,6 +12,7 @@ from loose import Loose, straight, untouched, vectors, watch
 from torch import Tensor, nn
 
 from coldpress import CalibrationError, oneshot
+from coldpress.errors import BrokenPluginError
 from coldpress.plugin import Batch, Modifier, Needs, Stage, State, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.run.job import Job
@@ -242,7 +243,7 @@ def test_nothing_is_left_after_an_error(folder, pipeline):
             seen.append(len(list(folder.iterdir())))
             yield from super().sweep(state, stage)
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(BrokenPluginError, match="Looking.sweep at .*: ZeroDivisionError"):
         watch(model, vectors(), Looking(offload_activations="disk", offload_limit=0))
 
     assert 1 in seen

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coldpress.bases.block_targets import BlockTargets
 from coldpress.dataflow.partition import block_names
-from coldpress.errors import SchemeError
+from coldpress.errors import SchemeError, must_implement
 from coldpress.hookspecs import hookimpl
 from coldpress.modifier import PRUNES, Decision, Needs
 from coldpress.numerics.mask import check_n_of_m, parse_n_of_m
@@ -97,7 +97,7 @@ class Pruner(BlockTargets):
 
     def input_norms(self, state: State, layer: Layer) -> Tensor | None:
         """In `finalize` or `measure`: the norms of the inputs of a layer, [I]; None when no token reached it."""
-        raise NotImplementedError(f"{type(self).__name__} must implement input_norms(state, layer)")
+        raise must_implement(self, "input_norms(state, layer)")
 
     def measure(self, state: State, stage: Stage) -> dict[str, tuple[float, int]]:
         """The share of outliers in each block of the stage, and how many weights it has."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
 from coldpress.bases.kv_cache import CacheQuantizer, cache_args
-from coldpress.calibration.observer import observer_for
+from coldpress.calibration.observer import checked_range, observer_for
 from coldpress.calibration.statistics import Observed
 from coldpress.dataflow.fused import FusedLayers
 from coldpress.errors import CalibrationError, SchemeError, suggest
@@ -287,14 +287,14 @@ class Quantizer(Modifier):
         """Smallest and largest input, of the layer itself, or of the other experts when no token reached this one."""
         own = state.statistic(layer, observed)
         if own is not None:
-            return [observed.observer.range(own)]
+            return [_range(observed, own)]
         others = [
             other
             for other in siblings(state.model, layer)
             if (scheme := state.scheme_of(other)) is not None and _observed_input(scheme) == observed
         ]
         seen = [value for other in others if (value := state.statistic(other, observed)) is not None]
-        return [observed.observer.range(value) for value in seen]
+        return [_range(observed, value) for value in seen]
 
     def _attention(self) -> dict[str, Scheme]:
         """The groups that mean attention itself and not its layers."""
@@ -341,6 +341,7 @@ def weight_qparams(
     grouped = group(weight, args)  # [*scale shape, n]
     costs = None if importance is None else group(importance.expand_as(weight), args)  # [*scale shape, n]
     found = observer.weight_range(grouped, global_scale=global_scale, importance=costs)
+    found = checked_range(observer, found, tuple(grouped.shape[:-1]))
     scale, zero_point = calculate_qparams(*found, args, global_scale=global_scale)
     return scale.to(weight.dtype), zero_point
 
@@ -353,6 +354,12 @@ def _observed_input(scheme: Scheme) -> Observed | None:
     if args.dynamic == "local":  # the global scale is that of the tensor; those of groups are found while serving
         args = evolve(args, strategy="tensor", group_size=None, dynamic=False, scale_dtype=None)
     return Observed(observer=observer_for(args, DEFAULT_ACTIVATION_OBSERVER))
+
+
+def _range(observed: Observed, value: Any) -> tuple[Tensor, Tensor]:
+    """The range of static inputs, which share one scale, [1] both."""
+    observer = observed.observer
+    return checked_range(observer, observer.range(value), (1,))
 
 
 def _weights_of(state: State, layer: Layer) -> QuantizationArgs | None:

@@ -24,7 +24,7 @@ from coldpress.dataflow import (
 )
 from coldpress.dataflow.partition import block_names
 from coldpress.dataflow.skeleton import is_meta, skeleton
-from coldpress.errors import ModelError, NumericsError
+from coldpress.errors import ModelError, NumericsError, must_implement
 from coldpress.hookspecs import hookimpl
 from coldpress.modifier import SPARES_QUANTIZED, TRANSFORMS, Modifier, Needs
 from coldpress.numerics import check_finite
@@ -81,11 +81,11 @@ class Smoother(Modifier):
 
     def statistics(self, smoothing: Smoothing) -> Iterable[str | Statistic]:
         """What must be known of the inputs of the layers that count."""
-        raise NotImplementedError
+        raise must_implement(self, "statistics(smoothing)")
 
     def scale(self, state: State, smoothing: Smoothing) -> Tensor | str:
         """In `finalize`: what the channels of a pair are divided by, [C], positive; or why they are left alone."""
-        raise NotImplementedError
+        raise must_implement(self, "scale(state, smoothing)")
 
     def layers(self, stage: Stage) -> list[Layer]:
         """The layers that are meant and lie in a block: no other has a producer that is looked at."""

@@ -16,7 +16,14 @@ from coldpress.calibration.cache_folder import cache_settings
 from coldpress.calibration.files import SUFFIXES, FileRows, check_regular, joined, read_file, read_pieces
 from coldpress.calibration.hub_dataset import HubDataset
 from coldpress.calibration.splits import pick, split_part
-from coldpress.errors import CalibrationError, near, suggest
+from coldpress.errors import (
+    BrokenPluginError,
+    CalibrationError,
+    ColdpressError,
+    is_of_the_machine,
+    near,
+    suggest,
+)
 from coldpress.foreign import reading
 
 log = logging.getLogger(__name__)
@@ -66,8 +73,29 @@ def load_named(arguments: DatasetArguments, split: str | None) -> Loaded:
         return Loaded(_known(found, name, split, arguments), found)
     if found is not None:
         warn_idle(arguments, LOADING, f"{name!r} is the data set of a plugin")
-        return Loaded(found(split))
+        return Loaded(_called(found, plugin or name, split))
     return Loaded(_unknown(name, split, arguments, offered))
+
+
+def _called(function: Any, name: str, split: str | None) -> Any:
+    """The rows that a plugin's function gives.
+
+    Raises:
+        BrokenPluginError: it raises, or gives nothing.
+    """
+    owner = registry.owner_of(getattr(function, "__module__", "") or "")
+    who = f"the data set {name!r}" + ("" if owner is None else f" ({owner})")
+    try:
+        rows = function(split)
+    except ColdpressError:
+        raise
+    except Exception as error:
+        if is_of_the_machine(error):
+            raise
+        raise BrokenPluginError(f"{who} cannot be read: {type(error).__name__}: {error}") from error
+    if rows is None:
+        raise BrokenPluginError(f"{who} gives None: its function must return rows, such as [{{'text': '...'}}]")
+    return rows
 
 
 def _plain(name: str) -> str:

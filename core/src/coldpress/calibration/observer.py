@@ -6,7 +6,7 @@ from typing import Any, ClassVar, cast
 from attrs import Attribute, field, fields, frozen
 from torch import Tensor
 
-from coldpress.errors import BrokenPluginError, SchemeError, suggest
+from coldpress.errors import BrokenPluginError, SchemeError, must_implement, suggest
 from coldpress.registry import find
 from coldpress.schemes import QuantizationArgs
 
@@ -52,15 +52,15 @@ class Observer:
         Returns:
             The statistic of all that was seen.
         """
-        raise NotImplementedError
+        raise must_implement(self, "update(statistic, x)")
 
     def merge(self, a: Any, b: Any) -> Any:
         """The statistic of two sets of batches, seen apart; which is first does not matter."""
-        raise NotImplementedError
+        raise must_implement(self, "merge(a, b)")
 
     def range(self, statistic: Any) -> tuple[Tensor, Tensor]:
         """The smallest and the largest number that the scale shall cover, [*scale_shape] each, in the dtype of `x`."""
-        raise NotImplementedError
+        raise must_implement(self, "range(statistic)")
 
     def weight_range(
         self, x: Tensor, *, global_scale: Tensor | None = None, importance: Tensor | None = None
@@ -76,6 +76,28 @@ class Observer:
             As `range`.
         """
         return self.range(self.update(None, x))
+
+
+def checked_range(observer: Observer, found: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """What an observer found, after a look at its form.
+
+    Args:
+        observer: whose range it is.
+        found: the smallest and the largest number.
+        shape: of the scale that is made of them.
+
+    Raises:
+        BrokenPluginError: it is no pair of finite tensors of this shape.
+    """
+    who = f"the observer {type(observer).__name__} gives"
+    if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(end, Tensor) for end in found)):
+        raise BrokenPluginError(f"{who} a {type(found).__name__}, not a pair of tensors: smallest and largest")
+    for end in found:
+        if tuple(end.shape) != tuple(shape):
+            raise BrokenPluginError(f"{who} a range of the shape {tuple(end.shape)}, and must give {tuple(shape)}")
+        if not bool(end.float().isfinite().all()):
+            raise BrokenPluginError(f"{who} a range that is not finite")
+    return found
 
 
 def observer_for(args: QuantizationArgs, default: str) -> Observer:

@@ -1,12 +1,11 @@
 """Where errors become messages and exit codes.
 
 0    done
-1    a bug of coldpress or of a plugin, or the machine gave out (no space, no memory, no permission)
-2    a mistake that the user can mend, or a wrong use of an option
+1    a bug of coldpress, or the machine gave out (no space, no memory, no permission)
+2    a mistake that the user can mend, a bug of a plugin, or a wrong use of an option
 130  interrupted
 """
 
-import errno
 import functools
 import inspect
 import os
@@ -17,13 +16,11 @@ from typing import Any
 import typer
 
 from coldpress.cli.console import Told, say
-from coldpress.errors import BrokenPluginError, ColdpressError
+from coldpress.errors import BrokenPluginError, ColdpressError, is_of_the_machine
 
 FAILED = 1
 MISTAKEN = 2
 INTERRUPTED = 130
-
-_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.EIO}
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,14 +65,14 @@ def _tell(error: Exception, *, debug: bool) -> int:
         if isinstance(error, BrokenPluginError) and not debug:
             say("hint", "--debug shows the plugin's own traceback", style="cyan")
         return MISTAKEN
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        say("error", f"out of memory; use a smaller batch or model, or another device ({_plain(error)})")
-    elif isinstance(error, OSError) and error.errno in _MACHINE:
-        say("error", _plain(error))
-    else:
-        more = "" if debug else "; --debug shows the traceback"
-        say("error", f"this is a bug of {_culprit(error)}: {type(error).__name__}: {_plain(error)}{more}")
-    return FAILED
+    if is_of_the_machine(error):
+        out = "out of memory; use a smaller batch or model, or another device"
+        say("error", _plain(error) if isinstance(error, OSError) else f"{out} ({_plain(error)})")
+        return FAILED
+    plugin, more = _culprit(error), "" if debug else "; --debug shows the traceback"
+    who = "coldpress" if plugin is None else f"the plugin {plugin}"
+    say("error", f"this is a bug of {who}: {type(error).__name__}: {_plain(error)}{more}")
+    return FAILED if plugin is None else MISTAKEN
 
 
 def _plain(error: Exception) -> str:
@@ -85,16 +82,13 @@ def _plain(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _culprit(error: BaseException) -> str:
-    """Whose code raised: the plugin or coldpress, whichever is nearest to where it happened."""
-    from coldpress import registry
+def _culprit(error: BaseException) -> str | None:
+    """The plugin whose code raised, if it is nearer to where that happened than coldpress is; None else."""
+    from coldpress.registry import owner_of
 
-    owners = {"coldpress": "coldpress"}
-    for kind in registry.KINDS:
-        for plugin in registry.available(kind):
-            if not plugin.entry.value.startswith("coldpress."):
-                package = plugin.entry.value.partition(":")[0].partition(".")[0]
-                owners.setdefault(package, f"the plugin {plugin.distribution} {plugin.version}".rstrip())
-    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    named = [owners[package] for package in (name.partition(".")[0] for name in frames) if package in owners]
-    return named[-1] if named else "coldpress"
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        owner = None if package == "coldpress" else owner_of(package)
+        if package == "coldpress" or owner is not None:
+            return owner
+    return None

@@ -4,6 +4,7 @@ The legend of every file: `O` out, `I` in, `T` tokens, `G` groups, `g` columns o
 Scales, zero points, codes and the numbers they stand for are those of the library compressed-tensors, bit for bit.
 """
 
+from coldpress.numerics.codes import check_codes, check_input_qparams, check_qparams
 from coldpress.numerics.factor import Factor, factorize
 from coldpress.numerics.finite import check_finite, is_finite
 from coldpress.numerics.gram import folded_gram, gram, unfolded
@@ -13,13 +14,17 @@ from coldpress.numerics.pack_float import decode_exponents, encode_exponents, pa
 from coldpress.numerics.qparams import calculate_global_scale, calculate_qparams, dynamic_qparams
 from coldpress.numerics.quantize import dequantize, fake_quantize, fake_quantize_groups, quantize
 from coldpress.numerics.search import search_qparams, search_range
-from coldpress.numerics.version import version
+from coldpress.numerics.version import bit_sum, version
 
 __all__ = [
     "Factor",
+    "bit_sum",
     "calculate_global_scale",
     "calculate_qparams",
+    "check_codes",
     "check_finite",
+    "check_input_qparams",
+    "check_qparams",
     "decode_exponents",
     "dequantize",
     "dynamic_qparams",

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from coldpress.errors import NumericsError
 
+DAMAGED = "the checkpoint is damaged or was trained to divergence: get a sound copy of the model"
+
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor has neither NaN nor Inf; one pass over it, and no copy where the dtype allows."""
@@ -16,8 +18,13 @@ def is_finite(tensor: Tensor) -> bool:
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
-def check_finite(name: str, tensor: Tensor) -> None:
+def check_finite(name: str, tensor: Tensor, *, cause: str = DAMAGED) -> None:
     """Look for NaN and Inf in one tensor, of any shape and dtype.
+
+    Args:
+        name: of the tensor, for the message.
+        tensor: floating-point, or of whole numbers, which are finite.
+        cause: what it may come from, and what to do.
 
     Raises:
         NumericsError: names the tensor and counts what is wrong with it.
@@ -27,7 +34,4 @@ def check_finite(name: str, tensor: Tensor) -> None:
     values = tensor.float() if tensor.element_size() == 1 else tensor
     bad = {"NaN": int(values.isnan().sum()), "Inf": int(values.isinf().sum())}
     found = " and ".join(f"{count} {kind}" for kind, count in bad.items() if count)
-    raise NumericsError(
-        f"tensor {name!r} holds {found} among its {values.numel()} values; "
-        "the checkpoint is damaged or was trained to divergence: get a sound copy of the model"
-    )
+    raise NumericsError(f"tensor {name!r} holds {found} among its {values.numel()} values; {cause}")

@@ -25,6 +25,7 @@ from coldpress.checkpoint.output import Output
 from coldpress.checkpoint.tie import check_untying
 from coldpress.checkpoint.untouched import Untouched
 from coldpress.dataflow.fused import FusedLayers
+from coldpress.errors import BrokenPluginError
 from coldpress.format import Format
 from coldpress.layer_report import LayerReport
 from coldpress.models.evaluating import evaluating, uncompiled
@@ -32,19 +33,20 @@ from coldpress.models.heap import steady_heap
 from coldpress.models.streaming import WeightStream
 from coldpress.models.tie import untie
 from coldpress.modifier import Modifier, expanded
-from coldpress.numerics import version
 from coldpress.pipeline import Pipeline
 from coldpress.plan import Sweep
 from coldpress.quantized import set_encoding
 from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import SILENT, Progress, Report, manifest_of, report_of
 from coldpress.run import preflight, resume
+from coldpress.run.blame import blaming
 from coldpress.run.hooks import Hooks
 from coldpress.run.ignore import warn_of_routers
 from coldpress.run.measuring import Measuring, run_through
-from coldpress.run.outcome import check_complete, note_changes, reason_untouched
+from coldpress.run.outcome import check_complete, reason_untouched
 from coldpress.run.quantized_before import attached_before, forget_changed, keep_schemes, schemes_before
 from coldpress.run.stage_run import StageRun, generator
+from coldpress.run.watch import Watch
 from coldpress.stage import Stage, find_layers
 from coldpress.state import State
 
@@ -70,6 +72,7 @@ class Job:
         claims: which layers each modifier will change; empty before `plan`.
         announced: what modifiers will attach, each with the name of its modifier; empty before `plan`.
         binding: what the run works on, as its journal has it; empty before `run`.
+        finished: the weights of finished stages, where they stay in memory.
     """
 
     recipe: Recipe
@@ -86,6 +89,7 @@ class Job:
     claims: list[preflight.Claim] = field(init=False, factory=list)
     announced: list[tuple[str, Attached]] = field(init=False, factory=list)
     binding: dict[str, Any] = field(init=False, factory=dict)
+    finished: list[Watch] = field(init=False, factory=list)
 
     @modifiers.default
     def _expand(self) -> Sequence[Modifier]:
@@ -101,6 +105,10 @@ class Job:
         Raises:
             ColdpressError: the job could not end well.
         """
+        with blaming():
+            self._plan()
+
+    def _plan(self) -> None:
         modifiers, state = self.modifiers, self.state
         claims = preflight.claims_of(modifiers, state.model, beside=state.report)
         state.plan = preflight.plan_of(claims)
@@ -126,7 +134,7 @@ class Job:
         Raises:
             ColdpressError: one of its kinds, saying what is wrong and where.
         """
-        with self.output or nullcontext():
+        with self.output or nullcontext(), blaming():
             return self._run()
 
     def _run(self) -> Report:
@@ -158,10 +166,25 @@ class Job:
                 self._pass(modifiers)
             self._pass(last, kept)
         check_complete(self.state, self.claims, self.pipeline)
+        self._check_finished("a hook")
         report = report_of(self.state, recipe=recipe, seconds=perf_counter() - start)
         if self.output is not None:
             self.save(self.output, report)
+            self._check_finished("save")
         return report
+
+    def _check_finished(self, hook: str) -> None:
+        """Refuse weights that were changed after their stage was finished, so that what is written is another model.
+
+        Raises:
+            BrokenPluginError: names the parameter.
+        """
+        found = [name for watch in self.finished for name in watch.changed()]
+        if found:
+            raise BrokenPluginError(
+                f"{hook} of a modifier changed {found[0]} after its stage was finished: a hook changes weights of the "
+                "stage that it is handed only"
+            )
 
     def save(self, output: Output, report: Report) -> None:
         """Complete an output: what stages did not write, the files of modifiers, and all that is not a weight.
@@ -289,10 +312,7 @@ class Job:
     def _compress_stage(self, run: StageRun, stage: Stage) -> None:
         start = perf_counter()
         self._read(stage)
-        before = {layer.name: version(layer.weight) for layer in stage.every_layer}
         run.compress(stage)
-        claims = [claim for claim in self.claims if any(claim.modifier is modifier for modifier in run.modifiers)]
-        note_changes(self.state, stage, preflight.within(claims, stage), before)
         shared = self.pipeline.shares_sweeps or not run.modifiers
         who = {} if shared else {"modifier": type(run.modifiers[0]).__name__}
         seconds = perf_counter() - start
@@ -300,13 +320,16 @@ class Job:
         log.info("compressed %s in %.2f s", stage.name, seconds)
 
     def _write(self, stage: Stage) -> None:
-        """Give a reason for every layer that was left alone, and write the stage."""
+        """Give a reason for every layer that was left alone, look at what is new, and write the stage."""
         for layer in stage.every_layer:
             line = self.state.report[layer.name]
             if line.status == "untouched" and line.reason is None:
-                line.reason = reason_untouched(layer, self.modifiers)
+                line.reason = reason_untouched(layer, self.claims)
             if self.weights is None and layer.name in self.state.quantized:
                 set_encoding(layer.module, self.state.quantized[layer.name], layer.weight)
+        preflight.check_weights(stage, cause="made by a modifier, for it was finite before")
+        if self.weights is None:
+            self.finished.append(Watch.of(stage))
         if self.output is not None:
             self.output.write(stage, self.state)
             self.output.keep(stage, self.state)

@@ -16,6 +16,7 @@ from attrs import evolve, frozen
 from coldpress.errors import BrokenPluginError
 from coldpress.modifier import Decision, Modifier
 from coldpress.pipeline import Pipeline
+from coldpress.plan import Running
 from coldpress.run.stage_run import StageRun, generator
 from coldpress.schemes import Scheme
 from coldpress.stage import Stage
@@ -49,16 +50,23 @@ class Measuring:
         made = next((record["decided"] for record in kept if "decided" in record), None)
         if made is None:
             measured = self._measured([record["measured"] for record in kept if "measured" in record])
-            state, modifiers = self.run.state, self.run.modifiers
             found = [
-                modifier.decide(state, [values[index] for values in measured])
-                for index, modifier in enumerate(modifiers)
+                self._decision(modifier, [values[index] for values in measured])
+                for index, modifier in enumerate(self.run.modifiers)
             ]
-            made = _as_json([_record(one) for one in found], modifiers[0])
+            made = _as_json([_record(one) for one in found], self.run.modifiers[0])
             self.note({"decided": made})
         for modifier, record in zip(self.run.modifiers, made, strict=True):
             schemes = {name: Scheme.from_dict(data) for name, data in record["schemes"].items()}
             _apply(self.run.state, modifier, Decision(value=record["value"], schemes=schemes))
+
+    def _decision(self, modifier: Modifier, measured: Sequence[Any]) -> Decision:
+        state = self.run.state
+        with self.run.hooks.running(Running(modifier, "decide", Stage.whole(state.model)), state) as running:
+            found = modifier.decide(state, measured)
+        if not isinstance(found, Decision):
+            raise BrokenPluginError(f"{running} gives a {type(found).__name__}: it must return a Decision")
+        return found
 
     def _measured(self, kept: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         """What each modifier measured of each stage, in the order of stages."""

@@ -1,49 +1,31 @@
-"""What became of the layers of a stage: every claimed one was changed, or left alone for a reason."""
+"""Why layers were left alone, and that none fell between the stages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from coldpress.errors import TargetError
-from coldpress.modifier import PRUNES, QUANTIZES, Modifier
-from coldpress.numerics import version
+from coldpress.modifier import QUANTIZES, Modifier
 from coldpress.pipeline import Pipeline
 from coldpress.run.preflight import Claim, shortened
-from coldpress.stage import Layer, Stage
+from coldpress.stage import Layer
 from coldpress.state import State
 
 
-def note_changes(state: State, stage: Stage, claims: Sequence[Claim], before: Mapping[str, int]) -> None:
-    """Report layers whose weight was changed in place, and see that none was missed.
+def reason_untouched(layer: Layer, claims: Sequence[Claim]) -> str:
+    """Why a recipe left a layer alone.
 
     Args:
-        state: of the run.
-        stage: that was compressed.
-        claims: on its layers.
-        before: layer name to the version of its weight before.
-
-    Raises:
-        TargetError: a modifier claimed a layer, and neither changed nor skipped it.
+        layer: that no modifier changed, and of which none gave a reason.
+        claims: of all modifiers.
     """
-    missed = _unreached([claim for claim in claims if claim.modifier.traits & {QUANTIZES, PRUNES}], before, state)
-    if missed:
-        raise TargetError(
-            f"{shortened(missed)}\nclaimed and left as it was: a modifier compresses every layer that it claims or "
-            "calls state.skip(layer, reason)"
-        )
-    for layer in stage.every_layer:
-        line = state.report[layer.name]
-        if line.status == "untouched" and version(layer.weight) != before[layer.name]:
-            line.status = "changed"
-            line.sparsity = 1 - layer.weight.count_nonzero().item() / layer.weight.numel()
-
-
-def reason_untouched(layer: Layer, modifiers: Sequence[Modifier]) -> str:
-    """Why a recipe left a layer alone."""
-    ignoring = [type(modifier).__name__ for modifier in modifiers if layer.matches(modifier.ignore)]
-    if ignoring:
-        return f"ignored by {', '.join(ignoring)}"
-    quantizers = [modifier for modifier in modifiers if QUANTIZES in modifier.traits]
-    meaning = [type(modifier).__name__ for modifier in quantizers if layer.matches(modifier.patterns())]
-    return f"left as it is by the scheme of {meaning[0]}" if meaning else "no target of the recipe matches it"
+    modifiers = [claim.modifier for claim in claims]
+    ignoring = [modifier for modifier in modifiers if layer.matches(modifier.ignore)]
+    claiming = [claim.modifier for claim in claims if any(one.name == layer.name for one in claim.layers)]
+    reasons = [f"ignored by {_named(ignoring)}"] if ignoring else []
+    reasons += [f"left as it was by {_named(claiming)}"] if claiming else []
+    if reasons:
+        return "; ".join(reasons)
+    meaning = [one for one in modifiers if QUANTIZES in one.traits and layer.matches(one.patterns())]
+    return f"left as it is by the scheme of {_named(meaning[:1])}" if meaning else "no target of the recipe matches it"
 
 
 def check_complete(state: State, claims: Sequence[Claim], pipeline: Pipeline) -> None:
@@ -61,13 +43,5 @@ def check_complete(state: State, claims: Sequence[Claim], pipeline: Pipeline) ->
         state.report[name].reason = "in no stage of the pipeline"
 
 
-def _unreached(claims: Sequence[Claim], before: Mapping[str, int], state: State) -> list[str]:
-    """Claimed layers that were not changed, and of which no reason was given."""
-    return [
-        f"{type(claim.modifier).__name__}: {layer.name}"
-        for claim in claims
-        for layer in claim.layers
-        if state.report[layer.name].status == "untouched"
-        and state.report[layer.name].reason is None
-        and version(layer.weight) == before[layer.name]
-    ]
+def _named(modifiers: Sequence[Modifier]) -> str:
+    return ", ".join(type(modifier).__name__ for modifier in modifiers)

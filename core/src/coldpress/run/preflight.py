@@ -13,8 +13,8 @@ from coldpress.attachment import Attached, Attachment, attachment_class
 from coldpress.calibration.batch import count_tokens
 from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.errors import BrokenPluginError, CalibrationError, ModelError, SchemeError, TargetError, near
-from coldpress.modifier import QUANTIZES, TRANSFORMS, Modifier
-from coldpress.numerics import check_finite
+from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Modifier
+from coldpress.numerics.finite import DAMAGED, check_finite
 from coldpress.pipeline import Pipeline
 from coldpress.plan import Planned
 from coldpress.run.ignore import ignore_problems
@@ -82,13 +82,6 @@ def _quantized_later(claims: Sequence[Claim]) -> list[Claim]:
     ]
 
 
-def within(claims: Sequence[Claim], stage: Stage) -> list[Claim]:
-    """The part of each claim that lies in a stage."""
-    inside = {layer.name for layer in stage.every_layer}
-    parts = [(claim.modifier, tuple(layer for layer in claim.layers if layer.name in inside)) for claim in claims]
-    return [Claim(modifier, layers) for modifier, layers in parts if layers]
-
-
 def observed(modifiers: Sequence[Modifier], state: State) -> frozenset[str]:
     """Names of the modules of which modifiers that need data may request statistics.
 
@@ -142,11 +135,13 @@ def plan_of(claims: Sequence[Claim]) -> dict[str, Planned]:
         SchemeError: a scheme does not fit its layer or cannot be quantized yet, two modifiers quantize one layer, or
             one that quantizes by the schemes of an earlier modifier finds none, or all layers of a transformation have
             their codes before it.
+        TargetError: a modifier prunes layers after another has quantized them.
     """
     plan: dict[str, Planned] = {}
     problems = []
     for claim in claims:
         problems += _moved_too_late(claim, plan)
+        _check_order(claim, plan)
         adopted = 0
         for layer in claim.layers:
             planned = plan.get(layer.name)
@@ -197,17 +192,20 @@ def planned_only(claims: Sequence[Claim], plan: Mapping[str, Planned]) -> list[C
 
     One that adopts schemes claims every layer that it could quantize, before it is known which have a scheme.
     """
+    return [
+        Claim(claim.modifier, tuple(layer for layer in claim.layers if must_compress(claim.modifier, layer, plan)))
+        if QUANTIZES in claim.modifier.traits
+        else claim
+        for claim in claims
+    ]
 
-    def is_kept(modifier: Modifier, layer: Layer) -> bool:
-        planned = plan.get(layer.name)
-        return not modifier.adopts(layer) if planned is None else planned.quantizer is modifier
 
-    found = []
-    for claim in claims:
-        quantizes, modifier = QUANTIZES in claim.modifier.traits, claim.modifier
-        layers = tuple(layer for layer in claim.layers if not quantizes or is_kept(modifier, layer))
-        found.append(Claim(modifier, layers))
-    return found
+def must_compress(modifier: Modifier, layer: Layer, plan: Mapping[str, Planned]) -> bool:
+    """Whether a quantizer or pruner that claims a layer is the one that compresses it, and not a later quantizer."""
+    planned = plan.get(layer.name)
+    if QUANTIZES not in modifier.traits:
+        return PRUNES in modifier.traits
+    return not modifier.adopts(layer) if planned is None else planned.quantizer is modifier
 
 
 def check_plan(state: State) -> None:
@@ -220,6 +218,20 @@ def check_plan(state: State) -> None:
     problems = [one for name, planned in state.plan.items() for one in _misfit(planned.scheme, layers[name])]
     if problems:
         raise SchemeError(shortened(problems))
+
+
+def _check_order(claim: Claim, plan: Mapping[str, Planned]) -> None:
+    """Refuse to prune layers that an earlier modifier quantizes, but for a modifier that runs last."""
+    modifier, name = claim.modifier, type(claim.modifier).__name__
+    if RUNS_LAST in modifier.traits or PRUNES not in modifier.traits:
+        return
+    for layer in claim.layers:
+        if layer.name in plan and plan[layer.name].scheme.weights is not None:
+            first = type(plan[layer.name].quantizer).__name__
+            raise TargetError(
+                f"{layer.name}: {first} quantizes its weight, and {name} changes the weight afterwards, which its "
+                f"scales were not made for: put {name} before {first}"
+            )
 
 
 def _misfit(scheme: Scheme, layer: Layer) -> list[str]:
@@ -299,15 +311,19 @@ def check_devices(model: nn.Module, *, streamed: bool) -> None:
         )
 
 
-def check_weights(stage: Stage) -> None:
+def check_weights(stage: Stage, *, cause: str = DAMAGED) -> None:
     """Refuse weights that are not numbers.
+
+    Args:
+        stage: whose parameters.
+        cause: what they may come from, and what to do.
 
     Raises:
         NumericsError: names the first tensor that has NaN or Inf.
     """
     for name, module in stage.modules.items():
         for part, tensor in module.named_parameters(recurse=False):
-            check_finite(f"{name}.{part}", tensor)
+            check_finite(f"{name}.{part}", tensor, cause=cause)
 
 
 def shortened(problems: Sequence[str], *, most: int = 8) -> str:

@@ -5,6 +5,7 @@ a sweep                              all that was requested is collected at once
 finalize of every modifier           in between, another sweep where one reads what no longer holds
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -18,10 +19,12 @@ from coldpress.calibration.tap import BatchInputs, InputTap
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.experts import LinearExperts, TokenCount, report_unseen, watched_experts
 from coldpress.modifier import TRANSFORMS, Modifier
-from coldpress.numerics import version
+from coldpress.originals import Originals
 from coldpress.pipeline import Pipeline
+from coldpress.plan import Running
 from coldpress.report import Progress
 from coldpress.run.hooks import Hooks
+from coldpress.run.watch import Watch
 from coldpress.stage import Pass, Stage
 from coldpress.state import State
 
@@ -64,12 +67,8 @@ class StageRun:
         """Fire `initialize` and `calibrate_batch`, and ask every modifier of this pass to measure the stage."""
         try:
             self._initialize_all(stage)
-            before = versions(stage)
             self._sweep(stage, self.modifiers, self.hooks.reading_batches(self.modifiers))
-            found = [modifier.measure(self.state, stage) for modifier in self.modifiers]
-            if versions(stage) != before:
-                raise BrokenPluginError(f"a weight of {stage.name} was changed while it was measured")
-            return found
+            return [self._measure(modifier, stage) for modifier in self.modifiers]
         finally:
             self._clear()
 
@@ -87,8 +86,7 @@ class StageRun:
     def _compress(self, stage: Stage) -> None:
         try:
             self._initialize_all(stage)
-            if any(modifier.needs().original_weights for modifier in self.modifiers):
-                self.state.keep_originals(stage)
+            self._keep_originals(stage)
             swept = self._sweep(stage, self.modifiers, self.hooks.reading_batches(self.modifiers))
             for position, modifier in enumerate(self.modifiers):
                 if self._is_stale(modifier, stage):
@@ -100,17 +98,18 @@ class StageRun:
 
     def _clear(self) -> None:
         self.store.clear()
-        self.state.drop_originals()
+        self.state.originals = None
+
+    def _measure(self, modifier: Modifier, stage: Stage) -> Any:
+        watch = Watch.of(stage)
+        with self.hooks.running(Running(modifier, "measure", stage), self.state) as running:
+            found = modifier.measure(self.state, stage)
+            watch.settle(self.state, running)
+        return found
 
     def _initialize_all(self, stage: Stage) -> None:
         for modifier in self.modifiers:
-            before = versions(stage)
             self._initialize(modifier, stage)
-            if TRANSFORMS not in modifier.traits and versions(stage) != before:
-                raise BrokenPluginError(
-                    f"{type(modifier).__name__}.initialize changed a weight of {stage.name}: only a modifier with the "
-                    "trait TRANSFORMS may, and keeps the model's function"
-                )
 
     def _initialize(self, modifier: Modifier, stage: Stage) -> None:
         with self.store.requesting(modifier):
@@ -118,11 +117,53 @@ class StageRun:
 
     def _finalize(self, modifier: Modifier, stage: Stage) -> None:
         """Fire the hook; a transformation that does not say what becomes of inputs costs what was collected."""
-        before = versions(stage)
+        watch, kept = Watch.of(stage), self.state.originals
+        transformed = 0 if kept is None else kept.transformed
         self.store.followed = False
-        self.hooks.fire("finalize", modifier, self.state, stage)
-        if TRANSFORMS in modifier.traits and not self.store.followed and versions(stage) != before:
+        self.hooks.fire("finalize", modifier, self.state, stage, watch=watch)
+        if TRANSFORMS not in modifier.traits or not watch.changed():
+            return
+        if not self.store.followed:
             self.store.lose()
+        if kept is not None and kept.transformed == transformed:
+            self._lose_originals(modifier, stage)
+
+    def _keep_originals(self, stage: Stage) -> None:
+        """Copy what modifiers need of the stage as it is, or what errors of layers that are written twice refer to."""
+        needed = any(modifier.needs().original_weights for modifier in self.modifiers)
+        names = (
+            None if needed or any(TRANSFORMS in one.traits for one in self.modifiers) else self._written_twice(stage)
+        )
+        if needed or self._written_twice(stage):
+            self.state.originals = Originals.of(stage, names, compressed=self.state.compressed)
+
+    def _written_twice(self, stage: Stage) -> set[str]:
+        """Layers that more than one modifier may give another weight, not counting equivalent transformations."""
+        names = Counter(
+            layer.name
+            for modifier in self.modifiers
+            for layer in modifier.layers(stage)
+            if TRANSFORMS not in modifier.traits or modifier.scheme_for(layer) is not None
+        )
+        return {name for name, count in names.items() if count > 1}
+
+    def _lose_originals(self, modifier: Modifier, stage: Stage) -> None:
+        """A transformation did not say what becomes of what is kept of the stage.
+
+        Raises:
+            BrokenPluginError: a layer is compressed already, and a modifier needs its original weight.
+        """
+        later = self.modifiers[[one is modifier for one in self.modifiers].index(True) + 1 :]
+        needy = [type(one).__name__ for one in later if one.needs().original_weights]
+        if not any(layer.name in self.state.compressed for layer in stage.every_layer):
+            self._keep_originals(stage)
+            return
+        if needy:
+            raise BrokenPluginError(
+                f"{type(modifier).__name__}.finalize at {stage.name} transforms weights, and {needy[0]} needs the "
+                "original ones: do the same by state.transform_original, or name it before those that compress"
+            )
+        self.state.originals = None
 
     def _sweep(self, stage: Stage, modifiers: Sequence[Modifier], readers: Sequence[Modifier]) -> int:
         """Run the stage on every batch, if inputs of its layers are wanted.
@@ -141,7 +182,8 @@ class StageRun:
         if not (wanted or to_the_end):
             return swept
         total = len(self.state.batches)
-        count = TokenCount.of(stage.modules, wanted.values())
+        count, watch = TokenCount.of(stage.modules, wanted.values()), Watch.of(stage)
+        sums = watch.sums() if readers else {}
         with (
             watched_experts(stage.modules.values()),
             InputTap(wanted.values(), to_the_end=to_the_end) as tap,
@@ -153,8 +195,10 @@ class StageRun:
                 self.store.see(seen.calls, seen.tokens, None if original is None else original.inputs())
                 count.see(seen)
                 for modifier in readers:
-                    self.hooks.fire("calibrate_batch", modifier, self.state, stage, batch=seen.batch(read))
+                    self.hooks.fire("calibrate_batch", modifier, self.state, stage, batch=seen.batch(read), watch=watch)
                 swept += 1
+        if readers:
+            watch.check_sums(sums, readers)
         self.store.finish()
         count.report(self.state)
         return swept
@@ -191,12 +235,6 @@ class StageRun:
 
     def _has_moved(self, modifier: Modifier, stage: Stage) -> bool:
         return self.store.has_moved(layer.name for layer in modifier.layers(stage))
-
-
-def versions(stage: Stage) -> list[tuple[int, int]]:
-    """What changes when any parameter of a stage does."""
-    parts = (part for module in stage.modules.values() for part in module.parameters(recurse=False))
-    return [(id(part), version(part)) for part in parts]
 
 
 def generator(found: Any) -> Any:

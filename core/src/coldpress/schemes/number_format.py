@@ -10,7 +10,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from coldpress.errors import BrokenPluginError, SchemeError, UnknownPluginError, suggest
+from coldpress.errors import BrokenPluginError, SchemeError, UnknownPluginError, must_implement, suggest
 from coldpress.registry import available, find
 from coldpress.schemes.quantization_args import QuantizationArgs
 
@@ -35,7 +35,7 @@ class NumberFormat:
 
     def round(self, x: Tensor) -> Tensor:
         """The nearest number of the grid, ties to even; beyond the ends, the end.  Same shape and dtype as `x`."""
-        raise NotImplementedError
+        raise must_implement(self, "round(x)")
 
     def round_(self, x: Tensor) -> Tensor:
         """`round(x)`, in the memory of `x`."""

@@ -1,13 +1,14 @@
 """A trial: one modifier, one tiny model, a whole run, and what came of it."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
+from coldpress import registry
 from coldpress.calibration.tap import InputTap, StopForward
 from coldpress.checkpoint.output import Output
 from coldpress.dataflow.partition import partition
@@ -19,8 +20,6 @@ from coldpress.stage import Call, Layer, Pass, Stage, calls_inside, find_layers
 from coldpress.state import State
 from coldpress.testing.models import batches, tiny_llama
 from coldpress.testing.trace import weights_of
-
-Batches = list[dict[str, Tensor]]
 
 
 @frozen(kw_only=True, eq=False)
@@ -73,29 +72,40 @@ class Trial:
         return self.state.model
 
 
-def run_trial(
-    modifier: Modifier,
-    *,
+def run(
+    *modifiers: Modifier,
     model: nn.Module | None = None,
-    data: Batches | None = None,
+    data: Sequence[Mapping[str, Any]] | None = None,
+    pipeline: Pipeline | str | None = None,
     output: Output | None = None,
-    tokenizer: object = None,
-) -> Trial:
-    """Compress a tiny model with one modifier, block by block.
+    **state: Any,
+) -> State:
+    """Compress a model in memory.
 
     Args:
-        modifier: the only one of the recipe.
+        modifiers: of the recipe, in its order.
         model: changed in place; None for a new tiny Llama.
-        data: None for eight rows in two batches.
+        data: batches; None for eight rows in two batches.
+        pipeline: one, or the name of an installed one with its defaults; None for block by block through the kit's own.
         output: where a checkpoint is written; None for nowhere.
-        tokenizer: saved with the checkpoint.
+        state: more fields of `State`, such as `seed` or `tokenizer`.
+
+    Returns:
+        The state as the run left it.
     """
     model = tiny_llama() if model is None else model
     data = batches(batch_size=4) if data is None else data
-    state = State(model=model, tokenizer=tokenizer, batches=data)
+    found = State(model=model, batches=data, **state)
+    chosen = registry.find("pipelines", pipeline)() if isinstance(pipeline, str) else pipeline or Parts()
+    Job(recipe=Recipe(list(modifiers)), state=found, pipeline=chosen, output=output).run()
+    return found
+
+
+def run_trial(modifier: Modifier, *, model: nn.Module | None = None, **arguments: Any) -> Trial:
+    """Compress a tiny model with one modifier; arguments as for `run`."""
+    model = tiny_llama() if model is None else model
     before = weights_of(model)
-    Job(recipe=Recipe(modifier), state=state, pipeline=Parts(), output=output).run()
-    return Trial(state, before)
+    return Trial(run(modifier, model=model, **arguments), before)
 
 
 def claimed(modifier: Modifier, model: nn.Module) -> list[Layer]:

@@ -5,6 +5,7 @@ from typing import ClassVar
 from attrs import evolve, field, frozen
 from torch import Tensor
 
+from coldpress.errors import must_implement
 from coldpress.statistic import RESCALE, ROTATE, Statistic
 
 
@@ -43,7 +44,7 @@ class Moment(Statistic):
 
     def terms(self, x: Tensor) -> Tensor:
         """What is averaged over tokens, [T, I] -> [T, I] float32."""
-        raise NotImplementedError(f"{type(self).__name__} must implement terms(x)")
+        raise must_implement(self, "terms(x)")
 
     def update(self, value: Average | None, x: Tensor) -> Average:
         """Add the tokens, [T, I]."""
