@@ -4,7 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
-from coldpress import attachment, hookspecs, modifier, pipeline, state
+from coldpress import attachment, hookspecs, modifier, pipeline, scratch, state
 from coldpress.stage import Batch, Layer, Stage
 
 TARGET = Path(__file__).with_name("hooks.md")
@@ -12,7 +12,7 @@ HEAD = """# Hooks
 
 *Written by `docs/make_hooks.py` from the docstrings of the code; change those.*
 """
-HANDED = (Stage, Layer, Batch, state.State, state.Scratch)
+HANDED = (Stage, Layer, Batch, state.State, scratch.Scratch)
 
 
 def page() -> str:

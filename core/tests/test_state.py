@@ -8,11 +8,12 @@ from torch import nn
 
 from coldpress.errors import NumericsError
 from coldpress.layer_report import LayerReport
-from coldpress.numerics import calculate_qparams, group, quantize
+from coldpress.numerics import calculate_qparams, group, quantize, relative_error
 from coldpress.quantized import Quantized
 from coldpress.schemes import preset
+from coldpress.scratch import Scratch
 from coldpress.stage import Layer, find_layers
-from coldpress.state import Scratch, State, relative_error
+from coldpress.state import State
 
 
 @pytest.fixture

@@ -14,38 +14,16 @@ from coldpress.attention import AttentionInput
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import TRANSFORMS, Modifier
-from coldpress.numerics import bit_sum, check_finite, version
+from coldpress.numerics import bit_sum, check_finite, relative_error, version
 from coldpress.originals import Originals
 from coldpress.plan import CallSource, Planned, Running, Sweep, no_calls
 from coldpress.quantized import Encoding, Quantized
 from coldpress.schemes import Scheme, describe
+from coldpress.scratch import Scratch
 from coldpress.stage import Call, Layer, Stage, calls_inside
 from coldpress.statistic import Statistic, Statistics
 
 T = TypeVar("T")
-
-
-class Scratch:
-    """What modifiers remember between hooks, by modifier and layer."""
-
-    def __init__(self) -> None:
-        self._values: dict[tuple[int, str], Any] = {}
-
-    def __setitem__(self, key: tuple[Any, Layer], value: Any) -> None:
-        self._values[id(key[0]), key[1].name] = value
-
-    def __getitem__(self, key: tuple[Any, Layer]) -> Any:
-        return self._values[id(key[0]), key[1].name]
-
-    def __contains__(self, key: tuple[Any, Layer]) -> bool:
-        return (id(key[0]), key[1].name) in self._values
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def pop(self, modifier: Any, layer: Layer) -> Any:
-        """The value, which is forgotten."""
-        return self._values.pop((id(modifier), layer.name))
 
 
 @define(eq=False)
@@ -419,10 +397,3 @@ class State:
         yield
         for layer in layers:
             self.report[layer.name].seconds += (perf_counter() - start) / len(layers)
-
-
-def relative_error(old: Tensor, new: Tensor) -> float:
-    """Frobenius norm of the change over that of `old`; 0 for two matrices of zeros."""
-    size = torch.linalg.vector_norm(old, dtype=torch.float32)
-    change = torch.linalg.vector_norm(old.float() - new)  # never in place: `old.float()` may be `old`
-    return float(change / size) if size > 0 else float(change)

@@ -315,7 +315,8 @@ def test_the_global_scale_is_that_of_the_weights_as_they_are_quantized():
     kept = [state.quantized[layer.name] for layer in layers]
     assert max(float(one.scale.max()) for one in kept) == 448  # float8's largest: what a stale scale would exceed
     assert len({float(one.global_scale) for one in kept}) == 1
-    assert all(float(state.report[layer.name].weight_error) < 0.2 for layer in layers)
+    # to the weight before it was enlarged: 99 of it, give or take what rounding does
+    assert all(abs(state.report[layer.name].weight_error - 99) < 20 for layer in layers)
 
 
 @pytest.mark.parametrize("scheme", ["NVFP4", "FP8"])

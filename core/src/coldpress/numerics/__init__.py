@@ -5,6 +5,7 @@ Scales, zero points, codes and the numbers they stand for are those of the libra
 """
 
 from coldpress.numerics.codes import check_codes, check_input_qparams, check_qparams
+from coldpress.numerics.error import relative_error
 from coldpress.numerics.factor import Factor, factorize
 from coldpress.numerics.finite import check_finite, is_finite
 from coldpress.numerics.gram import folded_gram, gram, unfolded
@@ -40,6 +41,7 @@ __all__ = [
     "pack_int32",
     "pack_rows_int32",
     "quantize",
+    "relative_error",
     "scale_shape",
     "search_qparams",
     "search_range",
