@@ -66,6 +66,11 @@ class Originals:
             for name, (parameter, _) in self.parameters.items():
                 parameter.data = current[name]
 
+    def attach(self, module: nn.Module, attachment: Attachment) -> None:
+        """An equivalent transformation attached this, in place of one of its kind."""
+        rest = (one for one in self.attachments.get(module, ()) if one.kind != attachment.kind)
+        self.attachments[module] = (*rest, attachment)
+
     def transform(self, apply: Callable[[], None]) -> None:
         """Do to them what `apply` does, in place, to the parameters that the stage has."""
         with self.swapped():

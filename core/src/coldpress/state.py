@@ -9,12 +9,12 @@ import torch
 from attrs import define, evolve, field
 from torch import Tensor, nn
 
-from coldpress.attachment import Attachment, attach, attachments_as, attachments_on
+from coldpress.attachment import Attachment, attach
 from coldpress.attention import AttentionInput
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import TRANSFORMS, Modifier
-from coldpress.numerics import bit_sum, check_finite, relative_error, version
+from coldpress.numerics import check_finite, relative_error
 from coldpress.originals import Originals
 from coldpress.plan import CallSource, Planned, Running, Sweep, no_calls
 from coldpress.quantized import Encoding, Quantized
@@ -22,6 +22,7 @@ from coldpress.schemes import Scheme, describe
 from coldpress.scratch import Scratch
 from coldpress.stage import Call, Layer, Stage, calls_inside
 from coldpress.statistic import Statistic, Statistics
+from coldpress.written import Written
 
 T = TypeVar("T")
 
@@ -47,6 +48,7 @@ class State:
         clip_ranges: layer name to the range that scales of its weight shall cover, low and high, [*scale shape] both.
         report: layer name to what became of it, every layer of the model.
         log: what was done, one entry a stage.
+        written: which weights are those that were last checked, reported and encoded.
         originals: what the stage was before it was compressed, where that is kept; see `original_weight`.
         compressed: names of the layers that have another weight than an equivalent transformation gives them.
         handled: names of the layers that the running hook has written, skipped or reported.
@@ -68,12 +70,11 @@ class State:
     clip_ranges: dict[str, tuple[Tensor, Tensor]] = field(factory=dict)
     report: dict[str, LayerReport] = field(factory=dict)
     log: list[dict[str, Any]] = field(factory=list)
+    written: Written = field(factory=Written)
     originals: Originals | None = None
     compressed: set[str] = field(factory=set)
     handled: set[str] = field(factory=set)
     _ranges: dict[str, Any] = field(factory=dict)
-    _noted: dict[str, int] = field(factory=dict)
-    _encoded: dict[str, tuple[int, int]] = field(factory=dict)
     _statistics: Statistics | None = None
     _call_source: CallSource = no_calls
     _decisions: dict[int, Any] = field(factory=dict)
@@ -243,7 +244,7 @@ class State:
         except ValueError as error:
             raise self._refusal(layer, str(error)) from error
         self.quantized.pop(layer.name, None)
-        self._encoded.pop(layer.name, None)
+        self.written.forget_codes(layer)
         if quantized.codes is not None:
             self.set_weight(layer, quantized.weight(layer.weight.dtype))
         self.handled.add(layer.name)
@@ -286,12 +287,6 @@ class State:
         compared = original is not None and layer.name in self.compressed
         self._note(layer, relative_error(original, layer.weight) if compared and original is not None else None)
 
-    def is_noted(self, layer: Layer) -> bool:
-        """Whether the layer's weight is the one that was last checked and reported; core's business."""
-        if layer.name in self._encoded:
-            return self._encoded[layer.name] == (version(layer.weight), bit_sum(layer.weight))
-        return self._noted.get(layer.name) == version(layer.weight)
-
     def attach(self, where: Layer | str, attachment: Attachment, buffers: Mapping[str, Tensor] | None = None) -> None:
         """Put an attachment on a layer, or a module by its name, in place of one of its kind.
 
@@ -305,9 +300,8 @@ class State:
                 raise BrokenPluginError(
                     f"{self.running} attaches {attachment.kind!r} to {name}: its attachments() must announce that"
                 )
-            if TRANSFORMS in self.running.modifier.traits and module in self._original_attachments:
-                rest = (one for one in self._original_attachments[module] if one.kind != attachment.kind)
-                self._original_attachments[module] = (*rest, attachment)
+            if TRANSFORMS in self.running.modifier.traits and self.originals is not None:
+                self.originals.attach(module, attachment)
         attach(module, attachment, buffers)
 
     def skip(self, layer: Layer, reason: str) -> None:
@@ -336,7 +330,7 @@ class State:
             line.status = "changed"
         line.weight_error = error
         line.sparsity = 1 - weight.count_nonzero().item() / weight.numel()
-        self._noted[layer.name] = version(weight)
+        self.written.note(layer)
 
     def _check_writable(self, layer: Layer) -> None:
         """Refuse to write in a hook that may not, and layers of other stages."""
@@ -385,7 +379,7 @@ class State:
         """Keep codes, and what the weight is that they stand for."""
         self.quantized[layer.name] = quantized
         if quantized.codes is not None:
-            self._encoded[layer.name] = version(layer.weight), bit_sum(layer.weight)
+            self.written.note_codes(layer)
 
     def _refusal(self, layer: Layer | AttentionInput, what: str) -> BrokenPluginError:
         return BrokenPluginError(f"{self.running or 'a modifier'}: {layer.name}: {what}")

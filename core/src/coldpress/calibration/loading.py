@@ -16,14 +16,7 @@ from coldpress.calibration.cache_folder import cache_settings
 from coldpress.calibration.files import SUFFIXES, FileRows, check_regular, joined, read_file, read_pieces
 from coldpress.calibration.hub_dataset import HubDataset
 from coldpress.calibration.splits import pick, split_part
-from coldpress.errors import (
-    BrokenPluginError,
-    CalibrationError,
-    ColdpressError,
-    is_of_the_machine,
-    near,
-    suggest,
-)
+from coldpress.errors import BrokenPluginError, CalibrationError, near, suggest
 from coldpress.foreign import reading
 
 log = logging.getLogger(__name__)
@@ -85,14 +78,8 @@ def _called(function: Any, name: str, split: str | None) -> Any:
     """
     owner = registry.owner_of(getattr(function, "__module__", "") or "")
     who = f"the data set {name!r}" + ("" if owner is None else f" ({owner})")
-    try:
+    with reading(f"{who} cannot be read", BrokenPluginError):
         rows = function(split)
-    except ColdpressError:
-        raise
-    except Exception as error:
-        if is_of_the_machine(error):
-            raise
-        raise BrokenPluginError(f"{who} cannot be read: {type(error).__name__}: {error}") from error
     if rows is None:
         raise BrokenPluginError(f"{who} gives None: its function must return rows, such as [{{'text': '...'}}]")
     return rows

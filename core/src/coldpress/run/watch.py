@@ -134,7 +134,7 @@ class Watch:
         for layer in self.stage.every_layer:
             weight, quantized = f"{layer.name}.weight", state.quantized.get(layer.name)
             encoded = quantized is not None and quantized.codes is not None  # seen too if changed by way of `data`
-            if (weight in changed or encoded) and not state.is_noted(layer):
+            if (weight in changed or encoded) and not state.written.is_current(layer):
                 state.note_change(layer)
             changed.discard(weight)
         for name in sorted(changed):
