@@ -190,7 +190,7 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
         dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise _corrupt(path, f"its header describes tensor {name!r} incompletely") from error
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name!r} has the dtype {dtype!r}, which this version cannot read")
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
         raise _corrupt(path, f"its header gives tensor {name!r} a shape or place that is not a whole number")

@@ -13,7 +13,7 @@ from coldpress.foreign import reading
 from coldpress.models.auto import build_model
 from coldpress.models.configuration import load_config, read_generation_settings
 from coldpress.models.location import Location
-from coldpress.models.promise import check_promises
+from coldpress.models.promise import check_promises, check_size
 from coldpress.models.quiet import no_bar
 from coldpress.models.streaming import without_weights
 from coldpress.source import Source, Weights
@@ -51,6 +51,9 @@ class DenseCheckpoint:
             ModelError: transformers cannot build it.
         """
         check_promises(self.config, self.weights.names(), self.name)
+        check_size(
+            lambda: build_model(self.config, dtype=dtype, trust_remote_code=trust_remote_code), self.weights, self.name
+        )
         with reading(f"transformers cannot build the model of {self.name!r}", ModelError):
             with without_weights():
                 model = build_model(self.config, dtype=dtype, trust_remote_code=trust_remote_code)

@@ -13,11 +13,12 @@ from coldpress.checkpoint import CheckpointReader
 from coldpress.checkpoint.reader import read_json
 from coldpress.errors import ArgumentError, CheckpointError, ModelError, suggest
 from coldpress.foreign import reading
-from coldpress.models.auto import model_class
+from coldpress.models.auto import build_model, model_class
 from coldpress.models.configuration import first_line, load_config, read_generation_settings
 from coldpress.models.dense import load_dense, source_checkpoint
 from coldpress.models.hub import hub_folder, on_this_disk
 from coldpress.models.location import Location, locate
+from coldpress.models.promise import check_promises, check_size
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +224,11 @@ def _load_folder(name: str, folder: Path, dtype: Any, more: Mapping[str, Any]) -
         reader = CheckpointReader(folder)
         reader.check()
         _check_dtypes(reader, name)
+        trust = more["trust_remote_code"]
+        settings = more.get("config") or load_config(str(folder), trust_remote_code=trust)
+        check_promises(settings, reader.names(), name)
+        check_size(lambda: build_model(settings, dtype=torch.float32, trust_remote_code=trust), reader, name)
+        more = {**more, "config": settings}
     elif not any(folder.glob("*.bin")):
         raise CheckpointError(f"{name!r} holds a config.json and no weights: model.safetensors is missing")
     return _from_pretrained(str(folder), dtype=dtype, **more)

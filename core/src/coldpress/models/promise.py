@@ -1,11 +1,16 @@
 """What a configuration promises, held against the tensors that are there, before a module is built."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from math import prod
 from typing import Any
 
-from coldpress.errors import ModelError
+import torch
 
+from coldpress.errors import ModelError
+from coldpress.source import Weights
+
+_TIMES, _SMALL = 16, 10**7  # packed weights are fewer numbers than they stand for; small models cost nothing
 _MANY = 1024  # so many layers or experts are built before it is asked whether there are any
 _COUNTS = re.compile(r"(^|_)n(um)?_.*(layers?|blocks?|experts?)$|^n_layers?$|^num_(layers|blocks|experts)$")
 
@@ -29,6 +34,30 @@ def check_promises(config: Any, names: Iterable[str], called: str) -> None:
                     f"{called!r}: its configuration promises {key} = {value}, and the tensors that are there count to "
                     f"{there}: it is another model's, or damaged"
                 )
+
+
+def check_size(build: Callable[[], Any], weights: Weights, called: str) -> None:
+    """Refuse a configuration whose model is many times larger than all tensors that are there.
+
+    Args:
+        build: makes the model; it is called where tensors have no memory.
+        weights: that are there.
+        called: what the user called the model.
+
+    Raises:
+        ModelError: says how many weights there would be, and how many there are.
+    """
+    try:
+        with torch.device("meta"):
+            wanted = sum(parameter.numel() for parameter in build().parameters())
+    except Exception:
+        return
+    there = sum(prod(weights.shape(name)) for name in weights.names())
+    if wanted > _TIMES * there + _SMALL:
+        raise ModelError(
+            f"{called!r}: its configuration promises {wanted} weights, and the files hold {there} numbers: it is "
+            "another model's, or damaged"
+        )
 
 
 def _parts(config: Any) -> Iterator[Any]:
