@@ -13,6 +13,7 @@ from coldpress import oneshot
 from coldpress.checkpoint import CheckpointWriter
 from coldpress.errors import (
     ArgumentError,
+    BrokenPluginError,
     CalibrationError,
     CheckpointError,
     ModelError,
@@ -258,7 +259,7 @@ def save_at_once(target):
 
 @pytest.mark.parametrize("save", [save_later, save_at_once])
 def test_a_modifier_that_fails_to_save_leaves_no_output(tmp_path, save):
-    with pytest.raises(StopError):
+    with pytest.raises(BrokenPluginError, match=r"FailsToSave\.save.*StopError"):
         save(tmp_path / "out")
 
     assert not (tmp_path / "out").exists()

@@ -342,7 +342,7 @@ def test_a_file_that_is_not_there_names_its_neighbour(tmp_path, tokenizer):
 
 
 def test_an_unknown_name_suggests_one_that_is_installed(tokenizer, offline, monkeypatch):
-    plugin = registry.Plugin("datasets", "coldpress/short", "coldpress", "0", None)
+    plugin = next(one for one in registry.available("datasets") if one.name == "coldpress/short")
     monkeypatch.setattr(registry, "available", lambda kind: [plugin])
 
     with pytest.raises(CalibrationError, match="did you mean 'coldpress/short'"):
@@ -350,7 +350,7 @@ def test_an_unknown_name_suggests_one_that_is_installed(tokenizer, offline, monk
 
 
 def test_a_data_set_of_a_plugin_is_found_by_name_and_split(tokenizer, monkeypatch):
-    plugin = registry.Plugin("datasets", "coldpress/short", "coldpress", "0", None)
+    plugin = next(one for one in registry.available("datasets") if one.name == "coldpress/short")
     monkeypatch.setattr(registry, "available", lambda kind: [plugin])
     monkeypatch.setattr(registry, "find", lambda kind, name: short.load)
 

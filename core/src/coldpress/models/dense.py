@@ -52,7 +52,10 @@ class DenseCheckpoint:
         """
         check_promises(self.config, self.weights.names(), self.name)
         check_size(
-            lambda: build_model(self.config, dtype=dtype, trust_remote_code=trust_remote_code), self.weights, self.name
+            self.config,
+            lambda config: build_model(config, dtype=dtype, trust_remote_code=trust_remote_code),
+            self.weights,
+            self.name,
         )
         with reading(f"transformers cannot build the model of {self.name!r}", ModelError):
             with without_weights():

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,23 +224,15 @@ def _load_folder(name: str, folder: Path, dtype: Any, more: Mapping[str, Any]) -
     if any(folder.glob("*.safetensors*")):
         reader = CheckpointReader(folder)
         reader.check()
-        _check_dtypes(reader, name)
         trust = more["trust_remote_code"]
         settings = more.get("config") or load_config(str(folder), trust_remote_code=trust)
         check_promises(settings, reader.names(), name)
-        check_size(lambda: build_model(settings, dtype=torch.float32, trust_remote_code=trust), reader, name)
+        build = partial(build_model, dtype=torch.float32, trust_remote_code=trust)
+        check_size(settings, build, reader, name)
         more = {**more, "config": settings}
     elif not any(folder.glob("*.bin")):
         raise CheckpointError(f"{name!r} holds a config.json and no weights: model.safetensors is missing")
     return _from_pretrained(str(folder), dtype=dtype, **more)
-
-
-def _check_dtypes(reader: CheckpointReader, called: str) -> None:
-    """Refuse matrices of weights that are no numbers of floating point, which transformers would cast."""
-    for name in reader.names():
-        dtype = reader.dtype(name)
-        if name.endswith(".weight") and not dtype.is_floating_point and len(reader.shape(name)) == 2:
-            raise CheckpointError(f"{called!r}: tensor {name!r} holds {dtype}, and no weights")
 
 
 def _from_pretrained(name: str, **settings: Any) -> Any:

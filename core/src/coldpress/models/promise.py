@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from math import prod
 from typing import Any
 
@@ -36,11 +37,12 @@ def check_promises(config: Any, names: Iterable[str], called: str) -> None:
                 )
 
 
-def check_size(build: Callable[[], Any], weights: Weights, called: str) -> None:
+def check_size(config: Any, build: Callable[[Any], Any], weights: Weights, called: str) -> None:
     """Refuse a configuration whose model is many times larger than all tensors that are there.
 
     Args:
-        build: makes the model; it is called where tensors have no memory.
+        config: of the model.
+        build: makes a model of a copy of it; it is called where tensors have no memory.
         weights: that are there.
         called: what the user called the model.
 
@@ -49,7 +51,7 @@ def check_size(build: Callable[[], Any], weights: Weights, called: str) -> None:
     """
     try:
         with torch.device("meta"):
-            wanted = sum(parameter.numel() for parameter in build().parameters())
+            wanted = sum(parameter.numel() for parameter in build(deepcopy(config)).parameters())
     except Exception:
         return
     there = sum(prod(weights.shape(name)) for name in weights.names())
