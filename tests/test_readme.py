@@ -28,13 +28,14 @@ SCRIPTS = [block for block in blocks("python") if "oneshot(" in block]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A working folder with a model at path/to/model, and the recipe."""
+    """A working folder with a model at path/to/model, the recipe, and a script for llm-compressor."""
     folder = tmp_path / "path/to/model"
     model = tiny_llama(layers=1)
     model.config.max_position_embeddings = 512  # `evaluate` looks at windows of so many tokens
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "quantize.py").write_text("from llmcompressor import oneshot\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -96,6 +96,8 @@ def test_imports_move_and_comments_and_layout_stay():
             "from llmcompressor.transformers.tracing import TraceableLlavaForConditionalGeneration",
             "from transformers import LlavaForConditionalGeneration as TraceableLlavaForConditionalGeneration",
         ),
+        ("from llmcompressor . modifiers import GPTQModifier", "from coldpress.modifiers import GPTQModifier"),
+        ("from llmcompressor import \\\n    oneshot", "from coldpress import \\\n    oneshot"),
         ("import llmcompressor", "import coldpress"),
         ("import llmcompressor as lc\nlc.oneshot()", "import coldpress as lc\nlc.oneshot()"),
         (
@@ -301,6 +303,7 @@ def test_what_was_ported_has_nothing_left_to_port():
         ("import os\n", "imports nothing of llmcompressor"),
         ("from llmcompressor import\n", "my.py:1: this is no Python"),
         ('{"cells": []', "nbconvert"),
+        ('{"cells": []}', "nbconvert"),
         ("x = '\0'\n", "no Python"),
         ("(" * 5000 + ")" * 5000, "no Python"),
     ],
@@ -319,3 +322,16 @@ def test_the_result_is_always_a_program():
             for second in pieces + dropped[:1]:
                 script = f"{head}{first}; {second}  # end"
                 ast.parse(port(script).text)
+
+
+def test_names_inside_of_f_strings_are_changed_where_they_are_or_left():
+    script = (
+        "import llmcompressor\n"
+        "from compressed_tensors.offload import dispatch_model\n"
+        "x = f'''é\n  {dispatch_model(model)!r:>{width}} é {llmcompressor.__version__}'''\n"
+    )
+
+    text = port(script).text
+
+    changed = "x = f'''é\n  {model!r:>{width}} é {coldpress.__version__}'''\n"
+    assert text in (script, "import coldpress\n" + changed)

@@ -74,7 +74,9 @@ def port(text: str, name: str = "the script") -> Ported:
     work = _Port(source, program, Uses(source, program))
     statements = list(work.program.imports())
     if not statements:
-        raise ArgumentError(f"{name} imports nothing of llmcompressor or compressed_tensors: there is nothing to port")
+        raise ArgumentError(
+            f"{name} imports nothing of llmcompressor or compressed_tensors: there is nothing to port{_notebook(text)}"
+        )
     for statement in statements:
         if isinstance(statement, ast.ImportFrom):
             work.port_from(statement)
@@ -88,10 +90,14 @@ def _parse(text: str, name: str) -> ast.Module:
     try:
         return ast.parse(text)
     except SyntaxError as error:
-        hint = "; a notebook is exported with: jupyter nbconvert --to script" if text.lstrip().startswith("{") else ""
-        raise ArgumentError(f"{name}:{error.lineno or 1}: this is no Python: {error.msg}{hint}") from error
+        raise ArgumentError(f"{name}:{error.lineno or 1}: this is no Python: {error.msg}{_notebook(text)}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise ArgumentError(f"{name}: this is no Python: {error or type(error).__name__}") from error
+
+
+def _notebook(text: str) -> str:
+    """The end of a message about what may be a notebook, which is JSON, and at times valid Python."""
+    return "; a notebook is exported with: jupyter nbconvert --to script" if text.lstrip().startswith("{") else ""
 
 
 @define(eq=False)
@@ -154,7 +160,7 @@ class _Port:
             return None
         uses = self.program.uses_below(local, f"{module}.{name}")
         homes = {use.equivalent.module for use in uses if use.equivalent.kind == "moved"}
-        if len(homes) != 1 or any(use.equivalent.kind != "moved" for use in uses):
+        if len(homes) != 1 or not all(use.equivalent.kind == "moved" and self.uses.can_change(use) for use in uses):
             return None
         parent, dot, last = homes.pop().rpartition(".")
         if not dot:
@@ -187,10 +193,8 @@ class _Port:
         for use in uses:
             self._remark(use.node.lineno, use.name, use.equivalent)
         as_it_was = Equivalent("kept", module, alias.name, "works only where that library is installed")
-        if local in self.program.own or any(use.equivalent.kind in ("kept", "missing") for use in uses):
-            self._remark(line, alias.name, as_it_was)
-            return ("",)
-        if not uses and root != "llmcompressor":
+        stuck = any(use.equivalent.kind in ("kept", "missing") or not self.uses.can_change(use) for use in uses)
+        if local in self.program.own or stuck or (not uses and root != "llmcompressor"):
             self._remark(line, alias.name, as_it_was)
             return ("",)
         homes = list(dict.fromkeys(use.equivalent.module for use in uses if use.equivalent.kind == "moved"))

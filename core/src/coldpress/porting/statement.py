@@ -37,8 +37,12 @@ def write_from(source: Source, node: ast.ImportFrom, names: Sequence[Name]) -> E
     start, end = source.span(node)
     modules = list(dict.fromkeys(name.module for name in names))
     before = [(alias.name, alias.asname or alias.name) for alias in node.names]
-    if len(modules) == 1 and before == [(name.name, name.local) for name in names]:
-        text = source.of(node)
+    text = source.of(node)
+    if (
+        len(modules) == 1
+        and before == [(n.name, n.local) for n in names]
+        and (node.module or "") in text[len("from") :]
+    ):
         first = text.index(node.module or "", len("from"))
         return Edit(start + first, start + first + len(node.module or ""), modules[0])
     indent = _indent(source, node)

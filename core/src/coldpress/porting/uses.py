@@ -30,8 +30,12 @@ class Uses:
     oneshots: set[ast.expr] = field(factory=set)
 
     def can_change(self, use: Use) -> bool:
-        """Whether what a name is here can stand where it is used."""
-        return use.equivalent.kind != "dropped" or self._argument(use) is not None
+        """Whether what a name is here can stand where it is used, and the place is known."""
+        try:  # before Python 3.12 places inside of f-strings may be wrong
+            there = "".join(self.source.of(use.node).split()) == use.name
+        except (UnicodeDecodeError, IndexError):
+            there = False
+        return there and (use.equivalent.kind != "dropped" or self._argument(use) is not None)
 
     def change(self, use: Use, name: str = "") -> None:
         """Write what a name is here where it is used.
