@@ -152,7 +152,13 @@ def measure(groups: list[str]) -> dict[str, list[dict[str, Any]]]:
         for scheme, observer, settings in GROUPS[group]:
             modifier, model = QuantizationModifier(ignore=["lm_head"], **settings), fresh()
             data = {"dataset": "coldpress/short", "num_calibration_samples": 32, "max_seq_length": 512}
-            oneshot(model, modifier, tokenizer=tokenizer, quiet=True, **(data if modifier.needs().data else {}))
+            oneshot(
+                model,
+                modifier,
+                tokenizer=tokenizer,
+                quiet=True,
+                **(data if any(one.needs().data for one in modifier.expand()) else {}),
+            )
             line = {"scheme": scheme, "observer": observer}
             found[group].append(line | {"output_error": judge.output_error(model)} | judge.costs(model))
             print(json.dumps(found[group][-1]), flush=True)

@@ -111,7 +111,7 @@ def compress(case: Case, folder: Path, *, base: Path) -> Path:
         return base
     modifier = QuantizationModifier(ignore=["lm_head"], **case.settings)
     data = {"dataset": "coldpress/short", "num_calibration_samples": 16, "max_seq_length": 256, "pipeline": "basic"}
-    arguments = {**(data if modifier.needs().data else {}), **(case.arguments or {})}
+    arguments = {**(data if any(one.needs().data for one in modifier.expand()) else {}), **(case.arguments or {})}
     oneshot(str(base), modifier, precision="bfloat16", output_dir=str(folder), quiet=True, **arguments)
     return folder
 

@@ -25,7 +25,7 @@ ASYMMETRIC = {"W4A16_ASYM"}  # transformers 5.23 loads packed zero points only w
 def compressed(name, folder, **settings):
     """The model in memory after one preset, also written to a folder."""
     modifier = QuantizationModifier(scheme=name, ignore=["lm_head"], **settings)
-    data = batches(rows=2) if modifier.needs().data else None
+    data = batches(rows=2) if any(one.needs().data for one in modifier.expand()) else None
     more = {} if data is None else {"dataset": data}
     return oneshot(
         tiny_llama(dtype=torch.bfloat16), modifier, tokenizer=tiny_tokenizer(), output_dir=folder, quiet=True, **more
