@@ -10,18 +10,32 @@ from coldpress.numerics.factor import Factor, factorize
 from coldpress.numerics.finite import check_finite, is_finite
 from coldpress.numerics.gram import folded_gram, gram, unfolded
 from coldpress.numerics.group import group, scale_shape
+from coldpress.numerics.hadamard import hadamard_block_sizes, hadamard_matrix, hadamard_orders
 from coldpress.numerics.pack import pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
 from coldpress.numerics.pack_float import decode_exponents, encode_exponents, pack_floats, unpack_floats
 from coldpress.numerics.qparams import calculate_global_scale, calculate_qparams, dynamic_qparams
 from coldpress.numerics.quantize import dequantize, fake_quantize, fake_quantize_groups, quantize
+from coldpress.numerics.rotation import (
+    TRANSFORM_TYPES,
+    Rotation,
+    TransformType,
+    cayley_step,
+    orthogonalized,
+    random_orthogonal,
+    rotation_of,
+)
 from coldpress.numerics.search import search_qparams, search_range
 from coldpress.numerics.version import bit_sum, version
 
 __all__ = [
+    "TRANSFORM_TYPES",
     "Factor",
+    "Rotation",
+    "TransformType",
     "bit_sum",
     "calculate_global_scale",
     "calculate_qparams",
+    "cayley_step",
     "check_codes",
     "check_finite",
     "check_input_qparams",
@@ -36,12 +50,18 @@ __all__ = [
     "folded_gram",
     "gram",
     "group",
+    "hadamard_block_sizes",
+    "hadamard_matrix",
+    "hadamard_orders",
     "is_finite",
+    "orthogonalized",
     "pack_floats",
     "pack_int32",
     "pack_rows_int32",
     "quantize",
+    "random_orthogonal",
     "relative_error",
+    "rotation_of",
     "scale_shape",
     "search_qparams",
     "search_range",
