@@ -168,3 +168,19 @@ def test_the_page_about_models_runs(tmp_path, monkeypatch):
     exec(compile(block, "docs/models.md", "exec"), {})
 
     assert (tmp_path / "compressed/config.json").is_file()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_folder_of_bin_files_is_read_as_others_are(stream, tmp_path):
+    source = save(tiny_family("llama_classifier"), tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    oneshot(str(source), rounding(), output_dir=tmp_path / "expected")
+    (source / "model.safetensors").unlink()
+    torch.save({**tensors, "mtp.weight": torch.ones(3, 4)}, source / "pytorch_model.bin")
+
+    oneshot(str(source), rounding(), output_dir=tmp_path / "out", stream_weights=stream)
+
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("expected", "out"))
+    assert torch.equal(found.pop("mtp.weight"), torch.ones(3, 4))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

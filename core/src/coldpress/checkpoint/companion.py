@@ -10,8 +10,9 @@ from typing import Any
 from attrs import field, frozen
 
 from coldpress.checkpoint.journal import NAME as JOURNAL
+from coldpress.checkpoint.pickled import open_files
 from coldpress.checkpoint.published import format_of, quantization_of
-from coldpress.checkpoint.reader import CheckpointReader, read_json
+from coldpress.checkpoint.reader import read_json
 from coldpress.errors import CheckpointError
 from coldpress.source import Weights
 
@@ -60,7 +61,7 @@ class Origin:
         has_tokenizer: whether the tokenizer of the run is the one that lies there; if not, its files are not copied.
         extra: tensors in its files that the model has no place for; they are copied.
         stored: name of each tensor that its files hold in another dtype than the model to its name there.
-        weights: that these tensors are read from; None for the safetensors files of the folder.
+        weights: that these tensors are read from; None for the files of the folder.
         left_out: small files that describe how weights were stored, and so are not copied.
     """
 
@@ -73,7 +74,7 @@ class Origin:
 
     def open(self) -> Weights:
         """The tensors of its files."""
-        return self.weights or CheckpointReader(self.folder)
+        return self.weights or open_files(self.folder)
 
 
 def copy_companions(origin: Origin, target: Path) -> None:
@@ -118,8 +119,8 @@ def _files_of_weights(folder: Path) -> Sequence[Path]:
     try:
         form = format_of(quantization_of(folder))
         opened = None if form is None else form.open(folder)
-        return CheckpointReader(folder).files if opened is None else opened.files
-    except CheckpointError:  # it has none in safetensors files
+        return open_files(folder).files if opened is None else opened.files
+    except CheckpointError:  # it has none
         return []
 
 

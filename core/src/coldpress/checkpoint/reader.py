@@ -139,13 +139,7 @@ class CheckpointReader(Weights):
         if not indices:
             return {}
         path = next((path for path in indices if path.name == f"model{_INDEX}"), indices[0])
-        weight_map = read_json(path).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{path} has no 'weight_map', the table from tensor to file")
-        for name, file in weight_map.items():
-            if not isinstance(file, str) or Path(file).name != file:
-                raise CheckpointError(f"{path} places tensor {name!r} in {file!r}, which is not a file of this folder")
-        return weight_map
+        return read_weight_map(path)
 
     def _find_files(self) -> list[Path]:
         if (self.folder / _SINGLE).is_file():
@@ -163,6 +157,21 @@ class CheckpointReader(Weights):
         if not files:
             raise CheckpointError(f"{self.folder} holds no safetensors file{_instead(self.folder)}")
         return files
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """The table from tensor to file of an index.
+
+    Raises:
+        CheckpointError: it cannot be read, or names what is no file of its folder.
+    """
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no 'weight_map', the table from tensor to file")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{path} places tensor {name!r} in {file!r}, which is not a file of this folder")
+    return weight_map
 
 
 def read_json(path: Path) -> dict[str, Any]:

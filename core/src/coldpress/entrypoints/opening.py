@@ -9,8 +9,8 @@ from typing import Any
 from attrs import field, fields_dict, frozen
 
 from coldpress.arguments import Arguments, ModelArguments
-from coldpress.checkpoint import CheckpointReader
 from coldpress.checkpoint.companion import Origin
+from coldpress.checkpoint.pickled import open_files, pickled_files
 from coldpress.checkpoint.place import Found, find_places
 from coldpress.checkpoint.reader import read_json
 from coldpress.checkpoint.stored import stored_otherwise
@@ -119,11 +119,11 @@ def _opened(
     return Opened(model, stream, origin, extra)
 
 
-def _reader_of(model: Any, folder: Path | None) -> CheckpointReader | None:
+def _reader_of(model: Any, folder: Path | None) -> Weights | None:
     """The files of a folder that a model was read from as a whole, and as it is there; None where it was not."""
-    if folder is None or next(folder.glob("*.safetensors"), None) is None or is_compressed(folder):
+    if folder is None or not _has_weights(folder) or is_compressed(folder):
         return None
-    return CheckpointReader(folder) if _is_whole(model, read_json(folder / "config.json")) else None
+    return open_files(folder) if _is_whole(model, read_json(folder / "config.json")) else None
 
 
 def report_extra(state: State, extra: Mapping[str, tuple[int, ...]]) -> None:
@@ -189,11 +189,15 @@ def _obstacle(arguments: Arguments, found: Location | None) -> str | None:
         return "the model is neither a folder of safetensors files nor on a hub"
     if found.source is not None:
         return None
-    if next(found.path.glob("*.safetensors"), None) is None:
+    if not _has_weights(found.path):
         return f"{found.path} holds no safetensors files"
     if is_compressed(found.path):
         return f"{found.path} is compressed already, and is decoded as a whole"
     return None
+
+
+def _has_weights(folder: Path) -> bool:
+    return next(folder.glob("*.safetensors"), None) is not None or bool(pickled_files(folder))
 
 
 def is_compressed(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from attrs import frozen
 
-from coldpress.checkpoint import CheckpointReader
+from coldpress.checkpoint.pickled import open_files
 from coldpress.errors import ArgumentError, CheckpointError, ModelError
 from coldpress.foreign import reading
 from coldpress.models.auto import build_model
@@ -69,7 +69,7 @@ class DenseCheckpoint:
 def folder_checkpoint(
     name: str, folder: Path, *, config: Any = None, trust_remote_code: bool = False
 ) -> DenseCheckpoint:
-    """A folder of safetensors files that is not compressed.
+    """A folder of safetensors files, or of `.bin` files where there are none, that is not compressed.
 
     Args:
         name: what the user called it.
@@ -81,7 +81,7 @@ def folder_checkpoint(
         CheckpointError: a file is damaged.
         ModelError: transformers cannot read the configuration.
     """
-    reader = CheckpointReader(folder)
+    reader = open_files(folder)
     reader.check()
     settings = load_config(str(folder), trust_remote_code=trust_remote_code) if config is None else config
     return DenseCheckpoint(name, reader, settings, folder)

@@ -10,7 +10,7 @@ import torch
 
 from coldpress.arguments import PRECISIONS
 from coldpress.arguments.hub import hub_is_reachable
-from coldpress.checkpoint import CheckpointReader
+from coldpress.checkpoint.pickled import open_files, pickled_files
 from coldpress.checkpoint.reader import read_json
 from coldpress.errors import ArgumentError, CheckpointError, ModelError, suggest
 from coldpress.foreign import reading
@@ -221,8 +221,8 @@ def _load_folder(name: str, folder: Path, dtype: Any, more: Mapping[str, Any]) -
         model = load_compressed(folder, quantization, dtype=dtype, **more)
         read_generation_settings(model, folder)
         return model
-    if any(folder.glob("*.safetensors*")):
-        reader = CheckpointReader(folder)
+    if any(folder.glob("*.safetensors*")) or pickled_files(folder):
+        reader = open_files(folder)
         reader.check()
         trust = more["trust_remote_code"]
         settings = more.get("config") or load_config(str(folder), trust_remote_code=trust)
