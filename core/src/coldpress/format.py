@@ -1,6 +1,7 @@
 """What a checkpoint format is: how a compressed layer becomes named tensors and a line of `config.json`, and back.
 
     class MyFormat(Format):                     # coldpress.formats: my-format = "package:MyFormat"
+        def complete(self, schemes, shapes): ...         before any work: what schemes leave open
         def check(self, scheme, name, shape): ...        before any work: can it be written?
         def tensors(self, quantized): ...                {"weight_packed": ..., "weight_scale": ...}
         def config(self, schemes, ignore, attachments)   config.json["quantization_config"]
@@ -110,6 +111,21 @@ class Format(ABC):
 
     fuses_layers: ClassVar[bool] = False
     """Its readers make one matrix of layers side by side that read the same input, so these must have one scheme."""
+
+    def complete(self, schemes: Mapping[str, Scheme], shapes: Mapping[str, tuple[int, int]]) -> Mapping[str, Scheme]:
+        """Decide what schemes leave open and codes depend on, such as the dtype of scales; nothing, unless overridden.
+
+        Called before any work, and again where a modifier decides schemes after its measuring pass: what is complete
+        stays as it is.
+
+        Args:
+            schemes: layer name to scheme, in model order, of all layers that will be quantized.
+            shapes: of their weights, (O, I).
+
+        Returns:
+            The same names, each with the scheme that `check` sees and codes are chosen for.
+        """
+        return schemes
 
     @abstractmethod
     def check(self, scheme: Scheme, name: str, shape: tuple[int, int]) -> None:

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from coldpress.attachment import Attached
 from coldpress.calibration.store import StatisticStore
@@ -34,7 +34,7 @@ from coldpress.models.streaming import WeightStream
 from coldpress.models.tie import untie
 from coldpress.modifier import Modifier, expanded
 from coldpress.pipeline import Pipeline
-from coldpress.plan import Sweep
+from coldpress.plan import Planned, Sweep
 from coldpress.quantized import set_encoding
 from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import SILENT, Progress, Report, manifest_of, report_of
@@ -111,7 +111,7 @@ class Job:
     def _plan(self) -> None:
         modifiers, state = self.modifiers, self.state
         claims = preflight.claims_of(modifiers, state.model, beside=state.report)
-        state.plan = preflight.plan_of(claims)
+        state.plan = self._completed(preflight.plan_of(claims))
         self.claims[:] = preflight.planned_only(claims, state.plan)
         preflight.check_needs(modifiers, self.pipeline, state)
         check_untying(state.model, [layer.name for claim in self.claims for layer in claim.layers], state.plan)
@@ -213,6 +213,16 @@ class Job:
         manifest = manifest_of(self.state, report, binding=binding, parts=parts)
         return {"recipe.yaml": report.recipe, "report.json": report.to_dict(), "manifest.json": manifest}
 
+    def _completed(self, plan: dict[str, Planned]) -> dict[str, Planned]:
+        """The plan with schemes as the format completes them."""
+        form = self.form if self.output is None else self.output.format
+        if form is None or not plan:
+            return plan
+        layers = {layer.name: layer.weight.shape for layer in find_layers(self.state.model.named_modules())}
+        schemes = {name: plan[name].scheme for name in layers if name in plan}
+        found = form.complete(schemes, {name: (layers[name][0], layers[name][1]) for name in schemes})
+        return {name: evolve(planned, scheme=found.get(name, planned.scheme)) for name, planned in plan.items()}
+
     def _check_written(self) -> None:
         """See that what the plan leads to can be written, and read by the engines of its format.
 
@@ -256,6 +266,7 @@ class Job:
             release=(lambda stage: None) if weights is None else (lambda stage: weights.release(stage.modules)),
             note=(lambda record: None) if output is None else output.note,
         ).decide(kept)
+        self.state.plan = self._completed(self.state.plan)
         preflight.check_plan(self.state)
         self._check_written()
 
@@ -308,6 +319,7 @@ class Job:
         if self.weights is not None:
             self.weights.read(stage.modules)
         preflight.check_weights(stage)
+        preflight.check_scales(stage, self.state.plan)
 
     def _compress_stage(self, run: StageRun, stage: Stage) -> None:
         start = perf_counter()

@@ -9,7 +9,7 @@ from coldpress.schemes.scheme import Scheme
 
 _WEIGHTS = (
     "weights: int2 to int8, float4, float6 and float8, static, one scale a tensor, channel, group or block; "
-    "scales in float8 with a global one (NVFP4), or powers of two for groups of 32 (MX)"
+    "scales of int in float16, or in float8 with a global one (NVFP4), or powers of two for groups of 32 (MX)"
 )
 _INPUTS = (
     "input_activations: int, float4, float6 and float8, dynamic for a token, tensor or group, static for a tensor, "
@@ -56,7 +56,7 @@ def _missing(args: QuantizationArgs) -> str | None:
     two_levels = args.strategy == "tensor_group" and args.scale_dtype == torch.float8_e4m3fn
     if args.strategy == "tensor_group" and not (two_levels and kind == "float4"):
         return f"{kind} with strategy 'tensor_group' and scales in {args.scale_dtype}"
-    if args.scale_dtype is not None and not two_levels:
+    if args.scale_dtype is not None and not two_levels and (args.type, args.scale_dtype) != ("int", torch.float16):
         return f"{kind} with scales in {args.scale_dtype}"
     number_format(args)
     return None
@@ -67,6 +67,8 @@ def _missing_for_weights(args: QuantizationArgs) -> str | None:
 
 
 def _missing_for_inputs(args: QuantizationArgs) -> str | None:
+    if args.scale_dtype == torch.float16:
+        return "scales in torch.float16"
     if args.strategy == "tensor_group" and args.dynamic != "local":
         return f"strategy 'tensor_group' with dynamic={args.dynamic!r}"
     if not args.dynamic and args.strategy != "tensor":

@@ -87,6 +87,10 @@ def config_reads_back(subject: Subject) -> None:
     schemes = {f"model.layers.{i}.mlp.up_proj": scheme for i, scheme in enumerate(found.values())}
     for name, scheme in schemes.items():
         _check_config(form, {name: scheme}, "lm_head")
+    try:
+        form.complete(schemes, dict.fromkeys(schemes, _SHAPES[0]))
+    except SchemeError:
+        return  # it knows one scheme for all layers
     _check_config(form, schemes, "lm_head")
 
 
@@ -125,7 +129,7 @@ def counts_its_weights(subject: Subject) -> None:
 def publishes_every_tensor(subject: Subject) -> None:
     """What `publish` writes `open` reads again, bit for bit; killed while it publishes, a run goes on to the same."""
     form = _format(subject)
-    settings = next(one for one in _SIMPLE if _can(form, _preset(**one), _SHAPES[0]))
+    settings = next(one for one in _SIMPLE if _can(form, _complete(form, _preset(**one)), _SHAPES[0]))
     with TemporaryDirectory() as folder:
         plain, whole, killed = (Path(folder) / name for name in ("plain", "whole", "killed"))
         with mock.patch.object(subject.cls, "publish", Format.publish):
@@ -143,14 +147,14 @@ def publishes_every_tensor(subject: Subject) -> None:
 def save_load(subject: Subject) -> None:
     """A model that is saved and loaded again says what it said in memory."""
     for name in _SERVED:
-        scheme = preset(name)
+        scheme = _complete(_format(subject), preset(name))
         if not _can(_format(subject), scheme, _SHAPES[0]):
             continue
         static = scheme.input_activations is not None and scheme.input_activations.dynamic is False
         if static and not _has_observers():
             continue
         _check_saved(subject, tiny_llama(dtype=torch.bfloat16), name)
-    if _can(_format(subject), preset("W8A16", group_size=-1), _SHAPES[0]):
+    if _can(_format(subject), _complete(_format(subject), preset("W8A16", group_size=-1)), _SHAPES[0]):
         _check_saved(subject, tiny_conv1d(), "W8A16")  # stores its weights [I, O]; the head is tied
 
 
@@ -218,8 +222,24 @@ def _writable(subject: Subject) -> Iterator[tuple[Scheme, tuple[int, int], torch
     form = _format(subject)
     for scheme in _schemes():
         for shape in _SHAPES:
-            if _can(form, scheme, shape):
-                yield from ((scheme, shape, dtype) for dtype in (torch.float32, torch.bfloat16))
+            complete = form.complete({_LAYER: scheme}, {_LAYER: shape})[_LAYER]
+            if _can(form, complete, shape):
+                yield from ((complete, shape, dtype) for dtype in (torch.float32, torch.bfloat16))
+
+
+def completes_once(subject: Subject) -> None:
+    """What it has completed stays as it is, and every layer keeps its place."""
+    form = _format(subject)
+    for scheme in _schemes():
+        for shape in _SHAPES:
+            shapes = {_LAYER: shape, "lm_head": shape}
+            once = form.complete(dict.fromkeys(shapes, scheme), shapes)
+            assert list(once) == list(shapes), f"{_said(scheme)}: layers come or go"
+            assert dict(form.complete(once, shapes)) == dict(once), f"{_said(scheme)}: completed twice, it is another"
+
+
+def _complete(form: Format, scheme: Scheme) -> Scheme:
+    return form.complete({_LAYER: scheme}, {_LAYER: _SHAPES[0]})[_LAYER]
 
 
 def _can(form: Format, scheme: Scheme, shape: tuple[int, int]) -> bool:
@@ -281,6 +301,7 @@ CHECKS = (
     Check(import_is_quiet),
     Check(writes_something),
     Check(refuses_by_name),
+    Check(completes_once),
     Check(round_trip, after=("writes_something",)),
     Check(config_reads_back, after=("writes_something",)),
     Check(missing_tensor_is_reported, after=("writes_something",)),

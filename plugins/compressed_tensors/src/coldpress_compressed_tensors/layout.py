@@ -12,7 +12,8 @@ float8, groups of 32, MX scales     mxfp8-quantized    a byte a weight, scales a
 on request                          dense              the dequantized weight, beside its scales
 """
 
-from torch import uint8
+from attrs import evolve
+from torch import dtype, float16, uint8
 
 from coldpress.plugin import QuantizationArgs, Scheme
 
@@ -52,6 +53,20 @@ def choose(scheme: Scheme) -> str:
     return PACK if args.num_bits < _BYTE or not scheme.input_activations else INT
 
 
+def own_scale_dtype(args: QuantizationArgs) -> dtype | None:
+    """The dtype that scales are stored in, where it is not that of the weights.
+
+    Scales that were rounded to float16, for the sake of another format, are scales like any.
+    """
+    return None if args.type == "int" and args.scale_dtype == float16 else args.scale_dtype
+
+
+def without_float16(scheme: Scheme) -> Scheme:
+    """The scheme as `config_groups` tell it."""
+    args = scheme.weights
+    return scheme if args is None else evolve(scheme, weights=evolve(args, scale_dtype=own_scale_dtype(args)))
+
+
 def obstacle(scheme: Scheme, layout: str) -> str | None:
     """Why a layer of this scheme cannot be written in this layout; None when it can."""
     if layout not in LAYOUTS:
@@ -70,7 +85,7 @@ def obstacle(scheme: Scheme, layout: str) -> str | None:
 def _weight_obstacle(args: QuantizationArgs) -> str | None:
     kind = f"{args.type}{args.num_bits}"
     own = _own(args)
-    if args.scale_dtype is not None and own is None:
+    if own_scale_dtype(args) is not None and own is None:
         return f"{kind} weights in groups of {args.group_size} with scales in {args.scale_dtype} are not written"
     if args.num_bits > _BYTE or (args.type == "float" and args.num_bits != _BYTE and own is None):
         return f"{kind} weights are not written; int weights of up to 8 bits, float8, NVFP4 and MX are"

@@ -31,7 +31,16 @@ from coldpress_compressed_tensors.algorithm import (
     unpack_zero_points,
 )
 from coldpress_compressed_tensors.config import read_cache, read_config, write_cache, write_config
-from coldpress_compressed_tensors.layout import DENSE, LAYOUTS, PACK, PACKED_FLOATS, choose, obstacle
+from coldpress_compressed_tensors.layout import (
+    DENSE,
+    LAYOUTS,
+    PACK,
+    PACKED_FLOATS,
+    choose,
+    obstacle,
+    own_scale_dtype,
+    without_float16,
+)
 
 
 @frozen(kw_only=True)
@@ -78,7 +87,7 @@ class CompressedTensorsFormat(Format):
             tensors = {"weight_packed": pack_floats(codes, number_format(args))}
         else:
             tensors = {"weight": quantized.weight(scale.dtype) if layout == DENSE else codes.contiguous()}
-        tensors["weight_scale"] = store_scale(scale, None if layout == DENSE else args.scale_dtype)
+        tensors["weight_scale"] = store_scale(scale, None if layout == DENSE else own_scale_dtype(args))
         if quantized.global_scale is not None:
             tensors["weight_global_scale"] = quantized.global_scale.contiguous()
         # A zero point of a symmetric scheme is never written: vLLM has no parameter to load it into.
@@ -101,7 +110,8 @@ class CompressedTensorsFormat(Format):
         if not schemes and not attachments:
             return None
         config = write_config(
-            {n: evolve(s, format=self._layout(s)) for n, s in schemes.items()}, ignore if schemes else []
+            {n: evolve(without_float16(s), format=self._layout(s)) for n, s in schemes.items()},
+            ignore if schemes else [],
         )
         return write_cache(config, attachments)
 
@@ -121,7 +131,7 @@ class CompressedTensorsFormat(Format):
             raise CheckpointError(f"a layer cannot be read: {reason}")
         codes = _unpacked(tensors, args, layout) if layout in (PACK, *PACKED_FLOATS) else _take(tensors, "weight")
         scale = _shaped(tensors, "weight_scale", scale_shape(tuple(codes.shape), args))
-        scale = load_scale(scale, None if layout == DENSE else args.scale_dtype)
+        scale = load_scale(scale, None if layout == DENSE else own_scale_dtype(args))
         factor = _shaped(tensors, "weight_global_scale", (1,)) if args.strategy == "tensor_group" else None
         zero_point = _zero_point(tensors, args, scale, packed=layout == PACK)
         if layout == DENSE:  # in float32, where no code can fall to its neighbour

@@ -22,8 +22,8 @@ _MOST = 2**24  # elements of the matrices of (1) that are in memory at once
 
 
 def has_own_scales(args: QuantizationArgs) -> bool:
-    """Whether each row has scales of its own, that may be any number: what `refitted` can do."""
-    return args.strategy in ("channel", "group") and args.scale_dtype is None
+    """Whether each row has scales of its own, that may be any number of their dtype: what `refitted` can do."""
+    return args.strategy in ("channel", "group") and args.scale_dtype in (None, torch.float16)
 
 
 def refitted(
@@ -45,9 +45,10 @@ def refitted(
     gram = _damped(prepared)
     wanted = group(weight.float() @ gram, args)  # [O, G, g]
     parts = zip(*(torch.split(part, _rows(scale)) for part in (codes, wanted, scale.float())), strict=True)
-    found = torch.cat([old + _change(c, w, old, gram) for c, w, old in parts]).to(scale.dtype)
+    found = torch.cat([old + _change(c, w, old, gram) for c, w, old in parts])
+    found = found.to(args.scale_dtype or scale.dtype).to(scale.dtype)
     refit = measured(solution.codes, weight, (found, point), prepared, args)
-    better = (refit.loss < solution.loss) & (found > 0).all(1)  # [O]
+    better = (refit.loss < solution.loss) & ((found > 0) & found.isfinite()).all(1)  # [O]
     return torch.where(better[:, None], found, scale), refit._replace(
         loss=torch.where(better, refit.loss, solution.loss)
     )

@@ -1,0 +1,5 @@
+"""The checkpoint format `awq`, version gemm."""
+
+from coldpress_awq_format.format import AWQFormat
+
+__all__ = ["AWQFormat"]

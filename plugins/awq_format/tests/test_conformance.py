@@ -1,0 +1,5 @@
+"""The promises of a format."""
+
+from coldpress.testing import conformance
+
+test_conformance = conformance("awq", kind="formats")
