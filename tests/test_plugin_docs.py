@@ -59,6 +59,7 @@ def plugins(tmp_path_factory):
         ("ColumnPruner", {}),
         ("PeakPruner", {}),
         ("OutputCorrection", {}),
+        ("FisherPruner", {}),
         ("GlobalMagnitude", {}),
         ("MyRounding", {"scheme": "W4A16", "ignore": ["lm_head"]}),
         ("Largest", {"count": 3}),

@@ -9,6 +9,7 @@ from coldpress.attachment import Attachment
 from coldpress.errors import must_implement
 from coldpress.schemes import Scheme
 from coldpress.stage import Layer, Stage
+from coldpress.statistic import GradientStatistic
 
 if TYPE_CHECKING:
     from coldpress.state import State
@@ -46,6 +47,8 @@ class Needs:
             `state.original_weight`, `state.original`.
         calls: the calls of a stage with their arguments: `state.calls`.  The stage is not divided.
         gradients: calls record the graph inside of `torch.enable_grad()`; without it they never do.
+        loss_gradients: statistics of the gradient of the model's loss by the outputs of its layers, such as `Gamma()`;
+            collected by one reverse sweep before the first stage, and read like others.
         whole_stage: the stage is not divided into parts that are compressed one after the other.
         batch_boundaries: the result depends on which samples are in one batch, such as averages over batches.
         measuring_pass: all stages are measured, and one decision is made, before the first is compressed: `measure`
@@ -58,6 +61,7 @@ class Needs:
     original_weights: bool = False
     calls: bool = False
     gradients: bool = False
+    loss_gradients: tuple[GradientStatistic, ...] = ()
     whole_stage: bool = False
     batch_boundaries: bool = False
     measuring_pass: bool = False

@@ -6,6 +6,7 @@ from typing import ClassVar
 from attrs import frozen
 
 from coldpress.errors import CalibrationError, must_implement
+from coldpress.plan import LossGradient, ReverseStep
 from coldpress.stage import Call, Pass, Stage
 from coldpress.state import State
 
@@ -20,12 +21,14 @@ class Pipeline:
             modifier, one after the other, and writes what the last of them leaves.
         runs_original: whether `sweep` can also run stages on the outputs of the original blocks before them.
         holds_calls: whether `calls` yields the calls of the stages that hold a block.
+        runs_backwards: whether there is a `reverse_sweep`.
     """
 
     runs_batches: ClassVar[bool] = True
     shares_sweeps: ClassVar[bool] = True
     runs_original: ClassVar[bool] = False
     holds_calls: ClassVar[bool] = False
+    runs_backwards: ClassVar[bool] = False
 
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield the stages in the order in which the model runs them.
@@ -80,3 +83,17 @@ class Pipeline:
             CalibrationError: there are no calls of this stage.
         """
         raise CalibrationError(f"the pipeline {type(self).__name__} holds no calls of {stage.name}")
+
+    def reverse_sweep(self, state: State, loss: LossGradient) -> Iterator[ReverseStep]:
+        """Yield the stages in the order in which the model runs them, and then those to replay, from the last on.
+
+        On the way forward every batch runs with what stages are called with kept, offloaded as activations are.
+        On the way back a stage is replayed with autograd: hooks on its layers see the gradient of the loss by their
+        outputs, and the gradient of its inputs goes to the stages before it.  No weight has a gradient.
+        A generator: when it is asked for the next step, the stage of the one before is no longer needed.
+
+        Args:
+            state: of the run, before its first stage.
+            loss: what the gradient of the logits is.
+        """
+        raise CalibrationError(f"the pipeline {type(self).__name__} cannot run backwards")

@@ -1,14 +1,15 @@
 """What is settled before a stage runs: the plan of layers, what a pass is for, and which hook is running."""
 
 from collections.abc import Collection, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from attrs import frozen
+from torch import Tensor
 
 from coldpress.errors import CalibrationError
 from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.schemes import Scheme
-from coldpress.stage import Call, Stage
+from coldpress.stage import Call, Pass, Stage
 
 
 class CallSource(Protocol):
@@ -21,6 +22,27 @@ class CallSource(Protocol):
 def no_calls(stage: Stage, *, original: bool, batches: Collection[int] | None) -> Iterator[Call]:
     """Of a pass that runs no batch."""
     raise CalibrationError(f"no batch runs, so {stage.name} is not called")
+
+
+class LossGradient(Protocol):
+    """What the reverse sweep begins with: the gradient of the model's loss by its logits."""
+
+    def __call__(self, index: int, output: Any) -> tuple[Tensor, Tensor]:
+        """Of the model's output for a batch: its logits, [B, S, V], in the graph, and the gradient by them."""
+
+
+@frozen(eq=False)
+class ReverseStep:
+    """One step of a reverse sweep.
+
+    Attributes:
+        stage: whose weights are needed until the next step is asked for.
+        passes: of a stage that is replayed: runs it batch by batch with autograd and passes the gradient of its inputs
+            to the stages before it; None on the way forward, where nothing is read.
+    """
+
+    stage: Stage
+    passes: Iterator[Pass] | None = None
 
 
 @frozen(kw_only=True, eq=False)

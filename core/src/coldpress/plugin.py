@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from coldpress.bases.smoother import Smoother, Smoothing
     from coldpress.calibration.hub_dataset import HubDataset
     from coldpress.calibration.observer import Observer, observer_for
+    from coldpress.calibration.statistics import Gamma, Gram, SecondMoment, TokenWeight
     from coldpress.calibration.tap import InputTap, StopForward
     from coldpress.checkpoint import CheckpointReader
     from coldpress.dataflow.partition import block_names, partition
@@ -48,12 +49,13 @@ if TYPE_CHECKING:
         Needs,
     )
     from coldpress.pipeline import Pipeline
+    from coldpress.plan import LossGradient, ReverseStep
     from coldpress.quantized import Quantized
     from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset
     from coldpress.source import Source, Weights
     from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor, matches_name
     from coldpress.state import State
-    from coldpress.statistic import RESCALE, ROTATE, Statistic
+    from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Statistic, Tokens
 
 __all__ = [
     "PRUNES",
@@ -78,11 +80,15 @@ __all__ = [
     "ColdpressError",
     "Decision",
     "Format",
+    "Gamma",
+    "GradientStatistic",
+    "Gram",
     "HubDataset",
     "InputTap",
     "KVCache",
     "Layer",
     "LayerReport",
+    "LossGradient",
     "ModelError",
     "Modifier",
     "Needs",
@@ -98,9 +104,11 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "RecipeError",
+    "ReverseStep",
     "Scheme",
     "SchemeError",
     "SchemeLookup",
+    "SecondMoment",
     "Smoother",
     "Smoothing",
     "Source",
@@ -110,6 +118,8 @@ __all__ = [
     "StopForward",
     "Stored",
     "TargetError",
+    "TokenWeight",
+    "Tokens",
     "Weights",
     "attachment_class",
     "attention_tapped",
@@ -140,6 +150,7 @@ __getattr__, __dir__ = lazy_names(
         "attention": ("AttentionInput", "AttentionStates", "attention_tapped", "run_attention_taps"),
         "calibration.hub_dataset": ("HubDataset",),
         "calibration.observer": ("Observer", "observer_for"),
+        "calibration.statistics": ("Gamma", "Gram", "SecondMoment", "TokenWeight"),
         "calibration.tap": ("InputTap", "StopForward"),
         "checkpoint": ("CheckpointReader",),
         "dataflow.partition": ("block_names", "partition"),
@@ -169,12 +180,13 @@ __getattr__, __dir__ = lazy_names(
             "Needs",
         ),
         "pipeline": ("Pipeline",),
+        "plan": ("LossGradient", "ReverseStep"),
         "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset"),
         "source": ("Source", "Weights"),
         "stage": ("Batch", "Call", "Layer", "Pass", "Stage", "first_tensor", "matches_name"),
         "layer_report": ("LayerReport",),
         "quantized": ("Quantized",),
         "state": ("State",),
-        "statistic": ("RESCALE", "ROTATE", "Statistic"),
+        "statistic": ("RESCALE", "ROTATE", "GradientStatistic", "Statistic", "Tokens"),
     },
 )

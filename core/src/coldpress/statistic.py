@@ -1,9 +1,10 @@
 """Statistic: what is remembered of the inputs of a layer, without the inputs."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
-from attrs import frozen
+from attrs import field, frozen
+from attrs.validators import in_
 from torch import Tensor
 
 from coldpress.attention import AttentionInput
@@ -16,6 +17,11 @@ RESCALE = "rescale"
 
 ROTATE = "rotate"
 """The statistic of inputs times a matrix follows from that of the inputs."""
+
+Labels = Literal["sampled", "data"]
+"""Of the model's loss: drawn from what the model predicts, for the Fisher information, or the tokens of the data."""
+
+LABELS: tuple[Labels, ...] = ("sampled", "data")
 
 
 @frozen(kw_only=True)
@@ -58,6 +64,17 @@ class Statistic:
         """See some tokens, and what the layer is called with for the same ones in the original model, [T, I] both."""
         raise must_implement(self, "update_with_original(value, x, original)")
 
+    def weighted_by(self) -> "GradientStatistic | None":
+        """What gives each token a weight, for `update_weighted` in place of `update`; None where all count alike.
+
+        A modifier that requests it names what is returned in `Needs.loss_gradients`.
+        """
+        return None
+
+    def update_weighted(self, value: Any | None, x: Tensor, weight: Tensor) -> Any:
+        """See some tokens, and what each counts, [T] float32, not negative; the mean over all tokens is 1."""
+        raise must_implement(self, "update_weighted(value, x, weight)")
+
     def merge(self, a: Any, b: Any) -> Any:
         """The value of two sets of tokens, seen apart; which is first does not matter."""
         raise must_implement(self, "merge(a, b)")
@@ -73,6 +90,66 @@ class Statistic:
     def rotate(self, value: Any, rotation: Tensor) -> Any:
         """The value that inputs x @ rotation would have given, rotation [I, I] float32; any matrix."""
         raise must_implement(self, "rotate(value, rotation), or leave ROTATE out of supports")
+
+
+@frozen
+class Tokens:
+    """Which tokens a layer is called with.
+
+    Attributes:
+        batch: index of the batch, from 0.
+        call: of the layer in this batch, from 0.
+        places: of an expert's tokens among all tokens of the sequences, [T] int64; None for all that count, in order.
+    """
+
+    batch: int
+    call: int = 0
+    places: Tensor | None = field(default=None, eq=False)
+
+
+@frozen(kw_only=True)
+class GradientStatistic(Statistic):
+    """Base of statistics of the gradient of the model's loss by a layer's outputs, g = dL / dy.
+
+    L is the sum of the cross-entropy over all tokens that count, of the model as it was before the run.
+    They are collected in one reverse sweep before the first stage, for modifiers that name them in
+    `Needs.loss_gradients`; `update_with_gradient` stands in place of `update`.
+
+    Attributes:
+        labels: "sampled" from the model's own predictions, which makes mean squares the Fisher information, or "data",
+            the tokens that come next.
+    """
+
+    labels: Labels = field(default="sampled", validator=in_(LABELS))
+
+    def update_with_gradient(self, value: Any | None, gradient: Tensor, tokens: Tokens) -> Any:
+        """See the gradient of one call of a layer.
+
+        Args:
+            value: of what was seen before; None at first.
+            gradient: [T, O], T at least 1, padding removed, in the model's dtype.
+            tokens: which these are.
+        """
+        raise must_implement(self, "update_with_gradient(value, gradient, tokens)")
+
+    def to_tensors(self, value: Any) -> dict[str, Tensor]:
+        """The value as named tensors, which are kept for an interrupted run."""
+        raise must_implement(self, "to_tensors(value)")
+
+    def from_tensors(self, tensors: dict[str, Tensor]) -> Any:
+        """The value that `to_tensors` gave these for, bit for bit."""
+        raise must_implement(self, "from_tensors(tensors)")
+
+    def weights(self, values: Sequence[Any]) -> "dict[Tokens, tuple[Tensor, Tensor | None]]":
+        """What each token of an input counts, if this statistic says that.
+
+        Args:
+            values: of the layers that read the input.
+
+        Returns:
+            By batch and call, weights [T] float32, whose mean over all of them is 1, and the tokens' places.
+        """
+        raise must_implement(self, "weights(values)")
 
 
 class Statistics(Protocol):

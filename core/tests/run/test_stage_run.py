@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from coldpress.calibration.statistics import Absmax, Gram, GramValue
 from coldpress.calibration.store import StatisticStore
+from coldpress.calibration.tap import BatchInputs
 from coldpress.calibration.tap import InputTap, StopForward
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.experts import linearize_experts
@@ -347,7 +348,7 @@ def see(store: StatisticStore, model: Two, layers, a: Tensor | None, b: Tensor |
             if x is not None:
                 layer(x)
         seen_inputs = tap.collect(0, {})
-    store.see(seen_inputs.calls, seen_inputs.tokens)
+    store.see(seen_inputs)
 
 
 def tokens(seed: int) -> Tensor:
@@ -369,8 +370,8 @@ def test_inputs_are_compared_with_those_of_the_original_call_by_call():
     one, two, three = tokens(1), tokens(2), tokens(3)
     calls, seen = {a.name: (0, 1), b.name: (0, 1)}, {0: one, 1: two}
 
-    store.see(calls, seen, {a.name: [two, three], b.name: [two, three]})
-    store.see(calls, seen)  # as nothing is compressed yet
+    store.see(BatchInputs(0, calls, seen), {a.name: [two, three], b.name: [two, three]})
+    store.see(BatchInputs(1, calls, seen))  # as nothing is compressed yet
     store.finish()
 
     torch.testing.assert_close(store.value(a, Differences()), (two - one + three - two).sum(0))
@@ -387,7 +388,7 @@ def test_layers_that_see_other_tokens_in_the_original_cannot_be_compared(origina
     store, (a, _) = store_of(Two(), Differences())
 
     with pytest.raises(CalibrationError, match="a sees other tokens than in the original model"):
-        store.see({a.name: (0,)}, {0: tokens(1)}, originals)
+        store.see(BatchInputs(0, {a.name: (0,)}, {0: tokens(1)}), originals)
 
 
 def test_layers_that_part_go_on_from_what_they_had_in_common():

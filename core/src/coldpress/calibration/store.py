@@ -7,8 +7,9 @@ finalize      value        layers that share an input share the value
               is_stale     whether the stage must be swept again before a modifier can read
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from coldpress.attention import AttentionInput
+from coldpress.calibration.gradient_store import GradientStore
+from coldpress.calibration.tap import BatchInputs
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.modifier import Modifier
 from coldpress.stage import Layer
-from coldpress.statistic import RESCALE, ROTATE, Statistic, statistic_for
+from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Statistic, Tokens, statistic_for
 
 Calls = Mapping[str, tuple[int, ...]]
 """Layer name to the keys of the tensors that it was called with in one batch, in order."""
@@ -56,14 +59,23 @@ class Source:
         """What a statistic says; None when it is not held."""
         return next((value for held, value in self.values if held == statistic), None)
 
-    def seeing(self, x: Tensor, original: Tensor) -> "Source":
-        """The source after some tokens, and what they are in the original model, [T, I] both."""
-        seen = [
-            one.update_with_original(v, _flat(one, x), _flat(one, original))
-            if one.needs_original_inputs
-            else one.update(v, _flat(one, x))
-            for one, v in self.values
-        ]
+    def seeing(self, x: Tensor, original: Tensor, weight: Callable[[Statistic], Tensor | None]) -> "Source":
+        """The source after some tokens, and what they are in the original model, [T, I] both.
+
+        Args:
+            x: the tokens.
+            original: the same ones in the original model.
+            weight: what each of them counts for a statistic, [T]; None where all count alike.
+        """
+        seen = []
+        for one, value in self.values:
+            counts = weight(one)
+            if counts is not None:
+                seen.append(one.update_weighted(value, _flat(one, x), counts))
+            elif one.needs_original_inputs:
+                seen.append(one.update_with_original(value, _flat(one, x), _flat(one, original)))
+            else:
+                seen.append(one.update(value, _flat(one, x)))
         return Source(self.layers, tuple((one, value) for (one, _), value in zip(self.values, seen, strict=True)))
 
 
@@ -74,8 +86,10 @@ class StatisticStore:
     Attributes:
         requester: the modifier whose hook is running.
         followed: a transformation of inputs was told, since it was last set to False.
+        gradients: what the reverse sweep has found, for statistics of gradients and those that weight tokens.
     """
 
+    gradients: GradientStore = field(factory=GradientStore)
     requester: Modifier | None = None
     followed: bool = False
     _asks: list[Request] = field(factory=list)
@@ -102,6 +116,16 @@ class StatisticStore:
                 f"{layer.name} is called with token ids, of which there are no statistics: ignore it"
             )
         statistic = statistic_for(which)
+        if isinstance(statistic, GradientStatistic):
+            raise BrokenPluginError(
+                f"{statistic!r} is not requested: needs() names it in loss_gradients, and it is there from the start"
+            )
+        weights = statistic.weighted_by()
+        if weights is not None and needs is not None and weights not in needs.loss_gradients:
+            raise BrokenPluginError(
+                f"{type(self.requester).__name__} requests {statistic!r}: its needs() must name {weights!r} in "
+                "loss_gradients"
+            )
         if statistic.needs_original_inputs and needs is not None and not needs.original_inputs:
             raise BrokenPluginError(
                 f"{type(self.requester).__name__} requests {statistic!r}, which sees inputs of the original model too: "
@@ -129,33 +153,42 @@ class StatisticStore:
         self._sources, self._lost, self._moved = [], [], set()
         return list({ask.layer.name: ask.layer for ask in self._wanted}.values())
 
-    def see(
-        self, calls: Calls, tokens: Mapping[int, Tensor], originals: Mapping[str, Sequence[Tensor]] | None = None
-    ) -> None:
+    def see(self, seen: BatchInputs, originals: Mapping[str, Sequence[Tensor]] | None = None) -> None:
         """Take in one batch.
 
         Layers that read the same tensors in every batch so far are one source; once they part, each continues from what
         they had in common.
 
         Args:
-            calls: of every layer that some token reached.
-            tokens: key to the tensor, [T, I].
+            seen: what every layer that some token reached was called with.
             originals: layer name to what it is called with in the original model, [T, I], in the order of its calls;
                 None where that is the same.
 
         Raises:
             CalibrationError: in the original model a layer sees other tokens.
         """
+        calls = seen.calls
         known = {name for source in self._sources for name in source.layers}
         names = dict.fromkeys(ask.layer.name for ask in self._wanted)
         parts = [part for source in self._sources for part in self._split(source, _grouped(source.layers, calls))]
         fresh = _grouped([name for name in names if name not in known and calls.get(name)], calls)
         parts += [Source(group, tuple((one, None) for one in self._statistics(group))) for group in fresh]
         for index, source in enumerate(parts):
-            seen = [tokens[key] for key in calls.get(source.layers[0], ())]
-            for x, original in zip(seen, _beside(source, seen, originals), strict=True):
-                parts[index] = parts[index].seeing(x, original)
+            keys = calls.get(source.layers[0], ())
+            inputs = [seen.tokens[key] for key in keys]
+            for number, (x, original) in enumerate(zip(inputs, _beside(source, inputs, originals), strict=True)):
+                which = Tokens(seen.index, number, seen.places.get(keys[number]))
+                weight = partial(self._weight, source.layers, x, which)
+                parts[index] = parts[index].seeing(x, original, weight)
         self._sources = parts
+
+    def _weight(self, names: Sequence[str], x: Tensor, which: Tokens, statistic: Statistic) -> Tensor | None:
+        """What each token counts for a statistic, [T]: by the gradients of the layers that asked for it."""
+        by = statistic.weighted_by()
+        if by is None:
+            return None
+        asked = {ask.layer.name for ask in self._wanted if ask.statistic == statistic}
+        return self.gradients.weight([name for name in names if name in asked], by, x, which)
 
     def finish(self) -> None:
         """Bring every value into the form that is read."""
@@ -171,6 +204,8 @@ class StatisticStore:
             LookupError: it was not requested in `initialize`.
         """
         statistic = statistic_for(which)
+        if isinstance(statistic, GradientStatistic):
+            return self.gradients.value(layer.name, statistic)
         if not any(_is(ask, layer, statistic) for ask in self._asks):
             raise LookupError(
                 f"{which!r} of {layer.name} was not requested: call state.request(layer, ...) in initialize"

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from attrs import define, frozen
+from attrs import define, field, frozen
 from torch import Tensor, nn
 
 from coldpress.attention import AttentionInput, AttentionStates, Tap, attention_tapped
@@ -28,11 +28,13 @@ class BatchInputs:
         index: of the batch in the sweep, from 0.
         calls: layer name to keys of `tokens`, in the order of its calls; layers that no token reached are not in it.
         tokens: distinct tensors by key, [T, I] each, or [T, H, D] of an attention.
+        places: of the tensors that an expert is called with, where its tokens are among all of the sequences, [T].
     """
 
     index: int
     calls: Mapping[str, tuple[int, ...]]
     tokens: Mapping[int, Tensor]
+    places: Mapping[int, Tensor] = field(factory=dict)
 
     def inputs(self) -> dict[str, list[Tensor]]:
         """Layer name to the tensors that it was called with, in the order of its calls."""
@@ -134,14 +136,17 @@ class InputTap:
         masks = token_masks(arguments)
         keys: dict[tuple[Any, ...], int] = {}
         tokens: dict[int, Tensor] = {}
+        places: dict[int, Tensor] = {}
         calls: dict[str, tuple[int, ...]] = {}
         for call in recorded:
             key = keys.setdefault(_identity(call.x, call.version), len(keys))
             if key not in tokens:
                 tokens[key] = _checked(call, masks, index)
+                if call.rows is not None:
+                    places[key] = _marked(call.rows.places, call.rows, masks)
             if len(tokens[key]):
                 calls[call.name] = (*calls.get(call.name, ()), key)
-        return BatchInputs(index, calls, tokens)
+        return BatchInputs(index, calls, tokens, places)
 
     def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def record(module: nn.Module, args: tuple[Any, ...]) -> None:

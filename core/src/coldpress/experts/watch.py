@@ -9,19 +9,20 @@ from coldpress.experts.linear import LinearExperts
 
 
 @contextmanager
-def watched_experts(modules: Iterable[nn.Module]) -> Iterator[None]:
+def watched_experts(modules: Iterable[nn.Module], *, routed: bool = False) -> Iterator[None]:
     """Inside, experts among the modules are run so that their inputs can be observed.
 
     Outputs are those of the router's choice, whatever experts are shown.
 
     Args:
         modules: all modules of what is about to run.
+        routed: experts see the tokens that their router sends them, whatever they are told to show.
     """
-    found = [module for module in modules if isinstance(module, LinearExperts)]
-    for experts in found:
-        experts.watched = True
+    found = {module: module.all_experts for module in modules if isinstance(module, LinearExperts)}
+    for experts, all_experts in found.items():
+        experts.watched, experts.all_experts = True, all_experts and not routed
     try:
         yield
     finally:
-        for experts in found:
-            experts.watched = False
+        for experts, all_experts in found.items():
+            experts.watched, experts.all_experts = False, all_experts

@@ -18,6 +18,7 @@ import torch
 from attrs import evolve, field, frozen
 
 from coldpress.attachment import Attached
+from coldpress.calibration.gradient_store import GradientStore
 from coldpress.calibration.store import StatisticStore
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.fingerprint import of_batches
@@ -45,6 +46,7 @@ from coldpress.run.ignore import warn_of_routers
 from coldpress.run.measuring import Measuring, run_through
 from coldpress.run.outcome import check_complete, reason_untouched
 from coldpress.run.quantized_before import attached_before, forget_changed, keep_schemes, schemes_before
+from coldpress.run.reverse import ReverseSweep, wanted_gradients
 from coldpress.run.stage_run import StageRun, generator
 from coldpress.run.watch import Watch
 from coldpress.stage import Stage, find_layers
@@ -73,6 +75,7 @@ class Job:
         announced: what modifiers will attach, each with the name of its modifier; empty before `plan`.
         binding: what the run works on, as its journal has it; empty before `run`.
         finished: the weights of finished stages, where they stay in memory.
+        gradients: what the reverse sweep finds, where a modifier needs it.
     """
 
     recipe: Recipe
@@ -90,6 +93,7 @@ class Job:
     announced: list[tuple[str, Attached]] = field(init=False, factory=list)
     binding: dict[str, Any] = field(init=False, factory=dict)
     finished: list[Watch] = field(init=False, factory=list)
+    gradients: GradientStore = field(init=False, factory=GradientStore)
 
     @modifiers.default
     def _expand(self) -> Sequence[Modifier]:
@@ -161,6 +165,7 @@ class Job:
             untie(model, {layer.name: None for claim in self.claims for layer in claim.layers})
             kept = resume.begin(self.output, self.binding, self.progress) if self.output is not None else []
             forget_changed(self.state, self.claims)
+            self._run_backwards(kept)
             *earlier, last = self._passes()
             for modifiers in earlier:
                 self._pass(modifiers)
@@ -257,13 +262,32 @@ class Job:
             self._measure(measuring, records, durable=kept is not None)
         self._compress(modifiers, None if kept is None else stages)
 
+    def _run_backwards(self, kept: Sequence[Mapping[str, Any]]) -> None:
+        """Collect statistics of output gradients, where a modifier needs them, unless an interrupted run has."""
+        wanted = wanted_gradients(self.modifiers, self.state.model)
+        if not wanted:
+            return
+        ReverseSweep(
+            state=self.state,
+            pipeline=self.pipeline,
+            wanted=wanted,
+            store=self.gradients,
+            read=self._read,
+            release=self._release,
+            progress=self.progress,
+        ).run(StatisticStore())
+
+    def _release(self, stage: Stage) -> None:
+        if self.weights is not None:
+            self.weights.release(stage.modules)
+
     def _measure(self, modifiers: Sequence[Modifier], kept: Sequence[Mapping[str, Any]], *, durable: bool) -> None:
         """One measuring pass, and the plan of layers that follows from it."""
-        output, weights = self.output if durable else None, self.weights
+        output = self.output if durable else None
         Measuring(
             run=self._stage_run(modifiers),
             read=self._read,
-            release=(lambda stage: None) if weights is None else (lambda stage: weights.release(stage.modules)),
+            release=self._release,
             note=(lambda record: None) if output is None else output.note,
         ).decide(kept)
         self.state.plan = self._completed(self.state.plan)
@@ -298,7 +322,7 @@ class Job:
 
     def _stage_run(self, modifiers: Sequence[Modifier]) -> StageRun:
         """What works on the stages of a pass, after the state is told what the pass is for."""
-        store, needs = StatisticStore(), [modifier.needs() for modifier in modifiers]
+        store, needs = StatisticStore(self.gradients), [modifier.needs() for modifier in modifiers]
         sweep = Sweep(
             observed=preflight.observed(modifiers, self.state),
             propagated_error=any(one.data and one.propagated_error for one in needs),

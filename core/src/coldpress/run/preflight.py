@@ -253,8 +253,11 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
     """
     needs = [(type(modifier).__name__, modifier.needs()) for modifier in modifiers]
     for name, one in needs:
-        if ((one.original_inputs or one.calls or one.gradients) and not one.data) or (one.gradients and not one.calls):
-            raise BrokenPluginError(f"{name}: original_inputs and calls need data, gradients need calls: {one}")
+        reads = one.original_inputs or one.calls or one.gradients or bool(one.loss_gradients)
+        if (reads and not one.data) or (one.gradients and not one.calls):
+            raise BrokenPluginError(
+                f"{name}: original_inputs, calls and loss_gradients need data, gradients need calls: {one}"
+            )
     needy = ", ".join(name for name, one in needs if one.data)
     if not needy:
         return
@@ -274,6 +277,12 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
         raise CalibrationError(
             f"{calling} runs stages again on what they are called with, which the pipeline {kind} does not hold; "
             f"choose {_pipelines_that('holds_calls')}"
+        )
+    guided = ", ".join(name for name, one in needs if one.loss_gradients)
+    if guided and not pipeline.runs_backwards:
+        raise CalibrationError(
+            f"{guided} needs gradients of the model's loss, and the pipeline {kind} does not run backwards; choose "
+            f"{_pipelines_that('runs_backwards')}, or leave guidance out"
         )
     empty = [str(index) for index, batch in enumerate(state.batches) if count_tokens(batch) == 0]
     if empty:

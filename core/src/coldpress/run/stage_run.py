@@ -192,7 +192,7 @@ class StageRun:
             bar = f"calibrating {stage.name}"
             found = self._batch_inputs(sweep, tap)
             for seen, original in self.progress.track(found, description=bar, total=total, tokens=self._tokens):
-                self.store.see(seen.calls, seen.tokens, None if original is None else original.inputs())
+                self.store.see(seen, None if original is None else original.inputs())
                 count.see(seen)
                 for modifier in readers:
                     self.hooks.fire("calibrate_batch", modifier, self.state, stage, batch=seen.batch(read), watch=watch)

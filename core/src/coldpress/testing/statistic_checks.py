@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from coldpress.statistic import RESCALE, ROTATE, Statistic
+from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Statistic, Tokens
 from coldpress.testing.check import Check
 from coldpress.testing.settings_checks import import_is_quiet, settings_class
 from coldpress.testing.subject import Subject
@@ -102,6 +102,8 @@ def _tokens(subject: Subject, *, seed: int = 0) -> Tensor:
 
 
 def _seen(statistic: Statistic, value: Any, x: Tensor) -> Any:
+    if isinstance(statistic, GradientStatistic):
+        return statistic.update_with_gradient(value, x, Tokens(0))
     return (
         statistic.update_with_original(value, x[:, 0], x[:, 1])
         if statistic.needs_original_inputs

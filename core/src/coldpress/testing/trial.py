@@ -14,6 +14,7 @@ from coldpress.checkpoint.output import Output
 from coldpress.dataflow.partition import partition
 from coldpress.modifier import Modifier
 from coldpress.pipeline import Pipeline
+from coldpress.plan import LossGradient, ReverseStep
 from coldpress.recipe import Recipe
 from coldpress.run.job import Job
 from coldpress.stage import Call, Layer, Pass, Stage, calls_inside, find_layers
@@ -34,6 +35,7 @@ class Parts(Pipeline):
         yield from partition(state.model)
 
     holds_calls: ClassVar[bool] = True
+    runs_backwards: ClassVar[bool] = True
 
     def sweep(self, state: State, stage: Stage) -> Iterator[Pass]:
         """Run the whole model on every batch."""
@@ -52,6 +54,18 @@ class Parts(Pipeline):
         for index, batch in enumerate(state.batches):
             if batches is None or index in batches:
                 yield from calls_inside(Call(index, (), batch, state.model), stage.modules[stage.name])
+
+    def reverse_sweep(self, state: State, loss: LossGradient) -> Iterator[ReverseStep]:
+        """Run the whole model forwards and backwards, as one stage."""
+
+        def passes() -> Iterator[Pass]:
+            for index, batch in enumerate(state.batches):
+                with torch.enable_grad():
+                    logits, gradient = loss(index, state.model(**batch))
+                    torch.autograd.backward([logits], [gradient])
+                yield Pass(index)
+
+        yield ReverseStep(Stage.whole(state.model), passes())
 
 
 @frozen(eq=False)

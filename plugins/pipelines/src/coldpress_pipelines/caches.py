@@ -26,6 +26,16 @@ def copied(value: Any) -> Any:
     return _deep(value) if _is_cache(value) else value
 
 
+def holds_keys(value: Any) -> int:
+    """How many tokens a cache of transformers holds keys of; 0 for anything else."""
+    return sum(int(one.get_seq_length()) for one in _caches(value))
+
+
+def _caches(value: Any) -> list[Any]:
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    return [part for part in parts if _is_cache(part)]
+
+
 def _is_cache(value: Any) -> bool:
     return callable(getattr(value, "get_seq_length", None)) and not isinstance(value, (Tensor, nn.Module))
 

@@ -88,10 +88,10 @@ class Frames:
         self._frames[place] = frame
         self._wait(place, frame.switch())
 
-    def resume(self, place: Pass, output: Any) -> None:
-        """Hand a waiting forward the output of its block, and run it to the next one, or to its end."""
+    def resume(self, place: Pass, output: Any) -> Any:
+        """Hand a waiting forward the output of its block, and run it to the next one; at its end, what it returns."""
         del self.waiting[place]
-        self._wait(place, self._frames[place].switch(output))
+        return self._wait(place, self._frames[place].switch(output))
 
     def run(self, call: Suspended) -> Any:
         """The output of the block for these arguments, from the block as it is now; it may run again."""
@@ -158,11 +158,12 @@ class Frames:
             if not frame.dead:
                 frame.throw(greenlet.GreenletExit)
 
-    def _wait(self, place: Pass, said: Any) -> None:
+    def _wait(self, place: Pass, said: Any) -> Any:
         if self._frames[place].dead:
             del self._frames[place]
-        else:
-            self.waiting[place] = said
+            return said
+        self.waiting[place] = said
+        return None
 
     def _suspend_at(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def stop_here(*args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from coldpress.plugin import CalibrationError, Call, Stage, State, StopForward
+from coldpress.plugin import CalibrationError, Call, LossGradient, Pass, Stage, State, StopForward
 
 HOW = "sequential_targets=[...]: a class such as 'LlamaDecoderLayer', names, or 're:' and a pattern"
 
@@ -47,6 +47,15 @@ def model_calls(state: State, batches: Collection[int] | None) -> Iterator[Call]
     for index, batch in enumerate(state.batches):
         if batches is None or index in batches:
             yield Call(index, (), placed(batch, state.model), state.model)
+
+
+def whole_backwards(state: State, loss: LossGradient) -> Iterator[Pass]:
+    """Run every batch through the whole model and back, with autograd."""
+    for index, batch in enumerate(state.batches):
+        with batch_named(index, batch), torch.enable_grad():
+            logits, gradient = loss(index, state.model(**placed(batch, state.model)))
+            torch.autograd.backward([logits], [gradient])
+        yield Pass(index)
 
 
 def matters(parts: Mapping[str, Stage], state: State) -> bool:

@@ -1,6 +1,7 @@
 """The statistics that core offers by name, one a file."""
 
 from coldpress.calibration.statistics.absmax import Absmax
+from coldpress.calibration.statistics.gradient import Gamma, TokenSquares, TokenWeight
 from coldpress.calibration.statistics.gram import Gram, GramValue
 from coldpress.calibration.statistics.histogram import Histogram
 from coldpress.calibration.statistics.minmax import Minmax, Range
@@ -10,6 +11,7 @@ from coldpress.calibration.statistics.observed import Observed
 __all__ = [
     "Absmax",
     "Average",
+    "Gamma",
     "Gram",
     "GramValue",
     "Histogram",
@@ -19,4 +21,6 @@ __all__ = [
     "Observed",
     "Range",
     "SecondMoment",
+    "TokenSquares",
+    "TokenWeight",
 ]

@@ -8,7 +8,7 @@ from attrs.validators import ge
 from torch import Tensor
 
 from coldpress.numerics import folded_gram, unfolded
-from coldpress.statistic import RESCALE, ROTATE, Statistic
+from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Statistic
 
 
 @frozen(eq=False)
@@ -39,11 +39,21 @@ class Gram(Statistic):
 
     Attributes:
         chunk: tokens that are multiplied at once.
+        weights: what each token counts, such as `TokenWeight()`; None counts all alike.
     """
 
     supports: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
 
     chunk: int = field(default=4096, validator=ge(1))
+    weights: GradientStatistic | None = None
+
+    def weighted_by(self) -> GradientStatistic | None:
+        """What `weights` says."""
+        return self.weights
+
+    def update_weighted(self, value: GramValue | None, x: Tensor, weight: Tensor) -> GramValue:
+        """Add sum_t w_t x_t x_t^T; `count` counts tokens, whose weights have a mean of 1."""
+        return self.update(value, x.float() * weight.to(x.device).sqrt()[:, None])
 
     def update(self, value: GramValue | None, x: Tensor) -> GramValue:
         """Add the tokens, [T, I]."""

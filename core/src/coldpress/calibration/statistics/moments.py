@@ -6,7 +6,7 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 
 from coldpress.errors import must_implement
-from coldpress.statistic import RESCALE, ROTATE, Statistic
+from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Statistic
 
 
 @frozen(eq=False)
@@ -38,9 +38,23 @@ def added(a: Average | None, b: Average) -> Average:
 
 @frozen(kw_only=True)
 class Moment(Statistic):
-    """Base of statistics whose value is an `Average`; a subclass says what is averaged, and how it scales."""
+    """Base of statistics whose value is an `Average`; a subclass says what is averaged, and how it scales.
+
+    Attributes:
+        weights: what each token counts, such as `TokenWeight()`; None counts all alike.
+    """
 
     supports: ClassVar[frozenset[str]] = frozenset({RESCALE})
+
+    weights: GradientStatistic | None = None
+
+    def weighted_by(self) -> GradientStatistic | None:
+        """What `weights` says."""
+        return self.weights
+
+    def update_weighted(self, value: Average | None, x: Tensor, weight: Tensor) -> Average:
+        """Add the tokens, each as often as it counts."""
+        return added(value, Average((self.terms(x).T @ weight.to(x.device)).double(), len(x)))
 
     def terms(self, x: Tensor) -> Tensor:
         """What is averaged over tokens, [T, I] -> [T, I] float32."""

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from coldpress.plugin import Call, Pass, Pipeline, Stage, State
-from coldpress_pipelines.walking import batch_named, model_calls, placed
+from coldpress.plugin import Call, LossGradient, Pass, Pipeline, ReverseStep, Stage, State
+from coldpress_pipelines.walking import batch_named, model_calls, placed, whole_backwards
 
 
 @frozen(kw_only=True, eq=False)
@@ -17,6 +17,7 @@ class Basic(Pipeline):
     """
 
     holds_calls: ClassVar[bool] = True
+    runs_backwards: ClassVar[bool] = True
 
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield the model."""
@@ -38,3 +39,7 @@ class Basic(Pipeline):
     ) -> Iterator[Call]:
         """Yield what the model is called with: the original's outputs before it are none."""
         yield from model_calls(state, batches)
+
+    def reverse_sweep(self, state: State, loss: LossGradient) -> Iterator[ReverseStep]:
+        """Yield the model, which runs forwards and backwards as a whole."""
+        yield ReverseStep(Stage.whole(state.model), whole_backwards(state, loss))

@@ -6,7 +6,7 @@ from typing import ClassVar
 from attrs import field, fields, frozen
 from attrs.validators import ge, in_
 
-from coldpress.plugin import Call, Pass, Pipeline, Stage, State
+from coldpress.plugin import Call, LossGradient, Pass, Pipeline, ReverseStep, Stage, State
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Place
 from coldpress_pipelines.pipelines.layer_sequential import LayerSequential
 from coldpress_pipelines.pipelines.sequential import Sequential
@@ -38,6 +38,7 @@ class Independent(Pipeline):
 
     shares_sweeps: ClassVar[bool] = False
     holds_calls: ClassVar[bool] = True
+    runs_backwards: ClassVar[bool] = True
 
     pipeline: str = field(default="sequential", validator=in_(tuple(_INNER)))
     sequential_targets: list[str] | None = field(default=None, converter=as_list)
@@ -71,6 +72,10 @@ class Independent(Pipeline):
     def needs_sweep(self, state: State, stage: Stage) -> bool:
         """As the inner pipeline says."""
         return self._inner().needs_sweep(state, stage)
+
+    def reverse_sweep(self, state: State, loss: LossGradient) -> Iterator[ReverseStep]:
+        """Run backwards as the inner pipeline does, once for all modifiers."""
+        yield from self._inner().reverse_sweep(state, loss)
 
     def _inner(self) -> Sequential | LayerSequential:
         inner = _INNER[self.pipeline]

@@ -1,18 +1,30 @@
 """sequential: block by block through the model's own forward, every batch suspended at the same block."""
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
 from attrs import field, frozen
 from attrs.validators import ge, in_
+from torch import nn
 
-from coldpress.plugin import Call, Pass, Pipeline, Stage, State, block_names, partition
+from coldpress.plugin import (
+    Call,
+    LossGradient,
+    Pass,
+    Pipeline,
+    ReverseStep,
+    Stage,
+    State,
+    block_names,
+    partition,
+)
 from coldpress_pipelines.frames import Frames
 from coldpress_pipelines.gaps import gaps_of, with_gaps
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
+from coldpress_pipelines.reverse import ReverseBatches
 from coldpress_pipelines.suspended import SuspendedBatches
-from coldpress_pipelines.walking import HOW, as_list, matters, model_calls, refuse_unreached
+from coldpress_pipelines.walking import HOW, as_list, matters, model_calls, refuse_unreached, whole_backwards
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +60,7 @@ class Sequential(Pipeline):
 
     runs_original: ClassVar[bool] = True
     holds_calls: ClassVar[bool] = True
+    runs_backwards: ClassVar[bool] = True
 
     sequential_targets: list[str] | None = field(default=None, converter=as_list)
     propagate_error: bool | None = None
@@ -58,8 +71,7 @@ class Sequential(Pipeline):
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield the prologue, the blocks in the order in which batches reach them, and the rest."""
         parts = self._parts_of(state)
-        names = {*block_names(state.model, self.sequential_targets), *gaps_of(parts)}
-        blocks = {name: module for name, module in state.model.named_modules() if name in names}
+        blocks = self._blocks_of(state, parts)
         if not blocks:
             log.warning(
                 "%s has no list of blocks, so it is one stage; name them with %s", type(state.model).__name__, HOW
@@ -119,6 +131,38 @@ class Sequential(Pipeline):
         suspended: SuspendedBatches = state.pipeline_state
         looks = state.sweep.original_inputs and stage.name in suspended.frames.blocks and suspended.part != {}
         return suspended.keeps or looks
+
+    def reverse_sweep(self, state: State, loss: LossGradient) -> Iterator[ReverseStep]:
+        """Yield prologue and blocks, and then the rest and the blocks in reverse order."""
+        parts = self._parts_of(state)
+        blocks = self._blocks_of(state, parts)
+        if not blocks:
+            yield ReverseStep(parts["model"], whole_backwards(state, loss))
+            return
+        room = Offload.of(state, place=self.offload_activations, limit=self.offload_limit)
+        with room, Frames(state.model, blocks) as frames:
+            batches, order = ReverseBatches(state, frames, room, loss), list[str]()
+            if "prologue" in parts:
+                yield ReverseStep(parts["prologue"])
+            batches.start()
+            while found := [name for name in blocks if name in batches.reached()]:
+                order.append(found[0])
+                yield ReverseStep(parts[found[0]])
+                batches.run(found[0])
+                if len(set(order)) < len(blocks):
+                    batches.advance()
+            unseen = {name: parts[name] for name in blocks if name not in order}
+            if unseen:
+                refuse_unreached(list(unseen), unseen, state)
+            yield ReverseStep(parts.get("epilogue", Stage("epilogue", len(parts), {})), batches.end_backwards())
+            for name, passes in batches.again_backwards():
+                yield ReverseStep(parts[name], passes)
+            for name in reversed(order):
+                yield ReverseStep(parts[name], batches.backwards(name))
+
+    def _blocks_of(self, state: State, parts: Mapping[str, Stage]) -> dict[str, nn.Module]:
+        names = {*block_names(state.model, self.sequential_targets), *gaps_of(parts)}
+        return {name: module for name, module in state.model.named_modules() if name in names}
 
     def _parts_of(self, state: State) -> dict[str, Stage]:
         parts = {part.name: part for part in partition(state.model, self.sequential_targets)}

@@ -1,0 +1,75 @@
+"""What a reverse sweep has found: statistics of output gradients, by layer."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from attrs import define, field
+from torch import Tensor
+
+from coldpress.errors import CalibrationError
+from coldpress.statistic import GradientStatistic, Tokens
+
+Weights = Mapping[Tokens, tuple[Tensor, Tensor | None]]
+
+
+@define(eq=False)
+class GradientStore:
+    """Statistics of the gradient of the loss by the outputs of layers; they last for the whole run.
+
+    Attributes:
+        values: by the name of the layer and the statistic.
+    """
+
+    values: dict[tuple[str, GradientStatistic], object] = field(factory=dict)
+    _weights: dict[tuple[GradientStatistic, tuple[str, ...]], Weights] = field(factory=dict)
+
+    def see(self, name: str, statistics: Sequence[GradientStatistic], gradient: Tensor, tokens: Tokens) -> None:
+        """Take in the gradient of one call of a layer, [T, O]."""
+        for statistic in statistics:
+            key = name, statistic
+            self.values[key] = statistic.update_with_gradient(self.values.get(key), gradient, tokens)
+
+    def value(self, name: str, statistic: GradientStatistic) -> object | None:
+        """What was found of a layer; None where no token reached it."""
+        return self.values.get((name, statistic))
+
+    def weight(self, names: Sequence[str], statistic: GradientStatistic, x: Tensor, tokens: Tokens) -> Tensor:
+        """What each token of an input counts, [T] float32.
+
+        Args:
+            names: of the layers that read the input.
+            statistic: that says it.
+            x: the input, [T, I].
+            tokens: which these are.
+
+        Raises:
+            CalibrationError: the reverse sweep saw other tokens.
+        """
+        found = self._weights_of(tuple(names), statistic)
+        whole, places = found.get(tokens, (None, None))
+        if tokens.places is not None:
+            return _at_places(whole, places, tokens.places, len(x))
+        if whole is None or places is not None or len(whole) != len(x):
+            raise CalibrationError(
+                f"{names[0]} reads other tokens of batch {tokens.batch} than in the reverse sweep: no weight is known"
+            )
+        return whole.to(x.device)
+
+    def _weights_of(self, names: tuple[str, ...], statistic: GradientStatistic) -> Weights:
+        key = statistic, names
+        if key not in self._weights:
+            if len(self._weights) > 64:  # of stages that are done
+                self._weights.clear()
+            found = [self.values[name, statistic] for name in names if (name, statistic) in self.values]
+            self._weights[key] = statistic.weights(found) if found else {}
+        return self._weights[key]
+
+
+def _at_places(whole: Tensor | None, known: Tensor | None, wanted: Tensor, count: int) -> Tensor:
+    """Weights of an expert's tokens, [T]; 1, the mean, for those that its router gave to others in the original."""
+    if whole is None or known is None:
+        return torch.ones(count, device=wanted.device)
+    size = int(max(known.max(), wanted.max())) + 1
+    table = torch.ones(size, device=wanted.device)
+    table[known.to(wanted.device)] = whole.to(wanted.device)
+    return table[wanted]

@@ -1,0 +1,118 @@
+"""Statistics of output gradients: mean squares per output, and what each token counts."""
+
+from collections.abc import Sequence
+
+import torch
+from attrs import field, frozen
+from attrs.validators import gt, le
+from torch import Tensor
+
+from coldpress.calibration.statistics.moments import Average, added
+from coldpress.statistic import GradientStatistic, Tokens
+
+_CHUNK = 1024  # tokens whose squares are held in float64
+
+
+@frozen(kw_only=True)
+class Gamma(GradientStatistic):
+    """Mean squares of the gradient per output; its value is an `Average`, `.mean` [O].
+
+    With sampled labels this is the diagonal of the Fisher information of the outputs: where an error E of the weight
+    changes outputs by E x, KL of the model per token grows by about 1/2 sum_i gamma_i (E G E^T)_ii, G the mean of
+    x x^T.
+    """
+
+    def update_with_gradient(self, value: Average | None, gradient: Tensor, tokens: Tokens) -> Average:
+        """Add the squares, [T, O]."""
+        total = torch.zeros(gradient.shape[1], dtype=torch.float64, device=gradient.device)  # [O]
+        for part in torch.split(gradient, _CHUNK):
+            total += part.double().square().sum(0)
+        return added(value, Average(total, len(gradient)))
+
+    def merge(self, a: Average, b: Average) -> Average:
+        """Add both."""
+        return added(a, b)
+
+    def to_tensors(self, value: Average) -> dict[str, Tensor]:
+        """Sum and count."""
+        return {"total": value.total, "count": torch.tensor(value.count)}
+
+    def from_tensors(self, tensors: dict[str, Tensor]) -> Average:
+        """The same again."""
+        return Average(tensors["total"], int(tensors["count"]))
+
+
+@frozen(eq=False)
+class TokenSquares:
+    """What `token_weight` has seen.
+
+    Attributes:
+        squares: by batch and call, the sum over outputs of g^2 for each token, [T] float32, and the tokens' places.
+        outputs: of the layer.
+    """
+
+    squares: dict[Tokens, tuple[Tensor, Tensor | None]] = field()
+    outputs: int = field()
+
+
+@frozen(kw_only=True)
+class TokenWeight(GradientStatistic):
+    """What each token counts: the mean of g^2 over the outputs of all layers that read an input (GuidedQuant).
+
+    Weighting the tokens of a Gram matrix by it makes a layer's error E cost what it adds to the model's loss, with one
+    weight for all outputs: sum_t w_t |E x_t|^2 (arXiv 2505.07004, eq. 7, with one group of outputs).
+    The weights have a mean of 1 over all tokens, so that a dampening means what it means without them.
+
+    Attributes:
+        quantile: weights are cut at this quantile of them; a few tokens would be all that counts otherwise.
+        power: that weights are raised to before; below 1 flattens them.
+    """
+
+    quantile: float = field(default=0.95, validator=[gt(0.0), le(1.0)])
+    power: float = field(default=1.0, validator=[gt(0.0), le(1.0)])
+
+    def update_with_gradient(self, value: TokenSquares | None, gradient: Tensor, tokens: Tokens) -> TokenSquares:
+        """Note the squares of each token."""
+        before = {} if value is None else value.squares
+        fresh = {tokens: (gradient.float().square().sum(1), tokens.places)}
+        return TokenSquares({**before, **fresh}, gradient.shape[1])
+
+    def merge(self, a: TokenSquares, b: TokenSquares) -> TokenSquares:
+        """All tokens of both."""
+        return TokenSquares({**a.squares, **b.squares}, a.outputs)
+
+    def to_tensors(self, value: TokenSquares) -> dict[str, Tensor]:
+        """One tensor for each call."""
+        found = {"outputs": torch.tensor(value.outputs)}
+        for tokens, (squares, places) in value.squares.items():
+            found[f"squares {tokens.batch} {tokens.call}"] = squares
+            if places is not None:
+                found[f"places {tokens.batch} {tokens.call}"] = places
+        return found
+
+    def from_tensors(self, tensors: dict[str, Tensor]) -> TokenSquares:
+        """The same again."""
+        found = {}
+        for name, tensor in tensors.items():
+            kind, *where = name.split()
+            if kind == "squares":
+                batch, call = map(int, where)
+                found[Tokens(batch, call)] = (tensor, tensors.get(f"places {batch} {call}"))
+        return TokenSquares(found, int(tensors["outputs"]))
+
+    def weights(self, values: Sequence[TokenSquares]) -> dict[Tokens, tuple[Tensor, Tensor | None]]:
+        """Of an input that the layers with these values read."""
+        first, outputs = values[0], sum(value.outputs for value in values)
+        sums = {
+            tokens: torch.stack([value.squares[tokens][0] for value in values]).sum(0) / outputs
+            for tokens in sorted(first.squares, key=lambda one: (one.batch, one.call))
+        }
+        every = torch.cat(list(sums.values())).double()  # [all tokens]
+        if not bool(every.any()):
+            return {tokens: (torch.ones_like(one), first.squares[tokens][1]) for tokens, one in sums.items()}
+        every = (every / every.mean()) ** self.power
+        edge = every.kthvalue(max(1, round(self.quantile * len(every)))).values
+        every = every.clamp(max=edge) if edge > 0 else every
+        every = (every / every.mean()).float()
+        parts = torch.split(every, [len(one) for one in sums.values()])
+        return {tokens: (part, first.squares[tokens][1]) for tokens, part in zip(sums, parts, strict=True)}
