@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from coldpress.calibration.statistics import Absmax, Gram, GramValue
 from coldpress.calibration.store import StatisticStore
-from coldpress.calibration.tap import BatchInputs
-from coldpress.calibration.tap import InputTap, StopForward
+from coldpress.calibration.tap import BatchInputs, InputTap, StopForward
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.experts import linearize_experts
 from coldpress.plugin import (
