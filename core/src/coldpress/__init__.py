@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from coldpress.bases.quantizer import weight_qparams
     from coldpress.entrypoints.load_context import load_context
     from coldpress.entrypoints.oneshot import oneshot
+    from coldpress.entrypoints.plan import plan
     from coldpress.entrypoints.session import Oneshot, Session, active_session, create_session, reset_session
     from coldpress.errors import (
         ArgumentError,
@@ -57,6 +58,7 @@ __all__ = [
     "load_tokenizer",
     "oneshot",
     "perplexity",
+    "plan",
     "preset",
     "preset_names",
     "read_recipe",
@@ -70,6 +72,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "bases.quantizer": ("weight_qparams",),
         "entrypoints.oneshot": ("oneshot",),
+        "entrypoints.plan": ("plan",),
         "entrypoints.load_context": ("load_context",),
         "entrypoints.session": ("Oneshot", "Session", "active_session", "create_session", "reset_session"),
         "errors": (

@@ -62,6 +62,10 @@ class Attachment:
         """Names of the module's buffers that belong to it."""
         return ()
 
+    def buffer_shapes(self, module: nn.Module) -> Mapping[str, tuple[int, ...]] | None:
+        """The shapes of its buffers, before it is attached; None where only data tell them."""
+        return None if self.buffers() else {}
+
     def describe(self, buffer: str) -> str:
         """What one of its buffers is, in the words of a report."""
         return f"{self.kind}: {buffer}"

@@ -37,6 +37,8 @@ def initialize(state: "State", stage: "Stage") -> None:
     A modifier with the trait `TRANSFORMS` may change weights here, so that its function is kept: batches have reached
     this stage through the stages before it as they were transformed, and run through it afterwards.
     It is fired again for a modifier that implements `calibrate_batch`, if an earlier modifier transformed its inputs.
+    A plan fires it on a model without data, for modifiers that need data and transform nothing, to learn what they
+    request.
 
     Args:
         state: everything that changes during a run.

@@ -80,6 +80,21 @@ class Decision:
     schemes: Mapping[str, Scheme] = field(factory=dict)
 
 
+@frozen(kw_only=True)
+class Cost:
+    """What compressing some layers takes beside running their stage.
+
+    Attributes:
+        flops: operations of matrix products and factorizations.
+        elements: numbers that elementwise operations go over, counted once for each pass.
+        nbytes: held at once beside the weights, their codes and statistics.
+    """
+
+    flops: float = 0.0
+    elements: float = 0.0
+    nbytes: int = 0
+
+
 HOUSEKEEPING = ("group", "index", "start", "end", "update", "requires_calibration_data")
 """What llm-compressor keeps beside the settings of every modifier; without effect there and here."""
 
@@ -150,6 +165,16 @@ class Modifier(metaclass=_TakesHousekeeping):
     def adopts(self, layer: Layer) -> bool:
         """Whether it quantizes a layer that it claims by the scheme which an earlier modifier has for it."""
         return False
+
+    def cost(self, layers: Sequence[Layer], tokens: int) -> Cost:
+        """What `finalize` takes for layers that read one input, for plans; a few passes over weights by default.
+
+        Args:
+            layers: that it claims; weights may be on the meta device.
+            tokens: of the calibration data; 0 where none are read.
+        """
+        sizes = [layer.weight.numel() for layer in layers]
+        return Cost(elements=4.0 * sum(sizes), nbytes=8 * max(sizes, default=0))
 
     def observes(self, stage: Stage) -> list[str]:
         """Names of the modules whose inputs, or whose attention's, it may request statistics of: its layers."""

@@ -6,9 +6,28 @@ from typing import ClassVar
 from attrs import frozen
 
 from coldpress.errors import CalibrationError, must_implement
-from coldpress.plan import LossGradient, ReverseStep
+from coldpress.planned import LossGradient, ReverseStep
 from coldpress.stage import Call, Pass, Stage
 from coldpress.state import State
+
+
+@frozen(kw_only=True, eq=False)
+class Outline:
+    """What a pipeline will do with a model, as far as that is known before a batch runs; plans are made of it.
+
+    Attributes:
+        stages: in the order in which they run.
+        forwards: how often a batch runs through a stage whose layers are observed, to calibrate it and to go on.
+        in_parts: batches are suspended inside of a stage, whose layers are calibrated one input after the other.
+        keeps_outputs: outputs of the original stage are kept beside what it is called with.
+        on_disk: activations between stages are in files.
+    """
+
+    stages: tuple[Stage, ...]
+    forwards: float = 1.0
+    in_parts: bool = False
+    keeps_outputs: bool = False
+    on_disk: bool = False
 
 
 @frozen(kw_only=True, eq=False)
@@ -37,6 +56,15 @@ class Pipeline:
         through it.  It undoes whatever it did to the model when it ends or is closed.
         """
         raise must_implement(self, "stages(state)")
+
+    def outline(self, state: State, *, divisible: bool = False) -> Outline:
+        """What it will do, without running anything; one stage of the whole model, unless overridden.
+
+        Args:
+            state: before the run; weights may be on the meta device, and `state.sweep` says what is observed.
+            divisible: core may ask for `parts`.
+        """
+        return Outline(stages=(Stage.whole(state.model),))
 
     def count(self, state: State) -> int | None:
         """How many stages there will be, for a progress bar; None when that is not known."""

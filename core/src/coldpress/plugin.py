@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from coldpress.bases.pruner import Pruner
     from coldpress.bases.quantizer import Quantizer, weight_qparams
     from coldpress.bases.smoother import Smoother, Smoothing
+    from coldpress.calibration.batch import count_places
     from coldpress.calibration.hub_dataset import HubDataset
     from coldpress.calibration.observer import Observer, observer_for
     from coldpress.calibration.statistics import Gamma, Gram, SecondMoment, TokenWeight
@@ -44,12 +45,13 @@ if TYPE_CHECKING:
         RUNS_LAST,
         SPARES_QUANTIZED,
         TRANSFORMS,
+        Cost,
         Decision,
         Modifier,
         Needs,
     )
-    from coldpress.pipeline import Pipeline
-    from coldpress.plan import LossGradient, ReverseStep
+    from coldpress.pipeline import Outline, Pipeline
+    from coldpress.planned import LossGradient, ReverseStep
     from coldpress.quantized import Quantized
     from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset
     from coldpress.source import Source, Weights
@@ -78,6 +80,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointReader",
     "ColdpressError",
+    "Cost",
     "Decision",
     "Format",
     "Gamma",
@@ -95,6 +98,7 @@ __all__ = [
     "NumberFormat",
     "NumericsError",
     "Observer",
+    "Outline",
     "Parts",
     "Pass",
     "Pipeline",
@@ -124,6 +128,7 @@ __all__ = [
     "attachment_class",
     "attention_tapped",
     "block_names",
+    "count_places",
     "first_tensor",
     "hookimpl",
     "matches_name",
@@ -148,6 +153,7 @@ __getattr__, __dir__ = lazy_names(
         "bases.quantizer": ("Quantizer", "weight_qparams"),
         "bases.smoother": ("Smoother", "Smoothing"),
         "attention": ("AttentionInput", "AttentionStates", "attention_tapped", "run_attention_taps"),
+        "calibration.batch": ("count_places",),
         "calibration.hub_dataset": ("HubDataset",),
         "calibration.observer": ("Observer", "observer_for"),
         "calibration.statistics": ("Gamma", "Gram", "SecondMoment", "TokenWeight"),
@@ -175,12 +181,13 @@ __getattr__, __dir__ = lazy_names(
             "RUNS_LAST",
             "SPARES_QUANTIZED",
             "TRANSFORMS",
+            "Cost",
             "Decision",
             "Modifier",
             "Needs",
         ),
-        "pipeline": ("Pipeline",),
-        "plan": ("LossGradient", "ReverseStep"),
+        "pipeline": ("Outline", "Pipeline"),
+        "planned": ("LossGradient", "ReverseStep"),
         "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset"),
         "source": ("Source", "Weights"),
         "stage": ("Batch", "Call", "Layer", "Pass", "Stage", "first_tensor", "matches_name"),

@@ -16,7 +16,7 @@ from coldpress.layer_report import LayerReport
 from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.numerics import check_finite, relative_error
 from coldpress.originals import Originals
-from coldpress.plan import CallSource, Planned, Running, Sweep, no_calls
+from coldpress.planned import CallSource, Planned, Running, Sweep, no_calls
 from coldpress.quantized import Encoding, Quantized
 from coldpress.schemes import Scheme, describe
 from coldpress.scratch import Scratch

@@ -80,6 +80,17 @@ class KVCache(Attachment):
         """`k_scale`, `v_scale`, and `q_scale` where queries are rounded."""
         return tuple(_SCALES[part] for part in self.parts())
 
+    def buffer_shapes(self, module: nn.Module) -> Mapping[str, tuple[int, ...]] | None:
+        """One number a tensor, or one for each head of keys, values or queries, as the configuration counts them."""
+        if self.args.strategy == "tensor":
+            return dict.fromkeys(self.buffers(), (1,))
+        config: Any = getattr(module, "config", None)
+        heads = getattr(config, "num_attention_heads", None)
+        few = getattr(config, "num_key_value_heads", heads)
+        if heads is None or few is None:
+            return None
+        return {_SCALES[part]: (heads if part == "queries" else few, 1, 1) for part in self.parts()}
+
     def describe(self, buffer: str) -> str:
         """What the scale is of, and how that is quantized."""
         what = "queries of attention" if buffer == _SCALES["queries"] else "KV cache"

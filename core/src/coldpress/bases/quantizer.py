@@ -15,7 +15,7 @@ from coldpress.dataflow.fused import FusedLayers
 from coldpress.errors import CalibrationError, SchemeError, suggest
 from coldpress.experts.tokens import siblings
 from coldpress.hookspecs import hookimpl
-from coldpress.modifier import QUANTIZES, Modifier, Needs
+from coldpress.modifier import QUANTIZES, Cost, Modifier, Needs
 from coldpress.numerics import calculate_global_scale, calculate_qparams, group, quantize, version
 from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme, preset
@@ -23,6 +23,7 @@ from coldpress.stage import Layer, Stage
 from coldpress.state import State
 
 _PARTS = ("weights", "input", "output")
+_PASSES = 20.0  # over a weight that is rounded, packed and measured
 
 
 def _as_groups(value: Mapping[str, Scheme] | None) -> dict[str, Scheme] | None:
@@ -174,6 +175,11 @@ class Quantizer(Modifier):
             batch_boundaries=any(observer_for(args, DEFAULT_ACTIVATION_OBSERVER).order_matters for args in static),
         )
 
+    def cost(self, layers: Sequence[Layer], tokens: int) -> Cost:
+        """Passes over the weights: ranges, division, rounding, decoding; a search goes over them again and again."""
+        sizes = [layer.weight.numel() for layer in layers]
+        return Cost(elements=_PASSES * sum(sizes), nbytes=12 * max(sizes, default=0))
+
     def takes_whole_range(self, state: State, layer: Layer) -> bool:
         """Whether scales of a layer's weight will span it from its smallest to its largest element.
 
@@ -196,7 +202,7 @@ class Quantizer(Modifier):
             scheme = scheme_of(state, layer)
             if _weighs(scheme.weights) and "Linear" in layer.classes:
                 state.request(layer, "second_moment")
-            observed = _observed_input(scheme)
+            observed = observed_input(scheme)
             if observed is not None:
                 state.request(layer, observed)
 
@@ -214,7 +220,7 @@ class Quantizer(Modifier):
             CalibrationError: inputs are static and no token ever reached the layer.
         """
         scheme, global_scale = scheme_of(state, layer), self.global_scale(state, layer)
-        observed = _observed_input(scheme)
+        observed = observed_input(scheme)
         if observed is None:
             return Quantized(scheme, global_scale=global_scale)
         ranges = self._input_ranges(state, layer, observed)
@@ -291,7 +297,7 @@ class Quantizer(Modifier):
         others = [
             other
             for other in siblings(state.model, layer)
-            if (scheme := state.scheme_of(other)) is not None and _observed_input(scheme) == observed
+            if (scheme := state.scheme_of(other)) is not None and observed_input(scheme) == observed
         ]
         seen = [value for other in others if (value := state.statistic(other, observed)) is not None]
         return [_range(observed, value) for value in seen]
@@ -346,7 +352,7 @@ def weight_qparams(
     return scale.to(weight.dtype), zero_point
 
 
-def _observed_input(scheme: Scheme) -> Observed | None:
+def observed_input(scheme: Scheme) -> Observed | None:
     """What is observed of inputs; None when their scales are found while serving, or they have none."""
     args = scheme.input_activations
     if args is None or not _is_static(args):

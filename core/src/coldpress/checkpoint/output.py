@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from attrs import evolve
 from torch import Tensor, nn
 
@@ -70,6 +71,23 @@ class Output:
         """What an interrupted run has worked on that left stages here."""
         return self._writer.unfinished
 
+    @property
+    def max_shard_size(self) -> int:
+        """Bytes of tensors in a file, at most."""
+        return self._writer.max_shard_size
+
+    def nbytes(self) -> int:
+        """Bytes of the tensors that are written so far."""
+        return self._writer.nbytes()
+
+    def on_disk(self, layer: str) -> str:
+        """What a layer is called in the checkpoint, after `prepare`."""
+        return self._names.layer(layer)
+
+    def rehearsal(self) -> "Output":
+        """Another one of the same checkpoint, whose `promised` says what will be written and which writes nothing."""
+        return Output(self._writer, self.format, self._origin)
+
     def __enter__(self) -> "Output":
         self._writer.__enter__()
         return self
@@ -127,11 +145,23 @@ class Output:
 
     def write(self, stage: Stage, state: State) -> None:
         """Write every tensor of a finished stage; a tensor that several modules share is written once."""
-        for name, module in stage.modules.items():
-            joint = dict(joint_tensors(name, module, self._names))
-            if joint:
-                self._written.update(full for full in self._named.joined if full.startswith(f"{name}."))
-            self._named.add(joint or dict(self._tensors(name, module, state)))
+        for tensors in self._of_modules(stage, state):
+            self._named.add(tensors)
+
+    def promised(self, stage: Stage, state: State) -> dict[str, Tensor]:
+        """What `write` would write of a stage, by the names on disk; tensors are on the meta device where weights are.
+
+        Args:
+            stage: of a model whose weights may be on the meta device.
+            state: with codes and scales of the layers that will be quantized, on the meta device too.
+        """
+        parts = self._of_modules(stage, state)
+        return {self._names.on_disk(name): tensor for tensors in parts for name, tensor in tensors.items()}
+
+    def promised_extra(self) -> dict[str, Tensor]:
+        """What comes along of the model's files without being a part of it, by name, on the meta device."""
+        extra = self._origin.extra if self._origin is not None else ()
+        return {name: self._without_data(name) for name in extra}
 
     def keep(self, stage: Stage, state: State) -> None:
         """Make durable what was written of a stage, with all that a later run must know of it to go on after it."""
@@ -220,6 +250,14 @@ class Output:
         if left:
             raise BrokenPluginError(f"{name}.publish left out {len(left)} tensors, the first is {left[0]!r}")
 
+    def _of_modules(self, stage: Stage, state: State) -> Iterator[dict[str, Tensor]]:
+        """The tensors of a stage that are not written yet, module by module, by their names in memory."""
+        for name, module in stage.modules.items():
+            joint = dict(joint_tensors(name, module, self._names))
+            if joint:
+                self._written.update(full for full in self._named.joined if full.startswith(f"{name}."))
+            yield joint or dict(self._tensors(name, module, state))
+
     def _unwritten(self, name: str, module: nn.Module, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Every name that a tensor of a module must be written under and is not yet, and the tensor."""
         written = self._ties_of(model)
@@ -246,7 +284,14 @@ class Output:
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor that is not quantized in the dtype that the model's files have, unless it was changed."""
         stored = None if self._origin is None else self._origin.stored.get(name)
-        return tensor if stored is None else as_stored(tensor, self._open(), stored)
+        if stored is None:
+            return tensor
+        return self._without_data(stored) if tensor.is_meta else as_stored(tensor, self._open(), stored)
+
+    def _without_data(self, name: str) -> Tensor:
+        """A tensor of the model's files, from their headers."""
+        files = self._open()
+        return torch.empty(files.shape(name), dtype=files.dtype(name), device="meta")
 
     def _open(self) -> Weights:
         assert self._origin is not None

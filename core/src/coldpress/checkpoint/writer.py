@@ -186,6 +186,10 @@ class CheckpointWriter:
         """The tensors that are in files by now."""
         return list(self._places)
 
+    def nbytes(self) -> int:
+        """Bytes of the tensors that were added by now."""
+        return sum(place.nbytes for place in self._places.values()) + self._buffered
+
     def read(self, name: str) -> Tensor:
         """A tensor that is in a file by now, in memory of its own."""
         place = self._places[name]

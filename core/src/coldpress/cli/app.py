@@ -11,6 +11,7 @@ from coldpress.cli.demo import demo
 from coldpress.cli.evaluate import evaluate
 from coldpress.cli.inspect import inspect
 from coldpress.cli.option import Debug
+from coldpress.cli.plan import plan
 from coldpress.cli.plugins import plugins
 from coldpress.cli.port import port
 from coldpress.cli.trace import trace
@@ -25,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-_COMMANDS = (compress, evaluate, inspect, trace, plugins, port, demo)
+_COMMANDS = (compress, plan, evaluate, inspect, trace, plugins, port, demo)
 
 
 def _version(asked: bool) -> None:

@@ -1,7 +1,8 @@
 """`coldpress compress`: one model, one recipe or scheme, one checkpoint."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _WHAT, _DATA, _OUTPUT = "What to do", "Calibration", "Output"
 _DIVIDING = re.compile(r"; ([\d, ]+) would divide it")  # the end of what schemes.check_fit says
 
+_RENAMED = {"dtype": "precision", "recipe_arg": "recipe_args", "output": "output_dir"}
 _SERVED_GROUP_SIZES = (128, 64, 32)  # kernels of serving engines know these; larger groups need less room for scales
 
 
@@ -98,30 +100,23 @@ def compress(
 
     coldpress compress smollm2 --scheme W4A16 --group-size 64 --output smollm2-w4a16
     """
-    _check_combination(recipe, scheme, group_size=group_size, ignore=ignore, recipe_arg=recipe_arg, stage=stage)
-    settings = {
-        "model": model,
-        "precision": dtype,
-        "device": device,
-        "recipe_args": recipe_arg or None,
-        "stage": stage,
-        "seed": seed,
-        "dataset": dataset,
-        "num_calibration_samples": num_calibration_samples,
-        "max_seq_length": max_seq_length,
-        "batch_size": batch_size,
-        "text_column": text_column,
-        "concatenate_data": concatenate_data,
-        "pipeline": pipeline,
-        "output_dir": output,
-        "log_dir": log_dir,
-        "format": format,
-        "overwrite": overwrite,
-        "restart": restart,
-        "return_model": False,
-        "quiet": quiet,
-    }
-    _run({**settings, "recipe": recipe or _quantizer(scheme, group_size, ignore)}, quiet=quiet)
+    options = dict(locals())
+    _run(settings_of(**options), quiet=quiet)
+
+
+def settings_of(**options: Any) -> dict[str, Any]:
+    """The arguments of `oneshot` that the options of the command mean.
+
+    Raises:
+        ArgumentError: options contradict each other.
+    """
+    given = dict(options)
+    chosen = {name: given.pop(name) for name in ("recipe", "scheme", "group_size", "ignore")}
+    rest = {name: given[name] for name in ("recipe_arg", "stage")}
+    _check_combination(**chosen, **rest)
+    recipe = chosen["recipe"] or _quantizer(chosen["scheme"], chosen["group_size"], chosen["ignore"])
+    renamed = {_RENAMED.get(name, name): value for name, value in given.items()}
+    return {**renamed, "recipe_args": renamed["recipe_args"] or None, "recipe": recipe, "return_model": False}
 
 
 def _check_combination(recipe: Path | None, scheme: str | None, **rest: Any) -> None:
@@ -160,10 +155,8 @@ def _run(settings: Mapping[str, Any], *, quiet: bool) -> None:
     arguments = parse_arguments(settings)
     reset_peak_memory()
     start = perf_counter()
-    try:
+    with advised():
         state = run(arguments)
-    except SchemeError as error:
-        raise SchemeError(str(error) + _advice(str(error))) from error
     seconds = perf_counter() - start
     output = settings["output_dir"]
     if quiet:
@@ -173,6 +166,15 @@ def _run(settings: Mapping[str, Any], *, quiet: bool) -> None:
 
     out().print(summary(state, output, seconds=seconds, memory=peak_memory()))
     print_path(output)
+
+
+@contextmanager
+def advised() -> Iterator[None]:
+    """Add to a message about groups which option would do."""
+    try:
+        yield
+    except SchemeError as error:
+        raise SchemeError(str(error) + _advice(str(error))) from error
 
 
 def _advice(message: str) -> str:

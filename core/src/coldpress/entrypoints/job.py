@@ -46,7 +46,12 @@ from coldpress.state import State
 log = logging.getLogger(__name__)
 
 
-def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
+def prepare(
+    arguments: Arguments,
+    *,
+    progress: Progress | None = None,
+    open_with: Callable[[Arguments], Opened] = open_model,
+) -> Job:
     """Everything up to the first stage: the recipe is read, the model opened, data are tokenized, layers are planned.
 
     A model that is larger than memory has no weights yet, and nothing is written.
@@ -54,6 +59,7 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
     Args:
         arguments: of `oneshot`, parsed.
         progress: what a person sees while it runs; None for a bar, unless the arguments say quiet.
+        open_with: opens the model; `open_empty` for one that is planned and not run.
 
     Returns:
         A job; `job.state.plan` has the quantizer and scheme of each layer, `job.run()` does it.
@@ -68,7 +74,7 @@ def prepare(arguments: Arguments, *, progress: Progress | None = None) -> Job:
         check_apart(arguments.output.output_dir, arguments.model.model)
     writer = _writer(arguments.output)
     sources = _sources(arguments.model.model)  # as they are before the first is read
-    opened = open_model(arguments)
+    opened = open_with(arguments)
     recipe = evolve(recipe, modifiers=with_heads(recipe.modifiers, opened.model))
     steps, every = expanded(recipe.modifiers), arguments.dataset.moe_calibrate_all_experts
     refused = open_experts(opened.model, steps, all_experts=every)

@@ -16,6 +16,8 @@ from coldpress.entrypoints.saving import finished_run, offer_saving
 from coldpress.errors import ArgumentError
 from coldpress.experts import linear_experts, linearize_experts
 from coldpress.models import load_model
+from coldpress.planning import predict
+from coldpress.planning.prediction import summary_of
 from coldpress.report import Progress
 from coldpress.state import State
 
@@ -55,6 +57,8 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
     # What is made under inference mode cannot be changed in place; the caller may be in it.
     with _logged(arguments.output.log_dir), torch.inference_mode(False):
         job = prepare(arguments, progress=progress)
+        if job.output is not None:
+            job.predicted.update(summary_of(predict(job)))
         report = job.run()
     state = job.state
     if arguments.output.return_model:

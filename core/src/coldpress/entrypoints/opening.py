@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from attrs import field, fields_dict, frozen
+from attrs import evolve, field, fields_dict, frozen
 
 from coldpress.arguments import Arguments, ModelArguments
 from coldpress.checkpoint.companion import Origin
@@ -14,12 +14,12 @@ from coldpress.checkpoint.pickled import open_files, pickled_files
 from coldpress.checkpoint.place import Found, find_places
 from coldpress.checkpoint.reader import read_json
 from coldpress.checkpoint.stored import stored_otherwise
-from coldpress.errors import ArgumentError
+from coldpress.errors import ArgumentError, ModelError
 from coldpress.layer_report import LayerReport
 from coldpress.models import load_model
 from coldpress.models.configuration import load_config
 from coldpress.models.dense import DenseCheckpoint, folder_checkpoint, source_checkpoint
-from coldpress.models.hub import on_this_disk
+from coldpress.models.hub import hub_folder, on_this_disk
 from coldpress.models.loading import placement
 from coldpress.models.location import Location, locate
 from coldpress.models.origin import origin_folder
@@ -88,6 +88,34 @@ def open_model(arguments: Arguments) -> Opened:
     reader = None if found.source is not None else _reader_of(model, found.path)
     there = Found({}, ()) if reader is None else find_places(model, reader)
     return _opened(model, found, there, reader, settings)
+
+
+def open_empty(arguments: Arguments) -> Opened:
+    """The model that the arguments name, without its weights; one that is in memory as it is.
+
+    Raises:
+        ColdpressError: as `open_model`, or only its weights tell what the model is.
+    """
+    settings = arguments.model
+    found = locate(settings.model) if isinstance(settings.model, str) else None
+    if found is None:
+        return open_model(arguments)
+    _check_kind(settings, found)
+    folder = found if found.path is not None else evolve(found, path=hub_folder(found.name, settings.model_revision))
+    assert folder.path is not None
+    if folder.source is None and is_compressed(folder.path):
+        raise ModelError(
+            f"{folder.name!r} is compressed already, and is decoded as a whole before it is compressed again: load it, "
+            "and plan with the model in memory"
+        )
+    try:
+        weights = _stream(settings, folder)
+    except NotStreamable as error:
+        raise ModelError(
+            f"{folder.name!r} cannot be planned without its weights ({error}): load it, and plan with the model in "
+            "memory"
+        ) from error
+    return _opened(weights.model, folder, Found(weights.places, weights.extra), weights.reader, settings, weights)
 
 
 def _opened(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
+_NOW = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
 _HIGH_WATER = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 
 
@@ -29,6 +30,15 @@ def peak_memory() -> int | None:
     except OSError:
         found = None
     return int(found[1]) * 1024 if found else _whole_life()
+
+
+def memory_now() -> int | None:
+    """The resident set at this moment, in bytes; None where the system does not say."""
+    try:
+        found = _NOW.search(_STATUS.read_text(encoding="ascii"))
+    except OSError:
+        found = None
+    return int(found[1]) * 1024 if found else None
 
 
 def _whole_life() -> int | None:

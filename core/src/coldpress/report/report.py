@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from coldpress.errors import CheckpointError
 from coldpress.layer_report import LayerReport
@@ -25,6 +25,8 @@ class Report:
         seconds: of the whole run.
         log: one entry a stage.
         calibration: what the model was calibrated on; None where no data are read.
+        predicted: what was expected before the run began (`coldpress plan`); empty where nothing was.
+        measured: what came of it, in the same units.
     """
 
     layers: tuple[LayerReport, ...]
@@ -32,6 +34,8 @@ class Report:
     seconds: float
     log: tuple[Mapping[str, Any], ...] = ()
     calibration: Mapping[str, Any] | None = None
+    predicted: Mapping[str, Any] = field(factory=dict)
+    measured: Mapping[str, Any] = field(factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `report.json`."""
@@ -39,6 +43,8 @@ class Report:
             "summary": self.summary(),
             "seconds": round(self.seconds, 3),
             "calibration": None if self.calibration is None else dict(self.calibration),
+            "predicted": dict(self.predicted),
+            "measured": dict(self.measured),
             "stages": [dict(entry) for entry in self.log],
             "layers": [line.to_dict() for line in self.layers],
         }

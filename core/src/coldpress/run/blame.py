@@ -14,7 +14,7 @@ from coldpress.errors import BrokenPluginError, ColdpressError, is_of_the_machin
 from coldpress.format import Format
 from coldpress.modifier import Modifier
 from coldpress.pipeline import Pipeline
-from coldpress.plan import Running
+from coldpress.planned import Running
 from coldpress.stage import Layer, Stage
 from coldpress.statistic import Statistic
 

@@ -10,7 +10,7 @@ from attrs import field, frozen
 from coldpress import hookspecs
 from coldpress.errors import BrokenPluginError
 from coldpress.modifier import Modifier
-from coldpress.plan import Running
+from coldpress.planned import Running
 from coldpress.run.blame import blaming
 from coldpress.run.watch import Watch
 from coldpress.stage import Stage

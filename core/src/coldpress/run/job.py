@@ -35,10 +35,11 @@ from coldpress.models.streaming import WeightStream
 from coldpress.models.tie import untie
 from coldpress.modifier import Modifier, expanded
 from coldpress.pipeline import Pipeline
-from coldpress.plan import Planned, Sweep
+from coldpress.planned import Planned, Sweep
 from coldpress.quantized import set_encoding
 from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import SILENT, Progress, Report, manifest_of, report_of
+from coldpress.report.memory import peak_memory
 from coldpress.run import preflight, resume
 from coldpress.run.blame import blaming
 from coldpress.run.hooks import Hooks
@@ -76,6 +77,7 @@ class Job:
         binding: what the run works on, as its journal has it; empty before `run`.
         finished: the weights of finished stages, where they stay in memory.
         gradients: what the reverse sweep finds, where a modifier needs it.
+        predicted: what was expected of the run, for its report; empty where nothing was.
     """
 
     recipe: Recipe
@@ -94,6 +96,7 @@ class Job:
     binding: dict[str, Any] = field(init=False, factory=dict)
     finished: list[Watch] = field(init=False, factory=list)
     gradients: GradientStore = field(init=False, factory=GradientStore)
+    predicted: dict[str, Any] = field(init=False, factory=dict)
 
     @modifiers.default
     def _expand(self) -> Sequence[Modifier]:
@@ -166,17 +169,22 @@ class Job:
             kept = resume.begin(self.output, self.binding, self.progress) if self.output is not None else []
             forget_changed(self.state, self.claims)
             self._run_backwards(kept)
-            *earlier, last = self._passes()
+            *earlier, last = self.passes()
             for modifiers in earlier:
                 self._pass(modifiers)
             self._pass(last, kept)
         check_complete(self.state, self.claims, self.pipeline)
         self._check_finished("a hook")
         report = report_of(self.state, recipe=recipe, seconds=perf_counter() - start)
+        report = evolve(report, predicted=self.predicted, measured=self._measured(report))
         if self.output is not None:
             self.save(self.output, report)
             self._check_finished("save")
         return report
+
+    def _measured(self, report: Report) -> dict[str, Any]:
+        """What came of the run, in the units of what was predicted."""
+        return {"seconds": round(report.seconds, 3), "host_bytes": peak_memory()}
 
     def _check_finished(self, hook: str) -> None:
         """Refuse weights that were changed after their stage was finished, so that what is written is another model.
@@ -202,6 +210,7 @@ class Job:
         if self.weights is not None:
             self.weights.read(rest.modules)
         output.write(rest, self.state)
+        report = evolve(report, measured={"bytes_after": output.nbytes(), **report.measured})
         self.hooks.save(self.state, output.folder)
         self.sources.check()
         output.finish(self.state, self.files(output.format, report))
@@ -242,7 +251,7 @@ class Job:
             before = attached_before(self.state.model, self.announced)
             self.output.prepare(self.state, schemes, [*self.announced, *before])
 
-    def _passes(self) -> list[Sequence[Modifier]]:
+    def passes(self) -> list[Sequence[Modifier]]:
         """The modifiers that go over the model together, pass by pass; at least one pass."""
         if self.pipeline.shares_sweeps or not self.modifiers:
             return [self.modifiers]
@@ -320,16 +329,20 @@ class Job:
                 if kept is not None:
                     self._write(stage)
 
-    def _stage_run(self, modifiers: Sequence[Modifier]) -> StageRun:
-        """What works on the stages of a pass, after the state is told what the pass is for."""
-        store, needs = StatisticStore(self.gradients), [modifier.needs() for modifier in modifiers]
-        sweep = Sweep(
+    def sweep_of(self, modifiers: Sequence[Modifier]) -> Sweep:
+        """What a pass over the stages is for, of these modifiers."""
+        needs = [modifier.needs() for modifier in modifiers]
+        return Sweep(
             observed=preflight.observed(modifiers, self.state),
             propagated_error=any(one.data and one.propagated_error for one in needs),
             original_inputs=any(one.original_inputs for one in needs),
             gradients=any(one.gradients for one in needs),
         )
-        self.state.begin_pass(sweep, store, partial(self.pipeline.calls, self.state))
+
+    def _stage_run(self, modifiers: Sequence[Modifier]) -> StageRun:
+        """What works on the stages of a pass, after the state is told what the pass is for."""
+        store = StatisticStore(self.gradients)
+        self.state.begin_pass(self.sweep_of(modifiers), store, partial(self.pipeline.calls, self.state))
         return StageRun(
             modifiers=modifiers,
             hooks=self.hooks,

@@ -16,7 +16,7 @@ from attrs import evolve, frozen
 from coldpress.errors import BrokenPluginError
 from coldpress.modifier import Decision, Modifier
 from coldpress.pipeline import Pipeline
-from coldpress.plan import Running
+from coldpress.planned import Running
 from coldpress.run.stage_run import StageRun, generator
 from coldpress.schemes import Scheme
 from coldpress.stage import Stage

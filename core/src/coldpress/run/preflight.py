@@ -16,7 +16,7 @@ from coldpress.errors import BrokenPluginError, CalibrationError, ModelError, Sc
 from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Modifier
 from coldpress.numerics.finite import DAMAGED, check_finite
 from coldpress.pipeline import Pipeline
-from coldpress.plan import Planned
+from coldpress.planned import Planned
 from coldpress.run.ignore import ignore_problems
 from coldpress.schemes import Scheme, check_fit, check_supported, number_format
 from coldpress.stage import Layer, Stage, class_names, find_layers

@@ -21,7 +21,7 @@ from coldpress.errors import CalibrationError
 from coldpress.experts import watched_experts
 from coldpress.modifier import Modifier
 from coldpress.pipeline import Pipeline
-from coldpress.plan import ReverseStep, Sweep, no_calls
+from coldpress.planned import ReverseStep, Sweep, no_calls
 from coldpress.report import Progress
 from coldpress.run.stage_run import generator
 from coldpress.stage import Stage

@@ -21,7 +21,7 @@ from coldpress.experts import LinearExperts, TokenCount, report_unseen, watched_
 from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.originals import Originals
 from coldpress.pipeline import Pipeline
-from coldpress.plan import Running
+from coldpress.planned import Running
 from coldpress.report import Progress
 from coldpress.run.hooks import Hooks
 from coldpress.run.watch import Watch
@@ -73,15 +73,8 @@ class StageRun:
             self._clear()
 
     def _is_divisible(self, stage: Stage) -> bool:
-        """Whether parts of a stage may be compressed before others have seen a batch.
-
-        Not where a modifier needs the stage whole or transforms it, nor where experts are shown what their router
-        gives to others.
-        """
-        needs = [modifier.needs() for modifier in self.modifiers]
-        whole = any(TRANSFORMS in modifier.traits for modifier in self.modifiers)
-        whole = whole or any(one.whole_stage or one.calls for one in needs)
-        return not whole and not any(isinstance(module, LinearExperts) for module in stage.modules.values())
+        """Whether parts of a stage may be compressed before others have seen a batch."""
+        return is_divisible(self.modifiers, stage)
 
     def _compress(self, stage: Stage) -> None:
         try:
@@ -235,6 +228,18 @@ class StageRun:
 
     def _has_moved(self, modifier: Modifier, stage: Stage) -> bool:
         return self.store.has_moved(layer.name for layer in modifier.layers(stage))
+
+
+def is_divisible(modifiers: Sequence[Modifier], stage: Stage) -> bool:
+    """Whether parts of a stage may be compressed before others have seen a batch.
+
+    Not where a modifier needs the stage whole or transforms it, nor where experts are shown what their router gives to
+    others.
+    """
+    needs = [modifier.needs() for modifier in modifiers]
+    whole = any(TRANSFORMS in modifier.traits for modifier in modifiers)
+    whole = whole or any(one.whole_stage or one.calls for one in needs)
+    return not whole and not any(isinstance(module, LinearExperts) for module in stage.modules.values())
 
 
 def generator(found: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import nn
 from coldpress.errors import BrokenPluginError, TargetError
 from coldpress.modifier import Modifier
 from coldpress.numerics import bit_sum, check_finite, version
-from coldpress.plan import Running
+from coldpress.planned import Running
 from coldpress.run.preflight import must_compress, shortened
 from coldpress.stage import Stage
 from coldpress.state import State

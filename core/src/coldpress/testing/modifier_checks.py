@@ -13,7 +13,7 @@ from coldpress.calibration.store import StatisticStore
 from coldpress.errors import CalibrationError, RecipeError
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import PRUNES, QUANTIZES, TRAITS, TRANSFORMS
-from coldpress.plan import Sweep, no_calls
+from coldpress.planned import Sweep, no_calls
 from coldpress.recipe import Recipe, read_recipe, write_recipe
 from coldpress.run.hooks import Hooks
 from coldpress.run.preflight import claims_of, plan_of

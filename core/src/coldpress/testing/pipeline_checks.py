@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from coldpress.calibration.tap import InputTap, StopForward
 from coldpress.errors import CalibrationError
 from coldpress.pipeline import Pipeline
-from coldpress.plan import Sweep
+from coldpress.planned import Sweep
 from coldpress.recipe import Recipe
 from coldpress.run.job import Job
 from coldpress.stage import Pass, Stage, find_layers

@@ -14,7 +14,7 @@ from coldpress.checkpoint.output import Output
 from coldpress.dataflow.partition import partition
 from coldpress.modifier import Modifier
 from coldpress.pipeline import Pipeline
-from coldpress.plan import LossGradient, ReverseStep
+from coldpress.planned import LossGradient, ReverseStep
 from coldpress.recipe import Recipe
 from coldpress.run.job import Job
 from coldpress.stage import Call, Layer, Pass, Stage, calls_inside, find_layers

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from coldpress.plugin import Call, LossGradient, Pass, Pipeline, ReverseStep, Stage, State
+from coldpress.plugin import Call, LossGradient, Outline, Pass, Pipeline, ReverseStep, Stage, State
 from coldpress_pipelines.walking import batch_named, model_calls, placed, whole_backwards
 
 
@@ -22,6 +22,10 @@ class Basic(Pipeline):
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield the model."""
         yield Stage.whole(state.model)
+
+    def outline(self, state: State, *, divisible: bool = False) -> Outline:
+        """One stage, whose layers see every batch once."""
+        return Outline(stages=(Stage.whole(state.model),))
 
     def count(self, state: State) -> int:
         """One."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from coldpress.plugin import CalibrationError, Pass, Pipeline, Stage, State, partition
+from coldpress.plugin import CalibrationError, Outline, Pass, Pipeline, Stage, State, partition
 
 
 @frozen(kw_only=True, eq=False)
@@ -17,6 +17,10 @@ class DataFree(Pipeline):
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield prologue, blocks and epilogue."""
         yield from partition(state.model)
+
+    def outline(self, state: State, *, divisible: bool = False) -> Outline:
+        """The parts of the model; nothing runs."""
+        return Outline(stages=tuple(partition(state.model)), forwards=0.0)
 
     def count(self, state: State) -> int:
         """As many as the model has parts."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 from attrs import field, fields, frozen
 from attrs.validators import ge, in_
 
-from coldpress.plugin import Call, LossGradient, Pass, Pipeline, ReverseStep, Stage, State
+from coldpress.plugin import Call, LossGradient, Outline, Pass, Pipeline, ReverseStep, Stage, State
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Place
 from coldpress_pipelines.pipelines.layer_sequential import LayerSequential
 from coldpress_pipelines.pipelines.sequential import Sequential
@@ -50,6 +50,10 @@ class Independent(Pipeline):
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield what the inner pipeline yields; core asks once for each modifier."""
         yield from self._inner().stages(state)
+
+    def outline(self, state: State, *, divisible: bool = False) -> Outline:
+        """What the inner pipeline does; core asks once for each modifier."""
+        return self._inner().outline(state, divisible=divisible)
 
     def count(self, state: State) -> int:
         """As many as the model has parts."""

@@ -8,7 +8,18 @@ from attrs import define, evolve, field, frozen
 from attrs.validators import ge, in_
 from torch import Tensor, nn
 
-from coldpress.plugin import CalibrationError, Call, ModelError, Pass, Pipeline, Stage, State, block_names, partition
+from coldpress.plugin import (
+    CalibrationError,
+    Call,
+    ModelError,
+    Outline,
+    Pass,
+    Pipeline,
+    Stage,
+    State,
+    block_names,
+    partition,
+)
 from coldpress_pipelines.caches import on_copies
 from coldpress_pipelines.frames import Suspended
 from coldpress_pipelines.instance import replaced
@@ -59,6 +70,16 @@ class LayerSequential(Pipeline):
                 yield from parts.values()
             finally:
                 state.pipeline_state = None
+
+    def outline(self, state: State, *, divisible: bool = False) -> Outline:
+        """The parts of the model; a batch runs through a block to look and, where it sees the compressed one, again."""
+        follows = state.sweep.propagated_error if self.propagate_error is None else self.propagate_error
+        return Outline(
+            stages=tuple(partition(state.model, self.sequential_targets)),
+            forwards=2.0 if follows else 1.0,
+            keeps_outputs=not follows,
+            on_disk=self.offload_activations == "disk",
+        )
 
     def count(self, state: State) -> int:
         """As many as the model has parts."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from attrs import field, frozen
 from attrs.validators import ge, in_
@@ -11,12 +11,14 @@ from torch import nn
 from coldpress.plugin import (
     Call,
     LossGradient,
+    Outline,
     Pass,
     Pipeline,
     ReverseStep,
     Stage,
     State,
     block_names,
+    count_places,
     partition,
 )
 from coldpress_pipelines.frames import Frames
@@ -86,6 +88,19 @@ class Sequential(Pipeline):
                 yield from parts.values()
             finally:
                 state.pipeline_state = None
+
+    def outline(self, state: State, *, divisible: bool = False) -> Outline:
+        """The parts of the model; a batch runs through a block once where it is led from layer to layer, else twice."""
+        follows, original = self._follows(state), state.sweep.original_inputs
+        in_parts = divisible and follows and self._wants_parts(state)
+        forwards = 1.0 if in_parts or not follows else 2.0
+        return Outline(
+            stages=tuple(self._parts_of(state).values()),
+            forwards=forwards + (1.0 if original else 0.0),
+            in_parts=in_parts,
+            keeps_outputs=not follows,
+            on_disk=self.offload_activations == "disk",
+        )
 
     def count(self, state: State) -> int:
         """As many as the model has parts."""
@@ -180,6 +195,18 @@ class Sequential(Pipeline):
             return self.true_sequential
         on_cpu = all(layer.weight.device.type == "cpu" for layer in stage.every_layer)
         return on_cpu and suspended.bytes_at(stage.name) <= _SMALL
+
+    def _wants_parts(self, state: State) -> bool:
+        """What `_leads_through` will say, as far as sizes tell before a batch runs."""
+        if self.true_sequential is not None:
+            return self.true_sequential
+        find: Any = getattr(state.model, "get_input_embeddings", None)
+        width = getattr(find() if callable(find) else None, "embedding_dim", 0)
+        places = sum(count_places(batch) or 0 for batch in state.batches)
+        weights = next((p for p in state.model.parameters()), None)
+        if weights is None or weights.device.type not in ("cpu", "meta"):
+            return False
+        return places * width * weights.dtype.itemsize <= _SMALL
 
     def _blocks_in_order(self, state: State, suspended: SuspendedBatches, parts: dict[str, Stage]) -> Iterator[Stage]:
         """Yield every block that is reached; at what is left in `parts` afterwards no batch is suspended."""

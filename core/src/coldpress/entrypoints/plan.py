@@ -1,0 +1,68 @@
+"""plan: what a run will write, hold and take, before it begins."""
+
+import os
+import shutil
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from attrs import evolve
+
+from coldpress.arguments import Arguments, parse_arguments
+from coldpress.entrypoints.job import prepare
+from coldpress.entrypoints.opening import open_empty
+from coldpress.errors import CheckpointError
+from coldpress.planning import Prediction, predict
+from coldpress.report.words import in_bytes
+
+
+def plan(model: Any = None, recipe: Any = None, **arguments: Any) -> Prediction:
+    """Say what `oneshot` with the same arguments will write, hold in memory and take; no weight is read.
+
+        plan("smollm2", QuantizationModifier(scheme="W4A16", group_size=64, ignore=["lm_head"])).after
+
+    Recipe, model, data and plan of layers are prepared by the code that a run begins with.  Sizes are exact; memory and
+    time are estimates, from shapes and from products that are measured for a quarter of a second.
+
+    Args:
+        model: as for `oneshot`.
+        recipe: as for `oneshot`.
+        **arguments: as for `oneshot`; without `output_dir` a run that writes one is planned, and free disk space is
+            not looked at.
+
+    Returns:
+        The prediction; `to_dict()` is what JSON holds.
+
+    Raises:
+        ColdpressError: the run could not end well; says why, and what to do.
+    """
+    parsed = parse_arguments({"model": model, "recipe": recipe, **arguments})
+    asked = parsed.output.output_dir
+    job = prepare(_with_output(parsed), open_with=open_empty)
+    prediction = predict(job)
+    if asked is not None:
+        _check_room(Path(asked), prediction)
+    return prediction
+
+
+def _with_output(arguments: Arguments) -> Arguments:
+    """The arguments with a place for the output, at which nothing is written."""
+    if arguments.output.output_dir is not None:
+        return arguments
+    nowhere = Path(gettempdir()) / f"coldpress-plan-{os.getpid()}"
+    return arguments._replace(output=evolve(arguments.output, output_dir=str(nowhere)))
+
+
+def _check_room(output: Path, prediction: Prediction) -> None:
+    """Refuse an output that the disk has no room for.
+
+    Raises:
+        CheckpointError: says how much is needed, and how much there is.
+    """
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if prediction.disk > free:
+        raise CheckpointError(
+            f"{there}: the run needs {in_bytes(prediction.disk)} while it works, and {in_bytes(free)} are free; free "
+            "some space, or name an output on another disk"
+        )

@@ -1,0 +1,179 @@
+"""From a planned job to what is known of its run."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from attrs import asdict
+
+from coldpress.arguments import DEFAULT_IGNORE
+from coldpress.calibration.batch import count_places
+from coldpress.dataflow.fused import FusedLayers, split_groups
+from coldpress.planning.contents import PlannedContents, planned_contents
+from coldpress.planning.empty import empty_copy
+from coldpress.planning.forward import Forward, forward_of
+from coldpress.planning.prediction import EngineVerdict, LayerKind, Prediction
+from coldpress.planning.rates import measured_rates
+from coldpress.planning.stages import StageCosts
+from coldpress.report.memory import memory_now
+from coldpress.run.job import Job
+from coldpress.run.outcome import reason_untouched
+from coldpress.run.stage_run import is_divisible
+from coldpress.schemes import describe
+from coldpress.schemes.engines import engines_for
+from coldpress.stage import Layer, class_names, find_layers, matches
+from coldpress.state import State
+
+SPREAD = (0.6, 1.6)
+"""The run's time over what its operations take by the measured rates: between these, in benchmarks/results/plan.md."""
+
+
+def predict(job: Job) -> Prediction:
+    """What is known of a job that is planned and has an output; nothing is read, run on data or changed.
+
+    Args:
+        job: after `plan`.
+    """
+    contents = planned_contents(job)
+    costs = _stage_costs(job, contents)
+    schemes = {**job.state.schemes, **{name: one.scheme for name, one in job.state.plan.items()}}
+    return Prediction(
+        weights=sum(prod(shape) for _, shape in _stored(job).values()),
+        before=sum(prod(shape) * dtype.itemsize for dtype, shape in _stored(job).values()),
+        after=contents.nbytes(),
+        files=contents.file_nbytes(),
+        disk=contents.disk_nbytes(),
+        now=memory_now() or 0,
+        stages=tuple(costs.of(stage) for stage in costs.outline.stages),
+        spread=SPREAD,
+        kinds=tuple(_kinds(job, contents)),
+        left_alone=tuple(_left_alone(job)),
+        unmatched=tuple(_unmatched(job)),
+        split=tuple(split_groups(job.state.model, schemes, lambda: job.state.fact(FusedLayers))),
+        data=job.state.calibration,
+        engines=tuple(_engines(job)),
+        rates=asdict(costs.rates),
+        notes=tuple(_notes(contents, costs.forward)),
+    )
+
+
+def _stage_costs(job: Job, contents: PlannedContents) -> StageCosts:
+    """What counts the cost of each stage, on a copy of the model without data."""
+    model, device = empty_copy(job.state.model), _device(job)
+    state = State(model=model, batches=job.state.batches, plan=job.state.plan, seed=job.state.seed)
+    state.report.update(job.state.report)
+    state.sweep = job.sweep_of(job.modifiers)
+    stages = job.pipeline.outline(state).stages
+    divisible = device.type == "cpu" and all(is_divisible(job.modifiers, stage) for stage in stages)
+    outline = job.pipeline.outline(state, divisible=divisible)
+    forward, ratio = _forward(state, outline.stages)
+    passes = 1 if job.pipeline.shares_sweeps else len(job.passes())
+    return StageCosts(
+        job=job,
+        state=state,
+        outline=outline,
+        forward=forward,
+        contents=contents,
+        rates=measured_rates(getattr(model, "dtype", torch.float32), device),
+        ratio=ratio,
+        passes=passes + any(modifier.needs().measuring_pass for modifier in job.modifiers),
+    )
+
+
+def _device(job: Job) -> torch.device:
+    if job.weights is not None:
+        return job.weights.device
+    return next((p.device for p in job.state.model.parameters() if not p.is_meta), torch.device("cpu"))
+
+
+def _forward(state: State, stages: Sequence[Any]) -> tuple[Forward | None, float]:
+    """The largest batch on no data, and the tokens of all batches over its own; None where no batch runs."""
+    if not state.batches or not state.sweep.observed:
+        return None, 0.0
+    places = [count_places(batch) or 1 for batch in state.batches]
+    largest = max(range(len(places)), key=places.__getitem__)
+    return forward_of(state.model, stages, state.batches[largest]), sum(places) / places[largest]
+
+
+def _stored(job: Job) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Dtype and shape of the model's tensors: those of its files, or, of a model in memory, its own."""
+    if job.weights is not None:
+        files = job.weights.reader
+        return {name: (files.dtype(name), tuple(files.shape(name))) for name in files.names()}
+    seen = {id(tensor): (name, tensor) for name, tensor in job.state.model.state_dict(keep_vars=True).items()}
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in seen.values()}
+
+
+def _kinds(job: Job, contents: PlannedContents) -> Iterator[LayerKind]:
+    """The layers of the model, those whose names differ in numbers only together."""
+    model, kinds = job.state.model, dict[Any, list[Layer]]()
+    sizes = Counter[str]()
+    for name, (dtype, shape) in contents.tensors.items():
+        sizes[name.rpartition(".")[0]] += prod(shape) * dtype.itemsize
+    for layer in find_layers(model.named_modules()):
+        planned, kept = job.state.plan.get(layer.name), job.state.schemes.get(layer.name)
+        scheme = kept if planned is None else planned.scheme
+        names = tuple(type(c.modifier).__name__ for c in job.claims if any(layer.name == x.name for x in c.layers))
+        pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", layer.name)
+        rows, columns = layer.weight.shape
+        kinds.setdefault((pattern, (rows, columns), scheme and describe(scheme), names), []).append(layer)
+    disk = job.output.on_disk if job.output is not None else str
+    for (pattern, shape, words, names), layers in kinds.items():
+        before = sum(p.nbytes for one in layers for p in one.module.parameters(recurse=False))
+        after = sum(sizes[disk(one.name)] for one in layers)
+        yield LayerKind(
+            name=pattern,
+            count=len(layers),
+            shape=shape,
+            scheme=words,
+            modifiers=names,
+            before=before,
+            after=after,
+        )
+
+
+def _left_alone(job: Job) -> Iterator[tuple[str, str]]:
+    """Name and reason of what stays as it is."""
+    changed = {layer.name for claim in job.claims for layer in claim.layers}
+    layers = {layer.name: layer for layer in find_layers(job.state.model.named_modules())}
+    for name, line in job.state.report.items():
+        if name in changed or line.status == "quantized":
+            continue
+        yield name, line.reason or (reason_untouched(layers[name], job.claims) if name in layers else "")
+
+
+def _unmatched(job: Job) -> Iterator[tuple[str, str]]:
+    """Rules of `ignore` that match nothing, but for the one for routers that every command has."""
+    modules = [(name, class_names(module)) for name, module in job.state.model.named_modules()]
+    modules += [(name, ()) for name in job.state.report]
+    for modifier in job.modifiers:
+        for pattern in modifier.ignore:
+            if pattern not in DEFAULT_IGNORE[1:] and not any(matches(pattern, *one) for one in modules):
+                yield type(modifier).__name__, pattern
+
+
+def _engines(job: Job) -> Iterator[EngineVerdict]:
+    """What engines do with the checkpoint: the worst that any of its schemes meets."""
+    if job.output is None or not job.output.format.fuses_layers:
+        return
+    schemes = {planned.scheme for planned in job.state.plan.values()} | set(job.state.schemes.values())
+    found: dict[str, list[Any]] = {}
+    for scheme in schemes:
+        for support in engines_for(scheme):
+            found.setdefault(support.engine, []).append((support.loads, describe(scheme), support.why))
+    for engine, verdicts in found.items():
+        loads, words, why = min(verdicts, key=lambda verdict: {False: 0, None: 1, True: 2}[verdict[0]])
+        word = {True: "loads", False: "refuses", None: "unknown"}[loads]
+        yield EngineVerdict(engine=engine, verdict=word, why=why if loads else f"{words}: {why}")
+
+
+def _notes(contents: PlannedContents, forward: Forward | None) -> Iterator[str]:
+    for name in contents.uncounted:
+        yield f"the tensors of {name} are not counted: only data tell their shapes"
+    if contents.publishes:
+        yield "the format writes a container of its own: sizes are those of its tensors"
+    if forward is not None and not forward.counted:
+        yield "the model's forward looks at values, so operations and activations follow from the shapes of layers"
