@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from coldpress.attention import AttentionInput, AttentionStates, attention_tapped, run_attention_taps
     from coldpress.bases.block_targets import BlockTargets
     from coldpress.bases.fit_report import note_fit
+    from coldpress.bases.guidance import GUIDANCE, guided, guiding
     from coldpress.bases.kv_cache import KVCache
     from coldpress.bases.pruner import Pruner
     from coldpress.bases.quantizer import Quantizer, weight_qparams
@@ -57,9 +58,10 @@ if TYPE_CHECKING:
     from coldpress.source import Source, Weights
     from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor, matches_name
     from coldpress.state import State
-    from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Statistic, Tokens
+    from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Labels, Statistic, Tokens
 
 __all__ = [
+    "GUIDANCE",
     "PRUNES",
     "QUANTIZES",
     "RESCALE",
@@ -89,6 +91,7 @@ __all__ = [
     "HubDataset",
     "InputTap",
     "KVCache",
+    "Labels",
     "Layer",
     "LayerReport",
     "LossGradient",
@@ -130,6 +133,8 @@ __all__ = [
     "block_names",
     "count_places",
     "first_tensor",
+    "guided",
+    "guiding",
     "hookimpl",
     "matches_name",
     "note_fit",
@@ -148,6 +153,7 @@ __getattr__, __dir__ = lazy_names(
         "attachment": ("Attached", "Attachment", "attachment_class"),
         "bases.block_targets": ("BlockTargets",),
         "bases.fit_report": ("note_fit",),
+        "bases.guidance": ("GUIDANCE", "guided", "guiding"),
         "bases.kv_cache": ("KVCache",),
         "bases.pruner": ("Pruner",),
         "bases.quantizer": ("Quantizer", "weight_qparams"),
@@ -194,6 +200,6 @@ __getattr__, __dir__ = lazy_names(
         "layer_report": ("LayerReport",),
         "quantized": ("Quantized",),
         "state": ("State",),
-        "statistic": ("RESCALE", "ROTATE", "GradientStatistic", "Statistic", "Tokens"),
+        "statistic": ("RESCALE", "ROTATE", "GradientStatistic", "Labels", "Statistic", "Tokens"),
     },
 )

@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from attrs import field, frozen
-from attrs.validators import gt, optional
+from attrs.validators import gt, in_, optional
 from torch import Tensor, nn
 
 from coldpress.bases.block_targets import BlockTargets
+from coldpress.bases.guidance import GUIDANCE, guiding
 from coldpress.dataflow.partition import block_names
 from coldpress.errors import SchemeError, must_implement
 from coldpress.hookspecs import hookimpl
@@ -17,6 +18,7 @@ from coldpress.modifier import PRUNES, Decision, Needs
 from coldpress.numerics.mask import check_n_of_m, parse_n_of_m
 from coldpress.stage import Layer, Stage
 from coldpress.state import State
+from coldpress.statistic import Labels
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,9 @@ class Pruner(BlockTargets):
         owl_m: how many times the mean an outlier is.
         owl_lmbda: how far the sparsities of two blocks may be apart, halved.
         mask_structure: `n:m` keeps n of every m weights side by side in a row; `0:0` for unstructured.
+        guidance: tokens count by what an error in their outputs costs the model's loss, by labels "sampled" from the
+            model or of the "data"; it takes a pass forwards and backwards through the model first.  None counts all
+            tokens alike.
         sequential_update: understood and without effect: whether later blocks see the outputs of pruned ones is up to
             the pipeline's `propagate_error`.
     """
@@ -45,6 +50,7 @@ class Pruner(BlockTargets):
     owl_m: float | None = field(default=None, validator=optional(gt(0)))
     owl_lmbda: float | None = field(default=None, validator=optional(gt(0)))
     mask_structure: str = field(default="0:0")
+    guidance: Labels | None = field(default=None, validator=in_(GUIDANCE))
     sequential_update: bool = False
 
     @sparsity.validator
@@ -92,8 +98,8 @@ class Pruner(BlockTargets):
             self._groups(state)
 
     def needs(self) -> Needs:
-        """Data, and for `owl` a look at all blocks before the first is pruned."""
-        return Needs(data=True, measuring_pass=self.sparsity_profile is not None)
+        """Data, for `owl` a look at all blocks before the first is pruned, and what guides."""
+        return Needs(data=True, measuring_pass=self.sparsity_profile is not None, loss_gradients=guiding(self.guidance))
 
     def input_norms(self, state: State, layer: Layer) -> Tensor | None:
         """In `finalize` or `measure`: the norms of the inputs of a layer, [I]; None when no token reached it."""

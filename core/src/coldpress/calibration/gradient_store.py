@@ -55,6 +55,37 @@ class GradientStore:
             )
         return whole.to(x.device)
 
+    def to_tensors(self) -> tuple[list[list[str]], dict[str, Tensor]]:
+        """Everything, for `fill`: names of layers and statistics, and tensors."""
+        names, tensors = [], {}
+        for number, ((name, statistic), value) in enumerate(self.values.items()):
+            names.append([name, repr(statistic)])
+            tensors.update({f"{number} {key}": tensor for key, tensor in statistic.to_tensors(value).items()})
+        return names, tensors
+
+    def fill(
+        self,
+        names: Sequence[Sequence[str]],
+        tensors: Mapping[str, Tensor],
+        wanted: Mapping[str, Sequence[GradientStatistic]],
+        device: torch.device,
+    ) -> None:
+        """Take in what `to_tensors` gave.
+
+        Args:
+            names: of layers and statistics.
+            tensors: of all of them.
+            wanted: the statistics of each layer.
+            device: where they were.
+        """
+        parts: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(names))}
+        for key, tensor in tensors.items():
+            number, _, own = key.partition(" ")
+            parts[int(number)][own] = tensor.to(device)
+        for (name, said), own_tensors in zip(names, parts.values(), strict=True):
+            statistic = next(one for one in wanted[name] if repr(one) == said)
+            self.values[name, statistic] = statistic.from_tensors(own_tensors)
+
     def _weights_of(self, names: tuple[str, ...], statistic: GradientStatistic) -> Weights:
         key = statistic, names
         if key not in self._weights:

@@ -91,7 +91,7 @@ class Destination:
 
     def is_ours(self, path: Path) -> bool:
         """Whether something in `partial` has a name that a run gives."""
-        parts = path.name.startswith("part-") and path.suffix in (".safetensors", ".tmp")
+        parts = path.name.startswith(("part-", "beside-")) and path.suffix in (".safetensors", ".tmp")
         return parts or path == self.folder or path.name in (NAME, _COMPLETE, _FILLING, _EMPTIED)
 
     def complete(self) -> None:

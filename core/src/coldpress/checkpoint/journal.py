@@ -27,7 +27,11 @@ _VERSION = 1
 FILES = "_files"
 """In a binding: name of each file that the weights are read from to what tells that it was not touched."""
 
+BESIDE = "beside-{}.safetensors"
+"""A file of tensors that are no part of the checkpoint."""
+
 _PART = re.compile(r"part-\d+\.safetensors")
+_BESIDE = re.compile(r"beside-[a-z]+\.safetensors")
 _START = f'{{"{_SIGN}": {_VERSION}'
 
 
@@ -178,9 +182,10 @@ def _wrong_entry(line: Mapping[str, Any]) -> str | None:
     files = line.get("files")
     if not isinstance(files, list):
         return "'files' is no list"
-    for file in files:
+    beside = [line["beside"]] if "beside" in line else []
+    for file, pattern in [*((file, _PART) for file in files), *((file, _BESIDE) for file in beside)]:
         name, digest = (file.get("name"), file.get("sha256")) if isinstance(file, dict) else (None, None)
-        if not isinstance(name, str) or not isinstance(digest, str) or _PART.fullmatch(name) is None:
+        if not isinstance(name, str) or not isinstance(digest, str) or pattern.fullmatch(name) is None:
             return f"'files' names {file!r}, which is no file of a stage"
     if "report" in line and not isinstance(line.get("stage"), str):
         return "'stage' is no name"

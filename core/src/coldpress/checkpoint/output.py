@@ -143,6 +143,14 @@ class Output:
         """Make a record durable that belongs to no stage's tensors; `begin` returns it again."""
         self._writer.commit(record)
 
+    def note_tensors(self, record: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Make a record durable, and tensors that are no part of the checkpoint; `noted_tensors` reads them again."""
+        self._writer.commit_beside(record, name, tensors)
+
+    def noted_tensors(self, name: str) -> dict[str, Tensor]:
+        """What `note_tensors` was given under this name, in this run or the one that it resumes."""
+        return self._writer.read_beside(name)
+
     def write(self, stage: Stage, state: State) -> None:
         """Write every tensor of a finished stage; a tensor that several modules share is written once."""
         for tensors in self._of_modules(stage, state):

@@ -2,6 +2,7 @@
 
 <output>.partial/journal.jsonl      which stages are finished, on what they were done (see journal.py)
 <output>.partial/part-*.safetensors their tensors, one file a stage
+<output>.partial/beside-*.safetensors what else must be known of the run, and is no part of the checkpoint
 <output>.partial/checkpoint/        what becomes <output>, made when all stages are there
 <output>/                           appears by one rename, when all of it is on the disk (see destination.py)
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 from coldpress.checkpoint.consolidate import Part, Place
 from coldpress.checkpoint.destination import Destination, resolved
 from coldpress.checkpoint.disk import as_utf8, checksum, sync, sync_tree, telling
-from coldpress.checkpoint.journal import NAME, Journal, differences
+from coldpress.checkpoint.journal import BESIDE, NAME, Journal, differences
 from coldpress.checkpoint.parts import StageParts
 from coldpress.checkpoint.replaced import MANIFEST, checksums, with_checksums
 from coldpress.checkpoint.shard import is_storable, read_header, read_tensor, write_shard
@@ -182,6 +183,29 @@ class CheckpointWriter:
         self._journal.add({**record, "files": self._uncommitted})
         self._uncommitted = []
 
+    def commit_beside(self, record: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Make tensors durable that are no part of the checkpoint, for `read_beside` of this run or a later one.
+
+        Args:
+            record: what `begin` returns of it in a later run.
+            name: of the file, without what is before and after it.
+            tensors: by name.
+
+        Raises:
+            CheckpointError: the disk is full.
+        """
+        self._require_open()
+        path = self.partial / BESIDE.format(name)
+        with telling(path):
+            path.unlink(missing_ok=True)
+            digest = write_shard(path, tensors)
+        self.commit({**record, "beside": {"name": path.name, "sha256": digest}})
+
+    def read_beside(self, name: str) -> dict[str, Tensor]:
+        """What `commit_beside` was given under this name."""
+        path = self.partial / BESIDE.format(name)
+        return {key: read_tensor(path, entry) for key, entry in read_header(path).items()}
+
     def names(self) -> list[str]:
         """The tensors that are in files by now."""
         return list(self._places)
@@ -277,7 +301,7 @@ class CheckpointWriter:
     def _count_sound(self, entries: Sequence[Mapping[str, Any]]) -> int:
         """How many stages, from the first on, have their files as they were written."""
         for number, entry in enumerate(entries):
-            for file in entry["files"]:
+            for file in _files_of(entry):
                 path = self.partial / file["name"]
                 if not path.is_file() or checksum(path) != file["sha256"]:
                     log.warning(
@@ -290,11 +314,13 @@ class CheckpointWriter:
     def _clear(self) -> None:
         """Remove what no line of the journal speaks of, and learn what there is."""
         assert self._journal is not None
-        kept = {file["name"]: file["sha256"] for entry in self._journal.entries for file in entry["files"]}
+        entries = self._journal.entries
+        kept = {file["name"]: file["sha256"] for entry in entries for file in entry["files"]}
+        beside = {file["name"] for entry in entries for file in _files_of(entry)}
         for path in self.partial.iterdir():
             if path == self.folder:
                 shutil.rmtree(path)
-            elif self._destination.is_ours(path) and path.name not in (NAME, *kept):
+            elif self._destination.is_ours(path) and path.name not in (NAME, *kept, *beside):
                 path.unlink()
         for name, digest in kept.items():
             self._learn(self.partial / name, digest)
@@ -321,6 +347,11 @@ class CheckpointWriter:
         self._uncommitted.append({"name": path.name, "sha256": digest})
         self._learn(path, digest)
         self._buffer, self._buffered = {}, 0
+
+
+def _files_of(entry: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    """The files that a line of the journal speaks of."""
+    return [*entry["files"], *([entry["beside"]] if "beside" in entry else [])]
 
 
 def _size(value: int | str) -> int:

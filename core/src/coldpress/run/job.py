@@ -276,6 +276,11 @@ class Job:
         wanted = wanted_gradients(self.modifiers, self.state.model)
         if not wanted:
             return
+        record = next((record for record in kept if "gradients" in record), None)
+        if record is not None and self.output is not None:
+            resume.recall_gradients(record, self.gradients, wanted, self.state, self.output, self.weights)
+            return
+        before = len(self.state.log)
         ReverseSweep(
             state=self.state,
             pipeline=self.pipeline,
@@ -285,6 +290,8 @@ class Job:
             release=self._release,
             progress=self.progress,
         ).run(StatisticStore())
+        if self.output is not None:
+            resume.keep_gradients(self.gradients, self.state.log[before:], self.output)
 
     def _release(self, stage: Stage) -> None:
         if self.weights is not None:

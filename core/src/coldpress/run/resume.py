@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from coldpress.calibration.gradient_store import GradientStore
 from coldpress.checkpoint.binding import binding_of
 from coldpress.checkpoint.output import Output
 from coldpress.errors import CheckpointError, SchemeError
@@ -14,8 +15,11 @@ from coldpress.models.streaming import WeightStream, fill
 from coldpress.report import Progress
 from coldpress.stage import Stage
 from coldpress.state import State
+from coldpress.statistic import GradientStatistic
 
 log = logging.getLogger(__name__)
+
+_GRADIENTS = "gradients"  # the name of a file beside the stages
 
 
 def bind(state: State, output: Output, job: Mapping[str, str], weights: WeightStream | None) -> dict[str, Any]:
@@ -83,12 +87,51 @@ def recall(stage: Stage, record: Mapping[str, Any], state: State, output: Output
         weights.fill(compressed)
 
 
+def keep_gradients(store: GradientStore, log_entries: Sequence[Mapping[str, Any]], output: Output) -> None:
+    """Make durable what the reverse sweep has found."""
+    names, tensors = store.to_tensors()
+    output.note_tensors({"gradients": names, "log": list(log_entries), "stage": "gradients"}, _GRADIENTS, tensors)
+
+
+def recall_gradients(
+    record: Mapping[str, Any],
+    store: GradientStore,
+    wanted: Mapping[str, Sequence[GradientStatistic]],
+    state: State,
+    output: Output,
+    weights: WeightStream | None,
+) -> None:
+    """Bring back what the reverse sweep of an interrupted run has found.
+
+    Args:
+        record: of it.
+        store: that gets it.
+        wanted: the statistics of each layer.
+        state: whose log gets what was logged.
+        output: that holds it.
+        weights: where they are streamed from; None when they are in memory.
+    """
+    device = next(state.model.parameters(), torch.empty(0)).device if weights is None else weights.device
+    with _reading(record):
+        store.fill(record["gradients"], output.noted_tensors(_GRADIENTS), wanted, device)
+        state.log.extend(dict(entry) for entry in record["log"])
+
+
 @contextmanager
 def _reading(record: Mapping[str, Any]) -> Iterator[None]:
     """Turn what a record of another form leads to into an error that says what to do."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SchemeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        StopIteration,
+        SchemeError,
+    ) as error:
         what = f"{type(error).__name__}: {error}"
         raise CheckpointError(
             f"the journal's record of {record['stage']} is damaged ({what}); pass restart=True (--restart) to discard "

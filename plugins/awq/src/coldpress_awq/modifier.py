@@ -9,7 +9,9 @@ from attrs.validators import ge, in_
 from torch import Tensor
 
 from coldpress.plugin import (
+    GUIDANCE,
     Call,
+    Labels,
     Layer,
     Modifier,
     Needs,
@@ -22,11 +24,13 @@ from coldpress.plugin import (
     Stage,
     State,
     Statistic,
+    guided,
+    guiding,
     hookimpl,
 )
 from coldpress_awq.algorithm import Reader, best, candidate_scales, clip_range, relative_size, rounded, share_of_range
 from coldpress_awq.block_objective import common_parent, distance, first_calls, replaced
-from coldpress_awq.sample import SAMPLED
+from coldpress_awq.sample import SampledGram
 
 NO_TOKEN = "no token of the calibration data reached its readers"
 ROUNDING = (
@@ -65,6 +69,8 @@ class AWQModifier(Smoother):
         n_grid: how many ratios are tried for each pair.
         objective: `gram` compares the outputs of the readers, on their Gram matrices; `block` runs the attention or MLP
             that holds them again, for each ratio, on the first batches, as the original does: many times slower.
+        guidance: tokens count by what an error in their outputs costs the model's loss, by labels "sampled" from the
+            model or of the "data"; it takes a pass forwards and backwards through the model first.
         clip: weights are rounded on the grid of a smaller range, for each group the one that loses least, where who
             rounds them would take the whole range.
         scheme: of its own rounding, as in `QuantizationModifier`.
@@ -82,6 +88,7 @@ class AWQModifier(Smoother):
     duo_scaling: bool | Literal["both"] = field(default=True, validator=in_((True, False, "both")))
     n_grid: int = field(default=20, validator=ge(1))
     objective: Literal["gram", "block"] = field(default="gram", validator=in_(("gram", "block")))
+    guidance: Labels | None = field(default=None, validator=in_(GUIDANCE))
     clip: bool = True
     scheme: str | dict[str, str | list[str]] | None = None
     config_groups: dict[str, Scheme] | None = field(default=None, converter=_as_groups)
@@ -93,6 +100,11 @@ class AWQModifier(Smoother):
     kv_cache_scheme: QuantizationArgs | None = field(default=None, converter=_as_args)
     bypass_divisibility_checks: bool = False
     offload_device: str | None = None
+
+    @guidance.validator
+    def _check_guidance(self, attribute: object, value: object) -> None:
+        if value is not None and self.objective == "block":
+            raise ValueError("guidance weights the tokens of a Gram matrix, which objective: block does not use")
 
     @kv_cache_scheme.validator
     def _check_rounding(self, attribute: object, value: object) -> None:
@@ -114,12 +126,16 @@ class AWQModifier(Smoother):
         return {name: getattr(self, name) for name in ROUNDING if getattr(self, name) is not None}
 
     def needs(self) -> Needs:
-        """Data, and for the block objective the calls of modules."""
-        return evolve(super().needs(), calls=self.objective == "block")
+        """Data, for the block objective the calls of modules, and what guides."""
+        return evolve(super().needs(), calls=self.objective == "block", loss_gradients=guiding(self.guidance))
+
+    def sampled(self) -> SampledGram:
+        """The statistic that candidates are compared on."""
+        return guided(SampledGram(), self.guidance)
 
     def statistics(self, smoothing: Smoothing) -> Iterable[str | Statistic]:
         """The Gram matrix of some tokens: candidates are compared on it, and nothing else."""
-        return (SAMPLED,)
+        return (self.sampled(),)
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
@@ -137,7 +153,7 @@ class AWQModifier(Smoother):
         super().initialize(state, stage)
         for layer in self.layers(stage):
             if self._clips(state, layer) is not None:
-                state.request(layer, SAMPLED)
+                state.request(layer, self.sampled())
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
@@ -153,20 +169,24 @@ class AWQModifier(Smoother):
         how = {layer.name: self._weights(state, layer) for layer in smoothing.layers}
         if not any(how.values()):
             return "no later modifier quantizes the weights of its readers"
-        seen = [layer for layer in smoothing.layers if how[layer.name] and state.statistic(layer, SAMPLED) is not None]
+        seen = [
+            layer
+            for layer in smoothing.layers
+            if how[layer.name] and state.statistic(layer, self.sampled()) is not None
+        ]
         if not seen:
             return NO_TOKEN
         readers = [
             Reader(
                 weight=torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else layers[0].weight,
-                gram=state.require(layers[0], SAMPLED).total,
+                gram=state.require(layers[0], self.sampled()).total,
                 channels=smoothing.pair.channels(layers[0].name),
                 args=args,
                 clipped=self._clips(state, layers[0]) is not None,
             )
             for layers, args in _alike(state, seen, how)
         ]
-        tokens = {id(gram): gram.count for layer in seen for gram in [state.require(layer, SAMPLED)]}
+        tokens = {id(gram): gram.count for layer in seen for gram in [state.require(layer, self.sampled())]}
         activity = _activity(readers, len(smoothing.pair.rows), sum(tokens.values()))
         if not bool(activity.any()):
             return "its channels are zero for all of the calibration data"
@@ -202,7 +222,7 @@ class AWQModifier(Smoother):
             for name, layer in layers.items():
                 args, spread = self._weights(state, layer), smoothing.pair.spread(scale, name)  # [I]
                 assert args is not None
-                costs = state.require(layer, SAMPLED).total.diagonal() / spread.square()  # [I]
+                costs = state.require(layer, self.sampled()).total.diagonal() / spread.square()  # [I]
                 importance = costs if self._clips(state, layer) is not None else None
                 new[name] = rounded(layer.weight.float() * spread, args, importance=importance) / spread
             with replaced({name: layer.weight for name, layer in layers.items()}, new):
@@ -219,7 +239,7 @@ class AWQModifier(Smoother):
 
     def _clip(self, state: State, layer: Layer, quantizer: Quantizer) -> None:
         """Find the range of a layer's weight; one whose inputs no token reached keeps the whole."""
-        seen, args = state.statistic(layer, SAMPLED), self._weights(state, layer)
+        seen, args = state.statistic(layer, self.sampled()), self._weights(state, layer)
         if seen is None or args is None:
             return
         factor = quantizer.global_scale(state, layer)

@@ -8,7 +8,7 @@ from attrs.validators import ge
 from torch import Tensor
 
 from coldpress.numerics import gram
-from coldpress.plugin import RESCALE, ROTATE, Statistic
+from coldpress.plugin import RESCALE, ROTATE, GradientStatistic, Statistic
 
 _CHUNK = 4096  # tokens that are multiplied at once
 
@@ -37,12 +37,22 @@ class SampledGram(Statistic):
     Attributes:
         first: how many are all taken.
         every: n; a prime, so that texts of a usual length do not always give the same places.
+        weights: what each token counts; None counts all alike.
     """
 
     supports: ClassVar[frozenset[str]] = frozenset({RESCALE, ROTATE})
 
     first: int = field(default=1024, validator=ge(0))
     every: int = field(default=5, validator=ge(1))
+    weights: GradientStatistic | None = None
+
+    def weighted_by(self) -> GradientStatistic | None:
+        """What `weights` says."""
+        return self.weights
+
+    def update_weighted(self, value: GramValue | None, x: Tensor, weight: Tensor) -> GramValue:
+        """Take some of the tokens, each as often as it counts."""
+        return self.update(value, (x.float() * weight.to(x.device).sqrt()[:, None]).to(x.dtype))
 
     def update(self, value: GramValue | None, x: Tensor) -> GramValue:
         """Take some of the tokens, [T, I]."""
@@ -75,9 +85,6 @@ class SampledGram(Statistic):
     def rotate(self, value: GramValue, rotation: Tensor) -> GramValue:
         """R^T G R."""
         return evolve(value, total=None if value.total is None else rotation.t() @ value.total @ rotation)
-
-
-SAMPLED = SampledGram()
 
 
 def _multiplied(value: GramValue) -> GramValue:

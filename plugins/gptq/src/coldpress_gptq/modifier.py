@@ -9,6 +9,9 @@ from attrs.validators import ge, gt, in_, optional
 from torch import Tensor
 
 from coldpress.plugin import (
+    GUIDANCE,
+    Gram,
+    Labels,
     Layer,
     Needs,
     QuantizationArgs,
@@ -16,6 +19,8 @@ from coldpress.plugin import (
     SchemeError,
     Stage,
     State,
+    guided,
+    guiding,
     hookimpl,
     note_fit,
     weight_qparams,
@@ -58,6 +63,9 @@ class GPTQModifier(Quantizer):
             and order on disk as ever; None rounds from left to right.
         correction: `gptaq` or `qronos` make up for what compressed layers before have changed in a layer's inputs, as
             far as its weights can; None aims at the outputs for the inputs as they are.
+        guidance: tokens count by what an error in their outputs costs the model's loss, by labels "sampled" from the
+            model or of the "data"; it takes a pass forwards and backwards through the model first.  None counts all
+            tokens alike.
         magr_alpha: what the range of a group costs MagR, which shrinks ranges before the first column is rounded; None
             leaves weights as they are.
         refit_scales: scales are fitted to the codes once those are chosen.
@@ -73,6 +81,7 @@ class GPTQModifier(Quantizer):
         default="static", converter=_to_order, validator=in_(("static", None))
     )
     correction: Literal["gptaq", "qronos"] | None = field(default=None, validator=in_((None, "gptaq", "qronos")))
+    guidance: Labels | None = field(default=None, validator=in_(GUIDANCE))
     magr_alpha: float | None = field(default=None, validator=optional(gt(0)))
     refit_scales: bool = field(default=False)
     preserve_sparsity_mask: bool | None = None
@@ -85,6 +94,13 @@ class GPTQModifier(Quantizer):
         if value is None and ordered:
             raise SchemeError(
                 "actorder is null, and weights of config_groups have actorder 'weight': drop one of the two"
+            )
+
+    @correction.validator
+    def _check_correction(self, attribute: object, value: object) -> None:
+        if value is not None and self.guidance is not None:
+            raise ValueError(
+                "correction and guidance: the correction would weight tokens otherwise; drop one of the two"
             )
 
     @refit_scales.validator
@@ -108,7 +124,17 @@ class GPTQModifier(Quantizer):
         """Data; propagated error by scheme, and where that is another's; where it corrects, original inputs too."""
         base, corrects = super().needs(), self.correction is not None
         propagated = corrects or base.propagated_error or not self.schemes()
-        return evolve(base, data=True, original_inputs=corrects, propagated_error=propagated)
+        return evolve(
+            base,
+            data=True,
+            original_inputs=corrects,
+            propagated_error=propagated,
+            loss_gradients=guiding(self.guidance),
+        )
+
+    def gram(self) -> Gram:
+        """The statistic that the solver minimizes errors under."""
+        return guided(Gram(), self.guidance)
 
     def takes_whole_range(self, state: State, layer: Layer) -> bool:
         """Never: its columns make up for errors against the weights that it is shown."""
@@ -120,7 +146,7 @@ class GPTQModifier(Quantizer):
         super().initialize(state, stage)
         for layer in self.planned(state, stage):
             if self._weights(state, layer) is not None and "Linear" in layer.classes:
-                state.request(layer, "gram")
+                state.request(layer, self.gram())
                 if self.correction is not None:
                     state.request(layer, Cross())
 
@@ -136,7 +162,7 @@ class GPTQModifier(Quantizer):
             else:
                 rounded.append(layer)
         for layers in state.input_groups(rounded):
-            if state.statistic(layers[0], "gram") is None:
+            if state.statistic(layers[0], self.gram()) is None:
                 with state.timed(*layers):
                     self._round(state, layers, reason="no token of the calibration data reached it")
             else:
@@ -168,7 +194,7 @@ class GPTQModifier(Quantizer):
     def _fit(self, state: State, readers: Readers) -> "_Fit | None":
         """What is to be solved for the readers of an input; None where it cannot be, and they are rounded."""
         layers, args = readers.layers, readers.args
-        gram = state.require(layers[0], "gram")
+        gram = state.require(layers[0], self.gram())
         prepared = prepare(gram.total, dampening_frac=self.dampening_frac, by_activity=self.actorder is not None)
         if prepared.factor is None:
             self._round(state, layers, reason="the Gram matrix of its inputs is not positive definite", by=prepared)

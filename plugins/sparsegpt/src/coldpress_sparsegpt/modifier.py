@@ -7,7 +7,7 @@ from attrs.validators import ge
 from torch import Tensor
 
 from coldpress.numerics.mask import prune_by_score, score_by_norm
-from coldpress.plugin import Layer, Pruner, Stage, State, hookimpl, note_fit
+from coldpress.plugin import Gram, Layer, Pruner, Stage, State, guided, hookimpl, note_fit
 from coldpress_sparsegpt.algorithm import prepare, sparsegpt
 
 
@@ -15,7 +15,8 @@ from coldpress_sparsegpt.algorithm import prepare, sparsegpt
 class SparseGPTModifier(Pruner):
     """Prune weights so that the outputs of each layer, for the calibration data, change least.
 
-    Further settings are those of `Pruner`: `sparsity`, `mask_structure`, `sparsity_profile`, `targets`, `ignore`.
+    Further settings are those of `Pruner`: `sparsity`, `mask_structure`, `sparsity_profile`, `guidance`, `targets`,
+    `ignore`.
 
     Attributes:
         block_size: columns whose mask is chosen at once; with `n:m` it changes speed only.
@@ -34,11 +35,11 @@ class SparseGPTModifier(Pruner):
         """Request the Gram matrices of inputs."""
         super().initialize(state, stage)
         for layer in self.layers(stage):
-            state.request(layer, "gram")
+            state.request(layer, guided(Gram(), self.guidance))
 
     def input_norms(self, state: State, layer: Layer) -> Tensor | None:
         """The root of the sum of squares of each input, [I]; None when no token reached the layer."""
-        gram = state.statistic(layer, "gram")
+        gram = state.statistic(layer, guided(Gram(), self.guidance))
         return None if gram is None else gram.total.diagonal().clamp(min=0).sqrt()
 
     @hookimpl
@@ -51,7 +52,7 @@ class SparseGPTModifier(Pruner):
 
     def _prune(self, state: State, layers: Sequence[Layer], sparsities: Sequence[float]) -> None:
         """SparseGPT for layers that read the same input, or by magnitude where it cannot be."""
-        gram = state.statistic(layers[0], "gram")
+        gram = state.statistic(layers[0], guided(Gram(), self.guidance))
         if gram is None:
             self._fall_back(state, layers, sparsities, reason="no token of the calibration data reached it")
             return

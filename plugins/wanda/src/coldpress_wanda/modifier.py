@@ -3,7 +3,7 @@
 from attrs import frozen
 from torch import Tensor
 
-from coldpress.plugin import Layer, Pruner, Stage, State, hookimpl
+from coldpress.plugin import Layer, Pruner, SecondMoment, Stage, State, guided, hookimpl
 from coldpress_wanda.algorithm import wanda
 
 
@@ -11,7 +11,8 @@ from coldpress_wanda.algorithm import wanda
 class WandaModifier(Pruner):
     """Drop the weights of each row whose size times the norm of their input is smallest.
 
-    All settings are those of `Pruner`: `sparsity`, `mask_structure`, `sparsity_profile`, `targets`, `ignore`.
+    All settings are those of `Pruner`: `sparsity`, `mask_structure`, `sparsity_profile`, `guidance`, `targets`,
+    `ignore`.
     """
 
     @hookimpl
@@ -19,11 +20,11 @@ class WandaModifier(Pruner):
         """Request the mean squares of inputs."""
         super().initialize(state, stage)
         for layer in self.layers(stage):
-            state.request(layer, "second_moment")
+            state.request(layer, guided(SecondMoment(), self.guidance))
 
     def input_norms(self, state: State, layer: Layer) -> Tensor | None:
         """The root of the sum of squares of each input, [I]; None when no token reached the layer."""
-        seen = state.statistic(layer, "second_moment")
+        seen = state.statistic(layer, guided(SecondMoment(), self.guidance))
         return None if seen is None else seen.total.sqrt().float()
 
     @hookimpl

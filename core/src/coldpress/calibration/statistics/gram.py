@@ -53,7 +53,7 @@ class Gram(Statistic):
 
     def update_weighted(self, value: GramValue | None, x: Tensor, weight: Tensor) -> GramValue:
         """Add sum_t w_t x_t x_t^T; `count` counts tokens, whose weights have a mean of 1."""
-        return self.update(value, x.float() * weight.to(x.device).sqrt()[:, None])
+        return self.update(value, (x.float() * weight.to(x.device).sqrt()[:, None]).to(x.dtype))
 
     def update(self, value: GramValue | None, x: Tensor) -> GramValue:
         """Add the tokens, [T, I]."""

@@ -1,0 +1,76 @@
+"""Guidance: modifiers whose tokens count by the model's loss, streamed, in memory and interrupted."""
+
+import json
+
+import pytest
+import torch
+
+from coldpress import CalibrationError, oneshot
+from coldpress.plugin import GUIDANCE
+from coldpress.run import reverse
+from coldpress.testing.interrupt import interrupted
+from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
+
+QUANTIZE = {"scheme": "W4A16", "group_size": 32, "ignore": ["lm_head"]}
+RECIPES = {
+    "gptq": [{"GPTQModifier": {**QUANTIZE, "guidance": "sampled"}}],
+    "awq": [{"AWQModifier": {"guidance": "data"}}, {"GPTQModifier": {**QUANTIZE, "guidance": "data"}}],
+    "sparsegpt": [{"SparseGPTModifier": {"sparsity": 0.5, "guidance": "sampled"}}],
+    "wanda": [{"WandaModifier": {"mask_structure": "2:4", "guidance": "data"}}],
+}
+
+
+def compress(model, output, recipe, **settings):
+    return oneshot(
+        model,
+        json.dumps({"modifiers": RECIPES[recipe] if isinstance(recipe, str) else recipe}),
+        output_dir=None if output is None else str(output),
+        dataset=batches(),
+        quiet=True,
+        **settings,
+    )
+
+
+def weights(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("llama")
+    tiny_llama(hidden=64).save_pretrained(path, max_shard_size="300KB")
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_streamed_and_interrupted_runs_give_the_bytes_of_one_in_memory(source, tmp_path, name, monkeypatch):
+    compress(tiny_llama(hidden=64), tmp_path / "memory", name)
+    with interrupted(2):
+        compress(str(source), tmp_path / "streamed", name)
+    monkeypatch.setattr(reverse.ReverseSweep, "run", lambda *_: pytest.fail("the reverse sweep was done again"))
+    compress(str(source), tmp_path / "streamed", name)
+
+    assert weights(tmp_path / "streamed") == weights(tmp_path / "memory")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_guidance_changes_what_is_chosen():
+    plain, guided = (
+        compress(tiny_llama(), None, [{"GPTQModifier": {**QUANTIZE, "guidance": guidance}}])
+        for guidance in (None, "sampled")
+    )
+
+    down = "model.layers.0.mlp.down_proj.weight"
+    assert not torch.equal(plain.state_dict()[down], guided.state_dict()[down])
+
+
+def test_a_pipeline_without_backwards_is_refused():
+    with pytest.raises(CalibrationError, match="GPTQModifier needs gradients .* sequential"):
+        compress(tiny_llama(), None, "gptq", pipeline="layer_sequential")
+
+
+def test_other_labels_are_refused():
+    with pytest.raises(Exception, match="guidance"):
+        compress(tiny_llama(), None, [{"GPTQModifier": {**QUANTIZE, "guidance": "labels"}}])
+    assert GUIDANCE == (None, "sampled", "data")
