@@ -31,6 +31,9 @@ LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS: dict[str, str] = {
     "core/src/coldpress/cli/compress.py:compress": "a command has one parameter for each of its options",
     "core/src/coldpress/cli/evaluate.py:evaluate": "a command has one parameter for each of its options",
+    "core/src/coldpress/cli/model_free.py:convert": "a command has one parameter for each of its options",
+    "core/src/coldpress/entrypoints/model_free.py:convert": "a public door",
+    "core/src/coldpress/entrypoints/model_free.py:model_free_ptq": "a public door",
     "core/src/coldpress/evaluation/divergence.py:divergence": "a public door",
     "core/src/coldpress/evaluation/perplexity.py:perplexity": "a public door",
 }

@@ -12,6 +12,7 @@ from coldpress.lazy import lazy_names
 if TYPE_CHECKING:
     from coldpress.bases.quantizer import weight_qparams
     from coldpress.entrypoints.load_context import load_context
+    from coldpress.entrypoints.model_free import convert, model_free_ptq
     from coldpress.entrypoints.oneshot import oneshot
     from coldpress.entrypoints.plan import plan
     from coldpress.entrypoints.session import Oneshot, Session, active_session, create_session, reset_session
@@ -51,11 +52,13 @@ __all__ = [
     "Session",
     "TargetError",
     "active_session",
+    "convert",
     "create_session",
     "divergence",
     "load_context",
     "load_model",
     "load_tokenizer",
+    "model_free_ptq",
     "oneshot",
     "perplexity",
     "plan",
@@ -74,6 +77,7 @@ __getattr__, __dir__ = lazy_names(
         "entrypoints.oneshot": ("oneshot",),
         "entrypoints.plan": ("plan",),
         "entrypoints.load_context": ("load_context",),
+        "entrypoints.model_free": ("convert", "model_free_ptq"),
         "entrypoints.session": ("Oneshot", "Session", "active_session", "create_session", "reset_session"),
         "errors": (
             "ArgumentError",

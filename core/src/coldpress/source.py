@@ -11,7 +11,7 @@ path, if `find` knows it.  One source may have several names.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from coldpress.errors import must_implement
+from coldpress.quantized import Quantized
+from coldpress.schemes import Scheme
 
 
 class Weights(ABC):
@@ -53,6 +55,34 @@ class Weights(ABC):
     def get(self, name: str) -> Tensor:
         """One tensor to look at, not to write into: it may be backed by its file, so that parts of it can be had."""
         return self.read(name)
+
+    def made_of(self, name: str) -> Sequence[str]:
+        """What the container calls the tensors that one is read from, codes before scales; itself, unless decoded."""
+        return (name,)
+
+    def scheme(self, name: str) -> Scheme | None:
+        """How the container has a weight quantized; None where it is whole, or no scheme says how.
+
+        Its targets mean nothing.  Where there is one, `quantized` gives codes and scales.
+        """
+        return None
+
+    def quantized(self, name: str, cut: "Cut | None" = None) -> Quantized:
+        """A weight as codes and scales, those of the container bit for bit.
+
+        Args:
+            name: of a weight, [O, I], or of experts in one tensor, [E, O, I] or [E, I, O].
+            cut: takes one expert, and rows of it, from codes and scales that both begin with [E, O]; None for a weight
+                that is no such tensor.
+
+        Raises:
+            CheckpointError: a tensor is missing or damaged.
+        """
+        raise must_implement(self, "quantized(name, cut), as scheme() gives one")
+
+
+Cut = Callable[[Tensor], Tensor]
+"""Takes rows of one expert: [E, O, ...] to [O', ...]."""
 
 
 class Source(ABC):

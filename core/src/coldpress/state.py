@@ -37,6 +37,8 @@ class State:
         batches: calibration data, keyword arguments of the model each.
         calibration: what these hold, for the report; None where no data are read.
         seed: of everything random.
+        scale_dtype: that scales of weights are stored in where weights are read in a wider one, as those that are
+            decoded from a quantized checkpoint; None for the dtype of each weight.
         sweep: what the pass over the stages is for.
         plan: layer name to quantizer and scheme, of every layer that will be quantized.
         running: the hook that is running; None between hooks.
@@ -59,6 +61,7 @@ class State:
     batches: Sequence[Mapping[str, Any]] = ()
     calibration: Mapping[str, Any] | None = None
     seed: int = 0
+    scale_dtype: torch.dtype | None = None
     sweep: Sweep = field(factory=Sweep)
     plan: dict[str, Planned] = field(factory=dict)
     running: Running | None = None

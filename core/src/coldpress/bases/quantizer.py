@@ -257,6 +257,8 @@ class Quantizer(Modifier):
         scale, point = qparams or weight_qparams(
             layer.weight, args, global_scale=factor, importance=self.importance(state, layer)
         )
+        if state.scale_dtype is not None:
+            scale = scale.to(state.scale_dtype)  # before codes are chosen: they are decoded by what is stored
         codes = quantize(layer.weight, scale, point, args, global_scale=factor)
         return evolve(found, codes=codes, scale=scale, zero_point=point)
 

@@ -68,11 +68,22 @@ class StageParts(Parts):
         shards = shards_of(self._places.items(), self._max_shard_size)
         written = list(write_shards(folder, shards, parts=self._parts))
         if len(written) > 1:
-            total = sum(place.nbytes for place in self._places.values())
-            index = json.dumps(index_of(written, total_size=total), indent=2, ensure_ascii=False) + "\n"
+            index = json.dumps(index_of(written, total_size=self.total_size()), indent=2, ensure_ascii=False) + "\n"
             (folder / INDEX).write_bytes(as_utf8(index))
         self.digests = {shard.name: shard.sha256 for shard in written}
         self._unread.clear()
+
+    def tensors_of(self, file: Path) -> list[str]:
+        """The tensors in one file."""
+        return [name for name, place in self._places.items() if place.path == file]
+
+    def digest_of(self, file: Path) -> str:
+        """The SHA-256 of one file, in hexadecimal."""
+        return self._parts[file].sha256
+
+    def total_size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(place.nbytes for place in self._places.values())
 
     def unread(self) -> list[str]:
         """Tensors that were neither read nor consolidated, and so are in no checkpoint."""

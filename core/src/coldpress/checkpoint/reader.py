@@ -83,6 +83,14 @@ class CheckpointReader(Weights):
         entry = self._entry(name)
         return entry.end - entry.begin
 
+    def homes(self) -> dict[str, Path]:
+        """Every tensor to the file that it is in."""
+        return dict(self._places())
+
+    def entry(self, name: str) -> Entry:
+        """Where the bytes of a tensor are in its file, from the header."""
+        return self._entry(name)
+
     def check(self) -> None:
         """Read every header and compare it with its file and with the index; no tensor data are read.
 

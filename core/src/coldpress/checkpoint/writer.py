@@ -206,6 +206,31 @@ class CheckpointWriter:
         path = self.partial / BESIDE.format(name)
         return {key: read_tensor(path, entry) for key, entry in read_header(path).items()}
 
+    def part(self, number: int) -> Path:
+        """Where a caller writes a file of tensors by itself, instead of `add`; `adopt` takes it."""
+        self._require_open()
+        return self.partial / f"part-{number + 1:05d}.tmp"
+
+    def adopt(self, number: int, sha256: str, record: Mapping[str, Any]) -> None:
+        """Take a file that was written to `part(number)` and is durable; from here on it survives whatever happens.
+
+        Args:
+            number: of the file, from 0; files may be adopted in any order.
+            sha256: of the file, in hexadecimal.
+            record: as for `commit`.
+
+        Raises:
+            CheckpointError: the file is no sound safetensors file.
+        """
+        assert self._journal is not None
+        unnamed = self.part(number)
+        path = unnamed.with_suffix(".safetensors")
+        with telling(path):
+            unnamed.rename(path)
+            sync(self.partial)
+        self._journal.add({**record, "files": [{"name": path.name, "sha256": sha256}]})
+        self._learn(path, sha256)
+
     def names(self) -> list[str]:
         """The tensors that are in files by now."""
         return list(self._places)

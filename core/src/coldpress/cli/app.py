@@ -10,6 +10,7 @@ from coldpress.cli.compress import compress
 from coldpress.cli.demo import demo
 from coldpress.cli.evaluate import evaluate
 from coldpress.cli.inspect import inspect
+from coldpress.cli.model_free import convert
 from coldpress.cli.option import Debug
 from coldpress.cli.plan import plan
 from coldpress.cli.plugins import plugins
@@ -26,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-_COMMANDS = (compress, plan, evaluate, inspect, trace, plugins, port, demo)
+_COMMANDS = (compress, plan, convert, evaluate, inspect, trace, plugins, port, demo)
 
 
 def _version(asked: bool) -> None:

@@ -18,6 +18,7 @@ from coldpress.arguments import (
     parse_arguments,
 )
 from coldpress.cli.console import out, print_path
+from coldpress.cli.model_free import run_model_free
 from coldpress.cli.option import DTYPE, SEED, Device, Dtype, Quiet, Seed, default_of, option
 from coldpress.errors import ArgumentError, SchemeError, UnknownPluginError
 
@@ -86,6 +87,14 @@ def compress(
     format: Annotated[
         str | None, option(_OUTPUT, "--format", "NAME", "Format of the checkpoint.", shown=DEFAULT_FORMAT)
     ] = None,
+    model_free: Annotated[
+        bool,
+        option(_WHAT, "--model-free", None, "Shard by shard, without building the model; for what reads no data."),
+    ] = False,
+    max_workers: Annotated[
+        int | None,
+        option(_WHAT, "--max-workers", "N", "With --model-free: at the same time.", shown="one a core", least=1),
+    ] = None,
     overwrite: Annotated[bool, option(_OUTPUT, "--overwrite", None, "Replace DIR if it exists.")] = False,
     restart: Annotated[
         bool, option(_OUTPUT, "--restart", None, "Discard what an interrupted run left; else go on with it.")
@@ -101,7 +110,14 @@ def compress(
     coldpress compress smollm2 --scheme W4A16 --group-size 64 --output smollm2-w4a16
     """
     options = dict(locals())
-    _run(settings_of(**options), quiet=quiet)
+    of_model_free = options.pop("model_free"), options.pop("max_workers")
+    if not of_model_free[0] and of_model_free[1] is not None:
+        raise ArgumentError("--max-workers goes with --model-free")
+    settings = settings_of(**options)
+    if of_model_free[0]:
+        run_model_free(settings, max_workers=max_workers, quiet=quiet)
+    else:
+        _run(settings, quiet=quiet)
 
 
 def settings_of(**options: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from coldpress.planning import Prediction
 
-_ONLY_RUNNING = ("log_dir", "quiet")
+_ONLY_RUNNING = ("log_dir", "quiet", "model_free", "max_workers")
 
 
 def plan(*, output: Path | None = None, as_json: bool = False, **options: Any) -> None:

@@ -24,7 +24,9 @@ _STATUSES: dict[Status, str] = {
 _MOST_LINES = 8
 
 
-def summary(state: State, folder: Path, *, seconds: float, memory: int | None) -> RenderableType:
+def summary(
+    state: State, folder: Path, *, seconds: float, memory: int | None, before: int | None = None
+) -> RenderableType:
     """The run in ten lines, and what was left alone.
 
     Args:
@@ -32,12 +34,13 @@ def summary(state: State, folder: Path, *, seconds: float, memory: int | None) -
         folder: the checkpoint.
         seconds: that it took, loading and saving included.
         memory: peak, in bytes.
+        before: bytes of the weights before; None for those of the state's model.
     """
     contents, lines = contents_of(folder), list(state.report.values())
     rows = [
         ("layers", _counted(lines)),
         ("schemes", "; ".join(_schemes(lines)) or "none"),
-        ("size", _sizes(state.model, contents)),
+        ("size", _sizes(parameter_bytes(state.model) if before is None else before, contents)),
         ("bits per weight", bits(contents)),
         ("weight error", _errors(lines)),
         ("time", in_time(seconds)),
@@ -92,9 +95,13 @@ def _schemes(lines: Iterable[LayerReport]) -> list[str]:
     return [scheme if len(counts) == 1 else f"{scheme}: {count} layers" for scheme, count in counts.most_common()]
 
 
-def _sizes(model: nn.Module, contents: Contents) -> str:
-    before, after = parameter_bytes(model), contents.nbytes()
-    return f"{in_bytes(before)} -> {in_bytes(after)} ({before / after:.2f} times smaller)"
+def _sizes(before: int, contents: Contents) -> str:
+    after = contents.nbytes()
+    return f"{in_bytes(before)} -> {in_bytes(after)} ({_ratio(before, after)})"
+
+
+def _ratio(before: int, after: int) -> str:
+    return f"{before / after:.2f} times smaller" if before >= after else f"{after / before:.2f} times larger"
 
 
 def _errors(lines: Iterable[LayerReport]) -> str:

@@ -1,0 +1,140 @@
+"""Opening: a folder of safetensors files, read as whatever its configuration says that it holds."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+
+from coldpress.checkpoint import CheckpointReader
+from coldpress.checkpoint.decoded import FormatWeights
+from coldpress.checkpoint.published import format_of
+from coldpress.errors import ModelError, suggest
+from coldpress.foreign import reading
+from coldpress.format import AttachmentLookup, Format
+from coldpress.installed import extra_called
+from coldpress.models.hub import on_this_disk
+from coldpress.models.location import Location, locate
+from coldpress.registry import names
+from coldpress.source import Weights
+
+QUANTIZATION = ("quantization_config", "compression_config")
+_INNER = ("text_config", "language_config", "llm_config")
+
+
+@frozen(eq=False)
+class Opened:
+    """A checkpoint that is about to be compressed.
+
+    Attributes:
+        name: what the user called it.
+        folder: where it lies.
+        stored: its tensors as they lie in the files.
+        weights: the tensors of the dense model.
+        config: `config.json`, parsed.
+        quantization: what that says of how weights are stored; empty where they are whole.
+        form: that wrote it; None where none did.
+        left_out: small files that speak of how weights were stored, and so do not come along.
+    """
+
+    name: str
+    folder: Path
+    stored: CheckpointReader
+    weights: Weights
+    config: Mapping[str, Any]
+    quantization: Mapping[str, Any]
+    form: Format | None = None
+    left_out: frozenset[str] = frozenset()
+
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of the model, as its configuration has it."""
+        return dtype_of(self.config)
+
+    def attachments(self) -> AttachmentLookup:
+        """What the configuration says of attachments of modules."""
+        if self.form is None:
+            return lambda name, class_names, tensors: ()
+        return self.form.attachments(self.quantization)
+
+
+def open_checkpoint(model: str, *, revision: str = "main") -> Opened:
+    """The checkpoint that a user names; every header is read, and no tensor.
+
+    Args:
+        model: a folder or a hub id.
+        revision: of a model on a hub.
+
+    Raises:
+        ModelError: there is no such model, it is no folder of safetensors files, or nothing installed reads how its
+            weights are quantized.
+        CheckpointError: a file is missing, damaged, or holds a tensor that another one holds too.
+    """
+    found = on_this_disk(locate(model), revision)
+    assert found.path is not None
+    if not found.path.is_dir():
+        raise ModelError(
+            f"{model!r} is a file, and without a model only folders of safetensors files are compressed: use oneshot "
+            "(leave out --model-free)"
+        )
+    stored = CheckpointReader(found.path)
+    stored.check()
+    config = stored.config()
+    quantization = quantization_in(config)
+    if found.source is not None:
+        return _by_source(found, stored, config, quantization)
+    if not quantization:
+        return Opened(found.name, found.path, stored, stored, config, {})
+    form = format_of(quantization)
+    if form is None:
+        raise _unknown(found.name, quantization)
+    return Opened(found.name, found.path, stored, FormatWeights(stored, form, quantization), config, quantization, form)
+
+
+def quantization_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a configuration, or one inside of it, says of how weights are stored; empty where it says nothing."""
+    for table in tables(config):
+        for name in QUANTIZATION:
+            if isinstance(table.get(name), Mapping) and table[name]:
+                return table[name]  # type: ignore[no-any-return]
+    return {}
+
+
+def tables(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A configuration and those of language models inside of it."""
+    return [config, *(config[name] for name in _INNER if isinstance(config.get(name), Mapping))]
+
+
+def dtype_of(config: Mapping[str, Any]) -> torch.dtype | None:
+    """The dtype of the weights, as a configuration names it."""
+    for table in tables(config):
+        for key in ("dtype", "torch_dtype"):
+            found = getattr(torch, str(table.get(key)).removeprefix("torch."), None)
+            if isinstance(found, torch.dtype) and found.is_floating_point:
+                return found
+    return None
+
+
+def _by_source(
+    found: Location, stored: CheckpointReader, config: Mapping[str, Any], quantization: Mapping[str, Any]
+) -> Opened:
+    with reading(f"{found.name} cannot be read", ModelError):
+        source = found.open()
+        weights = source.weights()
+    if weights is None or found.path is None:
+        raise ModelError(
+            f"{found.name!r}: {type(source).__name__} builds the model as a whole: use oneshot (leave out --model-free)"
+        )
+    return Opened(found.name, found.path, stored, weights, config, quantization, left_out=source.own_files)
+
+
+def _unknown(name: str, quantization: Mapping[str, Any]) -> ModelError:
+    method = quantization.get("quant_method")
+    known = sorted(names("formats") | names("sources"))
+    extra = extra_called(str(method)) if method else None
+    remedy = f"pip install 'coldpress[{extra}]'" if extra else "start from the dense model"
+    said = "names no quant_method" if method is None else f"says {method!r}, which no installed format or source reads"
+    return ModelError(
+        f"{name!r} is quantized, and its config.json {said}{suggest(str(method), known)} (there are "
+        f"{', '.join(known)}); {remedy}"
+    )
