@@ -11,8 +11,9 @@ The name on the left is what a recipe says.
 import re
 import sys
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import Any
 
 from attrs import frozen
@@ -82,8 +83,23 @@ def available(kind: str) -> list[Plugin]:
 
 def names(kind: str) -> frozenset[str]:
     """What the plugins of a kind are called; remembered, so one that was installed since the first call may lack."""
+    return frozenset(plugin.name for plugin in remembered(kind))
+
+
+def remembered(kind: str) -> tuple[Plugin, ...]:
+    """As `available`, but read once; one that was installed since the first call may lack."""
     _check_kind(kind)
-    return frozenset(plugin.name for plugin in _remembered(kind, entry_points, tuple(sys.path)))
+    return _remembered(kind, entry_points, tuple(sys.path))
+
+
+def owners() -> dict[str, str]:
+    """Name of each package that holds plugins to the distribution that offers them."""
+    return {
+        plugin.entry.module.partition(".")[0]: plugin.distribution
+        for kind in KINDS
+        for plugin in remembered(kind)
+        if plugin.distribution and plugin.distribution != "coldpress"
+    }
 
 
 def find(kind: str, name: str) -> Any:
@@ -99,18 +115,35 @@ def find(kind: str, name: str) -> Any:
         raise UnknownPluginError(
             f"{name!r} is not a plugin name: a {kind[:-1]} is named by its entry point, never by a path or an import"
         )
-    offers = [plugin for plugin in _remembered(kind, entry_points, tuple(sys.path)) if plugin.name == name]
+    offers = [plugin for plugin in remembered(kind) if plugin.name == name]
     if not offers:
         _remembered.cache_clear()  # it may have been installed since
         offers = [plugin for plugin in available(kind) if plugin.name == name]
     if not offers:
         names = [plugin.name for plugin in available(kind)]
         installed = f" (installed: {', '.join(names)})" if names else " (none is installed)"
-        raise UnknownPluginError(f"no {kind[:-1]} is called {name!r}{suggest(name, names)}{installed}")
+        raise UnknownPluginError(f"no {kind[:-1]} is called {name!r}{suggest(name, names)}{installed}{_strayed(name)}")
     if len(offers) > 1:
         owners = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in offers)
         raise PluginConflictError(f"{owners} both offer the {kind[:-1]} {name!r}; uninstall one of them")
     return offers[0].load()
+
+
+def strays() -> list[Plugin]:
+    """Entry points in groups that look like ours and are none, as `coldpress.modifier`, so that nothing finds them."""
+    groups = [f"coldpress.{kind}" for kind in KINDS]
+    return [
+        Plugin(entry.group, entry.name, distribution.name, distribution.version, entry)
+        for distribution in distributions()
+        for entry in distribution.entry_points
+        if entry.group not in groups and (entry.group.startswith("coldpress") or near_group(entry.group))
+    ]
+
+
+def near_group(group: str) -> str | None:
+    """The group that is meant by another one; None where none is like it."""
+    found = get_close_matches(group.lower().replace("_", "."), [f"coldpress.{kind}" for kind in KINDS], n=1, cutoff=0.8)
+    return found[0] if found else None
 
 
 def owner_of(module: str) -> str | None:
@@ -121,6 +154,18 @@ def owner_of(module: str) -> str | None:
             if plugin.distribution and plugin.entry.value.partition(":")[0].partition(".")[0] == package:
                 return f"{plugin.distribution} {plugin.version}"
     return None
+
+
+def _strayed(name: str) -> str:
+    """The end of a message: who offers the name in a group that is none."""
+    found = next((one for one in strays() if one.name == name), None)
+    if found is None:
+        return ""
+    meant = near_group(found.kind) or "one of ours"
+    return (
+        f"; {found.distribution} {found.version} offers it in the group {found.kind!r}, which is none: its metadata "
+        f"must say {meant!r}"
+    )
 
 
 @lru_cache

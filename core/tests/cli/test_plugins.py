@@ -1,11 +1,20 @@
 """`coldpress plugins`: what is there, what is broken, what is offered twice."""
 
+import importlib
 import json
+import sys
 from importlib.metadata import EntryPoint
 
 import pytest
+from attrs import frozen
 
+from coldpress import read_recipe
+from coldpress.errors import BrokenPluginError, RecipeError
+from coldpress.plugin import Modifier, hookimpl
+from coldpress.recipe import structure_settings
 from coldpress.registry import KINDS, Plugin
+from coldpress.testing import run
+from coldpress.testing.package import write_package
 
 
 def plugin(
@@ -83,3 +92,147 @@ def test_the_table_shows_the_reason(coldpress, installed):
     assert "broken" in answer.out
     assert "no_such_module" in answer.out
     assert max(len(line) for line in answer.out.splitlines()) <= 80
+
+
+FORMS = """
+from typing import ClassVar
+from attrs import frozen
+from coldpress.plugin import Attachment, Format, Modifier, Observer, Statistic, hookimpl
+
+@frozen(kw_only=True, eq=False)
+class Good(Modifier):
+    @hookimpl
+    def finalize(self, state, stage): ...
+
+@frozen(kw_only=True, eq=False)
+class Unmarked(Modifier):
+    def finalize(self, state, stage): ...
+
+@frozen(kw_only=True, eq=False)
+class Misspelt(Good):
+    @hookimpl
+    def initialise(self, state, stage): ...
+
+@frozen(kw_only=True, eq=False)
+class MisspeltAndUnmarked(Modifier):
+    def finalise(self, state, stage): ...
+
+@frozen(kw_only=True, eq=False)
+class WrongSignature(Modifier):
+    @hookimpl
+    def finalize(self, state, layer): ...
+
+@frozen(kw_only=True, eq=False)
+class NoTrait(Good):
+    traits: ClassVar[frozenset[str]] = frozenset({"prunez"})
+
+@frozen(kw_only=True, eq=False)
+class Idle(Modifier):
+    pass
+
+@frozen(kw_only=True)
+class Half(Format):
+    def check(self, scheme, name, shape): ...
+
+@frozen(kw_only=True)
+class NoMerge(Observer):
+    def update(self, statistic, x): ...
+    def range(self, statistic): ...
+
+@frozen(kw_only=True)
+class Follows(Statistic):
+    supports: ClassVar[frozenset[str]] = frozenset({"rescale"})
+    def update(self, value, x): ...
+    def merge(self, a, b): ...
+
+@frozen(kw_only=True)
+class Clamp(Attachment):
+    kind: ClassVar[str] = "clamp"
+    def outputs(self, module, y): return y
+"""
+NAMES = ("Unmarked", "Misspelt", "MisspeltAndUnmarked", "WrongSignature", "NoTrait", "Idle")
+POINTS = {
+    "coldpress.modifiers": {"Renamed": "acme_forms:Good", **{name: f"acme_forms:{name}" for name in NAMES}},
+    "coldpress.modifier": {"Good": "acme_forms:Good"},
+    "coldpress_formats": {"stray": "acme_forms:Half"},
+    "coldpress.formats": {"half": "acme_forms:Half"},
+    "coldpress.observers": {"no_merge": "acme_forms:NoMerge"},
+    "coldpress.statistics": {"follows": "acme_forms:Follows"},
+    "coldpress.attachments": {"clip": "acme_forms:Clamp"},
+}
+HOOKS = "(there are initialize, calibrate_batch, finalize, save)"
+SAID = {
+    "Renamed": "recipes call it 'Renamed', and a recipe that is written down would say 'Good': give class and entry "
+    "point one name, or offer the class by its own name too",
+    "Unmarked": "finalize is never called: put @hookimpl above it",
+    "Misspelt": f"initialise is never called: there is no hook of this name, it may mean initialize {HOOKS}",
+    "MisspeltAndUnmarked": f"finalise is never called: there is no hook of this name, it may mean finalize {HOOKS}",
+    "WrongSignature": "finalize takes layer, and is called as finalize(state, stage)",
+    "NoTrait": "'prunez' is no trait: there are prunes, quantizes",
+    "Idle": "it implements no hook, so it does nothing",
+    "Good": "there is no group 'coldpress.modifier', so nothing finds acme_forms:Good: write 'coldpress.modifiers'",
+    "stray": "there is no group 'coldpress_formats', so nothing finds acme_forms:Half: write 'coldpress.formats'",
+    "half": "it must implement config; it must implement read",
+    "no_merge": "it must implement merge",
+    "follows": "it supports rescale, and has no method of this name",
+    "clip": "its kind is 'clamp' and its entry point 'clip': give both one name",
+}
+
+
+@pytest.fixture
+def acme(tmp_path, monkeypatch):
+    """An installed package whose plugins are wrong in form, one mistake each."""
+    write_package(tmp_path / "site", "acme_forms", FORMS, POINTS, version="1.2")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    yield
+    sys.modules.pop("acme_forms", None)
+
+
+def test_what_is_wrong_in_form_is_listed_once_each_with_package_class_and_what_to_do(coldpress, acme):
+    found = {line["name"]: line for line in findings(coldpress) if line["distribution"] == "acme-forms"}
+
+    assert found.keys() == SAID.keys()
+    for name, said in SAID.items():
+        assert said in found[name]["problem"], name
+        assert "acme_forms:" in found[name]["problem"]
+        assert (found[name]["ok"], found[name]["version"]) == (False, "1.2")
+
+
+@pytest.mark.parametrize("name", ["Renamed", *NAMES])
+def test_a_recipe_that_names_a_modifier_of_wrong_form_is_refused_in_the_same_words(acme, name):
+    with pytest.raises(RecipeError) as error:
+        read_recipe(f"modifiers: [{name}]")
+
+    (problem,) = error.value.problems
+    assert SAID[name] in problem
+    assert f"acme_forms.{'Good' if name == 'Renamed' else name} (acme-forms 1.2): " in problem
+    assert problem.startswith("<recipe>:1:13: ")
+
+
+def test_a_class_of_wrong_form_that_is_handed_over_is_refused_before_anything_runs(acme):
+    cls = importlib.import_module("acme_forms").Unmarked
+
+    with pytest.raises(
+        BrokenPluginError, match=r"Unmarked \(acme-forms 1.2\): finalize is never called: put @hookimpl"
+    ):
+        run(cls())
+
+
+def test_a_name_in_a_group_that_there_is_not_says_which_group_is_meant(acme):
+    with pytest.raises(RecipeError, match="acme-forms 1.2 offers it in the group 'coldpress.modifier', which is none"):
+        read_recipe("modifiers: [Good]")
+
+
+def test_two_equal_steps_of_a_class_that_compares_settings_are_refused():
+    @frozen(kw_only=True)
+    class Equal(Modifier):
+        @hookimpl
+        def finalize(self, state, stage): ...
+
+    with pytest.raises(BrokenPluginError, match=r"decorate Equal with @frozen\(kw_only=True, eq=False\)"):
+        run(Equal(), Equal())
+
+
+def test_a_format_that_lacks_methods_is_refused_by_their_names(acme):
+    with pytest.raises(BrokenPluginError, match=r"acme_forms.Half must implement config, read, restore, tensors"):
+        structure_settings(importlib.import_module("acme_forms").Half, {}, where="format half")

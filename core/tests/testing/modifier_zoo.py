@@ -11,14 +11,17 @@ from coldpress import CalibrationError
 from coldpress.numerics import quantize
 from coldpress.plugin import (
     PRUNES,
+    RESCALE,
     TRANSFORMS,
     Batch,
+    Decision,
     Layer,
     Modifier,
     Needs,
     Quantizer,
     Stage,
     State,
+    Statistic,
     hookimpl,
     weight_qparams,
 )
@@ -117,6 +120,118 @@ class GoodMover(Modifier):
             follower = stage.modules[layer.name.replace("up_proj", "down_proj")]
             layer.weight.mul_(self.factor)
             follower.weight.div_(self.factor)
+
+
+@frozen(kw_only=True, eq=False)
+class GoodColumnPruner(Modifier):
+    """Prune each row by a statistic that core collects, as most modifiers do.
+
+    Attributes:
+        sparsity: share of the weights of a row to drop.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset({PRUNES})
+
+    sparsity: float = 0.5
+
+    def needs(self):
+        return Needs(data=True)
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            state.request(layer, "second_moment")
+            state.scratch[self, layer] = layer.weight.clone()
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            norm = state.require(layer, "second_moment").mean.sqrt()  # [I]
+            state.set_weight(layer, self.pruned(state, layer, norm, state.scratch.pop(self, layer)))
+
+    def pruned(self, state: State, layer: Layer, norm: Tensor, kept: Tensor) -> Tensor:
+        return prune(layer.weight, norm, self.sparsity)
+
+
+@frozen(kw_only=True, eq=False)
+class GoodGlobalPruner(Modifier):
+    """Zero the smallest weights of the whole model: its sparsity is that of all layers together.
+
+    Attributes:
+        sparsity: share of all claimed weights to drop.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset({PRUNES})
+
+    sparsity: float = 0.5
+
+    def needs(self) -> Needs:
+        return Needs(measuring_pass=True)
+
+    def measure(self, state: State, stage: Stage) -> list[int]:
+        sizes = [layer.weight.abs().flatten() for layer in self.layers(stage)]
+        return torch.histc(torch.cat([torch.empty(0), *sizes]), 4096, min=0, max=1).tolist()
+
+    def decide(self, state: State, measured: list[list[float]]) -> Decision:
+        counts = torch.tensor(measured).sum(0).cumsum(0)
+        return Decision(value=int((counts <= self.sparsity * counts[-1]).sum()) / 4096)
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            state.set_weight(layer, layer.weight * (layer.weight.abs() >= state.decision(self)))
+
+
+@frozen(kw_only=True, eq=False)
+class GoodComparer(Modifier):
+    """Scales weights by how much larger inputs are than those of the original model."""
+
+    traits: ClassVar[frozenset[str]] = frozenset({PRUNES})
+
+    def needs(self) -> Needs:
+        return Needs(data=True, original_inputs=True)
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            state.request(layer, Ratio())
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            seen, original = state.require(layer, Ratio())
+            state.set_weight(layer, prune(layer.weight, (seen + original).sqrt(), 0.25))
+
+
+@frozen(kw_only=True)
+class Ratio(Statistic):
+    """Energies of channels, here and in the original model."""
+
+    needs_original_inputs: ClassVar[bool] = True
+    supports: ClassVar[frozenset[str]] = frozenset({RESCALE})
+
+    def update_with_original(self, value, x, original):
+        new = torch.stack([one.float().square().sum(0) for one in (x, original)])
+        return new if value is None else value + new
+
+    def merge(self, a, b):
+        return a + b
+
+    def rescale(self, value, scale):
+        return value / scale.square()
+
+
+@frozen(kw_only=True, eq=False)
+class WholeModelOnly(GoodPruner):
+    """Works where one stage is the whole model, and nowhere else."""
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        if stage.name != "model":
+            raise CalibrationError("choose the pipeline basic")
+        for layer in self.layers(stage):
+            energy = self.remembered(state, layer)
+            self.write(state, layer, prune(layer.weight, energy.sqrt(), self.sparsity))
 
 
 # --- settings and hooks
@@ -366,7 +481,87 @@ class LosesFunction(GoodMover):
             layer.weight.mul_(self.factor)
 
 
-GOOD: tuple[type[Modifier], ...] = (GoodPruner, GoodQuantizer, GoodMover)
+@frozen(kw_only=True, eq=False)
+class PrunesTooLittle(GoodPruner):
+    """Drops half of what it is told to."""
+
+    def write(self, state: State, layer: Layer, weight: Tensor) -> None:
+        state.set_weight(layer, prune(layer.weight, torch.ones(weight.shape[1]), self.sparsity / 2))
+
+
+# --- beside others, from a folder
+
+
+@frozen(kw_only=True, eq=False)
+class RemembersColumns(GoodColumnPruner):
+    """Weighs by the norms of columns as they were before a smoother."""
+
+    def pruned(self, state: State, layer: Layer, norm: Tensor, kept: Tensor) -> Tensor:
+        return prune(layer.weight, norm * kept.norm(dim=0).square(), self.sparsity)
+
+
+@frozen(kw_only=True, eq=False)
+class RemembersSigns(GoodColumnPruner):
+    """Takes signs from the weight that was there before an earlier modifier changed it."""
+
+    def pruned(self, state: State, layer: Layer, norm: Tensor, kept: Tensor) -> Tensor:
+        return prune(layer.weight.abs() * kept.sign(), norm, self.sparsity)
+
+
+@frozen(kw_only=True, eq=False)
+class UnhooksWhenHappy(GoodPruner):
+    """Takes its hook away in the end, if there is one."""
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            state.scratch[self, layer] = None
+        if stage.every_layer:
+            first = stage.every_layer[0].module
+            first._its_handle = first.register_forward_hook(lambda *_: None)
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            energy = self.remembered(state, layer)
+            self.write(state, layer, prune(layer.weight, energy.sqrt(), self.sparsity))
+        if stage.every_layer:
+            first = stage.every_layer[0].module
+            first._its_handle.remove()
+            del first._its_handle
+
+
+@frozen(kw_only=True, eq=False)
+class ReadsOtherStages(GoodColumnPruner):
+    """Looks at the head, wherever it is."""
+
+    def pruned(self, state: State, layer: Layer, norm: Tensor, kept: Tensor) -> Tensor:
+        head = float(state.model.lm_head.weight.sum())
+        return prune(layer.weight, norm, self.sparsity if head != 0.125 else 0.25)
+
+
+@frozen(kw_only=True, eq=False)
+class CountsStages(GoodColumnPruner):
+    """Prunes by what it has seen of earlier stages in this process."""
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        for layer in self.layers(stage):
+            norm = state.require(layer, "second_moment").mean.sqrt()  # [I]
+            first = vars(state.model).setdefault("_its_first", norm.mean())
+            shift = torch.arange(len(norm)) % 2 * first
+            state.scratch.pop(self, layer)
+            state.set_weight(layer, prune(layer.weight, norm + shift, self.sparsity))
+
+
+GOOD: tuple[type[Modifier], ...] = (
+    GoodPruner,
+    GoodQuantizer,
+    GoodMover,
+    GoodColumnPruner,
+    GoodGlobalPruner,
+    GoodComparer,
+)
 
 # class -> the one check that it fails
 BAD: dict[type[Modifier], str] = {
@@ -394,4 +589,11 @@ BAD: dict[type[Modifier], str] = {
     RoundsDown: "does_its_job",
     LosesFunction: "does_its_job",
     SkipsSilently: "runs",
+    WholeModelOnly: "runs",
+    PrunesTooLittle: "does_its_job",
+    RemembersColumns: "follows_a_smoother",
+    RemembersSigns: "follows_a_change",
+    UnhooksWhenHappy: "undoes_after_an_error",
+    ReadsOtherStages: "streams",
+    CountsStages: "resumes",
 }

@@ -38,5 +38,6 @@ def binding_of(
         "seed": state.seed,
         "coldpress": version("coldpress"),
         "torch": torch.__version__,
+        "transformers": version("transformers"),
         FILES: seen,
     }

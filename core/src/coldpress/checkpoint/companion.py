@@ -18,6 +18,9 @@ from coldpress.source import Weights
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
+WRITTEN = frozenset({CONFIG, GENERATION_CONFIG, "manifest.json", "recipe.yaml", "report.json"})
+"""Small files that a run writes itself."""
+
 # Weights under the names that libraries give them, their indices, and what training leaves beside them.
 _LIBRARIES = "pytorch_model|model|tf_model|flax_model|rust_model|consolidated|openvino_model|adapter_model"
 _WEIGHTS = re.compile(rf"({_LIBRARIES})\b.*\.(safetensors|bin|pt|pth)|.*\.index(\.\w+)?\.json", re.DOTALL)
@@ -27,16 +30,12 @@ _TRAINING = re.compile(
 )
 # What a run writes itself, or what speaks of weights that are not copied, and of how they were quantized.
 _OTHERS = {
-    CONFIG,
-    GENERATION_CONFIG,
+    *WRITTEN,
     "adapter_config.json",
     "hf_quant_config.json",
-    "manifest.json",
     "quant_config.json",
     "quantization_config.json",
     "quantize_config.json",
-    "recipe.yaml",
-    "report.json",
 }
 _NO_PART = re.compile(r"\..*|__.*|checkpoint-\d+|global_step\d+|node_modules")  # folders
 _OF_TOKENIZER = (

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from coldpress.checkpoint.disk import as_utf8, telling, try_lock
+from coldpress.checkpoint.made_with import MADE_WITH, changes, is_entry
 from coldpress.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,9 @@ def is_journal(path: Path) -> bool:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What two bindings say differently, one line each; what begins with `_` does not count."""
     keys = [key for key in dict.fromkeys((*old, *new)) if not key.startswith("_")]
-    return [_difference(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+    different = [key for key in keys if old.get(key) != new.get(key)]
+    found = [_difference(key, old.get(key), new.get(key)) for key in different if key != MADE_WITH]
+    return [*found, *(changes(old.get(MADE_WITH, {}), new.get(MADE_WITH, {})) if MADE_WITH in different else ())]
 
 
 def _difference(key: str, old: Any, new: Any) -> str:
@@ -170,6 +173,9 @@ def _wrong_start(line: Mapping[str, Any]) -> str | None:
     files = binding.get(FILES, {})
     if not isinstance(files, dict) or not all(_is_signature(value) for value in files.values()):
         return f"{FILES!r} of 'binding' is no table from file to size, time, inode and checksum"
+    code = binding.get(MADE_WITH, {})
+    if not isinstance(code, dict) or not all(is_entry(value) for value in code.values()):
+        return f"{MADE_WITH!r} of 'binding' is no table from package to version, checksum and classes"
     return None
 
 

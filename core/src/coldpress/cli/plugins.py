@@ -1,7 +1,7 @@
 """`coldpress plugins`: what is installed, and what of it is broken."""
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, frozen
 
@@ -18,6 +18,14 @@ _BASES = {
     "formats": "Format",
     "sources": "Source",
     "statistics": "Statistic",
+    "attachments": "Attachment",
+}
+# Methods that a base class has only to say that they are missing; one of several where they stand together.
+_MUST_HAVE = {
+    "observers": (("update",), ("merge",), ("range",)),
+    "pipelines": (("stages",),),
+    "statistics": (("update", "update_with_original"), ("merge",)),
+    "attachments": (("inputs", "outputs", "attention"),),
 }
 
 
@@ -60,9 +68,9 @@ def plugins(as_json: Json = False) -> None:
 
 def look() -> list[Finding]:
     """Every installed plugin, imported to see whether it can be."""
-    from coldpress.registry import KINDS, available
+    from coldpress.registry import KINDS, available, strays
 
-    found = []
+    found = [Finding(one.kind, one.name, one.distribution, one.version, False, _stray(one)) for one in strays()]
     for kind in KINDS:
         offers = available(kind)
         counts = Counter(plugin.name for plugin in offers)
@@ -77,6 +85,14 @@ def _conflict(plugin: "Plugin", offers: "list[Plugin]") -> str:
     return f"{' and '.join(owners)} both offer this name; uninstall one of them"
 
 
+def _stray(plugin: "Plugin") -> str:
+    from coldpress.registry import KINDS, near_group
+
+    meant = near_group(plugin.kind)
+    groups = f"write {meant!r}" if meant else f"there are {', '.join(f'coldpress.{kind}' for kind in KINDS)}"
+    return f"there is no group {plugin.kind!r}, so nothing finds {plugin.entry.value}: {groups}"
+
+
 def _defect(plugin: "Plugin") -> str | None:
     """Why a plugin cannot be used; None when nothing is wrong with it."""
     import coldpress.plugin
@@ -87,10 +103,39 @@ def _defect(plugin: "Plugin") -> str | None:
     except BrokenPluginError as error:
         return str(error)
     base = _BASES.get(plugin.kind)
-    if base is not None and not (isinstance(value, type) and issubclass(value, getattr(coldpress.plugin, base))):
-        return f"{plugin.entry.value} is not a subclass of coldpress.{base}"
+    if base is not None:
+        kind = getattr(coldpress.plugin, base)
+        if not (isinstance(value, type) and issubclass(value, kind)):
+            return f"{plugin.entry.value} is not a subclass of coldpress.{base}"
+        problems = _form(plugin, value, kind)
+        return f"{plugin.entry.value}: {'; '.join(problems)}" if problems else None
     if plugin.kind == "datasets" and not callable(value) and not isinstance(value, coldpress.plugin.HubDataset):
         return f"{plugin.entry.value} is neither a function from the name of a split to rows nor a HubDataset"
     if plugin.kind == "number_formats" and getattr(value, "name", None) != plugin.name:
         return f"{plugin.entry.value} is not a coldpress.schemes.NumberFormat called {plugin.name}"
     return None
+
+
+def _form(plugin: "Plugin", cls: type[Any], base: type) -> list[str]:
+    """What is wrong with the form of a class, and what to do."""
+    from attrs import has
+
+    from coldpress.recipe.form import form_problems
+
+    if plugin.kind == "modifiers":
+        return list(form_problems(cls, plugin.name))
+    abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
+    problems = [f"it must implement {name}" for name in sorted(abstract)]
+    for methods in _MUST_HAVE.get(plugin.kind, ()):
+        if all(getattr(cls, name) is getattr(base, name) for name in methods):
+            problems.append(f"it must implement {' or '.join(methods)}")
+    problems += [
+        f"it supports {word}, and has no method of this name"
+        for word in sorted(getattr(cls, "supports", ()))
+        if plugin.kind == "statistics" and getattr(cls, word, None) in (None, getattr(base, word, None))
+    ]
+    if plugin.kind == "attachments" and cls.kind != plugin.name:
+        problems.append(f"its kind is {cls.kind!r} and its entry point {plugin.name!r}: give both one name")
+    if plugin.kind != "sources" and not has(cls):
+        problems.append("decorate it with @frozen(kw_only=True), else it has no settings")
+    return problems

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from coldpress import registry
-from coldpress.errors import PluginError, RecipeError, near
+from coldpress.errors import BrokenPluginError, PluginError, RecipeError, near
 from coldpress.modifier import HOUSEKEEPING, Modifier
 from coldpress.recipe.document import MAX_LENGTH, parse
+from coldpress.recipe.form import check_form
 from coldpress.recipe.front_matter import SUFFIX, front_matter
 from coldpress.recipe.grammar import Grammar, Step
 from coldpress.recipe.mistake import Mistakes
@@ -23,12 +24,24 @@ TEXT = "<recipe>"
 SUFFIXES = (".yaml", ".yml", ".json", SUFFIX)
 
 
+def installed(kind: str, name: str) -> Any:
+    """The installed plugin of this kind and name; a modifier that could not do what its author means is refused.
+
+    Raises:
+        PluginError: there is none, or it is broken.
+    """
+    found = registry.find(kind, name)
+    if kind == "modifiers" and isinstance(found, type) and issubclass(found, Modifier):
+        check_form(found, name)
+    return found
+
+
 def read_recipe(
     source: object,
     *,
     arguments: Mapping[str, object] | Iterable[str] | None = None,
     stage: str | None = None,
-    find: Find = registry.find,
+    find: Find = installed,
 ) -> Recipe:
     """Make a recipe of a modifier, a list of modifiers, a file, or YAML or JSON text.
 
@@ -90,11 +103,10 @@ def _modifier(step: Step, problems: Problems, find: Find) -> Modifier | None:
     """The modifier of a step, or None and its problems noted."""
     try:
         cls = find("modifiers", step.name)
+        if not (isinstance(cls, type) and issubclass(cls, Modifier)):
+            raise BrokenPluginError(f"the plugin {step.name!r} is not a Modifier class")
     except PluginError as error:
         problems.add(str(error), node=step.key, path=step.path)
-        return None
-    if not (isinstance(cls, type) and issubclass(cls, Modifier)):
-        problems.add(f"the plugin {step.name!r} is not a Modifier class", node=step.key, path=step.path)
         return None
     settings = plain(step.settings)
     for name in set(HOUSEKEEPING).intersection(settings) - accepted_types(cls).keys():

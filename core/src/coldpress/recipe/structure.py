@@ -47,6 +47,9 @@ def build(cls: type[T], settings: Mapping[str, Any]) -> T:
     """
     if not attrs.has(cls):
         raise BrokenPluginError(f"{cls.__name__} is not an attrs class, so it has no settings")
+    if inspect.isabstract(cls):
+        lacks = ", ".join(sorted(cls.__abstractmethods__))
+        raise BrokenPluginError(f"{cls.__module__}.{cls.__name__} must implement {lacks}")
     made: T = _Building(cls, settings).build()
     return made
 

@@ -27,7 +27,8 @@ def manifest_of(state: State, report: Report, *, binding: Mapping[str, Any], par
         binding: what the run worked on, by text or hash (see `checkpoint.binding`).
         parts: modifiers, pipeline and format, whose distributions are named.
     """
-    said = {key: value for key, value in binding.items() if not key.startswith("_") and key not in ("recipe", "torch")}
+    elsewhere = ("recipe", "torch", "transformers")
+    said = {key: value for key, value in binding.items() if not key.startswith("_") and key not in elsewhere}
     return {
         "source": getattr(getattr(state.model, "config", None), "_name_or_path", None) or None,
         "recipe": report.recipe,

@@ -1,16 +1,19 @@
 """Firing hooks: modifiers in recipe order, one at a time, and which hook is running."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pluggy
 from attrs import field, frozen
 
 from coldpress import hookspecs
+from coldpress.checkpoint.companion import WRITTEN, is_of_weights
 from coldpress.errors import BrokenPluginError
 from coldpress.modifier import Modifier
 from coldpress.planned import Running
+from coldpress.recipe.form import check_form
 from coldpress.run.blame import blaming
 from coldpress.run.watch import Watch
 from coldpress.stage import Stage
@@ -33,12 +36,18 @@ class Hooks:
     def _register(self) -> pluggy.PluginManager:
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
-        try:
-            for index, modifier in enumerate(self.modifiers):
-                manager.register(modifier, name=f"{index}:{type(modifier).__name__}")
-            manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            raise BrokenPluginError(f"a hook does not fit coldpress.hookspecs: {error}") from error
+        for index, modifier in enumerate(self.modifiers):
+            name = type(modifier).__name__
+            check_form(type(modifier))
+            try:
+                manager.register(modifier, name=f"{index}:{name}")
+            except pluggy.PluginValidationError as error:
+                raise BrokenPluginError(f"a hook of {name} does not fit coldpress.hookspecs: {error}") from error
+            except ValueError as error:
+                raise BrokenPluginError(
+                    f"two steps of a recipe that are {name} with equal settings would be one: decorate {name} with "
+                    "@frozen(kw_only=True, eq=False)"
+                ) from error
         return manager
 
     def fire(self, hook: str, modifier: Modifier, state: State, stage: Stage, **arguments: Any) -> None:
@@ -52,11 +61,17 @@ class Hooks:
             self._call(hook, modifier, state=state, stage=stage, **arguments)
             watch.settle(state, running)
 
-    def save(self, state: State, folder: Any) -> None:
-        """Call `save` of every modifier, in recipe order."""
+    def save(self, state: State, folder: Path) -> None:
+        """Call `save` of every modifier, in recipe order.
+
+        Raises:
+            BrokenPluginError: it writes a file that core or the format will write.
+        """
         for modifier in self.modifiers:
             with self.running(Running(modifier, "save", Stage.whole(state.model)), state):
+                before = set(folder.rglob("*"))
                 self._call("save", modifier, state=state, folder=folder)
+                _check_files(modifier, folder, set(folder.rglob("*")) - before)
 
     @contextmanager
     def running(self, running: Running, state: State) -> Iterator[Running]:
@@ -76,3 +91,12 @@ class Hooks:
         """Those of some modifiers that implement `calibrate_batch`; inputs are kept for no other."""
         found = [one.plugin for one in self.manager.hook.calibrate_batch.get_hookimpls()]
         return [one for one in modifiers if one.needs().data and any(one is plugin for plugin in found)]
+
+
+def _check_files(modifier: Modifier, folder: Path, written: Iterable[Path]) -> None:
+    for path in sorted(written):
+        if path.is_file() and path.parent == folder and (path.name in WRITTEN or is_of_weights(path.name)):
+            raise BrokenPluginError(
+                f"{type(modifier).__name__}.save writes {path.name}, which the run writes itself, after the hook: give "
+                "the file another name; what config.json shall say is the format's business, Format.config"
+            )

@@ -9,11 +9,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
+from zlib import crc32
 
 import torch
 from attrs import evolve, frozen
 
-from coldpress.errors import BrokenPluginError
+from coldpress.errors import BrokenPluginError, CheckpointError
 from coldpress.modifier import Decision, Modifier
 from coldpress.pipeline import Pipeline
 from coldpress.planned import Running
@@ -47,15 +48,15 @@ class Measuring:
         Args:
             kept: records of this pass.
         """
-        made = next((record["decided"] for record in kept if "decided" in record), None)
+        made = next((_sound(record, "decided") for record in kept if "decided" in record), None)
         if made is None:
-            measured = self._measured([record["measured"] for record in kept if "measured" in record])
+            measured = self._measured([_sound(record, "measured") for record in kept if "measured" in record])
             found = [
                 self._decision(modifier, [values[index] for values in measured])
                 for index, modifier in enumerate(self.run.modifiers)
             ]
             made = _as_json([_record(one) for one in found], self.run.modifiers[0])
-            self.note({"decided": made})
+            self.note({"decided": made, "crc32": _checksum(made)})
         for modifier, record in zip(self.run.modifiers, made, strict=True):
             schemes = {name: Scheme.from_dict(data) for name, data in record["schemes"].items()}
             _apply(self.run.state, modifier, Decision(value=record["value"], schemes=schemes))
@@ -85,7 +86,7 @@ class Measuring:
                 torch.manual_seed(state.seed + number)
                 self.read(stage)
                 found.append(_as_json(self.run.measure(stage), self.run.modifiers[0]))
-                self.note({"measured": found[-1], "stage": stage.name})
+                self.note({"measured": found[-1], "stage": stage.name, "crc32": _checksum(found[-1])})
             if before is not None:
                 self.release(before)
         return found
@@ -107,6 +108,25 @@ def _apply(state: State, modifier: Modifier, decision: Decision) -> None:
             )
         state.plan[name] = evolve(state.plan[name], scheme=scheme)
     state.note_decision(modifier, decision.value)
+
+
+def _sound(record: Mapping[str, Any], what: str) -> Any:
+    """What a record of the journal says, if that is what was written.
+
+    Raises:
+        CheckpointError: it is not; says which record, and what to do.
+    """
+    if record.get("crc32") != _checksum(record[what]):
+        place = f" of {record['stage']}" if "stage" in record else ""
+        raise CheckpointError(
+            f"the journal's record of what was {what}{place} is damaged; pass restart=True (--restart) to discard the "
+            "interrupted run and begin anew"
+        )
+    return record[what]
+
+
+def _checksum(value: Any) -> int:
+    return crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def _record(decision: Decision) -> dict[str, Any]:

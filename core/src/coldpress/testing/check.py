@@ -21,7 +21,7 @@ class Check:
 
     Attributes:
         function: raises when the promise is not kept; its name is the check's name, its docstring the promise.
-        after: checks that must pass for this one to say anything; where one fails, this one is skipped.
+        after: checks that must pass for this one to say anything; where one fails, this one fails too.
         applies: whether a plugin makes this promise at all.
         absent: what this machine lacks to check it, in words; None when nothing.
     """

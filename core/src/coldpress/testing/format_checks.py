@@ -25,7 +25,7 @@ from coldpress.testing.interrupt import killed_publishing
 from coldpress.testing.job_checks import check_same_logits
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress.testing.rounding import Rounding, rounded_weight
-from coldpress.testing.settings_checks import import_is_quiet, settings_class
+from coldpress.testing.settings_checks import has_a_module, import_is_quiet, settings_class
 from coldpress.testing.subject import Subject
 from coldpress.testing.trace import same_bits
 from coldpress.testing.trial import run_trial
@@ -298,7 +298,7 @@ def _is_installed(subject: Subject) -> bool:
 
 CHECKS = (
     Check(settings_class),
-    Check(import_is_quiet),
+    Check(import_is_quiet, applies=has_a_module),
     Check(writes_something),
     Check(refuses_by_name),
     Check(completes_once),

@@ -20,7 +20,7 @@ from coldpress.stage import Layer, oriented
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress.testing.subject import Subject
 from coldpress.testing.trace import changed, same_bits
-from coldpress.testing.trial import Trial, claimed, inputs_of, run_trial
+from coldpress.testing.trial import Trial, claimed, inputs_of, needs_of, trial_of
 
 
 def does_its_job(subject: Subject) -> None:
@@ -28,12 +28,12 @@ def does_its_job(subject: Subject) -> None:
     model, data = tiny_llama(), batches(batch_size=4)
     inputs, said = inputs_of(model, data), logits(model, data)
     modifier = subject.make()
-    trial = run_trial(modifier, model=model, data=data)
+    trial = trial_of(subject, modifier, model=model, data=data)
     layers = [layer for layer in claimed(modifier, model) if trial.state.report[layer.name].reason is None]
     traits = subject.cls.traits
     if QUANTIZES in traits:
         _check_grid(layers, trial)
-        _check_error(layers, trial, inputs if modifier.needs().data else {})
+        _check_error(layers, trial, inputs if any(one.data for one in needs_of(modifier)) else {})
     if PRUNES in traits:
         _check_sparsity(layers, trial, getattr(modifier, "sparsity", None))
     rounds = [layer for layer in layers if any(one.scheme_for(layer) is not None for one in modifier.expand())]
@@ -55,22 +55,22 @@ def save_load(subject: Subject) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
         modifier: Modifier = subject.make()
-        output = Output(CheckpointWriter(path), _format_for(modifier))
-        trial = run_trial(modifier, output=output, tokenizer=tiny_tokenizer())
+        output = Output(CheckpointWriter(path), format_for(modifier)[1])
+        trial = trial_of(subject, modifier, output=output, tokenizer=tiny_tokenizer())
         loaded: Any = coldpress.load_model(str(path), dtype="auto", device="cpu")
         check_same_logits(trial.model, loaded, data)
 
 
-def _format_for(modifier: Modifier) -> Format:
-    """The default format, or where it cannot tell what the modifier attaches, an installed one that can."""
+def format_for(modifier: Modifier) -> tuple[str, Format]:
+    """The default format, or where it cannot tell what the modifier attaches, an installed one that can; its name."""
     announced = announced_attachments([modifier], tiny_llama())
     names = [DEFAULT_FORMAT, *(plugin.name for plugin in registry.available("formats"))]
-    for form in (registry.find("formats", name)() for name in names):
+    for name in names:
         with suppress(SchemeError):
+            form: Format = registry.find("formats", name)()
             for _, attached in announced:
                 form.check_attachment(attached)
-            found: Format = form
-            return found
+            return name, form
     kinds = ", ".join(sorted({attached.attachment.kind for _, attached in announced}))
     raise AssertionError(f"no installed format can tell the attachments {kinds}, so no checkpoint has them")
 
@@ -119,17 +119,23 @@ def _check_error(layers: list[Layer], trial: Trial, inputs: dict[str, Tensor]) -
 
 
 def _check_sparsity(layers: list[Layer], trial: Trial, sparsity: object) -> None:
-    """The share of zeros is as asked, to one weight a row; without a setting of that name, it grew."""
-    for layer in layers:
-        weight = layer.weight
-        zeros = 1 - weight.count_nonzero().item() / weight.numel()
-        if isinstance(sparsity, float):
-            slack = 1 / weight.shape[1] + 1e-6
-            assert abs(zeros - sparsity) <= slack, f"{layer.name}: {zeros:.1%} are zero, asked for {sparsity:.1%}"
-        else:
-            old = _old_weight(layer, trial)
-            grew = weight.count_nonzero() < old.count_nonzero()
-            assert grew, f"{layer.name}: as many weights are zero as before"
+    """The share of zeros is as configured, to one weight a row, in each layer or in all of them together.
+
+    Without a setting `sparsity` that is one number, it grew in each layer.
+    """
+    shares = {layer.name: 1 - layer.weight.count_nonzero().item() / layer.weight.numel() for layer in layers}
+    if not isinstance(sparsity, float):
+        grew = {one.name: one.weight.count_nonzero() < _old_weight(one, trial).count_nonzero() for one in layers}
+        same = [name for name, more in grew.items() if not more]
+        assert not same, f"{', '.join(same[:4])}: as many weights are zero as before"
+        return
+    slack = {layer.name: 1 / layer.weight.shape[1] + 1e-6 for layer in layers}
+    wrong = [name for name, share in shares.items() if abs(share - sparsity) > slack[name]]
+    total = sum(shares[one.name] * one.weight.numel() for one in layers) / sum(one.weight.numel() for one in layers)
+    assert not wrong or abs(total - sparsity) <= max(slack.values()), (
+        f"{wrong[0]}: {shares[wrong[0]]:.1%} are zero, and {total:.1%} of all layers that it claims; the setting "
+        f"`sparsity` says {sparsity:.1%}: of each layer, or of all of them together"
+    )
 
 
 def _old_weight(layer: Layer, trial: Trial) -> Tensor:

@@ -6,44 +6,43 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from coldpress import hookspecs
 from coldpress.calibration.store import StatisticStore
 from coldpress.errors import CalibrationError, RecipeError
 from coldpress.layer_report import LayerReport
-from coldpress.modifier import PRUNES, QUANTIZES, TRAITS, TRANSFORMS
+from coldpress.modifier import PRUNES, QUANTIZES, TRANSFORMS
 from coldpress.planned import Sweep, no_calls
 from coldpress.recipe import Recipe, read_recipe, write_recipe
+from coldpress.recipe.form import HOOKS, form_problems
 from coldpress.run.hooks import Hooks
 from coldpress.run.preflight import claims_of, plan_of
 from coldpress.stage import Stage, find_layers
 from coldpress.state import State
 from coldpress.testing.check import Check
+from coldpress.testing.disk_checks import resumes, streams
 from coldpress.testing.job_checks import does_its_job, format_absent, save_load
 from coldpress.testing.models import batches, logits, tiny_llama
-from coldpress.testing.settings_checks import import_is_quiet, settings_class
+from coldpress.testing.order_checks import follows_a_change, follows_a_smoother, may_see_changes, undoes_after_an_error
+from coldpress.testing.settings_checks import has_a_module, import_is_quiet, settings_class
 from coldpress.testing.subject import Subject
 from coldpress.testing.trace import changed, differences, same_bits, trace_of, weights_of
-from coldpress.testing.trial import Trial, claimed, ignoring, run_trial
+from coldpress.testing.trial import claimed, ignoring, needs_of, results_of, share_different, trial_of
 
-HOOKS = ("initialize", "calibrate_batch", "finalize", "save")
 _DEAD = 5  # the channel that never carries anything
 
 
 def hooks(subject: Subject) -> None:
-    """Every hook fits its specification, and a recipe may hold the modifier twice."""
-    cls, marker = subject.cls, f"{hookspecs.PROJECT}_impl"
-    options = {name: getattr(getattr(cls, name, None), marker, None) for name in dir(cls)}
-    unmarked = [name for name in HOOKS if hasattr(cls, name) and options[name] is None]
-    assert not unmarked, f"{', '.join(unmarked)}: put @hookimpl above it, else it is never called"
-    marked = {name: option for name, option in options.items() if option is not None}
-    assert marked, f"{cls.__name__} implements no hook"
-    for name, option in marked.items():
+    """Every hook is marked and fits its specification, and a recipe may hold the modifier twice."""
+    cls = subject.cls
+    problems = list(form_problems(cls, subject.name if subject.installed else None))
+    for name in HOOKS:
+        options = getattr(getattr(cls, name, None), f"{hookspecs.PROJECT}_impl", None) or {}
         for word in ("tryfirst", "trylast", "wrapper", "hookwrapper"):
-            assert not option.get(word), f"{name}: {word} would change the order, which is the recipe's"
-    unknown = set(cls.traits) - TRAITS
-    assert not unknown, f"{', '.join(map(repr, unknown))} is not a trait; there are {', '.join(sorted(TRAITS))}"
+            if options.get(word):
+                problems.append(f"{name}: {word} would change the order, which is the recipe's")
+    assert not problems, "\n  ".join([f"the form of {cls.__name__}:", *problems])
     Hooks([subject.make(), subject.make()])
 
 
@@ -68,14 +67,14 @@ def typo_is_reported(subject: Subject) -> None:
 
 def runs(subject: Subject) -> None:
     """A run ends without an error, and every claimed layer is compressed or skipped with a reason."""
-    run_trial(subject.make())
+    trial_of(subject)
 
 
 def leaves_no_trace(subject: Subject) -> None:
     """After a run: no hooks, no scratch, and the same names, shapes, dtypes and modes as before."""
     model = tiny_llama()
     before = trace_of(model)
-    trial = run_trial(subject.make(), model=model)
+    trial = trial_of(subject, model=model)
     found = differences(before, trace_of(model))
     if trial.state.scratch:
         found.append(f"{len(trial.state.scratch)} values are left in state.scratch: pop them in finalize")
@@ -85,10 +84,10 @@ def leaves_no_trace(subject: Subject) -> None:
 def touches_only_targets(subject: Subject) -> None:
     """Weights that it does not claim, or is told to ignore, keep every bit; also those tied to a claimed one."""
     for tied in (False, True):
-        _check_untouched(subject.make(), tiny_llama(tied=tied))
+        _check_untouched(subject, subject.make(), tiny_llama(tied=tied))
         layers = claimed(subject.make(), tiny_llama(tied=tied))
         if len(layers) > 1:
-            _check_untouched(ignoring(subject.make(), layers[-1].name), tiny_llama(tied=tied))
+            _check_untouched(subject, ignoring(subject.make(), layers[-1].name), tiny_llama(tied=tied))
 
 
 def deterministic(subject: Subject) -> None:
@@ -96,18 +95,18 @@ def deterministic(subject: Subject) -> None:
     modifier, trials = subject.make(), []
     for seed in (1, 2):
         with _random_numbers(seed):
-            trials.append(run_trial(modifier))
-    first, second = (_results(trial) for trial in trials)
+            trials.append(trial_of(subject, modifier))
+    first, second = (results_of(trial) for trial in trials)
     different = [name for name, tensor in first.items() if not same_bits(tensor, second.get(name))]
     assert not different, f"not the same in a second run: {', '.join(different[:4])}"
 
 
 def batching_does_not_matter(subject: Subject) -> None:
     """One batch of eight rows gives what eight batches of one row give."""
-    one = _results(run_trial(subject.make(), data=batches(batch_size=8)))
-    eight = _results(run_trial(subject.make(), data=batches(batch_size=1)))
+    one = results_of(trial_of(subject, data=batches(batch_size=8)))
+    eight = results_of(trial_of(subject, data=batches(batch_size=1)))
     for name, tensor in one.items():
-        share = _share_different(tensor, eight[name])
+        share = share_different(tensor, eight[name])
         assert share <= 0.01, f"{name}: {share:.1%} of its values depend on how the rows are batched"
 
 
@@ -116,7 +115,7 @@ def dtypes(subject: Subject) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         model = tiny_llama(dtype=dtype)
         before = trace_of(model).tensors
-        run_trial(subject.make(), model=model)
+        trial_of(subject, model=model)
         wrong = [name for name, (_, now) in trace_of(model).tensors.items() if now != before[name][1]]
         assert not wrong, f"no longer {dtype}: {', '.join(wrong[:4])}"
         _check_finite(model)
@@ -131,7 +130,7 @@ def dead_input(subject: Subject) -> None:
                 parameter[_DEAD] = 0  # an input of q, k, v, gate, up and the head
             elif "v_proj" in name or "gate_proj" in name:
                 parameter[_DEAD] = 0  # an input of o and down
-    run_trial(subject.make(), model=model, data=batches(rows=1, length=1))
+    trial_of(subject, model=model, data=batches(rows=1, length=1))
     _check_finite(model)
 
 
@@ -140,7 +139,7 @@ def no_data(subject: Subject) -> None:
     modifier, model = subject.make(), tiny_llama()
     before = weights_of(model)
     if not modifier.needs().data:
-        run_trial(modifier, model=model, data=[])
+        trial_of(subject, modifier, model=model, data=[])
         _check_finite(model)
         return
     state = State(model=model, batches=[])
@@ -173,17 +172,17 @@ def grad_free(subject: Subject) -> None:
     model = tiny_llama()
     before = trace_of(model).wants_gradient
     with torch.enable_grad():
-        trial = run_trial(subject.make(), model=model)
+        trial = trial_of(subject, model=model)
     after = trace_of(model).wants_gradient
     assert before == after, f"requires a gradient or no longer does: {', '.join(sorted(before ^ after)[:4])}"
-    graphs = [name for name, tensor in _results(trial).items() if tensor.grad_fn is not None]
+    graphs = [name for name, tensor in results_of(trial).items() if tensor.grad_fn is not None]
     graphs += [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     assert not graphs, f"holds a gradient or a graph: {', '.join(graphs[:4])}"
 
 
-def _check_untouched(modifier: Any, model: nn.Module) -> None:
+def _check_untouched(subject: Subject, modifier: Any, model: nn.Module) -> None:
     allowed = {f"{layer.name}.weight" for layer in claimed(modifier, model)}
-    trial = run_trial(modifier, model=model)
+    trial = trial_of(subject, modifier, model=model)
     wrong = [name for name in changed(trial.before, model) if name not in allowed]
     assert not wrong, f"changed, and not claimed: {', '.join(wrong[:4])}; use self.layers(stage), which honours ignore"
 
@@ -192,24 +191,6 @@ def _check_finite(model: nn.Module) -> None:
     wrong = [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]
     assert not wrong, f"not finite: {', '.join(wrong[:4])}"
     assert torch.isfinite(logits(model, batches(rows=1))).all(), "what the model says is not finite"
-
-
-def _results(trial: Trial) -> dict[str, Tensor]:
-    """Everything that a run made: parameters, and codes and scales of quantized layers."""
-    tensors: dict[str, Tensor] = dict(trial.model.named_parameters())
-    for name, quantized in trial.state.quantized.items():
-        for part in ("codes", "scale", "zero_point", "global_scale", "input_scale", "input_zero_point"):
-            tensor = getattr(quantized, part)
-            if tensor is not None:
-                tensors[f"{name}: {part}"] = tensor
-    return tensors
-
-
-def _share_different(a: Tensor, b: Tensor) -> float:
-    """Share of elements that differ by more than sums in another order do."""
-    x, y = a.detach().double(), b.detach().double()
-    largest = float(x.abs().max()) if x.numel() else 0.0
-    return 1 - torch.isclose(x, y, rtol=1e-3, atol=1e-4 * largest).double().mean().item()
 
 
 @contextmanager
@@ -230,7 +211,16 @@ def _has_a_job(subject: Subject) -> bool:
 
 
 def _changes_targets_only(subject: Subject) -> bool:
-    return TRANSFORMS not in subject.cls.traits  # moving the signal changes the neighbours too
+    return TRANSFORMS not in subject.cls.traits  # an equivalent transformation changes the neighbours too
+
+
+def _follows(subject: Subject) -> bool:
+    """Whether it acts after a smoother: no measuring pass saw the model before, no transformation in `initialize`."""
+    modifier = subject.make()
+    needs, early = needs_of(modifier), TRANSFORMS in subject.cls.traits and hasattr(subject.cls, "initialize")
+    if early and (not any(one.data for one in needs) or modifier.attachments(Stage.whole(tiny_llama()))):
+        return False
+    return not any(one.measuring_pass for one in needs)
 
 
 _RUNS = ("hooks", "runs")
@@ -238,9 +228,9 @@ _RUNS = ("hooks", "runs")
 CHECKS = (
     Check(settings_class),
     Check(hooks),
-    Check(recipe_round_trip),
-    Check(typo_is_reported),
-    Check(import_is_quiet),
+    Check(recipe_round_trip, after=("hooks",)),
+    Check(typo_is_reported, after=("hooks",)),
+    Check(import_is_quiet, applies=has_a_module),
     Check(runs, after=("hooks", "recipe_round_trip")),
     Check(does_its_job, after=_RUNS, applies=_has_a_job),
     Check(leaves_no_trace, after=_RUNS),
@@ -251,5 +241,10 @@ CHECKS = (
     Check(dead_input, after=_RUNS),
     Check(no_data, after=_RUNS),
     Check(grad_free, after=_RUNS),
+    Check(undoes_after_an_error, after=(*_RUNS, "leaves_no_trace")),
+    Check(follows_a_smoother, after=(*_RUNS, "deterministic"), applies=_follows),
+    Check(follows_a_change, after=(*_RUNS, "deterministic"), applies=may_see_changes),
     Check(save_load, after=(*_RUNS, "leaves_no_trace"), absent=format_absent),
+    Check(streams, after=(*_RUNS, "deterministic", "save_load"), absent=format_absent),
+    Check(resumes, after=("streams",), absent=format_absent),
 )

@@ -11,7 +11,7 @@ from coldpress.errors import SchemeError
 from coldpress.numerics import calculate_qparams, fake_quantize, group
 from coldpress.schemes import QuantizationArgs
 from coldpress.testing.check import Check
-from coldpress.testing.settings_checks import import_is_quiet, settings_class
+from coldpress.testing.settings_checks import has_a_module, import_is_quiet, settings_class
 from coldpress.testing.subject import Subject
 from coldpress.testing.trace import same_bits
 
@@ -186,7 +186,7 @@ _SOUND = ("range_shapes", "deterministic", "changes_nothing")
 
 CHECKS = (
     Check(settings_class),
-    Check(import_is_quiet),
+    Check(import_is_quiet, applies=has_a_module),
     Check(typo_is_reported, applies=_is_installed),
     Check(range_shapes),
     Check(stays_within, after=("range_shapes",)),

@@ -19,7 +19,7 @@ from coldpress.state import State
 from coldpress.testing.check import Check
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.rounding import Rounding
-from coldpress.testing.settings_checks import import_is_quiet, settings_class
+from coldpress.testing.settings_checks import has_a_module, import_is_quiet, settings_class
 from coldpress.testing.subject import Subject
 from coldpress.testing.trace import changed, differences, trace_of, weights_of
 from coldpress.testing.trial import inputs_of, run_trial
@@ -251,7 +251,7 @@ _WHOLE = ("stages_hold_the_models_modules", "every_tensor_in_one_stage", "parts_
 
 CHECKS = (
     Check(settings_class),
-    Check(import_is_quiet),
+    Check(import_is_quiet, applies=has_a_module),
     Check(stages_hold_the_models_modules),
     Check(every_tensor_in_one_stage, after=("stages_hold_the_models_modules",)),
     Check(parts_are_the_stage, after=("every_tensor_in_one_stage",)),

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from functools import cache, cached_property
+from pathlib import Path
 
 import attrs
 
@@ -14,6 +15,7 @@ from coldpress import registry
 from coldpress.testing.subject import Subject
 
 _SECTION = re.compile(r"^\s*Attributes:\s*$(?P<body>(?:\n\s*\S.*|\n\s*$)*)", re.MULTILINE)
+_TEST = re.compile(r"test_.*\.py|.*_test\.py")
 
 # Runs in a process of its own; says what importing one module did, as JSON on the last line.
 _PROBE = """
@@ -69,6 +71,12 @@ def import_is_quiet(subject: Subject) -> None:
     name, file = subject.home()
     done = _import_report(name, file)
     assert not done, _listed(f"importing {name}", list(done))
+
+
+def has_a_module(subject: Subject) -> bool:
+    """Whether a plugin has a module that recipes import, and is not defined in a test or a notebook."""
+    file = Path(subject.home()[1])
+    return subject.installed or not (file.name == "" or file.name == "conftest.py" or _TEST.fullmatch(file.name))
 
 
 def _forgotten(cls: type) -> list[str]:

@@ -20,7 +20,7 @@ from coldpress.models.location import Location
 from coldpress.models.skeleton import stream_model
 from coldpress.source import Source
 from coldpress.testing.check import Check
-from coldpress.testing.settings_checks import import_is_quiet
+from coldpress.testing.settings_checks import has_a_module, import_is_quiet
 from coldpress.testing.subject import Subject
 from coldpress.testing.trace import same_bits
 
@@ -135,7 +135,7 @@ def _has_example(subject: Subject) -> bool:
 
 CHECKS = (
     Check(signatures),
-    Check(import_is_quiet),
+    Check(import_is_quiet, applies=has_a_module),
     Check(knows_its_own_names, after=("signatures",)),
     Check(refuses_what_it_cannot_read, after=("signatures",)),
     Check(tensors_are_as_announced, after=("signatures",), applies=_has_example),

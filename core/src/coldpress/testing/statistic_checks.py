@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Statistic, Tokens
 from coldpress.testing.check import Check
-from coldpress.testing.settings_checks import import_is_quiet, settings_class
+from coldpress.testing.settings_checks import has_a_module, import_is_quiet, settings_class
 from coldpress.testing.subject import Subject
 
 _TOKENS, _WIDTH = 24, 16
@@ -166,7 +166,7 @@ _SOUND = ("dtypes", "deterministic", "changes_nothing")
 
 CHECKS = (
     Check(settings_class),
-    Check(import_is_quiet),
+    Check(import_is_quiet, applies=has_a_module),
     Check(equal_settings_are_one),
     Check(dtypes),
     Check(deterministic, after=("dtypes",)),

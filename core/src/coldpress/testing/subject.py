@@ -10,7 +10,7 @@ from attrs import frozen
 from coldpress import registry
 from coldpress.errors import BrokenPluginError, UnknownPluginError, suggest
 
-KINDS = ("modifiers", "observers", "pipelines", "formats", "sources", "statistics")
+KINDS = ("modifiers", "observers", "pipelines", "formats", "sources", "statistics", "attachments")
 
 # Where the class that every plugin of a kind extends is defined.
 _PARENTS = {
@@ -20,6 +20,7 @@ _PARENTS = {
     "formats": ("coldpress.checkpoint", "Format"),
     "sources": ("coldpress.source", "Source"),
     "statistics": ("coldpress.statistic", "Statistic"),
+    "attachments": ("coldpress.attachment", "Attachment"),
 }
 
 
@@ -33,6 +34,7 @@ class Subject:
         cls: the class.
         settings: what it is made with.
         installed: whether the registry knows it by its name.
+        pipeline: that a modifier is run in, by its name; None for the kit's own, or what the modifier needs.
     """
 
     kind: str
@@ -40,12 +42,14 @@ class Subject:
     cls: Any
     settings: Mapping[str, Any]
     installed: bool
+    pipeline: str | None = None
 
     def make(self, **more: Any) -> Any:
         """An instance, read as strictly as from a recipe; `more` wins over the settings."""
         from coldpress.recipe import structure_settings
 
-        return structure_settings(self.cls, {**self.settings, **more}, where=self.name)
+        own = {name: value for name, value in self.settings.items() if (self.kind, name) != ("attachments", "tensors")}
+        return structure_settings(self.cls, {**own, **more}, where=self.name)
 
     def find(self, kind: str, name: str) -> Any:
         """Look up a plugin as the registry does, but know this one even if it is not installed."""
@@ -58,13 +62,15 @@ class Subject:
         return name, str(getattr(sys.modules.get(name), "__file__", ""))
 
 
-def subject_of(plugin: str | type, *, kind: str | None, settings: Mapping[str, Any]) -> Subject:
+def subject_of(
+    plugin: str | type, *, kind: str | None, settings: Mapping[str, Any], pipeline: str | None = None
+) -> Subject:
     """Find a plugin by name, or take a class as it is.
 
     Raises:
         UnknownPluginError: no installed plugin has the name.
         BrokenPluginError: it cannot be imported, or is not a class of its kind.
-        ValueError: the kind is not known, or has no kit.
+        ValueError: the kind is not known, or has no kit; a pipeline is named for something else than a modifier.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"there is no kit for the kind {kind!r}{suggest(kind, KINDS)} (there are: {', '.join(KINDS)})")
@@ -77,7 +83,11 @@ def subject_of(plugin: str | type, *, kind: str | None, settings: Mapping[str, A
     parent = _parent(kind)
     if not (isinstance(cls, type) and issubclass(cls, parent)):
         raise BrokenPluginError(f"the plugin {name!r} is not a class that extends coldpress.{parent.__name__}")
-    return Subject(kind, name, cls, dict(settings), installed)
+    if pipeline is not None:
+        if kind != "modifiers":
+            raise ValueError(f"pipeline={pipeline!r} is for modifiers; {name} is one of the {kind}")
+        registry.find("pipelines", pipeline)
+    return Subject(kind, name, cls, dict(settings), installed, pipeline)
 
 
 def _kind_of_name(name: str) -> str:

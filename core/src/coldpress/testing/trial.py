@@ -9,10 +9,11 @@ from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from coldpress import registry
+from coldpress.arguments import DEFAULT_CALIBRATION_PIPELINE
 from coldpress.calibration.tap import InputTap, StopForward
 from coldpress.checkpoint.output import Output
 from coldpress.dataflow.partition import partition
-from coldpress.modifier import Modifier
+from coldpress.modifier import Modifier, Needs
 from coldpress.pipeline import Pipeline
 from coldpress.planned import LossGradient, ReverseStep
 from coldpress.recipe import Recipe
@@ -20,6 +21,7 @@ from coldpress.run.job import Job
 from coldpress.stage import Call, Layer, Pass, Stage, calls_inside, find_layers
 from coldpress.state import State
 from coldpress.testing.models import batches, tiny_llama
+from coldpress.testing.subject import Subject
 from coldpress.testing.trace import weights_of
 
 
@@ -120,6 +122,52 @@ def run_trial(modifier: Modifier, *, model: nn.Module | None = None, **arguments
     model = tiny_llama() if model is None else model
     before = weights_of(model)
     return Trial(run(modifier, model=model, **arguments), before)
+
+
+def trial_of(subject: Subject, *modifiers: Modifier, **arguments: Any) -> Trial:
+    """Compress a tiny model with the plugin that is checked, in the pipeline that it needs; arguments as for `run`.
+
+    Args:
+        subject: the plugin, a modifier.
+        modifiers: the recipe; none for the plugin alone.
+    """
+    steps = modifiers or (subject.make(),)
+    model = arguments.pop("model", None)
+    model = tiny_llama() if model is None else model
+    before = weights_of(model)
+    return Trial(run(*steps, model=model, pipeline=_pipeline_for(subject, steps), **arguments), before)
+
+
+def needs_of(*modifiers: Modifier) -> list[Needs]:
+    """What modifiers need, or those that they stand for."""
+    return [step.needs() for modifier in modifiers for step in modifier.expand()]
+
+
+def _pipeline_for(subject: Subject, modifiers: Sequence[Modifier]) -> str | None:
+    """The pipeline that the test names, or an installed one where modifiers compare with the original model."""
+    if subject.pipeline is not None or not any(one.original_inputs for one in needs_of(*modifiers)):
+        return subject.pipeline
+    able = [plugin.name for plugin in registry.available("pipelines") if plugin.load().runs_original]
+    assert able, "it needs original_inputs, and no installed pipeline has them: pip install 'coldpress[pipelines]'"
+    return DEFAULT_CALIBRATION_PIPELINE if DEFAULT_CALIBRATION_PIPELINE in able else able[0]
+
+
+def results_of(trial: Trial) -> dict[str, Tensor]:
+    """Everything that a run made: parameters, and codes and scales of quantized layers."""
+    tensors: dict[str, Tensor] = dict(trial.model.named_parameters())
+    for name, quantized in trial.state.quantized.items():
+        for part in ("codes", "scale", "zero_point", "global_scale", "input_scale", "input_zero_point"):
+            tensor = getattr(quantized, part)
+            if tensor is not None:
+                tensors[f"{name}: {part}"] = tensor
+    return tensors
+
+
+def share_different(a: Tensor, b: Tensor) -> float:
+    """Share of elements that differ by more than sums in another order do."""
+    x, y = a.detach().double(), b.detach().double()
+    largest = float(x.abs().max()) if x.numel() else 0.0
+    return 1 - torch.isclose(x, y, rtol=1e-3, atol=1e-4 * largest).double().mean().item()
 
 
 def claimed(modifier: Modifier, model: nn.Module) -> list[Layer]:
