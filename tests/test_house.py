@@ -23,7 +23,7 @@ SOURCES = sorted(path for package in PACKAGES.values() for path in package.rglob
 CORE = ROOT / "core/src/coldpress"
 
 CONTRACT = sorted(CORE.glob("*.py"))  # the ring: what plugin authors read, and how their plugins are found
-CONTRACT_LINES = 3080
+CONTRACT_LINES = 3300
 
 # A reason beats a budget: file, or file and function -> the reason.
 LONG_FILES: dict[str, str] = {}

@@ -17,13 +17,11 @@ from typing import Any
 import torch
 from attrs import evolve, field, frozen
 
-from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
 from coldpress.attachment import Attached
 from coldpress.calibration.gradient_store import GradientStore
 from coldpress.calibration.store import StatisticStore
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.fingerprint import of_batches
-from coldpress.checkpoint.made_with import MADE_WITH, made_with
 from coldpress.checkpoint.output import Output
 from coldpress.checkpoint.tie import check_untying
 from coldpress.checkpoint.untouched import Untouched
@@ -169,7 +167,8 @@ class Job:
                 self.plan()
             untie(model, {layer.name: None for claim in self.claims for layer in claim.layers})
             if self.output is not None:
-                self.binding[MADE_WITH] = self._made_with(recipe)
+                parts = (*self.modifiers, self.pipeline, *(one.attachment for _, one in self.announced))
+                resume.bind_code(self.binding, self.output, [*self.recipe.modifiers, *parts], self.weights)
             kept = resume.begin(self.output, self.binding, self.progress) if self.output is not None else []
             forget_changed(self.state, self.claims)
             self._run_backwards(kept)
@@ -189,15 +188,6 @@ class Job:
     def _measured(self, report: Report) -> dict[str, Any]:
         """What came of the run, in the units of what was predicted."""
         return {"seconds": round(report.seconds, 3), "host_bytes": peak_memory()}
-
-    def _made_with(self, recipe: str) -> dict[str, dict[str, Any]]:
-        """The code of the plugins that take part, by version and content."""
-        attached = [one.attachment for _, one in self.announced]
-        reader = None if self.weights is None else self.weights.reader
-        parts = (*self.recipe.modifiers, *self.modifiers, self.pipeline, self.form, *attached, reader)
-        if self.output is not None:
-            parts = (*parts, self.output.format)
-        return made_with(parts, recipe=recipe, observers=(DEFAULT_WEIGHT_OBSERVER, DEFAULT_ACTIVATION_OBSERVER))
 
     def _check_finished(self, hook: str) -> None:
         """Refuse weights that were changed after their stage was finished, so that what is written is another model.

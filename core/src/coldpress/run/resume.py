@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from coldpress.calibration.gradient_store import GradientStore
+from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
 from coldpress.checkpoint.binding import binding_of
+from coldpress.checkpoint.made_with import MADE_WITH, made_with
 from coldpress.checkpoint.output import Output
 from coldpress.errors import CheckpointError, SchemeError
 from coldpress.models.streaming import WeightStream, fill
@@ -38,6 +40,20 @@ def bind(state: State, output: Output, job: Mapping[str, str], weights: WeightSt
         device, files = weights.device, weights.reader.files
         weights.fetch_again = lambda name, module: dict(output.weights({name: module}, state))
     return binding_of(state, job={**job, "device": device.type}, files=files, before=output.unfinished)
+
+
+def bind_code(binding: dict[str, Any], output: Output, parts: Sequence[object], weights: WeightStream | None) -> None:
+    """Add to a binding the code that the run is made with, by version and content of every plugin that takes part.
+
+    Args:
+        binding: what the run works on.
+        output: whose format takes part.
+        parts: modifiers, pipeline, attachments.
+        weights: whose reader takes part, which may be a source's.
+    """
+    more = (output.format, None if weights is None else weights.reader)
+    observers = (DEFAULT_WEIGHT_OBSERVER, DEFAULT_ACTIVATION_OBSERVER)
+    binding[MADE_WITH] = made_with([*parts, *more], recipe=binding["recipe"], observers=observers)
 
 
 def begin(output: Output, binding: Mapping[str, Any], progress: Progress) -> Sequence[Mapping[str, Any]]:

@@ -220,7 +220,7 @@ def _follows(subject: Subject) -> bool:
     needs, early = needs_of(modifier), TRANSFORMS in subject.cls.traits and hasattr(subject.cls, "initialize")
     if early and (not any(one.data for one in needs) or modifier.attachments(Stage.whole(tiny_llama()))):
         return False
-    return not any(one.measuring_pass for one in needs)
+    return not any(one.measuring_pass or one.loss_gradients for one in needs)
 
 
 _RUNS = ("hooks", "runs")

@@ -118,7 +118,7 @@ def may_see_changes(subject: Subject) -> bool:
     """Whether its result is to follow changes of weights alone, and not what the stage was before."""
     if TRANSFORMS in subject.cls.traits:
         return False
-    kept = ("original_inputs", "original_weights", "calls", "gradients", "measuring_pass")
+    kept = ("original_inputs", "original_weights", "calls", "gradients", "loss_gradients", "measuring_pass")
     return not any(getattr(one, name) for one in needs_of(subject.make()) for name in kept)
 
 
