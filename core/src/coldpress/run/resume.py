@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from coldpress.calibration.gradient_store import GradientStore
 from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
+from coldpress.calibration.gradient_store import GradientStore
 from coldpress.checkpoint.binding import binding_of
 from coldpress.checkpoint.made_with import MADE_WITH, made_with
 from coldpress.checkpoint.output import Output
