@@ -4,7 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
-from coldpress import attachment, hookspecs, modifier, pipeline, scratch, state
+from coldpress import attachment, hookspecs, lifecycle, modifier, pipeline, scratch, state
 from coldpress.stage import Batch, Layer, Stage
 
 TARGET = Path(__file__).with_name("hooks.md")
@@ -12,6 +12,7 @@ HEAD = """# Hooks
 
 *Written by `docs/make_hooks.py` from the docstrings of the code; change those.*
 """
+TRAINING = (lifecycle.Training, lifecycle.Forward)
 HANDED = (Stage, Layer, Batch, state.State, scratch.Scratch)
 
 
@@ -20,6 +21,7 @@ def page() -> str:
     parts = [HEAD, _opening(), "## The four hooks\n", *map(_hook, _hooks())]
     parts += ["## What hooks are handed\n", *map(_class, HANDED)]
     parts += ["## What a modifier says of itself\n", _class(modifier.Modifier), _traits()]
+    parts += ["## What a modifier does in training\n", _class(lifecycle.Lifecycle), *map(_class, TRAINING)]
     parts += ["## What an attachment implements\n", _class(attachment.Attachment)]
     parts += ["## What a pipeline implements\n", _class(pipeline.Pipeline)]
     return "\n".join(parts)

@@ -23,13 +23,14 @@ SOURCES = sorted(path for package in PACKAGES.values() for path in package.rglob
 CORE = ROOT / "core/src/coldpress"
 
 CONTRACT = sorted(CORE.glob("*.py"))  # the ring: what plugin authors read, and how their plugins are found
-CONTRACT_LINES = 3300
+CONTRACT_LINES = 3600
 
 # A reason beats a budget: file, or file and function -> the reason.
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS: dict[str, str] = {
     "core/src/coldpress/cli/compress.py:compress": "a command has one parameter for each of its options",
+    "core/src/coldpress/cli/train.py:train": "a command has one parameter for each of its options",
     "core/src/coldpress/cli/evaluate.py:evaluate": "a command has one parameter for each of its options",
     "core/src/coldpress/cli/model_free.py:convert": "a command has one parameter for each of its options",
     "core/src/coldpress/entrypoints/model_free.py:convert": "a public door",

@@ -279,9 +279,10 @@ def test_a_method_card_says_what_the_method_cannot_do(card):
 def test_every_setting_is_on_its_card():
     import attrs
 
+    from coldpress_distillation import OutputDistillationModifier
     from coldpress_magnitude import ConstantPruningModifier, MagnitudePruningModifier
     from coldpress_pipelines import Independent
-    from coldpress_quantization import QuantizationModifier
+    from coldpress_quantization import QATModifier, QuantizationModifier
     from coldpress_sparsegpt import SparseGPTModifier
     from coldpress_wanda import WandaModifier
 
@@ -292,6 +293,8 @@ def test_every_setting_is_on_its_card():
         (WandaModifier, "wanda"),
         (MagnitudePruningModifier, "magnitude"),
         (ConstantPruningModifier, "magnitude"),
+        (OutputDistillationModifier, "distillation"),
+        (QATModifier, "quantization"),
     )
     for cls, name in classes:
         card = (ROOT / f"plugins/{name}/README.md").read_text(encoding="utf-8")

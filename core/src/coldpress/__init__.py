@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from coldpress.entrypoints.oneshot import oneshot
     from coldpress.entrypoints.plan import plan
     from coldpress.entrypoints.session import Oneshot, Session, active_session, create_session, reset_session
+    from coldpress.entrypoints.train import train
     from coldpress.errors import (
         ArgumentError,
         CalibrationError,
@@ -66,6 +67,7 @@ __all__ = [
     "preset_names",
     "read_recipe",
     "reset_session",
+    "train",
     "weight_qparams",
     "write_recipe",
 ]
@@ -78,6 +80,7 @@ __getattr__, __dir__ = lazy_names(
         "entrypoints.plan": ("plan",),
         "entrypoints.load_context": ("load_context",),
         "entrypoints.model_free": ("convert", "model_free_ptq"),
+        "entrypoints.train": ("train",),
         "entrypoints.session": ("Oneshot", "Session", "active_session", "create_session", "reset_session"),
         "errors": (
             "ArgumentError",

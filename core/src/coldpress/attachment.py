@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from coldpress import registry
 from coldpress.attention import AttentionStates, tap_attention, untap_attention
 from coldpress.errors import BrokenPluginError, ModelError
+from coldpress.stage import class_names, oriented
 
+_POINTS = ("inputs", "weight", "outputs", "attention")
 _HELD = "coldpress_attachments"  # attribute of a module: kind -> attachment, in the order in which they act
 
 
@@ -34,7 +36,7 @@ _HELD = "coldpress_attachments"  # attribute of a module: kind -> attachment, in
 class Attachment:
     """Base of attachments, plugins of the kind `attachments`: settings, and what is done with them.
 
-    A subclass overrides one of `inputs`, `outputs` and `attention`.
+    A subclass overrides one of `inputs`, `weight`, `outputs` and `attention`.
     Its fields are settings that JSON can hold, and small tensors; a class with tensors is `eq=False`.
     Large tensors are buffers of the module, whose names `buffers` lists: they are in its state, and in the checkpoint.
     Attachments of a module act in the order in which they were attached.
@@ -49,6 +51,10 @@ class Attachment:
     def inputs(self, module: nn.Module, x: Tensor) -> Tensor:
         """The inputs, [..., I], that a layer computes with, in place of those that it is called with."""
         return x
+
+    def weight(self, module: nn.Module, w: Tensor) -> Tensor:
+        """The weight, [O, I], that a layer computes with, in place of its own, to which gradients flow through it."""
+        return w
 
     def outputs(self, module: nn.Module, y: Tensor) -> Tensor:
         """The outputs of a module, in place of its own; of several the first tensor."""
@@ -109,8 +115,8 @@ def attach(module: nn.Module, attachment: Attachment, buffers: Mapping[str, Tens
     """
     buffers = buffers or {}
     own = type(attachment).__name__
-    if not attachment.kind or not any(_acts(attachment, point) for point in ("inputs", "outputs", "attention")):
-        raise BrokenPluginError(f"{own} must have a kind, and override inputs, outputs or attention")
+    if not attachment.kind or not any(_acts(attachment, point) for point in _POINTS):
+        raise BrokenPluginError(f"{own} must have a kind, and override one of {', '.join(_POINTS)}")
     if set(buffers) != set(attachment.buffers()):
         raise BrokenPluginError(f"{own} names the buffers {attachment.buffers()} and is attached with {tuple(buffers)}")
     detach(module, attachment.kind)
@@ -176,7 +182,7 @@ def attachment_class(kind: str) -> type[Attachment]:
 
 def is_attachment_hook(hook: Any) -> bool:
     """Whether a forward hook of a module is that by which its attachments act."""
-    return hook in (_on_inputs, _on_outputs)
+    return hook in (_on_inputs, _on_weight, _after_weight, _on_outputs)
 
 
 def _held(module: nn.Module) -> Mapping[str, Attachment]:
@@ -186,16 +192,20 @@ def _held(module: nn.Module) -> Mapping[str, Attachment]:
 
 def _hold(module: nn.Module, held: Mapping[str, Attachment]) -> None:
     """Make these the attachments of a module, and act where one of them does."""
-    for hooks, hook in ((module._forward_pre_hooks, _on_inputs), (module._forward_hooks, _on_outputs)):
-        for key in [key for key, one in hooks.items() if one is hook]:
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, one in hooks.items() if is_attachment_hook(one)]:
             del hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
+            module._forward_hooks_always_called.pop(key, None)
     untap_attention(module, _on_attention)
     vars(module).pop(_HELD, None)
     if any(_acts(one, "attention") for one in held.values()):
         tap_attention(module, _on_attention, first=True)
     if any(_acts(one, "inputs") for one in held.values()):
         module.register_forward_pre_hook(_on_inputs, with_kwargs=True)
+    if any(_acts(one, "weight") for one in held.values()):
+        module.register_forward_pre_hook(_on_weight)
+        module.register_forward_hook(_after_weight, always_call=True)
     if any(_acts(one, "outputs") for one in held.values()):
         module.register_forward_hook(_on_outputs)
     if held:
@@ -211,6 +221,19 @@ def _on_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         return _changed(args, module, _inputs), kwargs
     first = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
     return args, kwargs if first is None else {**kwargs, first: _inputs(module, kwargs[first])}
+
+
+def _on_weight(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Let the forward find another weight; the parameter stays what it is, under its name."""
+    classes = class_names(module)
+    weight = oriented(module._parameters["weight"], classes)  # type: ignore[arg-type]
+    for attachment in attachments_on(module):
+        weight = attachment.weight(module, weight)
+    vars(module)["weight"] = oriented(weight, classes)  # found before what __getattr__ finds in _parameters
+
+
+def _after_weight(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    vars(module).pop("weight", None)
 
 
 def _on_outputs(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -12,6 +12,7 @@ from coldpress.stage import Layer, Stage
 from coldpress.statistic import GradientStatistic
 
 if TYPE_CHECKING:
+    from coldpress.lifecycle import Lifecycle
     from coldpress.state import State
 
 QUANTIZES = "quantizes"
@@ -53,6 +54,7 @@ class Needs:
         batch_boundaries: the result depends on which samples are in one batch, such as averages over batches.
         measuring_pass: all stages are measured, and one decision is made, before the first is compressed: `measure`
             and `decide`.
+        training: it acts while a model is trained and not otherwise; a recipe for one shot that has it is refused.
     """
 
     data: bool = False
@@ -65,6 +67,7 @@ class Needs:
     whole_stage: bool = False
     batch_boundaries: bool = False
     measuring_pass: bool = False
+    training: bool = False
 
 
 @frozen(kw_only=True)
@@ -183,6 +186,13 @@ class Modifier(metaclass=_TakesHousekeeping):
     def attachments(self, stage: Stage) -> Sequence[tuple[str, Attachment]]:
         """What it will attach to modules of a stage, by name; asked before the run too, of the model as one stage."""
         return ()
+
+    def training(self) -> "Lifecycle | None":
+        """What it does while a model is trained, new for each run (see `coldpress.lifecycle`); None where nothing.
+
+        A modifier that has a lifecycle does not compress in `coldpress.train`: its hooks are for one shot.
+        """
+        return None
 
     def measure(self, state: "State", stage: Stage) -> Any:
         """In the measuring pass, in place of `finalize`: what `decide` must know of this stage.

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from coldpress.bases.fit_report import note_fit
     from coldpress.bases.guidance import GUIDANCE, guided, guiding
     from coldpress.bases.kv_cache import KVCache
+    from coldpress.bases.masked_training import MaskedTraining
     from coldpress.bases.pruner import Pruner
+    from coldpress.bases.quantized_training import QuantizedTraining
     from coldpress.bases.quantizer import Quantizer, weight_qparams
     from coldpress.bases.smoother import Smoother, Smoothing
     from coldpress.calibration.batch import count_places
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from coldpress.format import AttachmentLookup, Format, Parts, SchemeLookup, Stored
     from coldpress.hookspecs import hookimpl
     from coldpress.layer_report import LayerReport
+    from coldpress.lifecycle import Forward, Lifecycle, Seen, Training
     from coldpress.modifier import (
         PRUNES,
         QUANTIZES,
@@ -85,6 +88,7 @@ __all__ = [
     "Cost",
     "Decision",
     "Format",
+    "Forward",
     "Gamma",
     "GradientStatistic",
     "Gram",
@@ -94,7 +98,9 @@ __all__ = [
     "Labels",
     "Layer",
     "LayerReport",
+    "Lifecycle",
     "LossGradient",
+    "MaskedTraining",
     "ModelError",
     "Modifier",
     "Needs",
@@ -109,6 +115,7 @@ __all__ = [
     "Pruner",
     "QuantizationArgs",
     "Quantized",
+    "QuantizedTraining",
     "Quantizer",
     "RecipeError",
     "ReverseStep",
@@ -116,6 +123,7 @@ __all__ = [
     "SchemeError",
     "SchemeLookup",
     "SecondMoment",
+    "Seen",
     "Smoother",
     "Smoothing",
     "Source",
@@ -127,6 +135,7 @@ __all__ = [
     "TargetError",
     "TokenWeight",
     "Tokens",
+    "Training",
     "Weights",
     "attachment_class",
     "attention_tapped",
@@ -155,7 +164,9 @@ __getattr__, __dir__ = lazy_names(
         "bases.fit_report": ("note_fit",),
         "bases.guidance": ("GUIDANCE", "guided", "guiding"),
         "bases.kv_cache": ("KVCache",),
+        "bases.masked_training": ("MaskedTraining",),
         "bases.pruner": ("Pruner",),
+        "bases.quantized_training": ("QuantizedTraining",),
         "bases.quantizer": ("Quantizer", "weight_qparams"),
         "bases.smoother": ("Smoother", "Smoothing"),
         "attention": ("AttentionInput", "AttentionStates", "attention_tapped", "run_attention_taps"),
@@ -198,6 +209,7 @@ __getattr__, __dir__ = lazy_names(
         "source": ("Source", "Weights"),
         "stage": ("Batch", "Call", "Layer", "Pass", "Stage", "first_tensor", "matches_name"),
         "layer_report": ("LayerReport",),
+        "lifecycle": ("Forward", "Lifecycle", "Seen", "Training"),
         "quantized": ("Quantized",),
         "state": ("State",),
         "statistic": ("RESCALE", "ROTATE", "GradientStatistic", "Labels", "Statistic", "Tokens"),

@@ -114,8 +114,13 @@ def test_final_sparsity_is_the_peers_word_and_the_schedule_has_no_effect():
         ({"sparsity": 0.5, "mask_structure": "block_0,4"}, "there are unstructured"),
         ({"sparsity": 0.5, "mask_structure": "1:4"}, "a sparsity of 0.75"),
         ({"mask_structure": "channel"}, "sparsity is missing"),
-        ({"sparsity": 0.5, "leave_enabled": True}, "name ConstantPruningModifier"),
-        ({"sparsity": 0.5, "apply_globally": True}, "one after the other"),
+        ({"sparsity": 0.5, "init_sparsity": 1.5}, "init_sparsity must be at least 0"),
+        ({"sparsity": 0.5, "update_scheduler": "calc(p)"}, "code that a recipe runs"),
+        ({"sparsity": 0.5, "scheduler_args": {"exponent": 2}}, "cubic has no 'exponent'"),
+        ({"sparsity": 0.5, "update_scheduler": "polynomial", "scheduler_args": {"exponent": 0}}, "above 0"),
+        ({"sparsity": 0.5, "update_scheduler": "multi_step"}, "needs values"),
+        ({"sparsity": 0.5, "start": 2.0, "end": 1.0}, "comes before start"),
+        ({"sparsity": 0.5, "update": -1}, "update counts epochs"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings, said):
@@ -124,8 +129,16 @@ def test_settings_that_cannot_be_meant_are_refused(settings, said):
 
 
 def test_in_a_recipe_such_settings_have_a_place():
-    with pytest.raises(RecipeError, match=r":3:.*leave_enabled has no meaning here"):
-        read_recipe("modifiers:\n  - MagnitudePruningModifier:\n      leave_enabled: true\n      sparsity: 0.5\n")
+    with pytest.raises(RecipeError, match=r":3:.*comes before start"):
+        read_recipe("modifiers:\n  - MagnitudePruningModifier:\n      {end: 0.5, start: 1.0, sparsity: 0.5}\n")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"), [("leave_enabled", "name ConstantPruningModifier"), ("apply_globally", "one after the other")]
+)
+def test_what_acts_in_training_is_refused_in_one_shot(setting, said):
+    with pytest.raises(SchemeError, match=said):
+        run(MagnitudePruningModifier(sparsity=0.5, **{setting: True}, **LINEAR))
 
 
 @pytest.mark.parametrize(

@@ -15,3 +15,9 @@ test_moving_average = conformance(
     settings={"scheme": "FP8", "input_observer": "minmax", "ignore": ["lm_head"]},
     expected_failures={"batching_does_not_matter": "the observer minmax is a moving average over batches"},
 )
+
+test_frozen_ranges = conformance("QATModifier")
+
+test_recomputed_ranges = conformance("QATModifier", settings={"ranges": "recomputed"})
+
+test_learned_ranges = conformance("QATModifier", settings={"ranges": "learned"})

@@ -22,6 +22,7 @@ from coldpress.arguments.output import OutputArguments
 from coldpress.arguments.parse import Arguments, argument_names, parse_arguments, pipeline_setting_names, warn_idle
 from coldpress.arguments.pipeline import PipelineArguments
 from coldpress.arguments.recipe import RecipeArguments
+from coldpress.arguments.training import TrainingArguments
 from coldpress.arguments.without_effect import WITHOUT_EFFECT
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "OutputArguments",
     "PipelineArguments",
     "RecipeArguments",
+    "TrainingArguments",
     "argument_names",
     "parse_arguments",
     "pipeline_setting_names",

@@ -22,7 +22,7 @@ from coldpress.calibration.statistics import Observed
 from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError
 from coldpress.hookspecs import hookimpl
 from coldpress.modifier import QUANTIZES, RUNS_LAST, Modifier, Needs, names
-from coldpress.numerics import calculate_qparams, fake_quantize
+from coldpress.numerics import calculate_qparams, fake_quantize_straight_through
 from coldpress.schemes import QuantizationArgs, number_format
 from coldpress.stage import Stage, find_layers
 from coldpress.state import State
@@ -103,7 +103,7 @@ class KVCache(Attachment):
 
     def _rounded(self, module: nn.Module, part: AttentionPart, x: Tensor) -> Tensor:
         scale: Tensor = getattr(module, _SCALES[part])
-        return fake_quantize(x, scale.to(x.device), None, self.args)
+        return fake_quantize_straight_through(x, scale.to(x.device), None, self.args)
 
 
 @frozen(kw_only=True, eq=False)

@@ -8,7 +8,7 @@ from attrs import field, frozen
 from torch import Tensor, nn
 
 from coldpress.attachment import Attachment, attach, detach
-from coldpress.numerics import dynamic_qparams, fake_quantize
+from coldpress.numerics import dynamic_qparams, fake_quantize_straight_through
 from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs
 
@@ -37,16 +37,16 @@ class QuantizedInputs(Attachment):
     global_scale: Tensor | None = None
 
     def inputs(self, module: nn.Module, x: Tensor) -> Tensor:
-        """The inputs, [..., I], rounded."""
+        """The inputs, [..., I], rounded; gradients pass straight through."""
         factor = None if self.global_scale is None else self.global_scale.to(x.device)
         if self.args.dynamic:
-            scale, zero_point = dynamic_qparams(x, self.args, global_scale=factor)
+            scale, zero_point = dynamic_qparams(x.detach(), self.args, global_scale=factor)
         else:
             assert self.scale is not None
             assert self.zero_point is not None
             wider = torch.promote_types(self.scale.dtype, x.dtype)  # a kernel multiplies by scales in full
             scale, zero_point = self.scale.to(x.device, wider), self.zero_point.to(x.device)
-        return fake_quantize(x, scale, zero_point, self.args, global_scale=factor)
+        return fake_quantize_straight_through(x, scale, zero_point, self.args, global_scale=factor)
 
 
 def quantize_inputs(module: nn.Module, quantized: Quantized) -> None:

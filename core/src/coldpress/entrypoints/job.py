@@ -82,7 +82,7 @@ def prepare(
     state = _state(arguments, recipe, opened.model, progress)
     report_refused(state, refused)
     report_extra(state, opened.extra)
-    origin = _origin(arguments.model, opened)
+    origin = origin_of(arguments.model, opened)
     job = Job(
         recipe=recipe,
         state=state,
@@ -129,7 +129,7 @@ def _recipe(arguments: Arguments) -> Recipe:
     return evolve(
         recipe,
         pipeline=_pipeline_choice(recipe, arguments.pipeline, default),
-        format=_format_choice(recipe, arguments),
+        format=format_choice(recipe, arguments),
     )
 
 
@@ -144,7 +144,7 @@ def _pipeline_choice(recipe: Recipe, arguments: PipelineArguments, default: str)
     return evolve(choice, settings={**choice.settings, **given})
 
 
-def _format_choice(recipe: Recipe, arguments: Arguments) -> Choice:
+def format_choice(recipe: Recipe, arguments: Arguments) -> Choice:
     """Which format with which settings: an argument wins over the recipe."""
     named = arguments.output.format
     if not arguments.model.save_compressed:
@@ -187,7 +187,7 @@ def _state(arguments: Arguments, recipe: Recipe, model: Any, progress: Progress)
     seed, settings = arguments.recipe.seed, arguments.model
     if not settings.tie_word_embeddings:
         untie_embeddings(model)
-    tokenizer = _tokenizer(settings, model)
+    tokenizer = tokenizer_of(settings, model)
     needy = any(modifier.needs().data for modifier in expanded(recipe.modifiers))
     if needy:  # from a copy: how calibration cuts and pads texts must not be saved with the tokenizer
         apart = any(modifier.needs().batch_boundaries for modifier in expanded(recipe.modifiers))
@@ -197,7 +197,7 @@ def _state(arguments: Arguments, recipe: Recipe, model: Any, progress: Progress)
             seed,
             model=model,
             apart=apart,
-            processor=lambda: _beside(load_processor, settings, model),
+            processor=lambda: beside(load_processor, settings, model),
         )
         progress.say(data.summary.line())
         return State(
@@ -219,20 +219,20 @@ def _sources(model: Any) -> Untouched:
     return Untouched.of(read_files(path) if path is not None and path.exists() else [])
 
 
-def _origin(settings: ModelArguments, opened: Opened) -> Origin | None:
+def origin_of(settings: ModelArguments, opened: Opened) -> Origin | None:
     """The folder of the model, whose tokenizer is the run's unless another one was asked for."""
     if opened.origin is None or (settings.tokenizer is None and settings.processor is None):
         return opened.origin
     return evolve(opened.origin, has_tokenizer=False)
 
 
-def _tokenizer(settings: ModelArguments, model: Any) -> Any:
+def tokenizer_of(settings: ModelArguments, model: Any) -> Any:
     """The tokenizer that was handed over, or the one beside the model; None where there is none."""
     asked = settings.tokenizer if settings.tokenizer is not None else settings.processor
-    return asked if asked is not None and not isinstance(asked, str) else _beside(load_tokenizer, settings, model)
+    return asked if asked is not None and not isinstance(asked, str) else beside(load_tokenizer, settings, model)
 
 
-def _beside(load: Callable[..., Any], settings: ModelArguments, model: Any) -> Any:
+def beside(load: Callable[..., Any], settings: ModelArguments, model: Any) -> Any:
     """What one of the loaders finds where the user says, or beside the model; None where an object was handed over."""
     asked = settings.tokenizer if settings.tokenizer is not None else settings.processor
     trust = settings.trust_remote_code_model

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from coldpress.arguments import Arguments, parse_arguments
+from coldpress.arguments import Arguments, OutputArguments, parse_arguments
 from coldpress.attachment import copy_attachments
+from coldpress.checkpoint import CheckpointWriter
 from coldpress.entrypoints.job import output_format, prepare
 from coldpress.entrypoints.places import check_log
 from coldpress.entrypoints.saving import finished_run, offer_saving
@@ -84,6 +85,12 @@ def _finished(arguments: Arguments, state: State) -> Any:
     copy_attachments(before, model)
     model.config._name_or_path = source._name_or_path  # where it came from, not where it is
     return model
+
+
+def check_writable(arguments: OutputArguments) -> None:
+    """Complain about an output that is in the way, before any work is done."""
+    if arguments.output_dir is not None:
+        CheckpointWriter(arguments.output_dir, overwrite=arguments.overwrite, restart=True)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from coldpress.numerics.rotation import (
     rotation_of,
 )
 from coldpress.numerics.search import search_qparams, search_range
+from coldpress.numerics.straight_through import fake_quantize_straight_through, lsq_gradient_scale, scale_gradient
 from coldpress.numerics.version import bit_sum, version
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "factorize",
     "fake_quantize",
     "fake_quantize_groups",
+    "fake_quantize_straight_through",
     "folded_gram",
     "gram",
     "group",
@@ -54,6 +56,7 @@ __all__ = [
     "hadamard_matrix",
     "hadamard_orders",
     "is_finite",
+    "lsq_gradient_scale",
     "orthogonalized",
     "pack_floats",
     "pack_int32",
@@ -62,6 +65,7 @@ __all__ = [
     "random_orthogonal",
     "relative_error",
     "rotation_of",
+    "scale_gradient",
     "scale_shape",
     "search_qparams",
     "search_range",

@@ -96,5 +96,5 @@ def _looks_like(cls: type, method: str, hook: str) -> bool:
 
 
 def _acts_otherwise(cls: type) -> bool:
-    """Whether it decides after a measuring pass, or stands for other modifiers."""
-    return any(getattr(cls, name) is not getattr(Modifier, name) for name in ("measure", "expand"))
+    """Whether it decides after a measuring pass, stands for other modifiers, or acts in training."""
+    return any(getattr(cls, name) is not getattr(Modifier, name) for name in ("measure", "expand", "training"))

@@ -27,6 +27,7 @@ class Report:
         calibration: what the model was calibrated on; None where no data are read.
         predicted: what was expected before the run began (`coldpress plan`); empty where nothing was.
         measured: what came of it, in the same units.
+        training: how the model was trained, in numbers, and the losses on the way; None where it was not.
     """
 
     layers: tuple[LayerReport, ...]
@@ -36,6 +37,7 @@ class Report:
     calibration: Mapping[str, Any] | None = None
     predicted: Mapping[str, Any] = field(factory=dict)
     measured: Mapping[str, Any] = field(factory=dict)
+    training: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `report.json`."""
@@ -45,6 +47,7 @@ class Report:
             "calibration": None if self.calibration is None else dict(self.calibration),
             "predicted": dict(self.predicted),
             "measured": dict(self.measured),
+            **({} if self.training is None else {"training": dict(self.training)}),
             "stages": [dict(entry) for entry in self.log],
             "layers": [line.to_dict() for line in self.layers],
         }

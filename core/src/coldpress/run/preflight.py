@@ -12,7 +12,15 @@ from coldpress import registry
 from coldpress.attachment import Attached, Attachment, attachment_class
 from coldpress.calibration.batch import count_tokens
 from coldpress.dataflow.fused import FusedLayers, split_groups
-from coldpress.errors import BrokenPluginError, CalibrationError, ModelError, SchemeError, TargetError, near
+from coldpress.errors import (
+    BrokenPluginError,
+    CalibrationError,
+    ModelError,
+    RecipeError,
+    SchemeError,
+    TargetError,
+    near,
+)
 from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Modifier
 from coldpress.numerics.finite import DAMAGED, check_finite
 from coldpress.pipeline import Pipeline
@@ -248,6 +256,7 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
     """Refuse a recipe whose modifiers need what the data or the pipeline do not give.
 
     Raises:
+        RecipeError: a modifier acts in training only.
         CalibrationError: says which modifier needs what and what to do, or which batch is empty.
         BrokenPluginError: what a modifier needs contradicts itself.
     """
@@ -258,6 +267,9 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
             raise BrokenPluginError(
                 f"{name}: original_inputs, calls and loss_gradients need data, gradients need calls: {one}"
             )
+    trained = [name for name, one in needs if one.training]
+    if trained:
+        raise RecipeError([f"{trained[0]} acts while a model is trained, and in nothing else: use coldpress.train"])
     needy = ", ".join(name for name, one in needs if one.data)
     if not needy:
         return

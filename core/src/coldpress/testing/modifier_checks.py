@@ -23,6 +23,13 @@ from coldpress.state import State
 from coldpress.testing.check import Check
 from coldpress.testing.disk_checks import resumes, streams
 from coldpress.testing.job_checks import does_its_job, format_absent, save_load
+from coldpress.testing.lifecycle_checks import (
+    training_is_repeatable,
+    training_leaves_no_trace,
+    training_resumes,
+    training_without_steps_changes_nothing,
+    trains,
+)
 from coldpress.testing.models import batches, logits, tiny_llama
 from coldpress.testing.order_checks import follows_a_change, follows_a_smoother, may_see_changes, undoes_after_an_error
 from coldpress.testing.settings_checks import has_a_module, import_is_quiet, settings_class
@@ -211,19 +218,31 @@ def _has_a_job(subject: Subject) -> bool:
 
 
 def _changes_targets_only(subject: Subject) -> bool:
-    return TRANSFORMS not in subject.cls.traits  # an equivalent transformation changes the neighbours too
+    return (
+        _runs(subject) and TRANSFORMS not in subject.cls.traits
+    )  # an equivalent transformation changes the neighbours too
 
 
 def _follows(subject: Subject) -> bool:
     """Whether it acts after a smoother: no measuring pass saw the model before, no transformation in `initialize`."""
     modifier = subject.make()
+    if not _runs(subject):
+        return False
     needs, early = needs_of(modifier), TRANSFORMS in subject.cls.traits and hasattr(subject.cls, "initialize")
     if early and (not any(one.data for one in needs) or modifier.attachments(Stage.whole(tiny_llama()))):
         return False
     return not any(one.measuring_pass or one.loss_gradients for one in needs)
 
 
-_RUNS = ("hooks", "runs")
+def _runs(subject: Subject) -> bool:
+    return not subject.make().needs().training
+
+
+def _acts_in_training(subject: Subject) -> bool:
+    return any(step.training() is not None for step in subject.make().expand())
+
+
+_RUNS, _TRAINS = ("hooks", "runs"), ("hooks", "trains")
 
 CHECKS = (
     Check(settings_class),
@@ -231,20 +250,29 @@ CHECKS = (
     Check(recipe_round_trip, after=("hooks",)),
     Check(typo_is_reported, after=("hooks",)),
     Check(import_is_quiet, applies=has_a_module),
-    Check(runs, after=("hooks", "recipe_round_trip")),
+    Check(runs, after=("hooks", "recipe_round_trip"), applies=_runs),
     Check(does_its_job, after=_RUNS, applies=_has_a_job),
-    Check(leaves_no_trace, after=_RUNS),
+    Check(leaves_no_trace, after=_RUNS, applies=_runs),
     Check(touches_only_targets, after=_RUNS, applies=_changes_targets_only),
-    Check(deterministic, after=_RUNS),
-    Check(batching_does_not_matter, after=(*_RUNS, "deterministic")),
-    Check(dtypes, after=(*_RUNS, "leaves_no_trace")),
-    Check(dead_input, after=_RUNS),
-    Check(no_data, after=_RUNS),
-    Check(grad_free, after=_RUNS),
-    Check(undoes_after_an_error, after=(*_RUNS, "leaves_no_trace")),
+    Check(deterministic, after=_RUNS, applies=_runs),
+    Check(batching_does_not_matter, after=(*_RUNS, "deterministic"), applies=_runs),
+    Check(dtypes, after=(*_RUNS, "leaves_no_trace"), applies=_runs),
+    Check(dead_input, after=_RUNS, applies=_runs),
+    Check(no_data, after=_RUNS, applies=_runs),
+    Check(grad_free, after=_RUNS, applies=_runs),
+    Check(undoes_after_an_error, after=(*_RUNS, "leaves_no_trace"), applies=_runs),
     Check(follows_a_smoother, after=(*_RUNS, "deterministic"), applies=_follows),
-    Check(follows_a_change, after=(*_RUNS, "deterministic"), applies=may_see_changes),
-    Check(save_load, after=(*_RUNS, "leaves_no_trace"), absent=format_absent),
-    Check(streams, after=(*_RUNS, "deterministic", "save_load"), absent=format_absent),
-    Check(resumes, after=("streams",), absent=format_absent),
+    Check(
+        follows_a_change,
+        after=(*_RUNS, "deterministic"),
+        applies=lambda subject: _runs(subject) and may_see_changes(subject),
+    ),
+    Check(save_load, after=(*_RUNS, "leaves_no_trace"), applies=_runs, absent=format_absent),
+    Check(streams, after=(*_RUNS, "deterministic", "save_load"), applies=_runs, absent=format_absent),
+    Check(resumes, after=("streams",), applies=_runs, absent=format_absent),
+    Check(trains, after=("hooks", "recipe_round_trip"), applies=_acts_in_training),
+    Check(training_leaves_no_trace, after=_TRAINS, applies=_acts_in_training),
+    Check(training_without_steps_changes_nothing, after=_TRAINS, applies=_acts_in_training),
+    Check(training_is_repeatable, after=_TRAINS, applies=_acts_in_training),
+    Check(training_resumes, after=_TRAINS, applies=_acts_in_training),
 )

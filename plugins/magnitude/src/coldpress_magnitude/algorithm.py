@@ -56,3 +56,36 @@ def codes_with_zeros(
     if bool(dequantize(for_zero, scale, zero_point, args)[zeros].any()):
         return None
     return torch.where(zeros, for_zero, codes)
+
+
+def scheduled_sparsity(progress: float, *, start: float, end: float, scheduler: str, exponent: float = 3.0) -> float:
+    """The sparsity of gradual pruning.
+
+    Args:
+        progress: share of the schedule that is over, p, cut to [0, 1].
+        start: sparsity at p = 0.
+        end: sparsity at p = 1.
+        scheduler: `linear`, p; `cubic`, 1 - (1 - p)^3 (Zhu and Gupta, arXiv 1710.01878, eq. 1); `polynomial_decay`,
+            1 - (1 - p)^e; `polynomial`, p^e.
+        exponent: e.
+    """
+    p = min(max(progress, 0.0), 1.0)
+    power = 3.0 if scheduler == "cubic" else exponent
+    share = {"linear": p, "polynomial": p**exponent}.get(scheduler, 1 - (1 - p) ** power)
+    return float(start + (end - start) * share)
+
+
+def smallest_of_all(weights: list[Tensor], *, sparsity: float) -> list[Tensor]:
+    """Where the smallest weights of several matrices together are: one threshold for all.
+
+    Args:
+        weights: [O, I] each.
+        sparsity: share of all of them that goes, to the nearest weight.
+
+    Returns:
+        Masks, [O, I] bool each.
+    """
+    sizes = torch.cat([weight.float().abs().flatten() for weight in weights])
+    gone = smallest(sizes, round(sparsity * len(sizes)))
+    parts = torch.split(gone, [weight.numel() for weight in weights])
+    return [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]

@@ -5,7 +5,18 @@ from typing import ClassVar
 from attrs import evolve, frozen
 from torch import Tensor
 
-from coldpress.plugin import RUNS_LAST, BlockTargets, Layer, SchemeError, Stage, State, hookimpl
+from coldpress.plugin import (
+    RUNS_LAST,
+    BlockTargets,
+    Layer,
+    Lifecycle,
+    MaskedTraining,
+    SchemeError,
+    Stage,
+    State,
+    Training,
+    hookimpl,
+)
 from coldpress_magnitude.algorithm import codes_with_zeros
 
 
@@ -13,7 +24,8 @@ from coldpress_magnitude.algorithm import codes_with_zeros
 class ConstantPruningModifier(BlockTargets):
     """Make weights zero again that were zero before the first modifier of the recipe; it runs last.
 
-    It keeps the zeros that a model comes with, not those that a modifier of the same recipe makes.
+    It keeps the zeros that a model comes with, not those that a modifier of the same recipe makes; in training also
+    those that were made just before, by the same recipe.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({RUNS_LAST})
@@ -38,6 +50,10 @@ class ConstantPruningModifier(BlockTargets):
                 state.skip(layer, "its zeros are still zero" if bool(zeros.any()) else "no weight of it is zero")
             line.notes["zeros_put_back"] = lost
 
+    def training(self) -> Lifecycle:
+        """Keep zeros through every optimizer step."""
+        return KeptZeros(self)
+
     def _restore(self, state: State, layer: Layer, zeros: Tensor) -> None:
         quantized = state.quantized.get(layer.name)
         if quantized is None or quantized.codes is None:
@@ -53,3 +69,30 @@ class ConstantPruningModifier(BlockTargets):
                 "symmetric scheme, or let ConstantPruningModifier ignore the layer"
             )
         state.set_quantized(layer, evolve(quantized, codes=codes))
+
+
+class KeptZeros(MaskedTraining):
+    """The zeros that the layers of a modifier have when training begins.
+
+    Args:
+        modifier: whose layers.
+    """
+
+    def __init__(self, modifier: ConstantPruningModifier) -> None:
+        super().__init__()
+        self._modifier = modifier
+
+    def attach(self, training: Training) -> None:
+        """Remember where the weights are zero.
+
+        Raises:
+            SchemeError: no weight of the model is zero, so there is nothing to keep.
+        """
+        self.claim(self._modifier.layers(training.stage()))
+        for layer in self.layers:
+            self.mask(layer, layer.weight == 0)
+        if not any(bool(gone.any()) for gone in self.gone.values()):
+            raise SchemeError(
+                "ConstantPruningModifier keeps zeros, and no weight of its layers is zero: prune the model first, or "
+                "take MagnitudePruningModifier, which prunes while it trains"
+            )
