@@ -21,7 +21,7 @@ from coldpress.errors import (
     TargetError,
     near,
 )
-from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Modifier
+from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Modifier, Needs
 from coldpress.numerics.finite import DAMAGED, check_finite
 from coldpress.pipeline import Pipeline
 from coldpress.planned import Planned
@@ -252,6 +252,12 @@ def _misfit(scheme: Scheme, layer: Layer) -> list[str]:
     return []
 
 
+def _refuse_training(needs: Iterable[tuple[str, Needs]]) -> None:
+    for name, one in needs:
+        if one.training:
+            raise RecipeError([f"{name} acts while a model is trained, and in nothing else: use coldpress.train"])
+
+
 def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State) -> None:
     """Refuse a recipe whose modifiers need what the data or the pipeline do not give.
 
@@ -267,9 +273,7 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
             raise BrokenPluginError(
                 f"{name}: original_inputs, calls and loss_gradients need data, gradients need calls: {one}"
             )
-    trained = [name for name, one in needs if one.training]
-    if trained:
-        raise RecipeError([f"{trained[0]} acts while a model is trained, and in nothing else: use coldpress.train"])
+    _refuse_training(needs)
     needy = ", ".join(name for name, one in needs if one.data)
     if not needy:
         return
