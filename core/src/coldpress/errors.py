@@ -59,7 +59,15 @@ class BrokenPluginError(PluginError):
 
 
 class SchemeError(ColdpressError):
-    """A quantization scheme contradicts itself or does not fit a layer."""
+    """A quantization scheme contradicts itself or does not fit a layer.
+
+    Attributes:
+        place: the way from the setting of a modifier to what is wrong in it, where that is known.
+    """
+
+    def __init__(self, message: str = "", *, place: tuple[str, ...] = ()) -> None:
+        self.place = place
+        super().__init__(message)
 
 
 class TargetError(ColdpressError):

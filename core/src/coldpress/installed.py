@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, metadata
 from typing import Any
 
@@ -48,6 +49,14 @@ def extra_called(name: str) -> str | None:
     return _extras().get(_plain(name))
 
 
+def container_suffixes() -> frozenset[str]:
+    """Suffixes, without the dot, that a model in another container may have: what sources are called, and extras.
+
+    So such a file is known beside the weights of a model, also where the source that would read it is not installed.
+    """
+    return registry.names("sources") | frozenset(_extras().values())
+
+
 def _remedy(kind: str, name: str) -> str:
     """The extra of coldpress that is called as the plugin is, or that there is none."""
     for plain, extra in sorted(_extras().items(), key=lambda pair: len(pair[0]), reverse=True):
@@ -56,6 +65,7 @@ def _remedy(kind: str, name: str) -> str:
     return f"no installed distribution offers a {kind[:-1]} of this name"
 
 
+@cache
 def _extras() -> dict[str, str]:
     """The extras of coldpress, by their names without dashes and capitals."""
     try:

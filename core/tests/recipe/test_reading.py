@@ -241,3 +241,34 @@ def test_a_tilde_is_expanded(tmp_path, monkeypatch, kind):
 
     with pytest.raises(RecipeError, match=re.escape(str(tmp_path / "recipe.yaml"))):
         read_recipe(kind("~/recipe.yaml"))
+
+
+KWARGS = """modifiers:
+  - QuantizationModifier:
+      config_groups:
+        all:
+          targets: [Linear]
+          weights:
+            num_bits: 8
+            observer: percentile
+            observer_kwargs:
+              {setting}
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "place", "said"),
+    [
+        ("percentilez: 99.0", "10:15: ", "'percentile' has no 'percentilez'; did you mean 'percentile'?"),
+        ("percentile: 300.0", "9:13: ", "observer_kwargs of 'percentile': "),
+    ],
+)
+def test_observer_kwargs_that_the_observer_does_not_take_are_told_with_their_place(setting, place, said):
+    with pytest.raises(RecipeError) as error:
+        read_recipe(KWARGS.replace("{setting}", setting))
+
+    (problem,) = error.value.problems
+    assert problem.startswith(
+        f"<recipe>:{place}modifiers[0].QuantizationModifier.config_groups.all.weights.observer_kwargs"
+    )
+    assert said in problem

@@ -23,7 +23,18 @@ from coldpress.stage import Layer, Stage
 from coldpress.state import State
 
 _PARTS = ("weights", "input", "output")
+_OBSERVED = (("weights", DEFAULT_WEIGHT_OBSERVER), ("input_activations", DEFAULT_ACTIVATION_OBSERVER))
 _PASSES = 20.0  # over a weight that is rounded, packed and measured
+
+
+def _check_observer(args: QuantizationArgs | None, default: str, *, place: tuple[str, ...]) -> None:
+    """Refuse `observer_kwargs` that the observer does not take, where a recipe has them."""
+    if args is None or not args.observer_kwargs:
+        return
+    try:
+        observer_for(args, default)
+    except SchemeError as error:
+        raise SchemeError(str(error), place=(*place, *error.place)) from error
 
 
 def _as_groups(value: Mapping[str, Scheme] | None) -> dict[str, Scheme] | None:
@@ -87,6 +98,9 @@ class Quantizer(Modifier):
         if self.config_groups is not None and self.group_size is not None:
             raise SchemeError("group_size changes a preset; in config_groups write it into the weights")
         self.schemes()
+        for name, scheme in (self.config_groups or {}).items():
+            for part, default in _OBSERVED:
+                _check_observer(getattr(scheme, part), default, place=(name, part))
 
     @kv_cache_scheme.validator
     def _check_cache(self, attribute: object, value: QuantizationArgs | None) -> None:

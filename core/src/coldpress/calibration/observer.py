@@ -119,7 +119,7 @@ def observer_for(args: QuantizationArgs, default: str) -> Observer:
     try:
         return kind(args=args, **args.observer_kwargs)
     except (TypeError, ValueError) as error:  # attrs validators put more than the message into args
-        raise SchemeError(f"observer_kwargs of {name!r}: {error.args[0]}") from error
+        raise SchemeError(f"observer_kwargs of {name!r}: {error.args[0]}", place=("observer_kwargs",)) from error
 
 
 def _check_settings(name: str, kind: type[Observer], settings: Mapping[str, Any]) -> None:
@@ -127,4 +127,7 @@ def _check_settings(name: str, kind: type[Observer], settings: Mapping[str, Any]
     for setting in settings:
         if setting not in known:
             has = f"it has {', '.join(known)}" if known else "it has no settings"
-            raise SchemeError(f"observer_kwargs: {name!r} has no {setting!r}{suggest(setting, known)}; {has}")
+            raise SchemeError(
+                f"observer_kwargs: {name!r} has no {setting!r}{suggest(setting, known)}; {has}",
+                place=("observer_kwargs", setting),
+            )

@@ -14,6 +14,7 @@ from coldpress.checkpoint.pickled import open_files
 from coldpress.checkpoint.published import format_of, quantization_of
 from coldpress.checkpoint.reader import read_json
 from coldpress.errors import CheckpointError
+from coldpress.installed import container_suffixes
 from coldpress.source import Weights
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -24,7 +25,7 @@ WRITTEN = frozenset({CONFIG, GENERATION_CONFIG, "manifest.json", "recipe.yaml", 
 # Weights under the names that libraries give them, their indices, and what training leaves beside them.
 _LIBRARIES = "pytorch_model|model|tf_model|flax_model|rust_model|consolidated|openvino_model|adapter_model"
 _WEIGHTS = re.compile(rf"({_LIBRARIES})\b.*\.(safetensors|bin|pt|pth)|.*\.index(\.\w+)?\.json", re.DOTALL)
-_OTHER_LIBRARIES = (".gguf", ".ggml", ".h5", ".llamafile", ".mlmodel", ".msgpack", ".onnx", ".onnx_data", ".ot", ".pte")
+_OTHER_LIBRARIES = (".ggml", ".h5", ".llamafile", ".mlmodel", ".msgpack", ".onnx", ".onnx_data", ".ot", ".pte")
 _TRAINING = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|training_args).*\.(pt|pth|bin)|trainer_state\.json|latest|zero_to_fp32\.py"
 )
@@ -100,7 +101,7 @@ def companions(origin: Origin, target: Path) -> Iterator[Path]:
         name = path.relative_to(origin.folder)
         if path in weights or name.name.startswith(".") or _TRAINING.fullmatch(name.name):
             continue
-        if name.suffix in _OTHER_LIBRARIES or (name.name == str(name) and name.name in _OTHERS | origin.left_out):
+        if _is_of_other(name.name) or (name.name == str(name) and name.name in _OTHERS | origin.left_out):
             continue
         if _WEIGHTS.fullmatch(name.name) and (len(name.parts) == 1 or name.suffix in (".pth", ".pt")):
             continue
@@ -111,7 +112,13 @@ def companions(origin: Origin, target: Path) -> Iterator[Path]:
 
 def is_of_weights(name: str) -> bool:
     """Whether a file of this name would be taken for weights of the model that it lies beside, or for their index."""
-    return name.endswith((".safetensors", *_OTHER_LIBRARIES)) or _WEIGHTS.fullmatch(name) is not None
+    return name.endswith(".safetensors") or _is_of_other(name) or _WEIGHTS.fullmatch(name) is not None
+
+
+def _is_of_other(name: str) -> bool:
+    """Whether a file holds a model for another library, or in a container that a source reads."""
+    suffix = Path(name).suffix
+    return suffix in _OTHER_LIBRARIES or suffix.removeprefix(".") in container_suffixes()
 
 
 def _files_of_weights(folder: Path) -> Sequence[Path]:

@@ -9,6 +9,7 @@ from attrs import evolve
 
 from coldpress.arguments.hub import hub_is_reachable
 from coldpress.errors import CheckpointError, ModelError
+from coldpress.installed import container_suffixes
 from coldpress.models.location import Location, locate, neighbours
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 _WEIGHTS = tuple(
     f".{end}"
     for end in (
-        *("bin", "ckpt", "engine", "gguf", "gz", "h5", "mlmodel", "msgpack", "npy", "npz", "onnx", "onnx_data", "ot"),
+        *("bin", "ckpt", "engine", "gz", "h5", "mlmodel", "msgpack", "npy", "npz", "onnx", "onnx_data", "ot"),
         *("pb", "pt", "pth", "safetensors", "tar", "tflite", "xml", "zip"),
     )
 )
@@ -50,7 +51,8 @@ def hub_folder(name: str, revision: str = "main", *, weights: bool = True) -> Pa
 
     where = "on the hub" if hub_is_reachable() else "in the local cache of the hub, which cannot be reached"
     try:
-        folder = _snapshot(name, revision, but=[f"*{ending}" for ending in _WEIGHTS])
+        other = [*_WEIGHTS, *(f".{suffix}" for suffix in sorted(container_suffixes()))]
+        folder = _snapshot(name, revision, but=[f"*{ending}" for ending in other])
         if weights:
             _fetch_weights(name, revision, folder)
     except (OSError, ValueError, HfHubHTTPError) as error:

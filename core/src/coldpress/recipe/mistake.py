@@ -7,7 +7,7 @@ from attrs import NOTHING, define, evolve, field, frozen
 from cattrs import BaseValidationError
 from cattrs.errors import AttributeValidationNote, IterableValidationNote
 
-from coldpress.errors import ColdpressError
+from coldpress.errors import ColdpressError, SchemeError
 from coldpress.recipe.problem import Path
 
 USER_ERRORS = (ValueError, TypeError, ColdpressError)
@@ -71,7 +71,8 @@ def flat(error: BaseException, path: Path = ()) -> Iterator[Mistake]:
             yield from flat(inner, path + _step_of(inner))
     else:
         # validators of attrs put the field and the value after the message
-        yield Mistake(str(error.args[0]) if error.args else type(error).__name__, path)
+        place = error.place if isinstance(error, SchemeError) else ()
+        yield Mistake(str(error.args[0]) if error.args else type(error).__name__, path + place, key=bool(place))
 
 
 def _step_of(error: BaseException) -> Path:
