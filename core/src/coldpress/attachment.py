@@ -94,11 +94,18 @@ class Attached:
         name: of the module, from the root of the model, as the checkpoint has it.
         class_names: of the module, in the order of its MRO.
         attachment: the attachment.
+        has_bias: whether the module is a layer with a bias.
     """
 
     name: str
     class_names: tuple[str, ...]
     attachment: Attachment
+    has_bias: bool = False
+
+    @classmethod
+    def on(cls, name: str, module: nn.Module, attachment: Attachment) -> "Attached":
+        """The attachment of a module of this name."""
+        return cls(name, class_names(module), attachment, module._parameters.get("bias") is not None)
 
 
 def attach(module: nn.Module, attachment: Attachment, buffers: Mapping[str, Tensor] | None = None) -> None:

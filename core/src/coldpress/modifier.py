@@ -141,6 +141,10 @@ class Modifier(metaclass=_TakesHousekeeping):
         """Whether it needs calibration batches, or a modifier that it stands for."""
         return any(step.needs().data for step in self.expand())
 
+    def transforms_at_once(self) -> bool:
+        """Whether it is a transformation that acts in `initialize`: one that needs no data."""
+        return TRANSFORMS in self.traits and hasattr(type(self), "initialize") and not self.needs_data()
+
     def expand(self) -> "Sequence[Modifier]":
         """The steps that this one stands for, in order; itself, unless its settings are short for several."""
         return (self,)
@@ -193,6 +197,21 @@ class Modifier(metaclass=_TakesHousekeeping):
         A modifier that has a lifecycle does not compress in `coldpress.train`: its hooks are for one shot.
         """
         return None
+
+    def announced(self, state: "State", stage: Stage) -> Sequence[tuple[str, Attachment]]:
+        """The same, where it depends on the model: with the state; `attachments` unless overridden."""
+        return self.attachments(stage)
+
+    def unties(self, stage: Stage) -> Sequence[str]:
+        """Names of layers that must have weights of their own, beside those that it claims; asked before the run."""
+        return ()
+
+    def check(self, state: "State") -> None:
+        """Before the run: refuse a model that the settings do not fit, where no other question finds that out.
+
+        Raises:
+            ColdpressError: says what does not fit, where, and what to do.
+        """
 
     def measure(self, state: "State", stage: Stage) -> Any:
         """In the measuring pass, in place of `finalize`: what `decide` must know of this stage.

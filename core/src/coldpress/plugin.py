@@ -9,15 +9,31 @@ from coldpress.lazy import lazy_names
 
 if TYPE_CHECKING:
     from coldpress.attachment import Attached, Attachment, attachment_class
-    from coldpress.attention import AttentionInput, AttentionStates, attention_tapped, run_attention_taps
+    from coldpress.attention import (
+        AttentionInput,
+        AttentionStates,
+        attention_modules,
+        attention_tapped,
+        run_attention_taps,
+    )
     from coldpress.bases.block_targets import BlockTargets
     from coldpress.bases.fit_report import note_fit
     from coldpress.bases.guidance import GUIDANCE, guided, guiding
     from coldpress.bases.kv_cache import KVCache
     from coldpress.bases.masked_training import MaskedTraining
+    from coldpress.bases.online_rotation import AttentionRotation, InputRotation, OnlineRotation, OutputRotation
     from coldpress.bases.pruner import Pruner
     from coldpress.bases.quantized_training import QuantizedTraining
     from coldpress.bases.quantizer import Quantizer, weight_qparams
+    from coldpress.bases.rotator import (
+        Rotator,
+        forget_gains,
+        layers_outside,
+        rotate_layer,
+        rotate_stage,
+        rotations_of,
+        stream_of,
+    )
     from coldpress.bases.smoother import Smoother, Smoothing
     from coldpress.calibration.batch import count_places
     from coldpress.calibration.hub_dataset import HubDataset
@@ -25,7 +41,9 @@ if TYPE_CHECKING:
     from coldpress.calibration.statistics import Gamma, Gram, SecondMoment, TokenWeight
     from coldpress.calibration.tap import InputTap, StopForward
     from coldpress.checkpoint import CheckpointReader
+    from coldpress.dataflow.heads import Heads
     from coldpress.dataflow.partition import block_names, partition
+    from coldpress.dataflow.rotate import RotationSite
     from coldpress.errors import (
         ArgumentError,
         CalibrationError,
@@ -77,6 +95,7 @@ __all__ = [
     "Attachment",
     "AttachmentLookup",
     "AttentionInput",
+    "AttentionRotation",
     "AttentionStates",
     "Batch",
     "BlockTargets",
@@ -92,7 +111,9 @@ __all__ = [
     "Gamma",
     "GradientStatistic",
     "Gram",
+    "Heads",
     "HubDataset",
+    "InputRotation",
     "InputTap",
     "KVCache",
     "Labels",
@@ -107,7 +128,9 @@ __all__ = [
     "NumberFormat",
     "NumericsError",
     "Observer",
+    "OnlineRotation",
     "Outline",
+    "OutputRotation",
     "Parts",
     "Pass",
     "Pipeline",
@@ -119,6 +142,8 @@ __all__ = [
     "Quantizer",
     "RecipeError",
     "ReverseStep",
+    "RotationSite",
+    "Rotator",
     "Scheme",
     "SchemeError",
     "SchemeLookup",
@@ -138,13 +163,16 @@ __all__ = [
     "Training",
     "Weights",
     "attachment_class",
+    "attention_modules",
     "attention_tapped",
     "block_names",
     "count_places",
     "first_tensor",
+    "forget_gains",
     "guided",
     "guiding",
     "hookimpl",
+    "layers_outside",
     "matches_name",
     "note_fit",
     "number_format",
@@ -152,7 +180,11 @@ __all__ = [
     "partition",
     "preset",
     "reading",
+    "rotate_layer",
+    "rotate_stage",
+    "rotations_of",
     "run_attention_taps",
+    "stream_of",
     "weight_qparams",
 ]
 
@@ -165,18 +197,36 @@ __getattr__, __dir__ = lazy_names(
         "bases.guidance": ("GUIDANCE", "guided", "guiding"),
         "bases.kv_cache": ("KVCache",),
         "bases.masked_training": ("MaskedTraining",),
+        "bases.online_rotation": ("AttentionRotation", "InputRotation", "OnlineRotation", "OutputRotation"),
         "bases.pruner": ("Pruner",),
         "bases.quantized_training": ("QuantizedTraining",),
         "bases.quantizer": ("Quantizer", "weight_qparams"),
+        "bases.rotator": (
+            "Rotator",
+            "forget_gains",
+            "layers_outside",
+            "rotate_layer",
+            "rotate_stage",
+            "rotations_of",
+            "stream_of",
+        ),
         "bases.smoother": ("Smoother", "Smoothing"),
-        "attention": ("AttentionInput", "AttentionStates", "attention_tapped", "run_attention_taps"),
         "calibration.batch": ("count_places",),
+        "attention": (
+            "AttentionInput",
+            "AttentionStates",
+            "attention_modules",
+            "attention_tapped",
+            "run_attention_taps",
+        ),
         "calibration.hub_dataset": ("HubDataset",),
         "calibration.observer": ("Observer", "observer_for"),
         "calibration.statistics": ("Gamma", "Gram", "SecondMoment", "TokenWeight"),
         "calibration.tap": ("InputTap", "StopForward"),
         "checkpoint": ("CheckpointReader",),
+        "dataflow.heads": ("Heads",),
         "dataflow.partition": ("block_names", "partition"),
+        "dataflow.rotate": ("RotationSite",),
         "errors": (
             "ArgumentError",
             "CalibrationError",

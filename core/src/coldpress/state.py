@@ -293,12 +293,12 @@ class State:
     def attach(self, where: Layer | str, attachment: Attachment, buffers: Mapping[str, Tensor] | None = None) -> None:
         """Put an attachment on a layer, or a module by its name, in place of one of its kind.
 
-        It is one that `Modifier.attachments` announced; the tensors that it names become buffers of the module.
+        It is one that `Modifier.announced` said before; the tensors that it names become buffers of the module.
         """
         name = where if isinstance(where, str) else where.name
         module = self.model.get_submodule(name)
         if self.running is not None:
-            announced = self.running.modifier.attachments(self.running.stage)
+            announced = self.running.modifier.announced(self, self.running.stage)
             if (name, attachment.kind) not in {(owner, one.kind) for owner, one in announced}:
                 raise BrokenPluginError(
                     f"{self.running} attaches {attachment.kind!r} to {name}: its attachments() must announce that"

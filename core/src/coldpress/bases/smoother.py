@@ -8,22 +8,9 @@ import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
-from coldpress.dataflow import (
-    Dataflow,
-    Pair,
-    capture,
-    find_pairs,
-    fold,
-    parse_mappings,
-    plain_mapping,
-    resolve_in,
-    shared_parameters,
-    signature,
-    token_batch,
-    unmatched,
-)
+from coldpress.bases.probing import dataflow_of
+from coldpress.dataflow import Pair, fold, parse_mappings, plain_mapping, resolve_in, unmatched
 from coldpress.dataflow.partition import block_names
-from coldpress.dataflow.skeleton import is_meta, skeleton
 from coldpress.errors import ModelError, NumericsError, must_implement
 from coldpress.hookspecs import hookimpl
 from coldpress.modifier import SPARES_QUANTIZED, TRANSFORMS, Modifier, Needs
@@ -33,8 +20,6 @@ from coldpress.state import State
 from coldpress.statistic import Statistic
 
 log = logging.getLogger(__name__)
-
-_TEXT = frozenset({"input_ids", "attention_mask", "labels", "use_cache"})
 
 
 @frozen(eq=False)
@@ -224,51 +209,6 @@ def leave(state: State, layers: Iterable[Layer], reason: str) -> None:
         if layer.name not in state.plan:
             state.skip(layer, f"not smoothed: {reason}")
         log.debug("%s is not smoothed: %s", layer.name, reason)
-
-
-@frozen(eq=False)
-class _Flows:
-    """What probing has found of the blocks of a model, by kind of block."""
-
-    model: nn.Module
-    found: dict[Any, Dataflow | str] = field(init=False, factory=dict)
-
-
-def dataflow_of(state: State, block: str) -> Dataflow | str:
-    """What probing finds of a block, once for each kind of block in a run; or why it could not be probed."""
-    module = state.model.get_submodule(block)
-    shared = shared_parameters(state.model, block) if block else {}
-    key = (signature(module), tuple(sorted(shared.items(), key=lambda item: item[0])))
-    known = state.fact(_Flows).found
-    if key not in known:
-        known[key] = _probed(state, block, module, shared)
-    return known[key]
-
-
-def _probed(state: State, block: str, module: nn.Module, shared: Any) -> Dataflow | str:
-    model = skeleton(state.model, block_names(state.model)) if is_meta(state.model) else state.model
-    reason = "the block is never called"
-    for batch in _probing_batches(state):
-        try:
-            calls = capture(model, [block], batch)
-            if block in calls:
-                return find_pairs(module, calls[block], shared=shared, seed=state.seed)
-        except ModelError as error:
-            reason = str(error)
-    return f"probing failed: {reason.splitlines()[0][:200]}"
-
-
-def _probing_batches(state: State) -> list[dict[str, Any]]:
-    """What may be run to see how a block is called: random tokens where text is all that there is, then real ones."""
-    if not state.batches:
-        return [token_batch(state.model, seed=state.seed)]
-    first = state.batches[0]
-    device = next((p.device for p in state.model.parameters() if not p.is_meta), torch.device("cpu"))
-    real = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in first.items()}
-    try:
-        return [token_batch(state.model, seed=state.seed), real] if first.keys() <= _TEXT else [real]
-    except ModelError:
-        return [real]
 
 
 def _blocks_within(model: nn.Module, stage: Stage) -> list[str]:

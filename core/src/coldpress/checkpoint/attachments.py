@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from coldpress.attachment import Attached, attach, attachment_class, every_attachment
 from coldpress.checkpoint.names import CheckpointNames
 from coldpress.errors import SchemeError
-from coldpress.stage import class_names
 
 
 def record_attachments(modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
@@ -44,7 +43,7 @@ def recall_attachments(records: list[Mapping[str, Any]], modules: Mapping[str, n
 def attachments_of(model: nn.Module, names: CheckpointNames) -> list[Attached]:
     """The attachments of a model that are not part of a scheme, with the names that modules have on disk."""
     return [
-        Attached(names.layer(name), class_names(module), attachment)
+        Attached.on(names.layer(name), module, attachment)
         for name, module, attachment in every_attachment(model.named_modules())
         if not attachment.of_scheme
     ]

@@ -42,6 +42,26 @@ def unfold(module: nn.Module, pair: Pair, scale: Tensor) -> None:
     fold(module, pair, 1 / _wide(scale))
 
 
+def gain(module: nn.Module, pair: Pair) -> Tensor:
+    """What a norm multiplies its channels by, [C] float64.
+
+    Raises:
+        ModelError: the pair is that of no norm.
+        NumericsError: a channel with a bias is multiplied by zero, so the bias cannot be divided by it.
+    """
+    if pair.kind != "norm" or pair.degree != 1:
+        raise ModelError(f"{pair.producer} is no norm")
+    weight, *biases = pair.sites
+    found = _wide(module.get_parameter(weight.parameter).detach())[pair.rows] + weight.offset  # [C]
+    for site in biases:
+        if bool(((found == 0) & (module.get_parameter(site.parameter)[pair.rows] != 0)).any()):
+            raise NumericsError(
+                f"{weight.parameter} is zero where {site.parameter} is not: what the norm adds there cannot move into "
+                "the layers that read it"
+            )
+    return found
+
+
 def _check(pair: Pair, scale: Tensor) -> None:
     shapes = [(len(pair.rows),)] + ([(pair.num_experts, len(pair.rows))] if pair.num_experts else [])
     if tuple(scale.shape) not in shapes:

@@ -10,7 +10,7 @@ The default dtype, which belongs to the whole process, is float64 for as long.
 
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from attrs import frozen
@@ -55,8 +55,29 @@ class Use:
     identity: tuple[int, ...]
 
 
+class Product(NamedTuple):
+    """A product that is about to be computed.
+
+    Attributes:
+        parameter: name of the parameter in the block.
+        dim: dimension of the parameter that meets the input channels.
+        at: place of the activation among the arguments, by position before by name.
+        input: the activation.
+    """
+
+    parameter: str
+    dim: int
+    at: int
+    input: Tensor
+
+
+Arguments = tuple[Any, ...]
+
+
 class ProductTrace(TorchFunctionMode):
     """Records every `Use` of a block's parameters while it is open; float64 throughout."""
+
+    products: ClassVar[Mapping[Callable[..., Any], tuple[int, int, int]]] = PRODUCTS
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
         super().__init__()
@@ -87,24 +108,29 @@ class ProductTrace(TorchFunctionMode):
             return args[0].double()
         args = tuple(_wide(a) for a in args)
         named = {k: _wide(v) for k, v in (kwargs or {}).items()}
+        found = self._product(func, args, named)
+        return func(*args, **named) if found is None else self.multiply(func, args, named, found)
+
+    def multiply(self, func: Callable[..., Any], args: Arguments, named: dict[str, Any], product: Product) -> Any:
+        """Compute a product and record it; a subclass may look at its input, and change it."""
         output = func(*args, **named)
-        if func in PRODUCTS:
-            self._note(func, args, named, output)
+        self.uses.append(Use(product.parameter, product.dim, product.input, output, identity(product.input)))
         return output
 
-    def _note(self, func: Callable[..., Any], args: tuple[Any, ...], named: Mapping[str, Any], output: Tensor) -> None:
-        at, weight_at, summed = PRODUCTS[func]
+    def _product(self, func: Callable[..., Any], args: Arguments, named: Mapping[str, Any]) -> Product | None:
+        if func not in self.products:
+            return None
+        at, weight_at, summed = self.products[func]
         both = (*args, *named.values()) if len(args) <= weight_at else args
         if len(both) <= weight_at or not isinstance(both[weight_at], Tensor):
-            return
+            return None
         x, weight = both[at], both[weight_at]
         owner = self._owners.get(weight.untyped_storage().data_ptr())
         if owner is None:
-            return
+            return None
         name, parameter = owner
         dim = _same_dimension(parameter, weight, summed)
-        if dim is not None and weight.is_floating_point():
-            self.uses.append(Use(name, dim, x, output, identity(x)))
+        return Product(name, dim, at, x) if dim is not None and weight.is_floating_point() else None
 
 
 def identity(x: Tensor) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ def infer_unreached(bench: Workbench, findings: Findings, unreached: tuple[str, 
         extended += [with_siblings, *_sibling_pairs(bench.block, with_siblings, left)]
     findings.pairs = extended
     reached = {m.name for p in extended for m in p.members}
-    unknown = sorted(n for n in left - reached if not any(_same_place(n, r) for r in reached))
+    unknown = sorted(n for n in left - reached if not any(same_place(n, r) for r in reached))
     for pair in extended:
         readers = [n for n in unknown if pair.kind == "norm" and _reads(bench.layers()[n], pair.width)]
         if readers:
@@ -34,7 +34,7 @@ def _reads(layer: nn.Module, width: int) -> bool:
     return layer.get_parameter("weight").shape[input_dim(layer)] == width
 
 
-def _same_place(a: str, b: str) -> bool:
+def same_place(a: str, b: str) -> bool:
     """Whether two names differ in exactly one number."""
     first, second = a.split("."), b.split(".")
     if len(first) != len(second):
@@ -49,7 +49,7 @@ def _with_siblings(block: nn.Module, pair: Pair, unreached: set[str]) -> Pair:
     taken = set(pair.consumers)
     for member in pair.members:
         for name in sorted(unreached - taken):
-            if _same_place(member.name, name) and not _shares_index(pair.producer, member.name, name):
+            if same_place(member.name, name) and not _shares_index(pair.producer, member.name, name):
                 site = evolve(member.site, parameter=member.site.parameter.replace(member.name, name, 1))
                 if block.get_parameter(site.parameter).shape == block.get_parameter(member.site.parameter).shape:
                     added.append(evolve(member, name=name, site=site))
@@ -68,7 +68,7 @@ def _sibling_pairs(block: nn.Module, pair: Pair, unreached: set[str]) -> list[Pa
     """The same pair inside elements of the list where both ends are unreached."""
     found = []
     for name in sorted(unreached):
-        if not _same_place(pair.producer, name) or len(pair.members) != 1:
+        if not same_place(pair.producer, name) or len(pair.members) != 1:
             continue
         member = pair.members[0]
         old, new = _differing_prefix(pair.producer, name)

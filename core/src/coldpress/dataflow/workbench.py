@@ -5,7 +5,7 @@ amounts, weights that multiply an activation are brought to unit gain, weights o
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from attrs import frozen
@@ -19,6 +19,9 @@ from coldpress.dataflow.product_trace import ProductTrace, Use
 from coldpress.dataflow.skeleton import drop_hooks, fill
 from coldpress.errors import ModelError
 from coldpress.stage import is_linear
+
+TraceFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], ProductTrace]
+"""What makes the trace of a run, of the parameters of the block."""
 
 
 @frozen(eq=False)
@@ -57,25 +60,25 @@ class Workbench:
         if deviation(self.before.outputs, self.run().outputs) > 0:
             raise ModelError(f"{type(block).__name__}: two runs on one input differ; nothing can be probed")
 
-    def run(self) -> Reading:
-        """One run without gradients."""
+    def run(self, trace: TraceFactory = ProductTrace) -> Reading:
+        """One run without gradients; products are seen by this trace."""
         with torch.no_grad():
-            return self._run()
+            return self._run(trace)
 
-    def run_with_gradients(self) -> Reading:
+    def run_with_gradients(self, trace: TraceFactory = ProductTrace) -> Reading:
         """One run that records the graph of all uses."""
         for p in self.block.parameters():
             p.requires_grad_(p.is_floating_point())
         try:
             with torch.enable_grad():
-                return self._run()
+                return self._run(trace)
         finally:
             for p in self.block.parameters():
                 p.requires_grad_(False)
 
-    def _run(self) -> Reading:
+    def _run(self, trace: TraceFactory) -> Reading:
         args, kwargs = self.call.fresh(torch.float64)
-        tap = ProductTrace(self.block.named_parameters())
+        tap = trace(self.block.named_parameters())
         try:
             with tap:
                 outputs = tensors(self.block(*args, **kwargs))
@@ -140,9 +143,11 @@ def _move_vectors(block: nn.Module, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def _unit_gain(block: nn.Module, uses: tuple[Use, ...], generator: torch.Generator) -> None:
-    """Bring every weight that multiplies an activation to a root mean square of 1 / sqrt(inputs)."""
+    """Bring every weight that multiplies an activation to a root mean square of 1 / sqrt(inputs), no row of zeros."""
     for name, dim in dict.fromkeys((u.parameter, u.dim) for u in uses):
         p = block.get_parameter(name)
-        if not bool(p.any()):
-            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+        dead = ~p.any(dim=dim, keepdim=True)
+        if bool(dead.any()):
+            size = p.square().mean().sqrt() if bool(p.any()) else 1.0
+            p.add_(dead * size * torch.randn(p.shape, generator=generator, dtype=torch.float64))
         p.div_(p.square().mean().sqrt() * p.shape[dim] ** 0.5)

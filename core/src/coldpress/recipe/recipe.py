@@ -63,7 +63,7 @@ class Recipe:
             for i, item in enumerate(value)
             if not isinstance(item, Modifier)
         ]
-        wrong = wrong or _moved_too_late(value)
+        wrong = wrong or [*_moved_too_late(value), *_acts_earlier(value)]
         if wrong:
             raise RecipeError(wrong)
 
@@ -111,6 +111,21 @@ def _moved_too_late(modifiers: tuple[Modifier, ...]) -> list[str]:
             )
         if quantizer is None and any(QUANTIZES in step.traits for step in modifier.expand()):
             quantizer = name
+    return problems
+
+
+def _acts_earlier(modifiers: tuple[Modifier, ...]) -> list[str]:
+    """Equivalent transformations that act before any batch runs, and are named after a modifier that acts later."""
+    problems, later = [], None
+    for position, modifier in enumerate(modifiers):
+        name, at_once = type(modifier).__name__, modifier.transforms_at_once()
+        if at_once and later is not None:
+            problems.append(
+                f"modifiers[{position}]: {name} transforms a stage before any batch runs through it, and {later} after "
+                f"that, whatever their order; put {name} before {later}"
+            )
+        elif not at_once:
+            later = later or name
     return problems
 
 

@@ -121,7 +121,7 @@ class Job:
         state.plan = self._completed(preflight.plan_of(claims))
         self.claims[:] = preflight.planned_only(claims, state.plan)
         preflight.check_needs(modifiers, self.pipeline, state)
-        check_untying(state.model, [layer.name for claim in self.claims for layer in claim.layers], state.plan)
+        check_untying(state.model, self._separate(), [*state.plan, *self._untied()])
         for layer in find_layers(state.model.named_modules()):
             rows, columns = layer.weight.shape
             state.report[layer.name] = LayerReport(layer.name, type(layer.module).__name__, (rows, columns))
@@ -129,7 +129,9 @@ class Job:
         if any(one.scheme.weights and one.scheme.weights.strategy == "tensor_group" for one in state.plan.values()):
             state.fact(FusedLayers)  # found while the model can be run
         warn_of_routers(state)
-        self.announced[:] = preflight.announced_attachments(modifiers, state.model)
+        for modifier in modifiers:
+            modifier.check(state)
+        self.announced[:] = preflight.announced_attachments(modifiers, state)
         self._check_written()
 
     def run(self) -> Report:
@@ -165,7 +167,7 @@ class Job:
         ):
             if not self.claims:
                 self.plan()
-            untie(model, {layer.name: None for claim in self.claims for layer in claim.layers})
+            untie(model, self._separate())
             if self.output is not None:
                 parts = (*self.modifiers, self.pipeline, *(one.attachment for _, one in self.announced))
                 resume.bind_code(self.binding, self.output, [*self.recipe.modifiers, *parts], self.weights)
@@ -188,6 +190,15 @@ class Job:
     def _measured(self, report: Report) -> dict[str, Any]:
         """What came of the run, in the units of what was predicted."""
         return {"seconds": round(report.seconds, 3), "host_bytes": peak_memory()}
+
+    def _separate(self) -> list[str]:
+        """Names of the layers that get weights of their own where they share them."""
+        claimed = [layer.name for claim in self.claims for layer in claim.layers]
+        return list(dict.fromkeys([*claimed, *self._untied()]))
+
+    def _untied(self) -> list[str]:
+        whole = Stage.whole(self.state.model)
+        return [name for modifier in self.modifiers for name in modifier.unties(whole)]
 
     def _check_finished(self, hook: str) -> None:
         """Refuse weights that were changed after their stage was finished, so that what is written is another model.

@@ -27,7 +27,7 @@ from coldpress.pipeline import Pipeline
 from coldpress.planned import Planned
 from coldpress.run.ignore import ignore_problems
 from coldpress.schemes import Scheme, check_fit, check_supported, number_format
-from coldpress.stage import Layer, Stage, class_names, find_layers
+from coldpress.stage import Layer, Stage, find_layers
 from coldpress.state import State
 
 log = logging.getLogger(__name__)
@@ -106,23 +106,23 @@ def observed(modifiers: Sequence[Modifier], state: State) -> frozenset[str]:
     )
 
 
-def announced_attachments(modifiers: Sequence[Modifier], model: nn.Module) -> list[tuple[str, Attached]]:
+def announced_attachments(modifiers: Sequence[Modifier], state: State) -> list[tuple[str, Attached]]:
     """The name of a modifier and what it will attach, of all that modifiers announce.
 
     Raises:
         BrokenPluginError: a kind is not installed under its name, or JSON cannot hold what it records.
         TargetError: two modifiers attach the same kind to one module.
     """
-    whole, owners, found = Stage.whole(model), dict[tuple[str, str], str](), []
+    whole, owners, found = Stage.whole(state.model), dict[tuple[str, str], str](), []
     for modifier in modifiers:
         own = type(modifier).__name__
-        for name, attachment in modifier.attachments(whole):
+        for name, attachment in modifier.announced(state, whole):
             _check_record(own, attachment)
             other = owners.get((name, attachment.kind))
             if other is not None:
                 raise TargetError(f"{name}: {other} and {own} attach {attachment.kind!r}; drop it from one of them")
             owners[name, attachment.kind] = own
-            found.append((own, Attached(name, class_names(whole.modules[name]), attachment)))
+            found.append((own, Attached.on(name, whole.modules[name], attachment)))
     return found
 
 

@@ -17,6 +17,7 @@ from coldpress.modifier import PRUNES, QUANTIZES, TRANSFORMS, Modifier
 from coldpress.numerics import dequantize, quantize
 from coldpress.run.preflight import announced_attachments
 from coldpress.stage import Layer, oriented
+from coldpress.state import State
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress.testing.subject import Subject
 from coldpress.testing.trace import changed, same_bits
@@ -63,7 +64,7 @@ def save_load(subject: Subject) -> None:
 
 def format_for(modifier: Modifier) -> tuple[str, Format]:
     """The default format, or where it cannot tell what the modifier attaches, an installed one that can; its name."""
-    announced = announced_attachments([modifier], tiny_llama())
+    announced = announced_attachments([modifier], State(model=tiny_llama()))
     names = [DEFAULT_FORMAT, *(plugin.name for plugin in registry.available("formats"))]
     for name in names:
         with suppress(SchemeError):

@@ -1,0 +1,211 @@
+"""SpinQuantModifier: settings and wiring of the rotations R1 to R4."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from attrs import field, frozen
+
+from coldpress.numerics import Rotation, TransformType, rotation_of
+from coldpress.plugin import (
+    Attachment,
+    AttentionRotation,
+    Heads,
+    InputRotation,
+    ModelError,
+    NumericsError,
+    RotationSite,
+    Rotator,
+    Stage,
+    State,
+    attention_modules,
+    block_names,
+    forget_gains,
+    hookimpl,
+    layers_outside,
+    rotate_layer,
+    rotate_stage,
+    rotations_of,
+    stream_of,
+)
+from coldpress_spinquant.algorithm import seeded
+from coldpress_spinquant.mapping import check_mappings, check_norm_mappings
+
+log = logging.getLogger(__name__)
+
+RotationName = Literal["R1", "R2", "R3", "R4"]
+ROTATIONS: tuple[RotationName, ...] = ("R1", "R2", "R3", "R4")
+
+
+def _upper(value: Any) -> list[str]:
+    names = [value] if isinstance(value, str) else list(value)
+    return [str(name).upper() for name in names]
+
+
+@frozen(kw_only=True, eq=False)
+class SpinQuantModifier(Rotator):
+    """Rotate the residual stream, value heads, queries and keys, and the inputs of the last layers of blocks.
+
+    Further settings are those of `Rotator`.
+
+    Attributes:
+        rotations: any of R1 (the residual stream, fused into weights), R2 (value heads, fused), R3 (queries and keys
+            where attention runs, online) and R4 (inputs of the down projections, online).
+        targets: layers whose heads R2, and whose inputs R4, may rotate; R1 rotates all that reads or makes the stream.
+        ignore: those that R2 and R4 leave alone.
+        randomize: random signs before each Hadamard matrix: `transform_type` is `random-hadamard`.
+        transform_block_size: channels that R1 and R4 mix with each other; R2 and R3 mix those of a head.
+        mappings: names of llm-compressor's mapping; probing finds them, and refuses false ones.
+        norm_mappings: the same of norms and the layers that read them.
+    """
+
+    rotations: list[str] = field(factory=lambda: ["R1", "R2"], converter=_upper)
+    randomize: bool = False
+    mappings: Any = None
+    norm_mappings: Any = None
+
+    @rotations.validator
+    def _check_rotations(self, attribute: object, value: list[str]) -> None:
+        unknown = [name for name in value if name not in ROTATIONS]
+        if unknown or not value:
+            raise ValueError(f"must be some of {', '.join(ROTATIONS)}; got {', '.join(map(repr, unknown)) or 'none'}")
+
+    def unties(self, stage: Stage) -> Sequence[str]:
+        """Embeddings and heads, where R1 folds a norm into one and not into the other."""
+        return layers_outside(stage) if "R1" in self.rotations else ()
+
+    def check(self, state: State) -> None:
+        """See that what is asked for can be rotated.
+
+        Raises:
+            ModelError: it cannot be; says which rotation, where, why, and which ones could.
+            TargetError: a mapping is not true of the model.
+        """
+        if "R1" in self.rotations:
+            self._check_stream(state)
+        whole = Stage.whole(state.model)
+        reasons = {
+            "R2": any(True for _ in self._heads(state, whole)) or "no block has value heads that a rotation passes",
+            "R3": any(True for _ in self._attention(state, whole))
+            or "transformers dispatches no attention of the model",
+            "R4": any(True for _ in self._last(state, whole)) or "a fused rotation reaches the inputs of all layers",
+        }
+        missing = {name: reason for name, reason in reasons.items() if name in self.rotations and reason is not True}
+        for name, reason in missing.items():
+            if set(self.rotations) <= missing.keys():
+                raise ModelError(f"{name}: {reason}; leave it out of rotations")
+            log.warning("%s rotates nothing: %s", name, reason)
+        if self.mappings is not None:
+            check_mappings(state, self.mappings)
+        if self.norm_mappings is not None:
+            check_norm_mappings(state, self.norm_mappings)
+
+    def announced(self, state: State, stage: Stage) -> Sequence[tuple[str, Attachment]]:
+        """The online rotations R3 and R4."""
+        return [*self._attention(state, stage), *self._last(state, stage)]
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        """Fold norms, rotate the parameters of the stage, and attach what rotates online."""
+        stream = stream_of(state) if "R1" in self.rotations else None
+        norms = () if stream is None else stream.norms
+        changed = rotate_stage(state, stage, norms, self._fused(state, stage))
+        for layer in stage.every_layer:
+            if layer.name in changed:
+                state.report[layer.name].notes["rotated"] = "fused"
+        online = dict(self._last(state, stage))
+        for layer in stage.every_layer:
+            if layer.name in online:
+                rotate_layer(state, layer, online[layer.name], dim=1)
+                state.report[layer.name].notes["rotated"] = "fused, online"
+        for name, attachment in self._attention(state, stage):
+            state.attach(name, attachment)
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        """Clear what only the run needed."""
+        *_, last = (name for name, _ in state.model.named_modules())
+        if last in stage.modules:
+            forget_gains(state)
+
+    def _check_stream(self, state: State) -> None:
+        try:
+            self._residual(state)
+        except (ModelError, NumericsError) as error:
+            raise ModelError(f"R1: {error}; rotations=['R2', 'R4'] do not need it") from error
+
+    def _residual(self, state: State) -> Rotation:
+        """R1."""
+        stream = stream_of(state)
+        return rotation_of(
+            stream.width,
+            self._kind(),
+            block_size=self.transform_block_size,
+            keeps_ones=stream.keeps_ones,
+            generator=seeded(state.seed, "R1"),
+        )
+
+    def _kind(self) -> TransformType:
+        return "random-hadamard" if self.randomize and self.transform_type == "hadamard" else self.transform_type
+
+    def _fused(self, state: State, stage: Stage) -> Iterator[tuple[RotationSite, Rotation]]:
+        """Where R1 and R2 enter parameters; of R2 those of the stage."""
+        if "R1" in self.rotations:
+            rotation = self._residual(state)
+            for site in stream_of(state).sites:
+                yield site, rotation
+        for name, heads in self._heads(state, stage):
+            block = rotation_of(heads.head_dim, self._kind(), generator=seeded(state.seed, f"R2 {name}"))
+            yield from heads.rotations(block.matrix())
+
+    def _heads(self, state: State, stage: Stage) -> Iterator[tuple[str, Heads]]:
+        """Name of a block and value heads of it that R2 rotates."""
+        layers = {layer.name for layer in self.layers(stage)}
+        for name in self._blocks(state, stage) if "R2" in self.rotations else ():
+            for heads in rotations_of(state, name).heads:
+                if heads.readers[0].parameter.removesuffix(".weight") in layers:
+                    yield name, heads
+
+    def _attention(self, state: State, stage: Stage) -> Iterator[tuple[str, AttentionRotation]]:
+        if "R3" not in self.rotations:
+            return
+        for name, module in attention_modules(stage.modules):
+            width = _head_dim(module)
+            yield (
+                name,
+                AttentionRotation(
+                    group="R3", width=width, block_size=width, transform_type=self._kind(), seed=state.seed
+                ),
+            )
+
+    def _last(self, state: State, stage: Stage) -> Iterator[tuple[str, InputRotation]]:
+        if "R4" not in self.rotations:
+            return
+        layers = {layer.name: layer for layer in self.layers(stage)}
+        for block in self._blocks(state, stage):
+            for name in rotations_of(state, block).last:
+                if name in layers:
+                    width = layers[name].weight.shape[1]
+                    yield (
+                        name,
+                        InputRotation(
+                            group="R4",
+                            width=width,
+                            block_size=self.transform_block_size or width,
+                            transform_type=self._kind(),
+                            seed=state.seed,
+                        ),
+                    )
+
+    def _blocks(self, state: State, stage: Stage) -> list[str]:
+        blocks = block_names(state.model)
+        return [name for name in blocks if name in stage.modules] if blocks else [""]
+
+
+def _head_dim(module: Any) -> int:
+    """Channels of a query head: an attention of transformers says so, or its configuration."""
+    found = getattr(module, "head_dim", None) or getattr(module, "qk_head_dim", None)
+    if isinstance(found, int):
+        return found
+    config = module.config
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -1,0 +1,5 @@
+"""What `SpinQuantModifier` promises."""
+
+from coldpress.testing import conformance
+
+test_spinquant = conformance("SpinQuantModifier")
