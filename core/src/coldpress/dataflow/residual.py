@@ -111,9 +111,9 @@ def _found(bench: StreamBench, flow: Dataflow, *, keeps_ones: bool) -> Residual:
         _, seen = bench.run_rotated(rotation, trace)
     assert isinstance(seen, RotatedTrace)
     readers = tuple(RotationSite(name, dim) for name, dim in seen.readers)
-    if seen.strangers:
+    if seen.others:
         raise ModelError(
-            f"{bench.name(seen.strangers[0])} reads the residual stream in another way than through a norm whose "
+            f"{bench.name(seen.others[0])} reads the residual stream in another way than through a norm whose "
             "weight can be folded, and a rotation changes what it reads"
         )
     found = Residual(width, readers, writers, tuple(passed), keeps_ones)
@@ -202,7 +202,7 @@ class RotatedTrace(StreamTrace):
 
     Attributes:
         readers: parameter and input dimension of those.
-        strangers: parameters whose input is neither what it was nor that rotated.
+        others: parameters whose input is neither what it was nor that rotated.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class RotatedTrace(StreamTrace):
         super().__init__(parameters)
         self._before, self._rotation = before, rotation
         self.readers: dict[tuple[str, int], None] = {}
-        self.strangers: list[str] = []
+        self.others: list[str] = []
 
     def multiply(self, func: Callable[..., Any], args: Arguments, named: dict[str, Any], product: Product) -> Any:
         """Compare, hand over what was read before, compute."""
@@ -228,7 +228,7 @@ class RotatedTrace(StreamTrace):
             if rotates and _alike(new, self._rotation.apply(old)):
                 self.readers[product.parameter, product.dim] = None
             else:
-                self.strangers.append(product.parameter)
+                self.others.append(product.parameter)
         args, named = _replaced(args, named, product.at, old)
         return super().multiply(func, args, named, product)
 

@@ -166,7 +166,7 @@ class PassThrough(nn.Module):
             return getattr(vars(self)["_block"](), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Note and hand on the hidden states."""
+        """Note the hidden states, and return them."""
         hidden = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point())
         vars(self)["seen"] = hidden
         return _with_first(self.template, hidden)[0]

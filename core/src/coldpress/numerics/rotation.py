@@ -5,10 +5,10 @@
 Rotated inputs are x R, and a weight that reads them is W R, so that (x R) (W R)^T = x W^T.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from attrs import frozen
 from torch import Tensor
 
 from coldpress.errors import NumericsError
@@ -18,7 +18,7 @@ TransformType = Literal["hadamard", "random-hadamard", "random-matrix"]
 TRANSFORM_TYPES: tuple[TransformType, ...] = ("hadamard", "random-hadamard", "random-matrix")
 
 
-@frozen(eq=False)
+@dataclass(frozen=True, eq=False)
 class Rotation:
     """An orthogonal matrix R of order `width`.
 
@@ -37,7 +37,7 @@ class Rotation:
     signs: Tensor | None = None
     keeps_ones: bool = False
 
-    def __attrs_post_init__(self) -> None:
+    def __post_init__(self) -> None:
         """Refuse sizes that do not fit, and orders without a Hadamard matrix."""
         if self.block_size < 1 or self.width % self.block_size:
             raise NumericsError(f"blocks of {self.block_size} columns do not divide a width of {self.width}")

@@ -23,7 +23,6 @@ from coldpress.calibration.store import StatisticStore
 from coldpress.checkpoint.companion import Origin
 from coldpress.checkpoint.fingerprint import of_batches
 from coldpress.checkpoint.output import Output
-from coldpress.checkpoint.tie import check_untying
 from coldpress.checkpoint.untouched import Untouched
 from coldpress.dataflow.fused import FusedLayers
 from coldpress.errors import BrokenPluginError
@@ -49,6 +48,7 @@ from coldpress.run.outcome import check_complete, reason_untouched
 from coldpress.run.quantized_before import attached_before, forget_changed, keep_schemes, schemes_before
 from coldpress.run.reverse import ReverseSweep, wanted_gradients
 from coldpress.run.stage_run import StageRun, generator
+from coldpress.run.ties import check_ties, separate_layers
 from coldpress.run.watch import Watch
 from coldpress.stage import Stage, find_layers
 from coldpress.state import State
@@ -121,7 +121,7 @@ class Job:
         state.plan = self._completed(preflight.plan_of(claims))
         self.claims[:] = preflight.planned_only(claims, state.plan)
         preflight.check_needs(modifiers, self.pipeline, state)
-        check_untying(state.model, self._separate(), [*state.plan, *self._untied()])
+        check_ties(self.claims, modifiers, state)
         for layer in find_layers(state.model.named_modules()):
             rows, columns = layer.weight.shape
             state.report[layer.name] = LayerReport(layer.name, type(layer.module).__name__, (rows, columns))
@@ -167,7 +167,7 @@ class Job:
         ):
             if not self.claims:
                 self.plan()
-            untie(model, self._separate())
+            untie(model, separate_layers(self.claims, self.modifiers, model))
             if self.output is not None:
                 parts = (*self.modifiers, self.pipeline, *(one.attachment for _, one in self.announced))
                 resume.bind_code(self.binding, self.output, [*self.recipe.modifiers, *parts], self.weights)
@@ -190,15 +190,6 @@ class Job:
     def _measured(self, report: Report) -> dict[str, Any]:
         """What came of the run, in the units of what was predicted."""
         return {"seconds": round(report.seconds, 3), "host_bytes": peak_memory()}
-
-    def _separate(self) -> list[str]:
-        """Names of the layers that get weights of their own where they share them."""
-        claimed = [layer.name for claim in self.claims for layer in claim.layers]
-        return list(dict.fromkeys([*claimed, *self._untied()]))
-
-    def _untied(self) -> list[str]:
-        whole = Stage.whole(self.state.model)
-        return [name for modifier in self.modifiers for name in modifier.unties(whole)]
 
     def _check_finished(self, hook: str) -> None:
         """Refuse weights that were changed after their stage was finished, so that what is written is another model.
