@@ -221,6 +221,13 @@ class Format(ABC):
         """
         return {}
 
+    def shape(self, stored: Mapping[str, Stored], scheme: Scheme) -> tuple[int, int] | None:
+        """The shape of the weight that the tensors of a quantized layer stand for, (O, I), without reading codes.
+
+        None, unless overridden: then `restore` tells.
+        """
+        return None
+
     def publish(self, parts: Parts, folder: Path, state: State) -> None:
         """Write the tensors of all stages into the folder of the checkpoint; safetensors files, unless overridden.
 

@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from coldpress.planned import LossGradient, ReverseStep
     from coldpress.quantized import Quantized
     from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset
-    from coldpress.source import Source, Weights
+    from coldpress.source import Cut, Source, Weights
     from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor, matches_name
     from coldpress.state import State
     from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Labels, Statistic, Tokens
@@ -105,6 +105,7 @@ __all__ = [
     "CheckpointReader",
     "ColdpressError",
     "Cost",
+    "Cut",
     "Decision",
     "Format",
     "Forward",
@@ -256,7 +257,7 @@ __getattr__, __dir__ = lazy_names(
         "pipeline": ("Outline", "Pipeline"),
         "planned": ("LossGradient", "ReverseStep"),
         "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset"),
-        "source": ("Source", "Weights"),
+        "source": ("Cut", "Source", "Weights"),
         "stage": ("Batch", "Call", "Layer", "Pass", "Stage", "first_tensor", "matches_name"),
         "layer_report": ("LayerReport",),
         "lifecycle": ("Forward", "Lifecycle", "Seen", "Training"),

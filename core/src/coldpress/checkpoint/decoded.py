@@ -1,19 +1,21 @@
 """A folder that a format wrote, as the tensors of the dense model: each layer is decoded when it is read."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from coldpress.errors import CheckpointError
-from coldpress.format import Format
+from coldpress.format import Format, Stored
 from coldpress.quantized import Quantized
 from coldpress.schemes import Scheme
 from coldpress.source import Cut, Weights
 
 _WHOLE = ("weight", "bias")
 _CLASSES = ("Linear", "Module")
+_ATTENTION = ("Attention", "Module")
 
 
 class FormatWeights(Weights):
@@ -33,14 +35,17 @@ class FormatWeights(Weights):
         self._stored, self._format = stored, form
         self._layers: dict[str, list[str]] = {}
         self._schemes: dict[str, Scheme] = {}
-        lookup = form.read(config)
+        self._shapes: dict[str, tuple[int, int]] = {}
+        lookup, attached = form.read(config), form.attachments(config)
         for name in stored.names():
             self._layers.setdefault(name.rpartition(".")[0], []).append(name)
         for owner, names in self._layers.items():
-            if any(_is_code(name) for name in names):
-                scheme = lookup(owner, _CLASSES)
-                if scheme is not None and scheme.weights is not None:
-                    self._schemes[owner] = scheme
+            parts = {name.rpartition(".")[2]: name for name in names}
+            if parts.keys() <= set(_WHOLE) or attached(owner, _ATTENTION, parts):
+                continue
+            scheme = lookup(owner, _CLASSES)
+            if scheme is not None and scheme.weights is not None and self._is_quantized(parts, scheme):
+                self._schemes[owner] = scheme
 
     def names(self) -> list[str]:
         """The tensors of the dense model."""
@@ -54,18 +59,15 @@ class FormatWeights(Weights):
         owner = self._coded(name)
         if owner is None:
             return self._stored.shape(name)
-        parts = {full.rpartition(".")[2]: full for full in self._layers[owner]}
-        if "weight" in parts:
-            return self._stored.shape(parts["weight"])
-        if "weight_shape" in parts:
-            rows, columns = self._stored.read(parts["weight_shape"]).tolist()
-            return (rows, columns)
-        args = self._schemes[owner].weights
-        packed = next((parts[part] for part in parts if "packed" in part), None)
-        if args is None or packed is None:
-            raise CheckpointError(f"{owner} has {', '.join(parts)} and no weight that this version can read")
-        shape = self._stored.shape(packed)
-        return (shape[0], shape[1] * self._stored.dtype(packed).itemsize * 8 // args.num_bits)
+        if owner not in self._shapes:
+            parts = {full.rpartition(".")[2]: full for full in self._layers[owner]}
+            found = self._format.shape(self._headers(parts), self._schemes[owner])
+            if found is None:
+                codes = self.quantized(name).codes
+                assert codes is not None
+                found = codes.shape[0], codes.shape[1]
+            self._shapes[owner] = found
+        return self._shapes[owner]
 
     def dtype(self, name: str) -> torch.dtype:
         """float32 for what is decoded."""
@@ -101,16 +103,25 @@ class FormatWeights(Weights):
         except CheckpointError as error:
             raise CheckpointError(f"{owner}: {error}") from error
 
+    def _headers(self, parts: Mapping[str, str]) -> dict[str, Stored]:
+        found = {}
+        for part, full in parts.items():
+            read = partial(self._stored.read, full)
+            found[part] = Stored(self._stored.dtype(full), tuple(self._stored.shape(full)), read)
+        return found
+
+    def _is_quantized(self, parts: Mapping[str, str], scheme: Scheme) -> bool:
+        """Whether these are the tensors of a quantized layer, as far as the format tells."""
+        if type(self._format).count_weights is Format.count_weights:
+            return True
+        return sum(self._format.count_weights(self._headers(parts), scheme).values()) > 0
+
     def _coded(self, name: str) -> str | None:
         """The layer whose weight this is, if that is decoded."""
         owner, _, part = name.rpartition(".")
         return owner if part == "weight" and owner in self._schemes else None
 
 
-def _is_code(name: str) -> bool:
-    return name.rpartition(".")[2] not in _WHOLE
-
-
 def _codes_first(name: str) -> tuple[bool, str]:
     part = name.rpartition(".")[2]
-    return (part != "weight" and "packed" not in part, name)
+    return (part not in ("weight", "weight_packed", "qweight"), name)

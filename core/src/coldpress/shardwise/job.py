@@ -25,7 +25,7 @@ from coldpress.report import SILENT, Progress, Report, report_of
 from coldpress.run.blame import blaming
 from coldpress.run.job import Job
 from coldpress.run.preflight import shortened
-from coldpress.schemes import describe
+from coldpress.schemes import describe, preset
 from coldpress.shardwise.binding import binding_of
 from coldpress.shardwise.finish import Finish
 from coldpress.shardwise.layers import LayerReader
@@ -203,11 +203,23 @@ class ShardwiseJob:
             if fates.of[name] == "changed":
                 rows, columns = self.outline.matrices[name].shape
                 self.form.check(scheme, name, (rows, columns))
+        lost = [name for name, fate in fates.of.items() if fate == "decoded" and self._was_quantized(name)]
+        plain = self.form.config({lost[0]: preset("W8A16")}, []) is None if lost else True
+        if not plain and not self.recipe.modifiers and not fates.schemes:
+            raise SchemeError(
+                f"{type(self.form).__name__} can hold none of the {len(lost)} quantized layers as they are, the first "
+                f"is {lost[0]}: decode them with --to dense, or quantize them anew with model_free_ptq"
+            )
+        if lost and not plain:
+            log.warning("%d quantized layers are decoded and written whole, the first is %s", len(lost), lost[0])
         if type(self.form).publish is not Format.publish:
             raise SchemeError(
                 f"the format {type(self.form).__name__} writes another container than safetensors files, which needs "
                 "the model: use oneshot (leave out --model-free)"
             )
+
+    def _was_quantized(self, name: str) -> bool:
+        return self.opened.weights.scheme(self.outline.matrices[name].tensor) is not None
 
     def _describe(self, fates: Fates) -> None:
         """Give the reason of every layer that is not changed its place in the report, and say what is left out."""

@@ -6,7 +6,7 @@ decoded    the layer was quantized, or part of a joint tensor, and is written wh
 copied     bytes are copied
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -82,12 +82,10 @@ def kept_schemes(opened: Opened, outline: Outline, form: Format) -> dict[str, Sc
         scheme = opened.weights.scheme(matrix.tensor)
         if scheme is None or matrix.shape == ():
             continue
-        try:
-            form.check(scheme, name, (matrix.shape[0], matrix.shape[1]))
-        except ColdpressError:
-            continue
-        if form.config({name: scheme}, []) is not None:
-            found[name] = scheme
+        fitting = (one for one in _spellings(scheme) if _holds(form, one, name, (matrix.shape[0], matrix.shape[1])))
+        kept = next(fitting, None)
+        if kept is not None:
+            found[name] = kept
     return found
 
 
@@ -114,7 +112,7 @@ def fates_of(
         alike = name not in claimed or _same(None if planned is None else planned.scheme, kept.get(name))
         if name in kept and name not in other and alike:
             fates[name] = "kept"
-            schemes[name] = kept[name] if planned is None else evolve(planned.scheme, format=None)
+            schemes[name] = kept[name] if planned is None else planned.scheme
         elif name in claimed:
             fates[name] = "changed"
             if planned is not None:
@@ -158,6 +156,23 @@ def left_out(opened: Opened) -> list[str]:
     """Tensors of the files that are part of no tensor of the dense model."""
     used = {stored for name in opened.weights.names() for stored in opened.weights.made_of(name)}
     return [name for name in natural_order(opened.stored.names()) if name not in used]
+
+
+def _spellings(scheme: Scheme) -> Iterator[Scheme]:
+    """The scheme as its own format has it, and as another one may: the layout and the dtype of scales left open."""
+    yield scheme
+    yield evolve(scheme, format=None)
+    args = scheme.weights
+    if args is not None and args.scale_dtype in (torch.float16, torch.bfloat16, torch.float32):
+        yield evolve(scheme, format=None, weights=evolve(args, scale_dtype=None))
+
+
+def _holds(form: Format, scheme: Scheme, name: str, shape: tuple[int, int]) -> bool:
+    try:
+        form.check(scheme, name, shape)
+    except ColdpressError:
+        return False
+    return form.config({name: scheme}, []) is not None
 
 
 def _same(planned: Scheme | None, stored: Scheme | None) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from coldpress.errors import ColdpressError
+from coldpress.experts import fused_state_dict
 from coldpress.models.dense import source_checkpoint
 from coldpress.models.loading import load_located
 from coldpress.models.location import Location
@@ -97,7 +98,7 @@ def streams_the_same_model(subject: Subject) -> None:
         stream = stream_model(checkpoint, dtype="auto", device=torch.device("cpu"))
         for name, module in stream.model.named_modules():
             stream.read({name: module})
-        streamed = stream.model.state_dict()
+        streamed = fused_state_dict(stream.model)
         assert streamed.keys() == whole.keys()
         wrong = [name for name, tensor in streamed.items() if not torch.equal(tensor, whole[name])]
         assert not wrong, f"{wrong[0]} is not the same"

@@ -91,6 +91,13 @@ class AWQFormat(Format):
             raise CheckpointError(f"a quantized layer cannot be read: {error}") from error
         return Quantized(scheme, codes=codes, scale=scale, zero_point=points)
 
+    def shape(self, stored: Mapping[str, Stored], scheme: Scheme) -> tuple[int, int] | None:
+        """Of `qweight`, turned round."""
+        if "qweight" not in stored:
+            return None
+        inputs, words = stored["qweight"].shape
+        return words * _WORD, inputs
+
     def count_weights(self, stored: Mapping[str, Stored], scheme: Scheme) -> Mapping[str, int]:
         """The codes of `qweight`."""
         if "qweight" not in stored:

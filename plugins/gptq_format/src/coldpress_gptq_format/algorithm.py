@@ -43,7 +43,7 @@ def pack(codes: Tensor, scale: Tensor, zero_point: Tensor, *, num_bits: int, off
         ValueError: a zero point is smaller than the offset.
     """
     stored = zero_point.to(int32) - offset  # [N, G]
-    if int(stored.amin()) < -(2 ** (num_bits - 1)):
+    if not stored.is_meta and int(stored.amin()) < -(2 ** (num_bits - 1)):
         raise ValueError(f"version 1 of GPTQ stores zero points less 1, so it cannot store {-(2 ** (num_bits - 1))}")
     width, groups = codes.shape[1], scale.shape[1]
     return Packed(

@@ -101,6 +101,13 @@ class GPTQFormat(Format):
             raise CheckpointError("a layer has zero points, and the configuration says that it is symmetric")
         return Quantized(scheme, codes=codes, scale=scale, zero_point=points)
 
+    def shape(self, stored: Mapping[str, Stored], scheme: Scheme) -> tuple[int, int] | None:
+        """Of `qweight`, turned round and unpacked."""
+        if "qweight" not in stored or scheme.weights is None:
+            return None
+        words, rows = stored["qweight"].shape
+        return rows, words * _WORD // scheme.weights.num_bits
+
     def count_weights(self, stored: Mapping[str, Stored], scheme: Scheme) -> Mapping[str, int]:
         """The codes of `qweight`."""
         if "qweight" not in stored or scheme.weights is None:

@@ -153,6 +153,19 @@ class CompressedTensorsFormat(Format):
         assert scheme.weights is not None
         return {**counts, "weight_packed": stored["weight_packed"].nbytes() * 8 // scheme.weights.num_bits}
 
+    def shape(self, stored: Mapping[str, Stored], scheme: Scheme) -> tuple[int, int] | None:
+        """Of `weight`, of what `weight_shape` says, or of as many codes as a row of bytes holds."""
+        if "weight" in stored:
+            rows, columns = stored["weight"].shape
+        elif "weight_shape" in stored:
+            rows, columns = stored["weight_shape"].read().tolist()
+        elif "weight_packed" in stored and scheme.weights is not None:
+            rows, width = stored["weight_packed"].shape
+            columns = width * 8 // scheme.weights.num_bits
+        else:
+            return None
+        return rows, columns
+
     def _layout(self, scheme: Scheme) -> str:
         return self.quantization_format or scheme.format or choose(scheme)
 
