@@ -41,7 +41,7 @@ help: ## say what can be made
 venv: .venv/.stamp ## create .venv with everything that development needs
 
 .PHONY: demo
-demo: venv ## compress the embedded model three ways and show what came of it
+demo: venv ## compress the embedded model several ways and show what came of it
 	$(BIN)/coldpress demo $(DEMO_FLAGS)
 
 # --- checks

@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from coldpress.pipeline import Outline, Pipeline
     from coldpress.planned import LossGradient, ReverseStep
     from coldpress.quantized import Quantized
+    from coldpress.recipe import Measured, ReadyRecipe
     from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset
     from coldpress.source import Cut, Source, Weights
     from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor, matches_name
@@ -123,6 +124,7 @@ __all__ = [
     "Lifecycle",
     "LossGradient",
     "MaskedTraining",
+    "Measured",
     "ModelError",
     "Modifier",
     "Needs",
@@ -141,6 +143,7 @@ __all__ = [
     "Quantized",
     "QuantizedTraining",
     "Quantizer",
+    "ReadyRecipe",
     "RecipeError",
     "ReverseStep",
     "RotationSite",
@@ -262,6 +265,7 @@ __getattr__, __dir__ = lazy_names(
         "layer_report": ("LayerReport",),
         "lifecycle": ("Forward", "Lifecycle", "Seen", "Training"),
         "quantized": ("Quantized",),
+        "recipe": ("Measured", "ReadyRecipe"),
         "state": ("State",),
         "statistic": ("RESCALE", "ROTATE", "GradientStatistic", "Labels", "Statistic", "Tokens"),
     },

@@ -30,6 +30,7 @@ KINDS = (
     "datasets",
     "statistics",
     "attachments",
+    "recipes",
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*(/[A-Za-z0-9][A-Za-z0-9_.\-]*)?")

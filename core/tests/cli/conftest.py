@@ -28,7 +28,7 @@ def model(tmp_path_factory) -> Path:
 def compressed(model, tmp_path_factory) -> Path:
     """The tiny Llama in W4A16."""
     folder = tmp_path_factory.mktemp("compressed") / "w4"
-    answer = call("compress", model, "--scheme", "W4A16", "--group-size", 32, "--output", folder)
+    answer = call("compress", model, "--scheme", "W4A16", "-a", "rtn", "--group-size", 32, "--output", folder)
     assert answer.code == 0, answer.err
     return folder
 

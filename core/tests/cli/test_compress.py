@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coldpress.cli.app import app
+from coldpress.testing.models import tiny_llama
 
 RECIPE = """\
 args:
@@ -18,7 +19,9 @@ quant_stage:
 
 
 def test_a_scheme_by_name_makes_a_checkpoint_and_says_so(coldpress, model, tmp_path):
-    answer = coldpress("compress", model, "--scheme", "W4A16", "--group-size", 32, "--output", tmp_path / "out")
+    answer = coldpress(
+        "compress", model, "--scheme", "W4A16", "--algorithm", "rtn", "--group-size", 32, "--output", tmp_path / "out"
+    )
 
     assert answer.code == 0, answer.err
     assert answer.err == ""
@@ -138,3 +141,56 @@ def test_a_missing_plugin_says_what_to_install(model, tmp_path, monkeypatch):
 
     assert result.exit_code == 2
     assert "pip install 'coldpress[quantization]'" in result.stderr
+
+
+def test_the_algorithm_follows_the_scheme_and_the_first_line_says_which(coldpress, model, tmp_path):
+    data = ("--num-calibration-samples", 2, "--max-seq-length", 32)
+    few = coldpress("compress", model, "--scheme", "W4A16", "--group-size", 32, *data, "-o", tmp_path / "few")
+    many = coldpress("compress", model, "--scheme", "W8A8", "-o", tmp_path / "many")
+
+    assert few.code == many.code == 0, few.err + many.err
+    assert few.err.startswith("algorithm: gptq, which suits 4 bits and reads calibration data; --algorithm rtn is")
+    assert many.err.startswith("algorithm: rtn, which suits 8 bits and reads no data; --algorithm chooses another")
+    assert "GPTQModifier" in (tmp_path / "few/recipe.yaml").read_text()
+    assert "QuantizationModifier" in (tmp_path / "many/recipe.yaml").read_text()
+
+
+def test_a_model_without_a_tokenizer_is_rounded_and_that_is_said(coldpress, tmp_path):
+    tiny_llama(hidden=64).save_pretrained(tmp_path / "model")
+
+    answer = coldpress("compress", tmp_path / "model", "--scheme", "W4A16", "--group-size", 32, "-o", tmp_path / "out")
+
+    assert answer.code == 0, answer.err
+    assert answer.err.startswith("algorithm: rtn: there is no tokenizer beside the model")
+
+
+def test_an_algorithm_that_is_named_is_taken_and_nothing_is_said_of_it(coldpress, model, tmp_path):
+    data = ("--num-calibration-samples", 2, "--max-seq-length", 32)
+    answer = coldpress("compress", model, "-s", "W8A8", "-a", "smoothquant", *data, "-o", tmp_path / "out")
+
+    assert answer.code == 0, answer.err
+    assert "algorithm:" not in answer.err
+    assert "SmoothQuantModifier" in (tmp_path / "out/recipe.yaml").read_text()
+
+
+def test_a_recipe_by_name_is_filled_and_followed(coldpress, model, tmp_path):
+    answer = coldpress("compress", model, "-r", "w4a16", "--recipe-arg", "group_size=16", "-o", tmp_path / "out")
+
+    assert answer.code == 0, answer.err
+    assert "int4 group 16" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scheme", "W4A16", "--algorithm", "gptqq"], "did you mean 'gptq'"),
+        (["--scheme", "W4A16", "--algorithm", "w4a16"], "is a whole recipe, with a scheme of its own"),
+        (["--recipe", "w4a16", "--algorithm", "gptq"], "--algorithm goes with --scheme"),
+        (["--recipe", "gptq-w4a61"], "did you mean"),
+    ],
+)
+def test_a_name_that_is_none_is_refused(coldpress, model, tmp_path, words, message):
+    answer = coldpress("compress", model, *words, "--output", tmp_path / "out")
+
+    assert answer.code == 2
+    assert message in answer.err

@@ -33,4 +33,4 @@ def test_what_could_not_end_well_exits_with_2(coldpress, model, tmp_path):
     ):
         answer = coldpress("plan", *words)
         assert answer.code == 2
-        assert answer.err.startswith("error: ")
+        assert "error: " in answer.err

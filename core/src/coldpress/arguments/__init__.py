@@ -7,6 +7,7 @@ Every default that differs from llm-compressor's says so, with the reason, in it
 from coldpress.arguments.dataset import DATA_PREPARATION, DATA_SOURCE, DatasetArguments
 from coldpress.arguments.defaults import (
     DEFAULT_ACTIVATION_OBSERVER,
+    DEFAULT_ALGORITHM,
     DEFAULT_CALIBRATION_PIPELINE,
     DEFAULT_DATASET,
     DEFAULT_FORMAT,
@@ -16,6 +17,8 @@ from coldpress.arguments.defaults import (
     DEFAULT_WEIGHT_OBSERVER,
     DEMO_MODEL,
     DENSE_FORMAT,
+    FEW_BITS,
+    FEW_BITS_ALGORITHM,
 )
 from coldpress.arguments.model import PRECISIONS, ModelArguments
 from coldpress.arguments.output import OutputArguments
@@ -29,6 +32,7 @@ __all__ = [
     "DATA_PREPARATION",
     "DATA_SOURCE",
     "DEFAULT_ACTIVATION_OBSERVER",
+    "DEFAULT_ALGORITHM",
     "DEFAULT_CALIBRATION_PIPELINE",
     "DEFAULT_DATASET",
     "DEFAULT_FORMAT",
@@ -38,6 +42,8 @@ __all__ = [
     "DEFAULT_WEIGHT_OBSERVER",
     "DEMO_MODEL",
     "DENSE_FORMAT",
+    "FEW_BITS",
+    "FEW_BITS_ALGORITHM",
     "PRECISIONS",
     "WITHOUT_EFFECT",
     "Arguments",

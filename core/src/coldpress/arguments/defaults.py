@@ -10,6 +10,9 @@ DEFAULT_WEIGHT_OBSERVER = "memoryless_minmax"
 DEFAULT_ACTIVATION_OBSERVER = "minmax"
 DEFAULT_DATASET = "coldpress/short"  # what the demo calibrates with, and errors propose
 DEFAULT_QUANTIZER = "QuantizationModifier"  # what a scheme by name, without a recipe, is applied with
+DEFAULT_ALGORITHM = "rtn"  # the ready recipe that a scheme by name is applied with
+FEW_BITS_ALGORITHM = "gptq"  # the same for weights of few bits, where rounding alone loses much
+FEW_BITS = 4
 DEMO_MODEL = "smollm2"  # what the demo compresses; a source knows it by this name
 
 # What `coldpress compress` leaves alone unless told otherwise: the output head, and the routers of mixtures, for whose

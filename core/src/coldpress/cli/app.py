@@ -15,6 +15,7 @@ from coldpress.cli.option import Debug
 from coldpress.cli.plan import plan
 from coldpress.cli.plugins import plugins
 from coldpress.cli.port import port
+from coldpress.cli.recipes import recipes
 from coldpress.cli.trace import trace
 from coldpress.cli.train import train
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-_COMMANDS = (compress, plan, convert, train, evaluate, inspect, trace, plugins, port, demo)
+_COMMANDS = (compress, plan, recipes, convert, train, evaluate, inspect, trace, plugins, port, demo)
 
 
 def _version(asked: bool) -> None:

@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coldpress.arguments import (
+    DEFAULT_ALGORITHM,
     DEFAULT_DATASET,
     DEFAULT_FORMAT,
-    DEFAULT_IGNORE,
-    DEFAULT_QUANTIZER,
     DatasetArguments,
     parse_arguments,
 )
-from coldpress.cli.console import out, print_path
+from coldpress.cli.console import out, print_path, say
 from coldpress.cli.model_free import run_model_free
 from coldpress.cli.option import DTYPE, SEED, Device, Dtype, Quiet, Seed, default_of, option
 from coldpress.errors import ArgumentError, SchemeError, UnknownPluginError
 
 if TYPE_CHECKING:
-    from coldpress.modifier import Modifier
+    from coldpress.recipe import Recipe
 
 _WHAT, _DATA, _OUTPUT = "What to do", "Calibration", "Output"
 _DIVIDING = re.compile(r"; ([\d, ]+) would divide it")  # the end of what schemes.check_fit says
@@ -37,9 +36,15 @@ def compress(
         str, typer.Argument(help="A folder, a hub id, or a file or name that a source reads.", show_default=False)
     ],
     *,
-    recipe: Annotated[Path | None, option(_WHAT, "--recipe/-r", "FILE", "A YAML or JSON recipe.")] = None,
+    recipe: Annotated[Path | None, option(_WHAT, "--recipe/-r", "FILE", "A file, or a name: see recipes.")] = None,
     scheme: Annotated[
         str | None, option(_WHAT, "--scheme/-s", "NAME", "Instead of a recipe: W4A16, W8A8, FP8_DYNAMIC, ...")
+    ] = None,
+    algorithm: Annotated[
+        str | None,
+        option(
+            _WHAT, "--algorithm/-a", "NAME", "How weights get there: rtn, gptq, awq, ...", shown="what suits the scheme"
+        ),
     ] = None,
     group_size: Annotated[
         int | None, option(_WHAT, "--group-size", "N", "Columns that share a scale; -1 for one scale a row.")
@@ -105,7 +110,7 @@ def compress(
     seed: Seed = SEED,
     quiet: Quiet = False,
 ) -> None:
-    """Compress a model by a recipe, or by the name of a scheme, and write a checkpoint.
+    """Compress a model by a recipe, or by the names of a scheme and an algorithm, and write a checkpoint.
 
     coldpress compress smollm2 --scheme W4A16 --group-size 64 --output smollm2-w4a16
     """
@@ -113,6 +118,8 @@ def compress(
     of_model_free = options.pop("model_free"), options.pop("max_workers")
     if not of_model_free[0] and of_model_free[1] is not None:
         raise ArgumentError("--max-workers goes with --model-free")
+    if of_model_free[0] and recipe is None and algorithm is None:
+        options["algorithm"] = DEFAULT_ALGORITHM  # nothing runs, so no data can be read
     settings = settings_of(**options)
     if of_model_free[0]:
         run_model_free(settings, max_workers=max_workers, quiet=quiet)
@@ -127,10 +134,10 @@ def settings_of(**options: Any) -> dict[str, Any]:
         ArgumentError: options contradict each other.
     """
     given = dict(options)
-    chosen = {name: given.pop(name) for name in ("recipe", "scheme", "group_size", "ignore")}
+    chosen = {name: given.pop(name) for name in ("recipe", "scheme", "algorithm", "group_size", "ignore")}
     rest = {name: given[name] for name in ("recipe_arg", "stage")}
     _check_combination(**chosen, **rest)
-    recipe = chosen["recipe"] or _quantizer(chosen["scheme"], chosen["group_size"], chosen["ignore"])
+    recipe = chosen.pop("recipe") or _recipe_of(**chosen, model=given["model"], quiet=bool(given.get("quiet")))
     renamed = {_RENAMED.get(name, name): value for name, value in given.items()}
     return {**renamed, "recipe_args": renamed["recipe_args"] or None, "recipe": recipe, "return_model": False}
 
@@ -143,7 +150,11 @@ def _check_combination(recipe: Path | None, scheme: str | None, **rest: Any) -> 
     """
     if (recipe is None) == (scheme is None):
         raise ArgumentError("give either --recipe FILE or --scheme NAME" + (", not both" if recipe else ""))
-    for_scheme = {"--group-size": rest["group_size"], "--ignore": rest["ignore"]}
+    for_scheme = {
+        "--algorithm": rest["algorithm"],
+        "--group-size": rest["group_size"],
+        "--ignore": rest["ignore"],
+    }
     for_recipe = {"--recipe-arg": rest["recipe_arg"], "--stage": rest["stage"]}
     for name, value in (for_scheme if recipe else for_recipe).items():
         if value not in (None, []):
@@ -151,16 +162,17 @@ def _check_combination(recipe: Path | None, scheme: str | None, **rest: Any) -> 
             raise ArgumentError(f"{name} goes with {belongs}")
 
 
-def _quantizer(scheme: str | None, group_size: int | None, ignore: list[str] | None) -> "Modifier":
-    """The modifier that applies a scheme by name."""
-    from coldpress import registry
+def _recipe_of(scheme: str, *, model: str, quiet: bool, **chosen: Any) -> "Recipe":
+    """The recipe for a scheme by name; the first line says which algorithm it is, where none was named."""
+    from coldpress.entrypoints.algorithm import recipe_for
 
     try:
-        kind = registry.find("modifiers", DEFAULT_QUANTIZER)
+        found = recipe_for(scheme, model=model, **chosen)
     except UnknownPluginError as error:
-        raise UnknownPluginError(f"{error}; --scheme needs it: pip install 'coldpress[quantization]'") from error
-    modifier: Modifier = kind(scheme=scheme, group_size=group_size, ignore=ignore or list(DEFAULT_IGNORE))
-    return modifier
+        raise UnknownPluginError(f"{error}; rounding needs: pip install 'coldpress[quantization]'") from error
+    if found.why is not None and not quiet:
+        say("algorithm", found.why, style="cyan")
+    return found.recipe
 
 
 def _run(settings: Mapping[str, Any], *, quiet: bool) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from attrs import frozen
 
-from coldpress.arguments import DEFAULT_QUANTIZER, DEMO_MODEL, parse_arguments
+from coldpress.arguments import DEFAULT_DATASET, DEFAULT_IGNORE, DEMO_MODEL, parse_arguments
 from coldpress.cli.console import out
 from coldpress.cli.option import option
 from coldpress.errors import ArgumentError
@@ -23,11 +23,16 @@ if TYPE_CHECKING:
     from coldpress.report import Progress
 
 _MODEL = DEMO_MODEL
-_SCHEMES = ("W4A16:64", "W8A8", "FP8_DYNAMIC")
+_SCHEMES = ("rtn:W4A16:64", "gptq:W4A16:64", "W8A8", "FP8_DYNAMIC")
 _PROMPT = "The capital of France is"
 _NEW_TOKENS = 24
 _FULL = {"max_tokens": 4096, "window": 512}  # of the held-out text
 _QUICK = {"max_tokens": 1024, "window": 128}
+_DATA = {
+    "dataset": DEFAULT_DATASET,
+    "num_calibration_samples": 32,
+    "max_seq_length": 256,
+}  # of recipes that read some
 
 
 def demo(
@@ -39,15 +44,19 @@ def demo(
     schemes: Annotated[
         list[str] | None,
         option(
-            None, "--schemes/-s", "NAME", "A preset, NAME or NAME:GROUP_SIZE; repeatable.", shown=" ".join(_SCHEMES)
+            None,
+            "--schemes/-s",
+            "NAME",
+            "A preset, as ALGORITHM:NAME:GROUP_SIZE or a part of that; repeatable.",
+            shown=" ".join(_SCHEMES),
         ),
     ] = None,
 ) -> None:
-    """Compress the embedded model three ways, and show what came of it in one table.
+    """Compress the embedded model several ways, GPTQ beside rounding, and show what came of it in one table.
 
     Needs no network: the model comes with the extra `demo`, the text is inside coldpress.
     """
-    modifiers = {name: _modifier(name) for name in schemes or _SCHEMES}
+    recipes = {name: _recipe(name) for name in schemes or _SCHEMES}
     from coldpress.models import load_model, load_tokenizer
     from coldpress.report import Progress
 
@@ -57,9 +66,7 @@ def demo(
     judge = Judge(model, load_tokenizer(_MODEL, model), extent, progress=progress)
     with _folder(output) as folder:
         before = judge.original()
-        rows = [
-            judge.compress(name, modifier, folder / name.replace(":", "-g")) for name, modifier in modifiers.items()
-        ]
+        rows = [judge.compress(name, recipe, folder / _folder_name(name)) for name, recipe in recipes.items()]
     for part in _shown(before, rows, window=extent["window"]):
         out().print(part)
     if output is not None:
@@ -116,7 +123,7 @@ class Judge:
         bits, sentence = bits_per_weight(nbytes, weights), self._continue(self._model)
         return Measured(_MODEL, nbytes, bits, found, None, None, None, sentence)
 
-    def compress(self, name: str, modifier: Any, folder: Path) -> Measured:
+    def compress(self, name: str, recipe: Any, folder: Path) -> Measured:
         """A fresh copy of the model, compressed, written and measured."""
         from coldpress.entrypoints.oneshot import run
         from coldpress.evaluation import divergence, perplexity
@@ -124,7 +131,7 @@ class Judge:
         from coldpress.report.memory import peak_memory, reset_peak_memory
 
         copy = deepcopy(self._model)
-        wanted = {"model": copy, "tokenizer": self._tokenizer, "recipe": modifier, "output_dir": folder}
+        wanted = {"model": copy, "tokenizer": self._tokenizer, "recipe": recipe, "output_dir": folder, **_DATA}
         arguments = parse_arguments(wanted)
         reset_peak_memory()
         start = perf_counter()
@@ -152,19 +159,29 @@ class Judge:
         return " ".join(self._tokenizer.decode(said[0], skip_special_tokens=True).split())
 
 
-def _modifier(name: str) -> Any:
-    """The modifier of `W4A16:64`: a preset and, if one is given, a group size.
+def _recipe(name: str) -> Any:
+    """The recipe of `gptq:W4A16:64`: an algorithm where one is named, a preset, and a group size where one is given.
 
     Raises:
-        ArgumentError: what stands behind the colon is no number.
+        ArgumentError: it is of another form.
     """
-    from coldpress import registry
+    from coldpress.entrypoints.algorithm import recipe_for
+    from coldpress.schemes import preset_names
 
-    scheme, colon, size = name.partition(":")
-    if colon and not size.lstrip("-").isdecimal():
-        raise ArgumentError(f"--schemes: {name!r} is not of the form NAME or NAME:GROUP_SIZE")
-    group_size = int(size) if colon else None
-    return registry.find("modifiers", DEFAULT_QUANTIZER)(scheme=scheme, group_size=group_size, ignore=["lm_head"])
+    parts = name.split(":")
+    algorithm = parts.pop(0) if len(parts) > 1 and parts[0].upper() not in preset_names() else None
+    size = parts.pop() if len(parts) > 1 else None
+    if len(parts) != 1 or (size is not None and not size.lstrip("-").isdecimal()):
+        raise ArgumentError(f"--schemes: {name!r} is not of the form NAME:GROUP_SIZE or ALGORITHM:NAME:GROUP_SIZE")
+    group_size = None if size is None else int(size)
+    ignore = [DEFAULT_IGNORE[0]]
+    return recipe_for(parts[0], model=_MODEL, algorithm=algorithm, group_size=group_size, ignore=ignore).recipe
+
+
+def _folder_name(name: str) -> str:
+    """`gptq-W4A16-g64` of `gptq:W4A16:64`."""
+    *others, last = name.split(":")
+    return "-".join([*others, f"g{last}" if others and last.lstrip("-").isdecimal() else last])
 
 
 @contextmanager

@@ -111,6 +111,8 @@ def _defect(plugin: "Plugin") -> str | None:
         return f"{plugin.entry.value}: {'; '.join(problems)}" if problems else None
     if plugin.kind == "datasets" and not callable(value) and not isinstance(value, coldpress.plugin.HubDataset):
         return f"{plugin.entry.value} is neither a function from the name of a split to rows nor a HubDataset"
+    if plugin.kind == "recipes" and not isinstance(value, coldpress.plugin.ReadyRecipe):
+        return f"{plugin.entry.value} is not a coldpress.plugin.ReadyRecipe"
     if plugin.kind == "number_formats" and getattr(value, "name", None) != plugin.name:
         return f"{plugin.entry.value} is not a coldpress.schemes.NumberFormat called {plugin.name}"
     return None

@@ -5,8 +5,19 @@ modifiers --writing--> text
 """
 
 from coldpress.recipe.reading import read_recipe
+from coldpress.recipe.ready import Measured, ReadyRecipe, ready_recipe, ready_recipes
 from coldpress.recipe.recipe import Choice, Recipe
 from coldpress.recipe.structure import structure_settings
 from coldpress.recipe.writing import write_recipe
 
-__all__ = ["Choice", "Recipe", "read_recipe", "structure_settings", "write_recipe"]
+__all__ = [
+    "Choice",
+    "Measured",
+    "ReadyRecipe",
+    "Recipe",
+    "read_recipe",
+    "ready_recipe",
+    "ready_recipes",
+    "structure_settings",
+    "write_recipe",
+]

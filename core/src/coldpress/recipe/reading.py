@@ -15,6 +15,7 @@ from coldpress.recipe.grammar import Grammar, Step
 from coldpress.recipe.mistake import Mistakes
 from coldpress.recipe.placeholder import fill
 from coldpress.recipe.problem import Problems, kind, locate, plain
+from coldpress.recipe.ready import ready_recipe
 from coldpress.recipe.recipe import Recipe, select
 from coldpress.recipe.structure import accepted_types, build
 
@@ -43,11 +44,11 @@ def read_recipe(
     stage: str | None = None,
     find: Find = installed,
 ) -> Recipe:
-    """Make a recipe of a modifier, a list of modifiers, a file, or YAML or JSON text.
+    """Make a recipe of a modifier, a list of modifiers, a file, YAML or JSON text, or the name of a ready recipe.
 
     Args:
         source: a `Recipe`, a modifier, a (nested) list of modifiers, a path (YAML, JSON, or Markdown with the recipe
-            as its front matter), or text.
+            as its front matter), text, or a name that an installed package offers; a file of that name wins.
         arguments: values of the `${name}` placeholders, by name or as `name=value` texts.
         stage: only the stages whose names begin so.
         find: looks up a plugin by kind and name.
@@ -128,6 +129,9 @@ def _modifier(step: Step, problems: Problems, find: Find) -> Modifier | None:
 def _load(source: str | Path) -> tuple[str, str]:
     """Where a text comes from, and the text."""
     path = Path(os.path.expanduser(source)) if isinstance(source, Path) else _path_in(source)
+    name = str(source).strip()
+    if (path is None or not path.is_file()) and name in registry.names("recipes"):
+        return f"recipe {name}", ready_recipe(name).text
     if path is None:
         return TEXT, str(source)
     try:
@@ -166,5 +170,8 @@ def _neighbours(path: Path) -> str:
         names = [other.name for other in path.parent.iterdir() if other.suffix.lower() in SUFFIXES]
     except OSError:
         return f"; there is no folder {str(path.parent)!r} either"
+    known = near(str(path), registry.names("recipes"), count=2)
+    if known:
+        return f"; did you mean the recipe {' or '.join(map(repr, known))}?"
     found = near(path.name, names, count=3)
     return f"; did you mean {' or '.join(repr(str(path.parent / name)) for name in found)}?" if found else ""
