@@ -174,14 +174,15 @@ class Modifier(metaclass=_TakesHousekeeping):
         return False
 
     def cost(self, layers: Sequence[Layer], tokens: int) -> Cost:
-        """What `finalize` takes for layers that read one input, for plans; a few passes over weights by default.
+        """What `finalize` takes for layers that read one input, for plans; by default what rounding takes: passes over
+        weights for ranges, division, rounding, decoding and packing.
 
         Args:
             layers: that it claims; weights may be on the meta device.
             tokens: of the calibration data; 0 where none are read.
         """
         sizes = [layer.weight.numel() for layer in layers]
-        return Cost(elements=4.0 * sum(sizes), nbytes=8 * max(sizes, default=0))
+        return Cost(elements=20.0 * sum(sizes), nbytes=12 * max(sizes, default=0))
 
     def observes(self, stage: Stage) -> list[str]:
         """Names of the modules whose inputs, or whose attention's, it may request statistics of: its layers."""

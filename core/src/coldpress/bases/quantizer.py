@@ -15,7 +15,7 @@ from coldpress.dataflow.fused import FusedLayers
 from coldpress.errors import CalibrationError, SchemeError, suggest
 from coldpress.experts.tokens import siblings
 from coldpress.hookspecs import hookimpl
-from coldpress.modifier import QUANTIZES, Cost, Modifier, Needs
+from coldpress.modifier import QUANTIZES, Modifier, Needs
 from coldpress.numerics import calculate_global_scale, calculate_qparams, group, quantize, version
 from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme, preset
@@ -24,7 +24,6 @@ from coldpress.state import State
 
 _PARTS = ("weights", "input", "output")
 _OBSERVED = (("weights", DEFAULT_WEIGHT_OBSERVER), ("input_activations", DEFAULT_ACTIVATION_OBSERVER))
-_PASSES = 20.0  # over a weight that is rounded, packed and measured
 
 
 def _check_observer(args: QuantizationArgs | None, default: str, *, place: tuple[str, ...]) -> None:
@@ -189,11 +188,6 @@ class Quantizer(Modifier):
             batch_boundaries=any(observer_for(args, DEFAULT_ACTIVATION_OBSERVER).order_matters for args in static),
         )
 
-    def cost(self, layers: Sequence[Layer], tokens: int) -> Cost:
-        """Passes over the weights: ranges, division, rounding, decoding; a search goes over them again and again."""
-        sizes = [layer.weight.numel() for layer in layers]
-        return Cost(elements=_PASSES * sum(sizes), nbytes=12 * max(sizes, default=0))
-
     def takes_whole_range(self, state: State, layer: Layer) -> bool:
         """Whether scales of a layer's weight will span it from its smallest to its largest element.
 
@@ -285,7 +279,11 @@ class Quantizer(Modifier):
         args = scheme_of(state, layer).weights
         if args is None or args.strategy != "tensor_group":
             return None
-        together = [one for one in state.fact(FusedLayers).beside(layer) if _weights_of(state, one) == args]
+        together = [
+            one
+            for one in state.fact(FusedLayers).beside(layer)
+            if (scheme := state.scheme_of(one)) and scheme.weights == args
+        ]
         left = [layer, *(one for one in together if one.name not in state.quantized)]
         versions = {one.name: version(one.weight) for one in left}
         known = state.global_scales.get(layer.name)
@@ -382,11 +380,6 @@ def _range(observed: Observed, value: Any) -> tuple[Tensor, Tensor]:
     """The range of static inputs, which share one scale, [1] both."""
     observer = observed.observer
     return checked_range(observer, observer.range(value), (1,))
-
-
-def _weights_of(state: State, layer: Layer) -> QuantizationArgs | None:
-    scheme = state.scheme_of(layer)
-    return None if scheme is None else scheme.weights
 
 
 def _rank(pattern: str, layer: Layer) -> int:

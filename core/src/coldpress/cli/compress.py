@@ -164,7 +164,7 @@ def _check_combination(recipe: Path | None, scheme: str | None, **rest: Any) -> 
 
 def _recipe_of(scheme: str, *, model: str, quiet: bool, **chosen: Any) -> "Recipe":
     """The recipe for a scheme by name; the first line says which algorithm it is, where none was named."""
-    from coldpress.entrypoints.algorithm import recipe_for
+    from coldpress.entrypoints.scheme_recipe import recipe_for
 
     try:
         found = recipe_for(scheme, model=model, **chosen)

@@ -165,7 +165,7 @@ def _recipe(name: str) -> Any:
     Raises:
         ArgumentError: it is of another form.
     """
-    from coldpress.entrypoints.algorithm import recipe_for
+    from coldpress.entrypoints.scheme_recipe import recipe_for
     from coldpress.schemes import preset_names
 
     parts = name.split(":")
