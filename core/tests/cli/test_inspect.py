@@ -82,12 +82,12 @@ def test_a_method_that_no_plugin_reads_is_told_by_its_own_words(coldpress, tmp_p
         "a.scales": torch.zeros(1, 64, dtype=torch.float16),
     }
     save_file(tensors, tmp_path / "model.safetensors")
-    config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
+    config = {"quantization_config": {"quant_method": "foreign", "bits": 4, "group_size": 128}}
     (tmp_path / "config.json").write_text(json.dumps(config))
 
     part = look(coldpress, tmp_path)["parts"][0]
 
-    assert part["name"] == "gptq 4 bits group 128"
+    assert part["name"] == "foreign 4 bits group 128"
     assert part["weights"] == 64 * 64
 
 

@@ -1,6 +1,6 @@
 """What the tensors of a checkpoint stand for: which of them are the codes of quantized weights, and of how many."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -64,9 +64,10 @@ class Classifier:
     def tensors(self, weights: Weights) -> list[StoredTensor]:
         """Every tensor, module by module."""
         modules: dict[str, list[str]] = {}
+        every = set(weights.names())
         for name in weights.names():
-            module, _, suffix = name.rpartition(".")
-            modules.setdefault(module, []).append(suffix)
+            module = _owner(name, every)
+            modules.setdefault(module, []).append(name.removeprefix(f"{module}."))
         return [tensor for module, suffixes in modules.items() for tensor in self._module(weights, module, suffixes)]
 
     def _module(self, weights: Weights, module: str, suffixes: Sequence[str]) -> list[StoredTensor]:
@@ -112,7 +113,7 @@ class Classifier:
 
     def _bits(self) -> int | None:
         """How wide codes are, where a config says it for all layers."""
-        bits = self.config.get("bits")
+        bits = self.config.get("bits") or next((n for n in (4, 8) if self.config.get(f"load_in_{n}bit")), None)
         return bits if isinstance(bits, int) and bits > 0 else None
 
     def _words(
@@ -138,6 +139,13 @@ def is_embedding(module: str) -> bool:
     """Whether a module is an embedding, by its name."""
     last = module.rpartition(".")[2]
     return "embed" in last or last in ("wte", "wpe")
+
+
+def _owner(name: str, every: Collection[str]) -> str:
+    """The module that a tensor belongs to: that of `a.weight`, where the tensor is `a.weight.absmax`."""
+    parts = name.split(".")
+    heads = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return next((head for head in heads if head in every), name).rpartition(".")[0]
 
 
 def _stored(weights: Weights, name: str) -> Stored:
