@@ -23,7 +23,7 @@ SOURCES = sorted(path for package in PACKAGES.values() for path in package.rglob
 CORE = ROOT / "core/src/coldpress"
 
 CONTRACT = sorted(CORE.glob("*.py"))  # the ring: what plugin authors read, and how their plugins are found
-CONTRACT_LINES = 3600
+CONTRACT_LINES = 3800
 
 # A reason beats a budget: file, or file and function -> the reason.
 LONG_FILES: dict[str, str] = {}
@@ -269,7 +269,9 @@ def test_plugins_import_public_names_only(projects):
                 for line, name in _imports(path)
                 if name.startswith("coldpress.")
                 and name.count(".") > 1
-                and not name.startswith(("coldpress.plugin.", "coldpress.numerics.", "coldpress.testing."))
+                and not name.startswith(
+                    ("coldpress.plugin.", "coldpress.numerics.", "coldpress.schemes.", "coldpress.testing.")
+                )
             ]
 
     assert unexpected == []

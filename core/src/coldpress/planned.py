@@ -9,7 +9,7 @@ from torch import Tensor
 from coldpress.errors import CalibrationError
 from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.schemes import Scheme
-from coldpress.stage import Call, Pass, Stage
+from coldpress.stage import Call, Layer, Pass, Stage
 
 
 class CallSource(Protocol):
@@ -22,6 +22,11 @@ class CallSource(Protocol):
 def no_calls(stage: Stage, *, original: bool, batches: Collection[int] | None) -> Iterator[Call]:
     """Of a pass that runs no batch."""
     raise CalibrationError(f"no batch runs, so {stage.name} is not called")
+
+
+def unknown_nbytes(layer: Layer, scheme: Scheme) -> int:
+    """Of a run that was not planned."""
+    raise CalibrationError(f"no run is planned, so what {layer.name} takes on disk is not known")
 
 
 class LossGradient(Protocol):

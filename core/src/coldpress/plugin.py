@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from coldpress.calibration.statistics import Gamma, Gram, SecondMoment, TokenWeight
     from coldpress.calibration.tap import InputTap, StopForward
     from coldpress.checkpoint import CheckpointReader
+    from coldpress.dataflow.fused import FusedLayers
     from coldpress.dataflow.heads import Heads
     from coldpress.dataflow.partition import block_names, partition
     from coldpress.dataflow.rotate import RotationSite
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         SchemeError,
         TargetError,
     )
+    from coldpress.experts.tokens import siblings
     from coldpress.foreign import reading
     from coldpress.format import AttachmentLookup, Format, Parts, SchemeLookup, Stored
     from coldpress.hookspecs import hookimpl
@@ -75,7 +77,7 @@ if TYPE_CHECKING:
     from coldpress.pipeline import Outline, Pipeline
     from coldpress.planned import LossGradient, ReverseStep
     from coldpress.quantized import Quantized
-    from coldpress.recipe import Measured, ReadyRecipe
+    from coldpress.recipe import Measured, ReadyRecipe, Recipe, write_recipe
     from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset
     from coldpress.source import Cut, Source, Weights
     from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor, matches_name
@@ -110,6 +112,7 @@ __all__ = [
     "Decision",
     "Format",
     "Forward",
+    "FusedLayers",
     "Gamma",
     "GradientStatistic",
     "Gram",
@@ -144,6 +147,7 @@ __all__ = [
     "QuantizedTraining",
     "Quantizer",
     "ReadyRecipe",
+    "Recipe",
     "RecipeError",
     "ReverseStep",
     "RotationSite",
@@ -188,8 +192,10 @@ __all__ = [
     "rotate_stage",
     "rotations_of",
     "run_attention_taps",
+    "siblings",
     "stream_of",
     "weight_qparams",
+    "write_recipe",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -229,6 +235,7 @@ __getattr__, __dir__ = lazy_names(
         "calibration.tap": ("InputTap", "StopForward"),
         "checkpoint": ("CheckpointReader",),
         "dataflow.heads": ("Heads",),
+        "dataflow.fused": ("FusedLayers",),
         "dataflow.partition": ("block_names", "partition"),
         "dataflow.rotate": ("RotationSite",),
         "errors": (
@@ -243,6 +250,7 @@ __getattr__, __dir__ = lazy_names(
             "SchemeError",
             "TargetError",
         ),
+        "experts.tokens": ("siblings",),
         "foreign": ("reading",),
         "format": ("AttachmentLookup", "Format", "Parts", "SchemeLookup", "Stored"),
         "hookspecs": ("hookimpl",),
@@ -265,7 +273,7 @@ __getattr__, __dir__ = lazy_names(
         "layer_report": ("LayerReport",),
         "lifecycle": ("Forward", "Lifecycle", "Seen", "Training"),
         "quantized": ("Quantized",),
-        "recipe": ("Measured", "ReadyRecipe"),
+        "recipe": ("Measured", "ReadyRecipe", "Recipe", "write_recipe"),
         "state": ("State",),
         "statistic": ("RESCALE", "ROTATE", "GradientStatistic", "Labels", "Statistic", "Tokens"),
     },

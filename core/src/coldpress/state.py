@@ -16,7 +16,7 @@ from coldpress.layer_report import LayerReport
 from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.numerics import check_finite, relative_error
 from coldpress.originals import Originals
-from coldpress.planned import CallSource, Planned, Running, Sweep, no_calls
+from coldpress.planned import CallSource, Planned, Running, Sweep, no_calls, unknown_nbytes
 from coldpress.quantized import Encoding, Quantized
 from coldpress.schemes import Scheme, describe
 from coldpress.scratch import Scratch
@@ -41,6 +41,7 @@ class State:
             decoded from a quantized checkpoint; None for the dtype of each weight.
         sweep: what the pass over the stages is for.
         plan: layer name to quantizer and scheme, of every layer that will be quantized.
+        stored_nbytes: bytes of the tensors that the checkpoint will hold of a layer by a scheme.
         running: the hook that is running; None between hooks.
         pipeline_state: what the pipeline remembers between two stages; the pipeline's own.
         scratch: what modifiers remember between hooks.
@@ -64,6 +65,7 @@ class State:
     scale_dtype: torch.dtype | None = None
     sweep: Sweep = field(factory=Sweep)
     plan: dict[str, Planned] = field(factory=dict)
+    stored_nbytes: Callable[[Layer, Scheme], int] = unknown_nbytes
     running: Running | None = None
     pipeline_state: Any = None
     scratch: Scratch = field(factory=Scratch)

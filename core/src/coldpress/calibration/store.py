@@ -87,9 +87,11 @@ class StatisticStore:
         requester: the modifier whose hook is running.
         followed: a transformation of inputs was told, since it was last set to False.
         gradients: what the reverse sweep has found, for statistics of gradients and those that weight tokens.
+        decided: schemes were decided after a measuring pass, which ran data, so that a modifier may need some too.
     """
 
     gradients: GradientStore = field(factory=GradientStore)
+    decided: bool = False
     requester: Modifier | None = None
     followed: bool = False
     _asks: list[Request] = field(factory=list)
@@ -107,7 +109,7 @@ class StatisticStore:
             CalibrationError: the layer is an embedding.
         """
         needs = None if self.requester is None else self.requester.needs()
-        if needs is not None and not needs.data:
+        if needs is not None and not needs.data and not self.decided:
             raise BrokenPluginError(
                 f"{type(self.requester).__name__} requests statistics: its needs() must say data=True"
             )

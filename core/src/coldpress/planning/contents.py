@@ -1,24 +1,20 @@
 """What a job will write: every tensor of the checkpoint, stage by stage, as its format makes it of shapes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 
 import torch
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from torch import Tensor
 
-from coldpress.bases.quantizer import observed_input
+from coldpress.bases.without_data import without_data
 from coldpress.checkpoint.consolidate import Place, shards_of
 from coldpress.checkpoint.shard import Entry, header_of
 from coldpress.format import REST, Format
 from coldpress.models.tie import untie
-from coldpress.numerics import scale_shape
 from coldpress.planning.empty import empty_copy
-from coldpress.quantized import Quantized
 from coldpress.run.job import Job
-from coldpress.schemes import QuantizationArgs, Scheme, number_format
 from coldpress.stage import find_layers
 from coldpress.state import State
 
@@ -105,33 +101,6 @@ def planned_contents(job: Job) -> PlannedContents:
     )
 
 
-def without_data(scheme: Scheme, weight: Tensor) -> Quantized:
-    """What a layer becomes by a scheme, on the meta device.
-
-    Args:
-        scheme: of the layer.
-        weight: [O, I], on any device.
-    """
-    args, inputs = scheme.weights, scheme.input_activations
-    found = Quantized(scheme)
-    if args is not None:
-        shape = tuple(weight.shape)
-        scales = scale_shape(shape, args)
-        found = evolve(
-            found,
-            codes=_meta(shape, number_format(args).code_dtype),
-            scale=_meta(scales, weight.dtype),
-            zero_point=_meta(scales, _point_dtype(args)),
-            global_scale=_meta((1,), torch.float32) if args.strategy == "tensor_group" else None,
-        )
-    if inputs is None or inputs.dynamic is True:
-        return found
-    if inputs.dynamic == "local":
-        return evolve(found, input_global_scale=_meta((1,), torch.float32))
-    scale = _meta((1,), _input_scale_dtype(scheme, weight.dtype))
-    return evolve(found, input_scale=scale, input_zero_point=_meta((1,), _point_dtype(inputs)))
-
-
 def nbytes_of(kind: Kind) -> int:
     """Bytes of a tensor of this dtype and shape."""
     dtype, shape = kind
@@ -160,21 +129,6 @@ def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
 def _file_nbytes(tensors: Mapping[str, Kind]) -> int:
     _, header = header_of(tensors)
     return len(header) + sum(map(nbytes_of, tensors.values()))
-
-
-def _point_dtype(args: QuantizationArgs) -> torch.dtype:
-    if args.symmetric:
-        return torch.int8
-    return args.zp_dtype or number_format(args).code_dtype
-
-
-@lru_cache
-def _input_scale_dtype(scheme: Scheme, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the scale of static inputs, which is that of the range that its observer finds."""
-    observed = observed_input(scheme)
-    assert observed is not None
-    low, _ = observed.observer.range(observed.finish(observed.update(None, torch.ones(1, 8, dtype=dtype))))
-    return low.dtype
 
 
 def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from attrs import evolve, field, frozen
 
 from coldpress.attachment import Attached
+from coldpress.bases.without_data import stored_nbytes
 from coldpress.calibration.gradient_store import GradientStore
 from coldpress.calibration.store import StatisticStore
 from coldpress.checkpoint.companion import Origin
@@ -117,6 +118,7 @@ class Job:
 
     def _plan(self) -> None:
         modifiers, state = self.modifiers, self.state
+        state.stored_nbytes = partial(stored_nbytes, self.form)
         claims = preflight.claims_of(modifiers, state.model, beside=state.report)
         state.plan = self._completed(preflight.plan_of(claims))
         self.claims[:] = preflight.planned_only(claims, state.plan)
@@ -353,7 +355,8 @@ class Job:
 
     def _stage_run(self, modifiers: Sequence[Modifier]) -> StageRun:
         """What works on the stages of a pass, after the state is told what the pass is for."""
-        store = StatisticStore(self.gradients)
+        needs = [modifier.needs() for modifier in modifiers]
+        store = StatisticStore(self.gradients, decided=any(one.measuring_pass and one.data for one in needs))
         self.state.begin_pass(self.sweep_of(modifiers), store, partial(self.pipeline.calls, self.state))
         return StageRun(
             modifiers=modifiers,
