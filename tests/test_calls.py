@@ -7,12 +7,10 @@ import pytest
 import torch
 from attrs import field, frozen
 
-from coldpress import CalibrationError
+from coldpress import CalibrationError, testing
 from coldpress.errors import BrokenPluginError
 from coldpress.plugin import KVCache, Modifier, Needs, Stage, State, first_tensor, hookimpl
-from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.job import Job
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.trace import differences, trace_of
 
@@ -64,9 +62,8 @@ def look(do: Callable[[State, Stage], Any], **needs: bool) -> Any:
 
 
 def run(*modifiers, model=None, data=None, pipeline="sequential", **settings):
-    state = State(model=model or tiny_llama(), batches=data or batches(rows=4, batch_size=2))
-    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)(**settings)).run()
-    return state
+    data = data or batches(rows=4, batch_size=2)
+    return testing.run(*modifiers, model=model, data=data, pipeline=find("pipelines", pipeline)(**settings))
 
 
 def rounding(**settings):
@@ -241,7 +238,7 @@ def test_nothing_is_left_on_the_model():
 def test_what_is_not_needed_is_not_there():
     with pytest.raises(BrokenPluginError, match=r"Look.finalize at .* must say original_weights=True"):
         run(look(lambda state, stage: state.original().__enter__(), original_weights=False))
-    with pytest.raises(BrokenPluginError, match="Look: original_inputs and calls need data"):
+    with pytest.raises(BrokenPluginError, match="Look: original_inputs, calls and loss_gradients need data"):
         run(look(outputs, data=False))
     with pytest.raises(CalibrationError, match="the pipeline DataFree runs none"):
         run(look(outputs), pipeline="data_free")

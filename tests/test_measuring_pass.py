@@ -1,22 +1,20 @@
 """The measuring pass: the whole model stage by stage, one decision, then compression; streamed, and resumed in both."""
 
 import json
+from functools import partial
 from typing import ClassVar
 
 import pytest
 import torch
 from attrs import field, frozen
 
-from coldpress import oneshot
+from coldpress import oneshot, testing
 from coldpress.checkpoint.output import Output
 from coldpress.errors import BrokenPluginError, SchemeError
 from coldpress.plugin import Decision, Modifier, Needs, Scheme, Stage, State, hookimpl, preset
-from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.job import Job
 from coldpress.testing.interrupt import interrupted
 from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
-from coldpress.testing.trial import Parts
 
 OWL = {"sparsity": 0.5, "sparsity_profile": "owl", "owl_m": 3, "owl_lmbda": 0.1, "ignore": ["lm_head"]}
 TEXT = {"dataset": ["some text to calibrate with", "and some more of it"], "num_calibration_samples": 2, "quiet": True}
@@ -62,11 +60,7 @@ class MixedBits(Modifier):
         return preset(self.scheme, group_size=48) if self.spoil == "scheme" else preset(self.scheme)
 
 
-def run(*modifiers, pipeline="sequential", model=None):
-    state = State(model=model or tiny_llama(), batches=batches(rows=4, batch_size=2))
-    found = Parts() if pipeline is None else find("pipelines", pipeline)()
-    Job(recipe=Recipe(modifiers), state=state, pipeline=found).run()
-    return state
+run = partial(testing.run, data=batches(rows=4, batch_size=2), pipeline="sequential")
 
 
 def rounding(**settings):

@@ -67,6 +67,7 @@ def plugins(tmp_path_factory):
         ("WholeForward", {}),
         ("PlainCodes", {}),
         ("StageFiles", {}),
+        ("OnlineRotation", {"block_size": 16}),
     ],
 )
 def test_the_plugins_that_are_shown_keep_every_promise(plugins, name, settings):
@@ -99,6 +100,7 @@ def test_the_tests_that_are_shown_are_tests(plugins):
     assert isinstance(plugins.test_conformance, types.FunctionType)
     assert isinstance(plugins.test_known, types.FunctionType)
     assert isinstance(plugins.test_source, types.FunctionType)
+    assert isinstance(plugins.test_attachment, types.FunctionType)
 
 
 def test_the_format_that_is_shown_says_what_it_holds(plugins):

@@ -1,15 +1,16 @@
 """SparseGPT and then GPTQ in one recipe: one sweep, and not one zero is lost."""
 
+from functools import partial
+
 import pytest
 import torch
 from attrs import field, frozen
 
+from coldpress import testing
 from coldpress.calibration.statistics import Gram
-from coldpress.plugin import Modifier, State, hookimpl
-from coldpress.recipe import Recipe
+from coldpress.plugin import Modifier, hookimpl
 from coldpress.registry import find
-from coldpress.run.job import Job
-from coldpress.testing.models import batches, tiny_llama
+from coldpress.testing.models import batches
 
 FOURS = {"mask_structure": "2:4"}
 
@@ -29,10 +30,7 @@ def modifier(name, **settings):
     return find("modifiers", name)(ignore=["lm_head"], **settings)
 
 
-def run(*modifiers, pipeline="sequential"):
-    state = State(model=tiny_llama(), batches=batches())
-    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).run()
-    return state
+run = partial(testing.run, data=batches(), pipeline="sequential")
 
 
 @pytest.mark.parametrize(

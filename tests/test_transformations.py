@@ -1,5 +1,6 @@
 """Equivalent transformations in `initialize`: before any batch runs through the stage, prologue included."""
 
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -7,12 +8,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from coldpress import load_model, oneshot
+from coldpress import load_model, oneshot, testing
 from coldpress.errors import BrokenPluginError
 from coldpress.plugin import TRANSFORMS, Modifier, Needs, Stage, State, hookimpl
-from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.job import Job
 from coldpress.testing.interrupt import interrupted
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 
@@ -40,10 +39,7 @@ class FlipSigns(Modifier):
         return torch.randint(2, (width,), generator=torch.Generator().manual_seed(self.seed)) * 2.0 - 1
 
 
-def run(*modifiers, model, pipeline="sequential"):
-    state = State(model=model, batches=batches(rows=4, batch_size=2))
-    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).run()
-    return state
+run = partial(testing.run, data=batches(rows=4, batch_size=2), pipeline="sequential")
 
 
 def quantizer(name="GPTQModifier", **settings):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from coldpress import RecipeError, TargetError
 from coldpress.plugin import QUANTIZES, Modifier, Needs, Smoother, Smoothing, State, hookimpl
 from coldpress.recipe import Recipe
-from coldpress.run.job import Job
+from coldpress.testing import run
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
-from coldpress.testing.trial import Parts, inputs_of
+from coldpress.testing.trial import inputs_of
 
 Q, OUT, UP = (f"model.layers.0.{name}" for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"))
 NORM = "model.layers.0.input_layernorm"
@@ -66,13 +66,6 @@ class Rounder(Modifier):
     @hookimpl
     def finalize(self, state, stage):
         """Nothing."""
-
-
-def run(*modifiers, model=None, data=None):
-    model = tiny_llama() if model is None else model
-    state = State(model=model, batches=batches(batch_size=4) if data is None else data)
-    Job(recipe=Recipe(list(modifiers)), state=state, pipeline=Parts()).run()
-    return state
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_conv1d])

@@ -1,11 +1,13 @@
 """The run: which hooks fire when, what stops it before it begins, and that an error leaves nothing behind."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 from attrs import field, frozen
 
+from coldpress import testing
 from coldpress.checkpoint import CheckpointWriter
 from coldpress.checkpoint.output import Output
 from coldpress.dataflow.partition import partition
@@ -19,12 +21,9 @@ from coldpress.errors import (
 )
 from coldpress.modifier import PRUNES, QUANTIZES, Modifier, Needs
 from coldpress.plugin import hookimpl
-from coldpress.recipe import Recipe
 from coldpress.registry import find
 from coldpress.run.hooks import Hooks
-from coldpress.run.job import Job
 from coldpress.stage import Stage
-from coldpress.state import State
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
 from coldpress.testing.rounding import Rounding
 from coldpress.testing.trace import changed, differences, trace_of, weights_of
@@ -96,11 +95,7 @@ class Clumsy(Modifier):
             raise RuntimeError("dropped it")
 
 
-def run(*modifiers, model=None, data=None, pipeline=None, output=None):
-    model = tiny_llama() if model is None else model
-    state = State(model=model, batches=batches(rows=4, batch_size=2) if data is None else data)
-    Job(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Parts(), output=output).run()
-    return state
+run = partial(testing.run, data=batches(rows=4, batch_size=2))
 
 
 def rounding(**settings):

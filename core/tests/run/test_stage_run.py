@@ -8,6 +8,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
+from coldpress import testing
 from coldpress.calibration.statistics import Absmax, Gram, GramValue
 from coldpress.calibration.store import StatisticStore
 from coldpress.calibration.tap import BatchInputs, InputTap, StopForward
@@ -143,11 +144,8 @@ class CountedParts(Parts):
 
 
 def run(*modifiers: Modifier, model: nn.Module | None = None, data=None, pipeline: Pipeline | None = None):
-    model = tiny_llama() if model is None else model
-    state = State(model=model, batches=batches(batch_size=4) if data is None else data)
     pipeline = CountedParts() if pipeline is None else pipeline
-    Job(recipe=Recipe(list(modifiers)), state=state, pipeline=pipeline).run()
-    return state, pipeline
+    return testing.run(*modifiers, model=model, data=data, pipeline=pipeline), pipeline
 
 
 def oracle(name: str, model: nn.Module, data=None) -> Tensor:

@@ -4,14 +4,12 @@ import pytest
 import torch
 from attrs import frozen
 
-from coldpress import NumericsError, RecipeError, SchemeError, TargetError, preset, read_recipe, write_recipe
+from coldpress import NumericsError, RecipeError, SchemeError, TargetError, preset, read_recipe, testing, write_recipe
 from coldpress.plugin import Call, Modifier, Quantizer, Stage, State, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.job import Job
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
 from coldpress.testing.rounding import Rounding
-from coldpress.testing.trial import Parts
 from coldpress_awq import AWQMapping, AWQModifier
 from coldpress_awq.block_objective import first_calls
 
@@ -48,11 +46,8 @@ def outlying(make=tiny_llama, **arguments):
     return model
 
 
-def run(*modifiers, model=None, pipeline=None, data=None):
-    model = outlying() if model is None else model
-    state = State(model=model, batches=batches(batch_size=4) if data is None else data)
-    Job(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Parts()).run()
-    return state
+def run(*modifiers, model=None, **settings):
+    return testing.run(*modifiers, model=outlying() if model is None else model, **settings)
 
 
 def error(*modifiers, make=tiny_llama):

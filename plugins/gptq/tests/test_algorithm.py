@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from coldpress import QuantizationArgs
 from coldpress.numerics import calculate_qparams, dequantize, group, quantize
+from coldpress.testing import draw, random_gram
 from coldpress_gptq.algorithm.solver import (
     Grid,
     Problem,
@@ -30,17 +31,6 @@ GRIDS = {
 }
 over_grids = pytest.mark.parametrize("args", GRIDS.values(), ids=GRIDS)
 INT4 = GRIDS["int4 group"]
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def gram_of(width, *, tokens=None, seed=1):
-    """Of inputs whose channels are correlated and differ in size."""
-    x = draw(tokens or 4 * width, width, seed=seed) @ draw(width, width, seed=seed + 1)
-    x = x * torch.linspace(0.2, 3, width)[torch.randperm(width, generator=torch.Generator().manual_seed(seed))]
-    return x.t() @ x
 
 
 def minmax_qparams(weight, args):
@@ -87,7 +77,7 @@ def textbook(weight, gram, args, *, order, dampening_frac=0.01):
 @over_grids
 @pytest.mark.parametrize("by_activity", [True, False])
 def test_codes_are_those_of_the_textbook(args, by_activity):
-    weight, gram = draw(24, 48), gram_of(48)
+    weight, gram = draw(24, 48), random_gram(48)
     prepared = prepare(gram, dampening_frac=0.01, by_activity=by_activity)
     scale, point = minmax_qparams(weight, args)
     rows = [scale_rows(part, args, weight.shape) for part in (scale, point)]
@@ -108,7 +98,7 @@ def test_white_inputs_give_rounding(args):
 @over_grids
 @pytest.mark.parametrize("block_size", [1, 7, 32, 40, 1000])
 def test_block_size_is_only_speed(args, block_size):
-    weight, gram = draw(24, 144), gram_of(144)
+    weight, gram = draw(24, 144), random_gram(144)
 
     found, _ = solved(weight, gram, args, block_size=block_size)
     expected, _ = solved(weight, gram, args, block_size=128)
@@ -118,7 +108,7 @@ def test_block_size_is_only_speed(args, block_size):
 
 def test_permuting_columns_permutes_the_result():
     args = QuantizationArgs(num_bits=4, strategy="channel")
-    weight, gram = draw(16, 40), gram_of(40)
+    weight, gram = draw(16, 40), random_gram(40)
     turned = torch.randperm(40, generator=torch.Generator().manual_seed(5))
 
     found, _ = solved(weight[:, turned], gram[turned][:, turned], args)
@@ -128,7 +118,7 @@ def test_permuting_columns_permutes_the_result():
 
 @over_grids
 def test_the_loss_is_the_error_of_the_outputs(args):
-    weight, gram = draw(24, 48), gram_of(48)
+    weight, gram = draw(24, 48), random_gram(48)
     found, solution = solved(weight, gram, args, dampening_frac=1e-6)
 
     assert float(solution.loss.sum()) == pytest.approx(error(weight, found, gram), rel=1e-3)
@@ -147,7 +137,7 @@ def test_the_loss_is_the_error_of_the_outputs(args):
 def test_it_is_never_worse_than_rounding(rows, groups, seed, tokens, name):
     """Under the dampened matrix that it minimizes."""
     args, width = GRIDS[name], 16 * groups
-    weight, gram = draw(rows, width, seed=seed), gram_of(width, tokens=tokens, seed=seed)
+    weight, gram = draw(rows, width, seed=seed), random_gram(width, tokens=tokens, seed=seed)
     found, _ = solved(weight, gram, args)
     damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(width)
 
@@ -159,7 +149,7 @@ def test_every_row_is_the_better_one_of_the_loop_and_rounding(args):
     weight = draw(64, 48)
     scale, point = minmax_qparams(weight, args)
     scale = scale / (1.6 if args.num_bits == 8 else 3)  # clips weights, and the loop makes later columns pay for that
-    prepared = prepare(gram_of(48), dampening_frac=0.01, by_activity=True)
+    prepared = prepare(random_gram(48), dampening_frac=0.01, by_activity=True)
     rows = [scale_rows(part, args, (64, 48)) for part in (scale, point)]
     loop = solve([weight], [prepared], Grid(args, *rows), block_size=128, keep_zeros=False).loss
     nearest = measured(quantize(weight, scale, point, args), weight, (scale, point), prepared, args).loss
@@ -176,7 +166,7 @@ def test_every_row_is_the_better_one_of_the_loop_and_rounding(args):
 def test_it_is_much_better_than_rounding_in_the_mean():
     ratios = []
     for seed in range(10):
-        weight, gram = draw(32, 96, seed=seed), gram_of(96, seed=seed)
+        weight, gram = draw(32, 96, seed=seed), random_gram(96, seed=seed)
         found, _ = solved(weight, gram, INT4)
         ratios.append(error(weight, found, gram) / error(weight, rounded_to_nearest(weight, INT4), gram))
 
@@ -185,7 +175,7 @@ def test_it_is_much_better_than_rounding_in_the_mean():
 
 @over_grids
 def test_matrices_that_share_an_input_may_be_solved_together(args):
-    weights, gram = [draw(rows, 48, seed=rows) for rows in (8, 24, 16)], gram_of(48)
+    weights, gram = [draw(rows, 48, seed=rows) for rows in (8, 24, 16)], random_gram(48)
     prepared = prepare(gram, dampening_frac=0.01, by_activity=True)
     qparams = [minmax_qparams(weight, args) for weight in weights]
 
@@ -206,7 +196,7 @@ def test_inputs_may_be_solved_together(args, keep_zeros):
         weights = [draw(size, 48, seed=size) for size in rows]
         for weight in weights:
             weight[:, seed::4] = 0
-        prepared = prepare(gram_of(48, seed=10 * seed), dampening_frac=0.01, by_activity=True)
+        prepared = prepare(random_gram(48, seed=10 * seed), dampening_frac=0.01, by_activity=True)
         problems.append(Problem(weights, [minmax_qparams(weight, args) for weight in weights], prepared))
 
     together = gptq(problems, args, block_size=40, keep_zeros=keep_zeros)
@@ -223,7 +213,7 @@ def test_inputs_may_be_solved_together(args, keep_zeros):
 def test_rows_do_not_know_each_other(args):
     if args.strategy in ("tensor", "block"):
         pytest.skip("rows share a scale")
-    weight, gram = draw(24, 48), gram_of(48)
+    weight, gram = draw(24, 48), random_gram(48)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(2))
 
     torch.testing.assert_close(solved(weight[order], gram, args)[0], solved(weight, gram, args)[0][order])
@@ -231,7 +221,7 @@ def test_rows_do_not_know_each_other(args):
 
 @over_grids
 def test_zeros_are_kept_when_asked_for(args):
-    weight, gram = draw(24, 48), gram_of(48)
+    weight, gram = draw(24, 48), random_gram(48)
     weight[draw(24, 48, seed=9) > 0] = 0
 
     kept, _ = solved(weight, gram, args, keep_zeros=True)
@@ -243,7 +233,7 @@ def test_zeros_are_kept_when_asked_for(args):
 
 @over_grids
 def test_codes_lie_on_the_grid(args):
-    weight, gram = draw(24, 48) * 100, gram_of(48)
+    weight, gram = draw(24, 48) * 100, random_gram(48)
     _, solution = solved(weight, gram, args)
 
     codes = solution.codes.float()
@@ -260,13 +250,13 @@ def test_degenerate_inputs_give_finite_weights(gram):
 
 
 def test_one_token_is_enough():
-    found, _ = solved(draw(24, 48), gram_of(48, tokens=1), INT4)
+    found, _ = solved(draw(24, 48), random_gram(48, tokens=1), INT4)
 
     assert torch.isfinite(found).all()
 
 
 def test_dead_inputs_are_rounded():
-    weight, gram = draw(24, 48), gram_of(48)
+    weight, gram = draw(24, 48), random_gram(48)
     gram[5], gram[:, 5] = 0, 0
 
     torch.testing.assert_close(solved(weight, gram, INT4)[0][:, 5], rounded_to_nearest(weight, INT4)[:, 5])

@@ -5,6 +5,7 @@ import torch
 
 from coldpress import QuantizationArgs
 from coldpress.numerics import dequantize, quantize
+from coldpress.testing import draw
 from coldpress_gptq.algorithm.asymmetry import gptaq_weights, qronos_weights
 from coldpress_gptq.algorithm.solver import Grid, Problem, gptq, prepare, scale_rows, searched_qparams, solve
 
@@ -12,10 +13,6 @@ INT4 = QuantizationArgs(num_bits=4, strategy="channel")
 both = pytest.mark.parametrize("method", [gptaq_weights, qronos_weights])
 orders = pytest.mark.parametrize("by_activity", [True, False])
 WIDTH = 32
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def inputs(seed=1, *, tokens=300, change=0.1):

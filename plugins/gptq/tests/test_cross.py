@@ -2,12 +2,8 @@
 
 import torch
 
+from coldpress.testing import draw
 from coldpress_gptq.cross import Cross
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 X, ORIGINAL = draw(30, 6), draw(30, 6, seed=1)
 

@@ -8,20 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldpress import QuantizationArgs
+from coldpress.testing import draw, random_gram
 from coldpress_gptq.algorithm.magr import clip_tops, shrink_ranges
 
 CHANNEL = QuantizationArgs(num_bits=3, strategy="channel")
 GROUP = QuantizationArgs(num_bits=3, group_size=8)
 both = pytest.mark.parametrize("args", [CHANNEL, GROUP], ids=["channel", "group"])
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def gram_of(width, *, tokens=200, seed=1):
-    x = draw(tokens, width, seed=seed) @ draw(width, width, seed=seed + 1)
-    return x.t() @ x
 
 
 def ranges(weight, args):
@@ -61,7 +53,7 @@ def test_the_proximal_operator_is_optimal(length, amount, levels, seed):
 @pytest.mark.parametrize("tokens", [3, 20, 200])
 @pytest.mark.parametrize("alpha", [1e-3, 1e-1])
 def test_every_step_goes_down(args, tokens, alpha):
-    weight, gram = draw(10, 24), gram_of(24, tokens=tokens)
+    weight, gram = draw(10, 24), random_gram(24, tokens=tokens)
     values = [
         objective(
             shrink_ranges(weight, gram, args, alpha=alpha, keep_zeros=False, steps=steps), weight, gram, args, alpha
@@ -77,7 +69,7 @@ def test_every_step_goes_down(args, tokens, alpha):
 
 @both
 def test_after_many_steps_it_is_the_minimum(args):
-    weight, gram = draw(5, 24), gram_of(24)
+    weight, gram = draw(5, 24), random_gram(24)
     found = shrink_ranges(weight, gram, args, alpha=0.05, keep_zeros=False, steps=30000)
     least = objective(found, weight, gram, args, 0.05)
 
@@ -98,7 +90,7 @@ def test_outputs_on_few_tokens_hardly_change_and_ranges_do(args):
 
 
 def test_what_no_input_reaches_is_only_clipped():
-    weight, gram = draw(10, 24), gram_of(24)
+    weight, gram = draw(10, 24), random_gram(24)
     gram[:, 5], gram[5] = 0, 0
     weight[:, 5] = 10
 
@@ -109,7 +101,7 @@ def test_what_no_input_reaches_is_only_clipped():
 
 
 def test_zeros_are_kept_when_asked_for():
-    weight, gram = draw(10, 24), gram_of(24)
+    weight, gram = draw(10, 24), random_gram(24)
     weight[draw(10, 24, seed=3) > 0] = 0
     zeros = weight == 0
 
@@ -128,7 +120,7 @@ def test_inputs_that_are_zero_change_nothing():
 
 
 def test_rows_do_not_know_each_other():
-    weight, gram = draw(10, 24), gram_of(24)
+    weight, gram = draw(10, 24), random_gram(24)
 
     together = shrink_ranges(weight, gram, GROUP, alpha=0.01, keep_zeros=False)
 

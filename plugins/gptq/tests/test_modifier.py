@@ -9,12 +9,9 @@ import pytest
 import torch
 
 import coldpress
-from coldpress import CalibrationError, SchemeError
+from coldpress import CalibrationError, SchemeError, testing
 from coldpress.calibration.statistics import Gram
-from coldpress.plugin import State
-from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.job import Job
 from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress_gptq import GPTQModifier, modifier
@@ -23,11 +20,9 @@ from coldpress_gptq.cross import Cross
 DOWN, V = "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.v_proj"
 
 
-def run(*modifiers, model=None, pipeline="sequential", data=None, **settings):
-    model = tiny_llama() if model is None else model
-    state = State(model=model, batches=batches() if data is None else data)
-    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)(**settings)).run()
-    return state
+def run(*modifiers, pipeline="sequential", model=None, data=None, **settings):
+    chosen = find("pipelines", pipeline)(**settings)
+    return testing.run(*modifiers, model=model, data=batches() if data is None else data, pipeline=chosen)
 
 
 def gptq(**settings):

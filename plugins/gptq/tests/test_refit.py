@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from coldpress import QuantizationArgs
 from coldpress.numerics import dequantize
+from coldpress.testing import draw, random_gram
 from coldpress_gptq.algorithm.refit import has_own_scales, refitted
 from coldpress_gptq.algorithm.solver import Problem, gptq, measured, prepare, searched_qparams
 
@@ -17,15 +18,6 @@ GRIDS = {
     "fp4 group": QuantizationArgs(num_bits=4, type="float", group_size=16),
 }
 over_grids = pytest.mark.parametrize("args", GRIDS.values(), ids=GRIDS)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def gram_of(width, *, tokens=200, seed=1):
-    x = draw(tokens, width, seed=seed) @ draw(width, width, seed=seed + 1)
-    return x.t() @ x
 
 
 def error(weight, rounded, gram):
@@ -52,7 +44,7 @@ def solved(weight, gram, args, *, dampening_frac=0.01):
 def test_no_row_gets_worse(name, rows, groups, tokens, seed, dtype):
     """Under the dampened matrix, with scales as they are stored."""
     args, width = GRIDS[name], 16 * groups
-    weight, gram = draw(rows, width, seed=seed).to(dtype), gram_of(width, tokens=tokens, seed=seed)
+    weight, gram = draw(rows, width, seed=seed).to(dtype), random_gram(width, tokens=tokens, seed=seed)
     solution, (scale, point), prepared = solved(weight, gram, args)
 
     found, after = refitted(weight, solution, (scale, point), prepared, args)
@@ -72,7 +64,7 @@ def test_no_row_gets_worse(name, rows, groups, tokens, seed, dtype):
 
 @over_grids
 def test_no_other_scale_of_any_group_is_better(args):
-    weight, gram = draw(12, 48), gram_of(48)
+    weight, gram = draw(12, 48), random_gram(48)
     solution, (scale, point), prepared = solved(weight, gram, args)
 
     found, after = refitted(weight, solution, (scale, point), prepared, args)
@@ -107,7 +99,7 @@ def test_they_are_those_of_least_squares(args):
 
 def test_groups_of_zeros_keep_their_scales():
     args = GRIDS["int4 group"]
-    weight, gram = draw(6, 48), gram_of(48)
+    weight, gram = draw(6, 48), random_gram(48)
     weight[:, 16:32] = 0
     solution, (scale, point), prepared = solved(weight, gram, args)
     codes = solution.codes.clone()

@@ -1,18 +1,17 @@
 """MagnitudePruningModifier: structures and settings; ConstantPruningModifier: zeros that outlive other modifiers."""
 
+from functools import partial
 from typing import ClassVar
 
 import pytest
 import torch
 from attrs import evolve, frozen
 
-from coldpress import SchemeError, read_recipe
+from coldpress import SchemeError, read_recipe, testing
 from coldpress.errors import RecipeError
 from coldpress.numerics import quantize
 from coldpress.plugin import QUANTIZES, Modifier, Quantizer, State, hookimpl, weight_qparams
-from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.job import Job
 from coldpress.testing.models import tiny_conv1d, tiny_llama
 from coldpress.testing.trial import claimed
 from coldpress_magnitude import ConstantPruningModifier, MagnitudePruningModifier
@@ -22,10 +21,7 @@ UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj"
 LINEAR = {"ignore": ["lm_head"]}
 
 
-def run(*modifiers, model=None):
-    state = State(model=tiny_llama() if model is None else model)
-    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", "data_free")()).run()
-    return state
+run = partial(testing.run, data=(), pipeline="data_free")
 
 
 def weight(state, name):

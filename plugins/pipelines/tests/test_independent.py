@@ -6,11 +6,9 @@ import pytest
 import torch
 from loose import SEEN, Block, Loose, Watcher, stages, straight, untouched, vectors
 
-from coldpress import oneshot
+from coldpress import oneshot, testing
 from coldpress.errors import BrokenPluginError
 from coldpress.plugin import State
-from coldpress.recipe import Recipe
-from coldpress.run.job import Job
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.rounding import Rounding
 from coldpress.testing.trial import inputs_of
@@ -21,9 +19,8 @@ DOWN = "QuantizationModifier: {targets: ['re:.*down_proj'], scheme: W4A16, group
 
 
 def run(model, *modifiers, pipeline=None, data=None):
-    state = State(model=model, batches=vectors() if data is None else data)
-    Job(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Independent()).run()
-    return state
+    data = vectors() if data is None else data
+    return testing.run(*modifiers, model=model, data=data, pipeline=pipeline or Independent())
 
 
 def seen(state):

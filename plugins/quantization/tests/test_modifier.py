@@ -1,15 +1,15 @@
 """QuantizationModifier: which scheme which layer gets, static inputs, observers, and what it refuses."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from coldpress import QuantizationArgs, Scheme, SchemeError, TargetError, oneshot, preset, read_recipe
+from coldpress import QuantizationArgs, Scheme, SchemeError, TargetError, oneshot, preset, read_recipe, testing
 from coldpress.errors import RecipeError, UnknownPluginError
 from coldpress.numerics import calculate_qparams, fake_quantize, group
-from coldpress.plugin import Modifier, State, hookimpl, observer_for
-from coldpress.recipe import Recipe
+from coldpress.plugin import Modifier, hookimpl, observer_for
 from coldpress.registry import find
-from coldpress.run.job import Job
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.trial import claimed, inputs_of
 from coldpress_quantization import QuantizationModifier
@@ -17,11 +17,7 @@ from coldpress_quantization import QuantizationModifier
 UP, DOWN, HEAD = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj", "lm_head"
 
 
-def run(*modifiers, model=None, pipeline="data_free", data=()):
-    model = tiny_llama() if model is None else model
-    state = State(model=model, batches=data)
-    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).run()
-    return state
+run = partial(testing.run, data=(), pipeline="data_free")
 
 
 def bits(state):

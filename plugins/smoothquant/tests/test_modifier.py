@@ -3,15 +3,12 @@
 import pytest
 import torch
 
-from coldpress import NumericsError, RecipeError, read_recipe
-from coldpress.plugin import State
+from coldpress import NumericsError, RecipeError, read_recipe, testing
 from coldpress.recipe import Recipe
 from coldpress.registry import find
-from coldpress.run.job import Job
 from coldpress.testing import conformance
 from coldpress.testing.models import batches, logits, tiny_llama
 from coldpress.testing.rounding import Rounding
-from coldpress.testing.trial import Parts
 from coldpress_smoothquant import LogarithmicEqualizationModifier, SmoothQuantModifier
 from coldpress_smoothquant.sample import Sample
 
@@ -36,11 +33,8 @@ def outlying():
     return model
 
 
-def run(*modifiers, model=None, pipeline=None, data=None):
-    model = outlying() if model is None else model
-    state = State(model=model, batches=batches(batch_size=4) if data is None else data)
-    Job(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Parts()).run()
-    return state
+def run(*modifiers, model=None, **settings):
+    return testing.run(*modifiers, model=outlying() if model is None else model, **settings)
 
 
 def error(*modifiers):

@@ -1,16 +1,14 @@
 """SparseGPTModifier: which layer gets which sparsity, what is shared, what it falls back to, and what it refuses."""
 
 import logging
+from functools import partial
 
 import pytest
 import torch
 
-from coldpress import SchemeError, oneshot, read_recipe
+from coldpress import SchemeError, oneshot, read_recipe, testing
 from coldpress.errors import RecipeError
 from coldpress.plugin import State, block_names
-from coldpress.recipe import Recipe
-from coldpress.registry import find
-from coldpress.run.job import Job
 from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress.testing.trial import inputs_of
@@ -22,11 +20,7 @@ QKV = [f"model.layers.0.self_attn.{part}_proj" for part in "qkv"]
 LINEAR = {"ignore": ["lm_head"]}
 
 
-def run(*modifiers, model=None, pipeline="sequential", data=None, seed=0):
-    model = tiny_llama() if model is None else model
-    state = State(model=model, batches=batches(batch_size=4) if data is None else data, seed=seed)
-    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).run()
-    return state
+run = partial(testing.run, pipeline="sequential")
 
 
 def weight(state, name):

@@ -1,13 +1,12 @@
 """WandaModifier: what it reads, which layer gets which sparsity, and what it falls back to."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from coldpress import SchemeError, read_recipe
+from coldpress import SchemeError, read_recipe, testing
 from coldpress.plugin import State
-from coldpress.recipe import Recipe
-from coldpress.registry import find
-from coldpress.run.job import Job
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress.testing.trial import inputs_of
 from coldpress_wanda import WandaModifier
@@ -17,11 +16,7 @@ UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj"
 LINEAR = {"ignore": ["lm_head"]}
 
 
-def run(*modifiers, model=None, pipeline="sequential", data=None):
-    model = tiny_llama() if model is None else model
-    state = State(model=model, batches=batches(batch_size=4) if data is None else data)
-    Job(recipe=Recipe(modifiers), state=state, pipeline=find("pipelines", pipeline)()).run()
-    return state
+run = partial(testing.run, pipeline="sequential")
 
 
 def weight(state, name):

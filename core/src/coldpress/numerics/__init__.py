@@ -11,6 +11,7 @@ from coldpress.numerics.finite import check_finite, is_finite
 from coldpress.numerics.gram import folded_gram, gram, unfolded
 from coldpress.numerics.group import group, scale_shape
 from coldpress.numerics.hadamard import hadamard_block_sizes, hadamard_matrix, hadamard_orders
+from coldpress.numerics.mask import smallest, smallest_in_groups
 from coldpress.numerics.pack import pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
 from coldpress.numerics.pack_float import decode_exponents, encode_exponents, pack_floats, unpack_floats
 from coldpress.numerics.qparams import calculate_global_scale, calculate_qparams, dynamic_qparams
@@ -69,6 +70,8 @@ __all__ = [
     "scale_shape",
     "search_qparams",
     "search_range",
+    "smallest",
+    "smallest_in_groups",
     "unfolded",
     "unpack_floats",
     "unpack_int32",

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from attrs import field, frozen
 
+from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
 from coldpress.checkpoint import CheckpointWriter, Format
+from coldpress.checkpoint.made_with import MADE_WITH, made_with
 from coldpress.checkpoint.untouched import Untouched, read_files
 from coldpress.errors import SchemeError, TargetError
 from coldpress.layer_report import LayerReport
@@ -134,6 +136,8 @@ class ShardwiseJob:
         untouched = Untouched.of(read_files(self.opened.folder))
         fates, shards = self.plan()
         binding = binding_of(self.opened, recipe=recipe, form=self.form, device=self.device, seed=self.seed)
+        parts, observers = (*self.job.modifiers, self.form), (DEFAULT_WEIGHT_OBSERVER, DEFAULT_ACTIVATION_OBSERVER)
+        binding[MADE_WITH] = made_with([*parts, self.opened.stored], recipe=recipe, observers=observers)
         unit_run = self._unit_run(fates)
         with self.writer, blaming():
             done = self._begin(binding)
