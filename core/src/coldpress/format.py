@@ -3,6 +3,7 @@
     class MyFormat(Format):                     # coldpress.formats: my-format = "package:MyFormat"
         def complete(self, schemes, shapes): ...         before any work: what schemes leave open
         def check(self, scheme, name, shape): ...        before any work: can it be written?
+        def check_model(self, state, names): ...         before any work: has it a place for the whole model?
         def tensors(self, quantized): ...                {"weight_packed": ..., "weight_scale": ...}
         def config(self, schemes, ignore, attachments)   config.json["quantization_config"]
         def read(self, config): ...                      config -> (layer -> scheme)
@@ -138,6 +139,17 @@ class Format(ABC):
 
         Raises:
             SchemeError: says which layer, why, and what would do.
+        """
+
+    def check_model(self, state: State, names: Sequence[str]) -> None:  # noqa: B027 - what is not refused is taken
+        """Refuse a model or tokenizer that the container has no place for, before any work; by default none.
+
+        Args:
+            state: of the run.
+            names: what the tensors of the dense model are called on disk.
+
+        Raises:
+            ModelError: says what it lacks.
         """
 
     @abstractmethod

@@ -27,6 +27,7 @@ KINDS = (
     "formats",
     "sources",
     "number_formats",
+    "presets",
     "datasets",
     "statistics",
     "attachments",

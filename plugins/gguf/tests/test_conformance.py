@@ -1,4 +1,4 @@
-"""The promises of a source, on a tiny Llama in a GGUF file and on the embedded model."""
+"""The promises of a source, on a tiny Llama in a GGUF file and on the embedded model; and those of a format."""
 
 from gguf_files import write_llama
 
@@ -10,5 +10,6 @@ def example(folder):
     return write_llama(folder / "tiny.gguf", tiny_llama(hidden=64))
 
 
-test_conformance = conformance("gguf", settings={"example": example})
+test_conformance = conformance("gguf", kind="sources", settings={"example": example})
 test_embedded_conformance = conformance("smollm2")
+test_format_conformance = conformance("gguf", kind="formats", settings={"pre_tokenizer": "gpt-2"})

@@ -16,7 +16,7 @@ from coldpress.errors import CalibrationError, SchemeError, suggest
 from coldpress.experts.tokens import siblings
 from coldpress.hookspecs import hookimpl
 from coldpress.modifier import QUANTIZES, Modifier, Needs
-from coldpress.numerics import calculate_global_scale, calculate_qparams, group, quantize, version
+from coldpress.numerics import calculate_global_scale, calculate_qparams, group, in_weight_dtype, quantize, version
 from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme, preset
 from coldpress.stage import Layer, Stage
@@ -261,7 +261,7 @@ class Quantizer(Modifier):
             return found
         if qparams is None and chosen is not None and self.takes_whole_range(state, layer):
             scale, point = calculate_qparams(*chosen, args, global_scale=factor)
-            qparams = scale.to(layer.weight.dtype), point
+            qparams = in_weight_dtype(scale, layer.weight, args), point
         scale, point = qparams or weight_qparams(
             layer.weight, args, global_scale=factor, importance=self.importance(state, layer)
         )
@@ -363,7 +363,7 @@ def weight_qparams(
     found = observer.weight_range(grouped, global_scale=global_scale, importance=costs)
     found = checked_range(observer, found, tuple(grouped.shape[:-1]))
     scale, zero_point = calculate_qparams(*found, args, global_scale=global_scale)
-    return scale.to(weight.dtype), zero_point
+    return in_weight_dtype(scale, weight, args), zero_point
 
 
 def observed_input(scheme: Scheme) -> Observed | None:

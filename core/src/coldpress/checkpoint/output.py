@@ -122,6 +122,7 @@ class Output:
             raise CheckpointError(f"{turned}: a dense checkpoint of it cannot be written; choose compressed-tensors")
         self._names = names if plain else evolve(names, fused=frozenset())
         self._named = NamedWriter(self._writer, self._names, joined_parts(model, self._names))
+        self.format.check_model(state, [self._names.on_disk(name) for name, _ in model.named_parameters()])
         for owner, attached in announced:
             try:
                 self.format.check_attachment(evolve(attached, name=self._names.layer(attached.name)))

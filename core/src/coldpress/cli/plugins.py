@@ -115,6 +115,8 @@ def _defect(plugin: "Plugin") -> str | None:
         return f"{plugin.entry.value} is not a coldpress.plugin.ReadyRecipe"
     if plugin.kind == "number_formats" and getattr(value, "name", None) != plugin.name:
         return f"{plugin.entry.value} is not a coldpress.schemes.NumberFormat called {plugin.name}"
+    if plugin.kind == "presets" and not isinstance(value, coldpress.Scheme):
+        return f"{plugin.entry.value} is not a coldpress.Scheme"
     return None
 
 

@@ -14,7 +14,12 @@ from coldpress.numerics.hadamard import hadamard_block_sizes, hadamard_matrix, h
 from coldpress.numerics.mask import smallest, smallest_in_groups
 from coldpress.numerics.pack import pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
 from coldpress.numerics.pack_float import decode_exponents, encode_exponents, pack_floats, unpack_floats
-from coldpress.numerics.qparams import calculate_global_scale, calculate_qparams, dynamic_qparams
+from coldpress.numerics.qparams import (
+    calculate_global_scale,
+    calculate_qparams,
+    dynamic_qparams,
+    in_weight_dtype,
+)
 from coldpress.numerics.quantize import dequantize, fake_quantize, fake_quantize_groups, quantize
 from coldpress.numerics.rotation import (
     TRANSFORM_TYPES,
@@ -56,6 +61,7 @@ __all__ = [
     "hadamard_block_sizes",
     "hadamard_matrix",
     "hadamard_orders",
+    "in_weight_dtype",
     "is_finite",
     "lsq_gradient_scale",
     "orthogonalized",

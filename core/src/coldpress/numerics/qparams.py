@@ -5,6 +5,7 @@ from torch import Tensor
 
 from coldpress.errors import SchemeError
 from coldpress.numerics.group import group
+from coldpress.numerics.super_block import super_block_qparams
 from coldpress.schemes import NumberFormat, QuantizationArgs, is_microscaled, number_format
 
 _CARRY = {"float8": 1.75}
@@ -20,6 +21,7 @@ def calculate_qparams(
     Symmetric: scale = max |x| / ((q_max - q_min) / 2), so 127.5 for int8 and 7.5 for int4, not 127 and 7.
     Asymmetric: scale = (max - min) / (q_max - q_min) and zero_point = q_min - min / scale, rounded.
     Scales in uint8 (MX): the power of two that brings max |x| below the next power of two after q_max.
+    With `scale_bits`: see `super_block_qparams`.
     A scale of zero becomes the eps of its dtype.  All of it is computed in the dtype of the range.
 
     Args:
@@ -40,6 +42,8 @@ def calculate_qparams(
     if args.strategy == "tensor_group" and global_scale is None:
         raise SchemeError("strategy 'tensor_group' has scales of two levels, and this method sets no global scale")
     minimum, maximum = minimum.clamp(max=0), maximum.clamp(min=0)
+    if args.scale_bits is not None:
+        return super_block_qparams(minimum.float(), maximum.float(), args)
     if args.symmetric:
         largest = torch.maximum(-minimum, maximum)
         half = _scalar((grid.maximum - grid.minimum) / 2, largest)
@@ -53,6 +57,11 @@ def calculate_qparams(
     scale = _round_scale(scale, args.scale_dtype)
     shape = scale.shape or (1,)
     return scale.reshape(shape), zero_point.reshape(shape)
+
+
+def in_weight_dtype(scale: Tensor, weight: Tensor, args: QuantizationArgs) -> Tensor:
+    """A scale as it is kept: in the dtype of the weight, or in float32 where it is the product of two numbers."""
+    return scale.float() if args.scale_bits is not None else scale.to(weight.dtype)
 
 
 def calculate_global_scale(largest: Tensor, args: QuantizationArgs) -> Tensor:

@@ -133,7 +133,7 @@ def _shifted(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
     """X / scale + zero_point, a new tensor."""
     scaled = x / scale
     # Adding a zero point of zero turns -0.0 into 0.0, as the library does: its float codes are stored.
-    return scaled if zero_point is None else scaled.add_(zero_point.to(x.dtype))
+    return scaled if zero_point is None else scaled.add_(zero_point.to(scaled.dtype))
 
 
 def _restored(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:

@@ -18,4 +18,5 @@ def _words(args: QuantizationArgs) -> str:
     strategy = where.get(str(args.strategy), block if args.strategy == "block" else str(args.strategy))
     sides = "" if args.symmetric else " asymmetric"
     dynamic = {True: " dynamic", False: "", "local": " dynamic local"}[args.dynamic]
-    return f"{args.type}{args.num_bits}{sides} {strategy}{dynamic}"
+    scales = "" if args.scale_bits is None else f" scales of {args.scale_bits} bits"
+    return f"{args.type}{args.num_bits}{sides} {strategy}{scales}{dynamic}"

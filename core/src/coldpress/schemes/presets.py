@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from attrs import evolve, fields
 
-from coldpress.errors import SchemeError, suggest
+from coldpress.errors import BrokenPluginError, SchemeError, UnknownPluginError, suggest
+from coldpress.registry import available, find
 from coldpress.schemes.quantization_args import QuantizationArgs
 from coldpress.schemes.scheme import Scheme
 
@@ -73,7 +74,7 @@ def __getattr__(name: str) -> dict[str, QuantizationArgs | None]:
 
 
 def preset_names() -> tuple[str, ...]:
-    """Every preset, in upper case."""
+    """Every preset that is built in, in upper case; plugins offer more under `coldpress.presets`."""
     return tuple(_PRESETS)
 
 
@@ -81,7 +82,7 @@ def preset(name: str, **overrides: Any) -> Scheme:
     """The scheme of this name for the layers `Linear`.
 
     Args:
-        name: one of `preset_names()`, in upper or lower case.
+        name: one of `preset_names()`, or of an installed plugin, in upper or lower case.
         overrides: fields of the weights' `QuantizationArgs` to be other than the preset's, for example
             `group_size=64`; `group_size=-1` means one scale a channel.
 
@@ -89,14 +90,34 @@ def preset(name: str, **overrides: Any) -> Scheme:
         SchemeError: the name or a field is unknown, or the preset does not allow the change.
     """
     known = name.upper()
-    if known not in _PRESETS:
-        raise SchemeError(
-            f"no preset scheme is called {name!r}{suggest(name, _PRESETS)} (there are: {', '.join(_PRESETS)})"
-        )
-    weights, inputs = _PRESETS[known]
+    scheme = _built_in(known) if known in _PRESETS else _of_plugin(known, name)
     if overrides:
-        weights = _override(known, weights, overrides)
+        scheme = evolve(scheme, weights=_override(known, scheme.weights, overrides))
+    return scheme
+
+
+def _built_in(name: str) -> Scheme:
+    weights, inputs = _PRESETS[name]
     return Scheme(targets=("Linear",), weights=weights, input_activations=inputs)
+
+
+def _of_plugin(name: str, said: str) -> Scheme:
+    """The scheme that a plugin offers under a name, in upper case.
+
+    Raises:
+        SchemeError: none does.
+        PluginError: the plugin cannot be used.
+    """
+    try:
+        found = find("presets", name)
+    except UnknownPluginError as error:
+        known = [*_PRESETS, *(plugin.name for plugin in available("presets"))]
+        raise SchemeError(
+            f"no preset scheme is called {said!r}{suggest(said, known)} (there are: {', '.join(known)})"
+        ) from error
+    if not isinstance(found, Scheme):
+        raise BrokenPluginError(f"the preset {name!r} is a {type(found).__name__}, not a Scheme")
+    return found
 
 
 def _override(name: str, weights: QuantizationArgs | None, overrides: dict[str, Any]) -> QuantizationArgs:

@@ -11,6 +11,8 @@ from coldpress.errors import SchemeError, suggest
 STRATEGIES = ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head")
 DYNAMIC_STRATEGIES = ("token", "tensor", "tensor_group", "group")
 GROUPED = ("group", "tensor_group")
+SUPER_BLOCK = 256
+"""Columns whose scales are multiples of one number, where scales have bits of their own."""
 
 
 def _integer(name: str, value: Any, *, least: int) -> int:
@@ -111,8 +113,13 @@ def _to_scale_dtype(value: Any, args: "QuantizationArgs") -> torch.dtype | None:
     return _to_dtype("scale_dtype", torch.float8_e4m3fn if value is None and two_levels else value)
 
 
-def _to_zp_dtype(value: Any) -> torch.dtype | None:
-    return _to_dtype("zp_dtype", value)
+def _to_zp_dtype(value: Any, args: "QuantizationArgs") -> torch.dtype | None:
+    fractions = args.scale_bits is not None and not args.symmetric
+    return _to_dtype("zp_dtype", torch.float32 if value is None and fractions else value)
+
+
+def _to_scale_bits(value: Any) -> int | None:
+    return None if value is None else _integer("scale_bits", value, least=2)
 
 
 def _to_observer(value: Any) -> str | None:
@@ -146,6 +153,9 @@ class QuantizationArgs:
         actorder: "weight" rounds columns in the order of their activations; "static" is another word for it.
         scale_dtype: what scales are rounded to; left out, they keep the dtype of the tensor, and those of NVFP4 are
             float8_e4m3fn, which is the format.
+        scale_bits: bits of a scale, which is a multiple of one float16 for each 256 columns, and of a minimum, which
+            has a float16 of its own; where weights are asymmetric, a zero point is a minimum over a scale, and no whole
+            number.  ggml's K-quants are these.  Left out, scales are as `scale_dtype` says.
         zp_dtype: what zero points are rounded to; left out, it follows from the grid.
         observer: how a range becomes a scale, a plugin's name; left out, the caller's default.
         observer_kwargs: settings of the observer.
@@ -163,7 +173,8 @@ class QuantizationArgs:
     dynamic: bool | Literal["local"] = field(default=False, converter=_to_dynamic)
     actorder: Literal["weight"] | None = field(default=None, converter=_to_actorder)
     scale_dtype: torch.dtype | None = field(default=None, converter=Converter(_to_scale_dtype, takes_self=True))  # type: ignore[call-overload, misc]
-    zp_dtype: torch.dtype | None = field(default=None, converter=_to_zp_dtype)
+    scale_bits: int | None = field(default=None, converter=_to_scale_bits)
+    zp_dtype: torch.dtype | None = field(default=None, converter=Converter(_to_zp_dtype, takes_self=True))  # type: ignore[call-overload, misc]
     observer: str | None = field(default=None, converter=_to_observer)
     observer_kwargs: dict[str, Any] = field(factory=dict, converter=_to_observer_kwargs, hash=False)
 
@@ -190,6 +201,15 @@ class QuantizationArgs:
         if self.dynamic == "local" and strategy != "tensor_group":
             raise SchemeError(f"dynamic='local' needs strategy 'tensor_group', got {strategy!r}")
 
+    @scale_bits.validator
+    def _check_super_blocks(self, attribute: "Attribute[int | None]", bits: int | None) -> None:
+        if bits is None:
+            return
+        if self.type != "int" or self.strategy != "group" or self.scale_dtype is not None:
+            raise SchemeError("scale_bits is for int weights in groups, without scale_dtype")
+        if not self.group_size or SUPER_BLOCK % self.group_size:
+            raise SchemeError(f"scale_bits needs a group_size that divides {SUPER_BLOCK}, got {self.group_size}")
+
     @classmethod
     def from_dict(cls, data: Any) -> "QuantizationArgs":
         """Read what `to_dict` or the library compressed-tensors wrote, nulls included, or an object of that library.
@@ -213,6 +233,7 @@ class QuantizationArgs:
             "actorder": self.actorder,
             "block_structure": list(self.block_structure) if self.block_structure else None,
             "scale_dtype": str(self.scale_dtype) if self.scale_dtype else None,
+            "scale_bits": self.scale_bits,
             "zp_dtype": str(self.zp_dtype) if self.zp_dtype and not self.symmetric else None,
             "observer": self.observer,
             "observer_kwargs": dict(self.observer_kwargs) or None,

@@ -58,6 +58,8 @@ def _missing(args: QuantizationArgs) -> str | None:
         return f"{kind} with strategy 'tensor_group' and scales in {args.scale_dtype}"
     if args.scale_dtype is not None and not two_levels and (args.type, args.scale_dtype) != ("int", torch.float16):
         return f"{kind} with scales in {args.scale_dtype}"
+    if args.scale_bits is not None and args.dynamic:
+        return f"dynamic {kind} with scales of {args.scale_bits} bits"
     number_format(args)
     return None
 
@@ -67,8 +69,8 @@ def _missing_for_weights(args: QuantizationArgs) -> str | None:
 
 
 def _missing_for_inputs(args: QuantizationArgs) -> str | None:
-    if args.scale_dtype == torch.float16:
-        return "scales in torch.float16"
+    if args.scale_dtype == torch.float16 or args.scale_bits is not None:
+        return "scales that are rounded" if args.scale_bits is None else f"scales of {args.scale_bits} bits"
     if args.strategy == "tensor_group" and args.dynamic != "local":
         return f"strategy 'tensor_group' with dynamic={args.dynamic!r}"
     if not args.dynamic and args.strategy != "tensor":

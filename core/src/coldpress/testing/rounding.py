@@ -5,7 +5,7 @@ from torch import Tensor
 
 from coldpress.bases.quantizer import Quantizer
 from coldpress.hookspecs import hookimpl
-from coldpress.numerics import calculate_global_scale, calculate_qparams, group, quantize
+from coldpress.numerics import calculate_global_scale, calculate_qparams, group, in_weight_dtype, quantize
 from coldpress.quantized import Quantized
 from coldpress.schemes import Scheme
 from coldpress.stage import Layer, Stage
@@ -42,7 +42,7 @@ def rounded_weight(weight: Tensor, scheme: Scheme, *, global_scale: Tensor | Non
             global_scale = calculate_global_scale(weight.abs().amax(), args)
         grouped = group(weight, args)  # [*scale shape, n]
         scale, zero_point = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args, global_scale=global_scale)
-        scale = scale.to(weight.dtype)
+        scale = in_weight_dtype(scale, weight, args)
         codes = quantize(weight, scale, zero_point, args, global_scale=global_scale)
         found = evolve(found, codes=codes, scale=scale, zero_point=zero_point, global_scale=global_scale)
     ends = weight.new_tensor([-1.0]), weight.new_tensor([3.0])

@@ -12,6 +12,7 @@ import mmap
 import re
 import struct
 from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,18 @@ class GgufFile:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, outermost dimension first, as in torch."""
         return self._places[name].shape
+
+    def byte_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor whose rows are bytes."""
+        place = self._places[name]
+        rows = place.shape[:-1]
+        return (*rows, (place.end - place.begin) // prod(rows))
+
+    def raw(self, name: str) -> Tensor:
+        """The bytes of a tensor, uint8, a copy."""
+        place = self._places[name]
+        whole = torch.frombuffer(bytearray(self._bytes[place.begin : place.end]), dtype=torch.uint8)
+        return whole.reshape(self.byte_shape(name))
 
     def get(self, name: str) -> Tensor:
         """One tensor, decoded to float32."""

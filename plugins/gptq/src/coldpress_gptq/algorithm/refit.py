@@ -23,7 +23,9 @@ _MOST = 2**24  # elements of the matrices of (1) that are in memory at once
 
 def has_own_scales(args: QuantizationArgs) -> bool:
     """Whether each row has scales of its own, that may be any number of their dtype: what `refitted` can do."""
-    return args.strategy in ("channel", "group") and args.scale_dtype in (None, torch.float16)
+    return (
+        args.strategy in ("channel", "group") and args.scale_dtype in (None, torch.float16) and args.scale_bits is None
+    )
 
 
 def refitted(

@@ -1,0 +1,192 @@
+"""Whole checkpoints: read again, refused, split, resumed."""
+
+import json
+
+import pytest
+import torch
+
+from coldpress import CheckpointError, ModelError, SchemeError, load_model, oneshot
+from coldpress.schemes import preset
+from coldpress.testing.interrupt import interrupted
+from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
+from coldpress_gguf import GgufFormat
+from coldpress_gguf.file import GgufFile
+
+
+def compress(
+    output, *, scheme="Q4_0", model=None, tokenizer=True, recipe=None, settings="pre_tokenizer: gpt-2", **more
+):
+    recipe = recipe or f"QuantizationModifier: {{scheme: {scheme}, ignore: [lm_head]}}"
+    text = f"format:\n  gguf: {{{settings}}}\nmodifiers:\n  - {recipe}\n"
+    tokenizer = tiny_tokenizer() if tokenizer is True else tokenizer
+    model = tiny_llama(hidden=128) if model is None else model
+    return oneshot(model, text, output_dir=output, tokenizer=tokenizer, quiet=True, **more)
+
+
+@pytest.mark.parametrize("scheme", ["Q4_0", "Q5_1", "Q8_0", "MXFP4A16", "NVFP4A16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_checkpoint_is_read_as_it_was_in_memory(tmp_path, scheme, tied):
+    model = compress(tmp_path / "out", scheme=scheme, model=tiny_llama(hidden=128, tied=tied, dtype=torch.bfloat16))
+
+    again = load_model(tmp_path / "out")
+
+    data = batches(rows=2)
+    assert torch.equal(logits(model, data), logits(again, data))
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.gguf")) == ["model.gguf"]
+
+
+def test_the_file_alone_is_a_dense_model(tmp_path):
+    model = compress(tmp_path / "out")
+
+    again = load_model(tmp_path / "out" / "model.gguf", dtype="float32")
+
+    expected = model.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in again.state_dict().items())
+
+
+def test_what_is_not_quantized_keeps_its_dtype(tmp_path):
+    compress(tmp_path / "out", model=tiny_llama(hidden=128, dtype=torch.bfloat16))
+
+    file = GgufFile(tmp_path / "out" / "model.gguf")
+
+    kinds = {name: place.kind for name, place in file._places.items()}
+    assert (kinds["token_embd.weight"], kinds["output_norm.weight"], kinds["blk.0.attn_q.weight"]) == (30, 0, 2)
+
+
+def test_embeddings_and_heads_are_quantized_by_choice(tmp_path):
+    recipe = """QuantizationModifier:
+      ignore: []
+      config_groups:
+        head: {targets: [lm_head], weights: {num_bits: 8, group_size: 32}}
+        embedding: {targets: [Embedding], weights: {num_bits: 5, group_size: 32}}
+        rest: {targets: [Linear], weights: {num_bits: 4, group_size: 32}}"""
+
+    model = compress(tmp_path / "out", recipe=recipe)
+
+    file = GgufFile(tmp_path / "out" / "model.gguf")
+    assert [file._places[name].kind for name in ("output.weight", "token_embd.weight")] == [8, 6]
+    data = batches(rows=2)
+    assert torch.equal(logits(model, data), logits(load_model(tmp_path / "out", dtype="float32"), data))
+
+
+def test_a_file_is_split(tmp_path):
+    model = compress(tmp_path / "out", settings="pre_tokenizer: gpt-2, split_max_size: 100000")
+
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.gguf"))
+    assert len(names) > 2
+    assert names[0] == f"model-00001-of-{len(names):05d}.gguf"
+    data = batches(rows=2)
+    assert torch.equal(logits(model, data), logits(load_model(tmp_path / "out", dtype="float32"), data))
+    (tmp_path / "out" / names[1]).unlink()
+    with pytest.raises(CheckpointError, match=f"{len(names) - 1} of the {len(names)} files"):
+        load_model(tmp_path / "out")
+
+
+def test_an_interrupted_run_gives_the_same_file(tmp_path):
+    compress(tmp_path / "whole")
+
+    with interrupted(2):
+        compress(tmp_path / "resumed")
+    compress(tmp_path / "resumed")
+
+    assert (tmp_path / "whole/model.gguf").read_bytes() == (tmp_path / "resumed/model.gguf").read_bytes()
+
+
+def test_a_streamed_run_gives_the_file_of_one_in_memory(tmp_path):
+    tiny_llama(hidden=128, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+
+    compress(tmp_path / "streamed", model=str(tmp_path / "model"), tokenizer=None, return_model=False)
+    compress(tmp_path / "memory", model=load_model(tmp_path / "model"), tokenizer=None)
+
+    assert (tmp_path / "streamed/model.gguf").read_bytes() == (tmp_path / "memory/model.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "shape", "words"),
+    [
+        ("W8A8", (64, 64), "rounds inputs in its own way"),
+        ("NVFP4", (64, 64), "NVFP4A16"),
+        ("FP8_BLOCK", (128, 128), "rounds inputs"),
+        ("MXFP8A16", (64, 64), "no type holds float8"),
+        ("W4A16", (64, 48), "48 columns do not divide into blocks of 32"),
+        ("NVFP4A16", (64, 96), "96 columns do not divide into blocks of 64"),
+    ],
+)
+def test_what_no_type_holds_is_refused(scheme, shape, words):
+    form = GgufFormat()
+    scheme = form.complete(
+        {"x.up": preset(scheme, **({"group_size": -1} if scheme == "W4A16" else {}))}, {"x.up": shape}
+    )
+
+    with pytest.raises(SchemeError, match=words) as caught:
+        form.check(scheme["x.up"], "x.up", shape)
+    assert "x.up" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"), [("group_size: 16", "multiple of 32"), ("symmetric: false", "asymmetric")]
+)
+def test_groups_of_16_and_asymmetric_int8_are_refused_before_the_run(tmp_path, settings, words):
+    bits = 4 if "group" in settings else 8
+    weights = f"{{num_bits: {bits}, {settings}{', strategy: channel' if bits == 8 else ''}}}"
+    groups = f"config_groups: {{a: {{targets: [Linear], weights: {weights}}}}}"
+    recipe = f"QuantizationModifier:\n      ignore: [lm_head]\n      {groups}"
+
+    with pytest.raises(SchemeError, match=words):
+        compress(tmp_path / "out", recipe=recipe)
+
+
+def test_architectures_and_pre_tokenizers_that_nobody_knows_are_refused_by_name(tmp_path):
+    with pytest.raises(ModelError, match="models of the type 'gpt2' are not written as GGUF"):
+        compress(
+            tmp_path / "out",
+            model=tiny_conv1d(),
+            scheme="W8A16",
+            recipe="QuantizationModifier: {scheme: W8A16, group_size: -1}",
+        )
+    with pytest.raises(ModelError, match="llama.cpp does not know how this tokenizer cuts text"):
+        compress(tmp_path / "out", settings="")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_llama_cpp_does_not_compute_is_refused(tmp_path):
+    model = tiny_llama(hidden=128)
+    model.config.hidden_act = "relu"
+    with pytest.raises(ModelError, match="activation is 'relu'"):
+        compress(tmp_path / "out", model=model)
+    model = tiny_llama(hidden=128)
+    model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(ModelError, match="rope_type is 'dynamic'"):
+        compress(tmp_path / "out", model=model)
+
+
+def test_a_damaged_configuration_is_told(tmp_path):
+    compress(tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    del config["quantization_config"]["groups"]
+    (tmp_path / "out/config.json").write_text(json.dumps(config))
+
+    with pytest.raises(CheckpointError, match="groups cannot be read"):
+        load_model(tmp_path / "out")
+
+
+@pytest.mark.parametrize("mix", ["Q4_K_M", "Q5_K_S"])
+def test_a_mix_has_types_for_layers(mix):
+    names = [
+        f"model.layers.{i}.{part}"
+        for i in range(16)
+        for part in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+    ]
+    shapes = {name: (64, 512) for name in names} | {"lm_head": (64, 512), "model.layers.3.mlp.up_proj": (64, 96)}
+    form, scheme = GgufFormat(), preset(mix)
+
+    found = form.complete(dict.fromkeys(shapes, scheme), shapes)
+
+    bits = {name: (one.weights.num_bits, one.weights.scale_bits) for name, one in found.items()}
+    base = 4 if mix == "Q4_K_M" else 5
+    assert bits["lm_head"] == (6, 8)
+    assert bits["model.layers.3.self_attn.q_proj"] == (base, 6)
+    assert bits["model.layers.3.mlp.up_proj"] == (5, None)  # 256 does not divide its columns
+    more = [i for i in range(16) if bits[f"model.layers.{i}.mlp.down_proj"] == (6, 8)]
+    assert more == ([0, 1, 4, 7, 10, 13, 14, 15] if mix == "Q4_K_M" else [])
