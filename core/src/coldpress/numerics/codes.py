@@ -1,5 +1,7 @@
 """Whether codes, scales and zero points are what their arguments imply: shapes, dtypes, and points of the grid."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -123,10 +125,27 @@ def _check_shape(what: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 def _is_on_grid(codes: Tensor, grid: NumberFormat) -> bool:
     if not codes.numel():
         return True
+    if getattr(grid, "native", False):
+        return True  # its dtype has no other numbers
+    if codes.dtype == torch.float8_e4m3fn:
+        return bool(_on_grid(grid)[_seen_bytes(codes)].all())
     if codes.dtype.is_floating_point:
         return torch.equal(grid.round(codes.float()), codes.float())
     low, high = codes.aminmax()
     return bool(low >= grid.minimum) and bool(high <= grid.maximum)
+
+
+def _seen_bytes(codes: Tensor) -> Tensor:
+    """The different bytes among codes of one byte, on the CPU."""
+    counts = torch.bincount(codes.contiguous().view(torch.uint8).flatten(), minlength=256)  # [256]
+    return counts.nonzero().flatten().cpu()
+
+
+@lru_cache
+def _on_grid(grid: NumberFormat) -> Tensor:
+    """Which of the 256 numbers of float8 are points of a grid, [256]."""
+    numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    return grid.round(numbers) == numbers
 
 
 def _is_rounded(scale: Tensor, dtype: torch.dtype) -> bool:

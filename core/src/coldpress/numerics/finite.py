@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from coldpress.errors import NumericsError
@@ -13,7 +14,9 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor has neither NaN nor Inf; one pass over it, and no copy where the dtype allows."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no arithmetic
+    if tensor.dtype == torch.float8_e4m3fn:  # has no arithmetic, no infinity, and NaN in all bits but the sign
+        return not bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any())
+    values = tensor.float() if tensor.element_size() == 1 else tensor
     low, high = values.aminmax()
     return math.isfinite(low.item()) and math.isfinite(high.item())
 

@@ -6,6 +6,8 @@ The bits of a number are its sign, its exponent and its mantissa; without the si
     float6    S EE MMM    0, 1/8, ... 2, 9/4, ... 4, ... 15/2   four to three bytes, the first in the lowest bits
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -28,14 +30,33 @@ def pack_floats(codes: Tensor, grid: NumberFormat) -> Tensor:
         ValueError: the columns do not fill whole bytes.
     """
     together, size = _cell(grid, codes.shape[-1])
-    bits = torch.searchsorted(_magnitudes(grid, codes.device), codes.float().abs().contiguous()).int()  # [O, I]
-    bits |= torch.signbit(codes.float()).int() << (grid.num_bits - 1)
+    if codes.dtype == torch.float8_e4m3fn:
+        table = _bits_of_float8(grid).to(codes.device)
+        bits = table[codes.contiguous().view(torch.uint8).int()]  # [O, I]
+        if size == 1:  # two codes a byte
+            return bits[..., 0::2] | (bits[..., 1::2] << grid.num_bits)
+        bits = bits.int()
+    else:
+        bits = _bits(codes, grid)
     bits = bits.reshape(*codes.shape[:-1], -1, together)  # [O, C, n]
     word = torch.zeros(bits.shape[:-1], dtype=torch.int32, device=codes.device)  # [O, C]
     for place in range(together):
         word |= bits[..., place] << (place * grid.num_bits)
     parts = [(word >> (8 * byte)) & 0xFF for byte in range(size)]
     return torch.stack(parts, dim=-1).to(torch.uint8).flatten(-2)
+
+
+def _bits(codes: Tensor, grid: NumberFormat) -> Tensor:
+    """Sign and place in the grid of each number, the shape of `codes`, int32."""
+    bits = torch.searchsorted(_magnitudes(grid, codes.device), codes.float().abs().contiguous()).int()
+    return bits | torch.signbit(codes.float()).int() << (grid.num_bits - 1)
+
+
+@lru_cache
+def _bits_of_float8(grid: NumberFormat) -> Tensor:
+    """`_bits` of the 256 numbers of float8, [256] uint8; of those that are no points of the grid, any."""
+    numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    return _bits(numbers, grid).clamp(0, 2**grid.num_bits - 1).to(torch.uint8)
 
 
 def unpack_floats(packed: Tensor, grid: NumberFormat) -> Tensor:

@@ -15,5 +15,11 @@ def version(tensor: Tensor) -> int:
 
 
 def bit_sum(tensor: Tensor) -> int:
-    """The sum of a tensor's bits, read as integers: another one after nearly every change, by way of `data` too."""
-    return int(tensor.detach().view(_INTEGERS[tensor.element_size()]).sum())
+    """The sum of a tensor's bits, read as integers: another one after nearly every change, by way of `data` too.
+
+    Eight bytes at a time where they can be: narrow integers are converted one by one before they are added.
+    """
+    tensor = tensor.detach()
+    if tensor.is_contiguous() and tensor.numel() * tensor.element_size() % 8 == 0 and tensor.storage_offset() == 0:
+        return int(tensor.view(-1).view(torch.int64).sum())
+    return int(tensor.view(_INTEGERS[tensor.element_size()]).sum())

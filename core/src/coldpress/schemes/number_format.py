@@ -14,6 +14,13 @@ from coldpress.errors import BrokenPluginError, SchemeError, UnknownPluginError,
 from coldpress.registry import available, find
 from coldpress.schemes.quantization_args import QuantizationArgs
 
+_EXPONENTS = {
+    torch.float32: (torch.int32, 0x7F800000),
+    torch.bfloat16: (torch.int16, 0x7F80),
+    torch.float16: (torch.int16, 0x7C00),
+}
+"""Dtype to an integer of its width, and the bits of its exponent."""
+
 
 @frozen(kw_only=True)
 class NumberFormat:
@@ -79,8 +86,7 @@ class FloatFormat(NumberFormat):
             return self.encode(x).to(x.dtype)
         x = x.clamp(self.minimum, self.maximum)
         least = 2 - 2 ** (self.exponent_bits - 1)  # exponent of the smallest normal number
-        exponent = (torch.frexp(x).exponent - 1).clamp_(min=least)  # [*x], floor(log2 |x|)
-        step = torch.ldexp(torch.ones_like(x), exponent - self.mantissa_bits)  # [*x]
+        step = _power_below(x).clamp_(min=2.0**least).mul_(2.0**-self.mantissa_bits)  # [*x]
         return x.div_(step).round_().mul_(step)  # exact but for round_: the steps are powers of two
 
     def encode(self, x: Tensor) -> Tensor:
@@ -88,6 +94,15 @@ class FloatFormat(NumberFormat):
         if self.native:
             return x.clamp(self.minimum, self.maximum).to(self.code_dtype)
         return self.round(x).to(self.code_dtype)
+
+
+def _power_below(x: Tensor) -> Tensor:
+    """The largest power of two that is not above |x|: its exponent bits alone; 0 or less than it for subnormal x."""
+    found = _EXPONENTS.get(x.dtype)
+    if found is None:
+        return torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent - 1)
+    integer, mask = found
+    return (x.contiguous().view(integer) & mask).view(x.dtype)
 
 
 def _integer(num_bits: int) -> IntegerFormat:
