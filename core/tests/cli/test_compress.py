@@ -70,8 +70,12 @@ def test_ignore_replaces_the_default(coldpress, model, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give either --recipe FILE or --scheme NAME\n"),
-        (["--scheme", "W8A8", "--recipe", "r.yaml"], "not both"),
+        ([], "give one of --recipe FILE, --scheme NAME, --bits N and --size SIZE\n"),
+        (["--scheme", "W8A8", "--recipe", "r.yaml"], "not --recipe and --scheme"),
+        (["--bits", "4.5", "--size", "1GB"], "not --bits and --size"),
+        (["--bits", "4.5", "--algorithm", "gptq"], "--algorithm goes with --scheme"),
+        (["--scheme", "W8A8", "--quality", "worst"], "--quality 'worst' is none of fast, balanced, best"),
+        (["--scheme", "W8A8", "--quality", "fast", "--algorithm", "rtn"], "either --algorithm or --quality"),
         (["--scheme", "W4A61"], "did you mean 'W4A16'"),
         (["--scheme", "W8A8", "--recipe-arg", "a=1"], "--recipe-arg goes with --recipe"),
         (["--recipe", "r.yaml", "--group-size", "32"], "--group-size goes with --scheme"),

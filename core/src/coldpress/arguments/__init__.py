@@ -19,6 +19,7 @@ from coldpress.arguments.defaults import (
     DENSE_FORMAT,
     FEW_BITS,
     FEW_BITS_ALGORITHM,
+    QUALITIES,
 )
 from coldpress.arguments.model import PRECISIONS, ModelArguments
 from coldpress.arguments.output import OutputArguments
@@ -45,6 +46,7 @@ __all__ = [
     "FEW_BITS",
     "FEW_BITS_ALGORITHM",
     "PRECISIONS",
+    "QUALITIES",
     "WITHOUT_EFFECT",
     "Arguments",
     "DatasetArguments",

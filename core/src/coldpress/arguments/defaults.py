@@ -13,6 +13,11 @@ DEFAULT_QUANTIZER = "QuantizationModifier"  # what a scheme by name, without a r
 DEFAULT_ALGORITHM = "rtn"  # the ready recipe that a scheme by name is applied with
 FEW_BITS_ALGORITHM = "gptq"  # the same for weights of few bits, where rounding alone loses much
 FEW_BITS = 4
+QUALITIES = {  # ready recipes for --quality: of a scheme, and of --bits or --size
+    "fast": ("rtn", "autobits-rtn"),
+    "balanced": ("gptq", "autobits"),
+    "best": ("gptq-guided", "autobits-guided"),
+}
 DEMO_MODEL = "smollm2"  # what the demo compresses; a source knows it by this name
 
 # What `coldpress compress` leaves alone unless told otherwise: the output head, and the routers of mixtures, for whose

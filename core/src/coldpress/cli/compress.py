@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _WHAT, _DATA, _OUTPUT = "What to do", "Calibration", "Output"
 _DIVIDING = re.compile(r"; ([\d, ]+) would divide it")  # the end of what schemes.check_fit says
 
+_CHOSEN = ("recipe", "scheme", "algorithm", "bits", "size", "quality", "group_size", "ignore")
 _RENAMED = {"dtype": "precision", "recipe_arg": "recipe_args", "output": "output_dir"}
 _SERVED_GROUP_SIZES = (128, 64, 32)  # kernels of serving engines know these; larger groups need less room for scales
 
@@ -45,6 +46,15 @@ def compress(
         option(
             _WHAT, "--algorithm/-a", "NAME", "How weights get there: rtn, gptq, awq, ...", shown="what suits the scheme"
         ),
+    ] = None,
+    bits: Annotated[
+        float | None, option(_WHAT, "--bits", "N", "Instead of a scheme: bits a weight on average, where they count.")
+    ] = None,
+    size: Annotated[
+        str | None, option(_WHAT, "--size", "SIZE", "Instead of a scheme: of the whole checkpoint, such as 3GB.")
+    ] = None,
+    quality: Annotated[
+        str | None, option(_WHAT, "--quality", "NAME", "Instead of an algorithm: fast, balanced or best.")
     ] = None,
     group_size: Annotated[
         int | None, option(_WHAT, "--group-size", "N", "Columns that share a scale; -1 for one scale a row.")
@@ -118,7 +128,7 @@ def compress(
     of_model_free = options.pop("model_free"), options.pop("max_workers")
     if not of_model_free[0] and of_model_free[1] is not None:
         raise ArgumentError("--max-workers goes with --model-free")
-    if of_model_free[0] and recipe is None and algorithm is None:
+    if of_model_free[0] and scheme is not None and algorithm is None and quality is None:
         options["algorithm"] = DEFAULT_ALGORITHM  # nothing runs, so no data can be read
     settings = settings_of(**options)
     if of_model_free[0]:
@@ -134,7 +144,7 @@ def settings_of(**options: Any) -> dict[str, Any]:
         ArgumentError: options contradict each other.
     """
     given = dict(options)
-    chosen = {name: given.pop(name) for name in ("recipe", "scheme", "algorithm", "group_size", "ignore")}
+    chosen = {name: given.pop(name, None) for name in _CHOSEN}
     rest = {name: given[name] for name in ("recipe_arg", "stage")}
     _check_combination(**chosen, **rest)
     recipe = chosen.pop("recipe") or _recipe_of(**chosen, model=given["model"], quiet=bool(given.get("quiet")))
@@ -142,32 +152,42 @@ def settings_of(**options: Any) -> dict[str, Any]:
     return {**renamed, "recipe_args": renamed["recipe_args"] or None, "recipe": recipe, "return_model": False}
 
 
-def _check_combination(recipe: Path | None, scheme: str | None, **rest: Any) -> None:
+def _check_combination(recipe: Path | None, **rest: Any) -> None:
     """Refuse options that contradict each other.
 
     Raises:
         ArgumentError: names the options.
     """
-    if (recipe is None) == (scheme is None):
-        raise ArgumentError("give either --recipe FILE or --scheme NAME" + (", not both" if recipe else ""))
-    for_scheme = {
-        "--algorithm": rest["algorithm"],
-        "--group-size": rest["group_size"],
-        "--ignore": rest["ignore"],
-    }
+    ways = {"--recipe": recipe, "--scheme": rest["scheme"], "--bits": rest["bits"], "--size": rest["size"]}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        both = f", not {' and '.join(given)}" if given else ""
+        raise ArgumentError(f"give one of --recipe FILE, --scheme NAME, --bits N and --size SIZE{both}")
+    for_scheme = {"--quality": rest["quality"], "--group-size": rest["group_size"], "--ignore": rest["ignore"]}
     for_recipe = {"--recipe-arg": rest["recipe_arg"], "--stage": rest["stage"]}
-    for name, value in (for_scheme if recipe else for_recipe).items():
-        if value not in (None, []):
-            belongs = "--scheme; a recipe says this itself" if recipe else "--recipe"
-            raise ArgumentError(f"{name} goes with {belongs}")
+    for name, value in {**(for_scheme if recipe else for_recipe), "--algorithm": rest["algorithm"]}.items():
+        fits = name == "--algorithm" and rest["scheme"] is not None
+        if value not in (None, []) and not fits:
+            whole = "--scheme; a recipe says this itself" if recipe else "--recipe"
+            raise ArgumentError(f"{name} goes with {'--scheme' if name == '--algorithm' and not recipe else whole}")
+    if rest["quality"] is not None and rest["algorithm"] is not None:
+        raise ArgumentError("give either --algorithm or --quality, which chooses one")
 
 
-def _recipe_of(scheme: str, *, model: str, quiet: bool, **chosen: Any) -> "Recipe":
-    """The recipe for a scheme by name; the first line says which algorithm it is, where none was named."""
-    from coldpress.entrypoints.scheme_recipe import recipe_for
+def _recipe_of(
+    *, scheme: str | None, bits: float | None, size: str | None, quality: str | None, quiet: bool, **chosen: Any
+) -> "Recipe":
+    """The recipe for a scheme by name, or for a size; the first line says which algorithm it is, if none was named."""
+    from coldpress.entrypoints.scheme_recipe import quality_named, recipe_for, recipe_for_size
 
+    if scheme is None:
+        return recipe_for_size(
+            bits, size, quality=quality, group_size=chosen["group_size"], ignore=chosen["ignore"]
+        ).recipe
+    if quality is not None:
+        chosen["algorithm"] = quality_named(quality)[0]
     try:
-        found = recipe_for(scheme, model=model, **chosen)
+        found = recipe_for(scheme, **chosen)
     except UnknownPluginError as error:
         raise UnknownPluginError(f"{error}; rounding needs: pip install 'coldpress[quantization]'") from error
     if found.why is not None and not quiet:

@@ -6,7 +6,7 @@ from pathlib import Path
 from attrs import frozen
 
 from coldpress import registry
-from coldpress.arguments import DEFAULT_ALGORITHM, DEFAULT_IGNORE, FEW_BITS, FEW_BITS_ALGORITHM
+from coldpress.arguments import DEFAULT_ALGORITHM, DEFAULT_IGNORE, FEW_BITS, FEW_BITS_ALGORITHM, QUALITIES
 from coldpress.errors import ArgumentError, UnknownPluginError
 from coldpress.recipe import Recipe, read_recipe, ready_recipe, ready_recipes
 from coldpress.schemes import preset
@@ -65,6 +65,48 @@ def recipe_for(
     ready = _algorithm(algorithm)
     values = {"scheme": scheme, "group_size": group_size, "ignore": list(ignore or DEFAULT_IGNORE)}
     return Chosen(read_recipe(ready, arguments=values), algorithm, why)
+
+
+def recipe_for_size(
+    bits: float | None,
+    size: str | None,
+    *,
+    quality: str | None = None,
+    group_size: int | None = None,
+    ignore: Sequence[str] | None = None,
+) -> Chosen:
+    """The recipe that gives each layer its bits, so that a model has so many on average, or so many bytes.
+
+    Args:
+        bits: of a weight, on average over the layers that are quantized; None where a size is given.
+        size: of the whole checkpoint, such as "3GB".
+        quality: one of `QUALITIES`; None for balanced.
+        group_size: columns that share a scale; None for the recipe's.
+        ignore: layers to leave alone; None for the output head and routers.
+
+    Raises:
+        ArgumentError: there is no such quality.
+        UnknownPluginError: the recipe is not installed.
+    """
+    name = quality_named(quality or "balanced")[1]
+    try:
+        ready = ready_recipe(name)
+    except UnknownPluginError as error:
+        raise UnknownPluginError(f"{error}; --bits and --size need: pip install 'coldpress[autobits,gptq]'") from error
+    values = {"target_bits": bits, "target_size": size, "group_size": group_size, "ignore": ignore and list(ignore)}
+    given = {key: value for key, value in values.items() if value is not None or key in ("target_bits", "target_size")}
+    return Chosen(read_recipe(ready.text, arguments=given), name, None)
+
+
+def quality_named(name: str) -> tuple[str, str]:
+    """Ready recipes of a quality: for a scheme, and for a size.
+
+    Raises:
+        ArgumentError: there is no such quality.
+    """
+    if name not in QUALITIES:
+        raise ArgumentError(f"--quality {name!r} is none of {', '.join(QUALITIES)}")
+    return QUALITIES[name]
 
 
 def _suiting(scheme: str, model: str) -> tuple[str, str]:

@@ -281,13 +281,9 @@ class Job:
     def _run_backwards(self, kept: Sequence[Mapping[str, Any]]) -> None:
         """Collect statistics of output gradients, where a modifier needs them, unless an interrupted run has."""
         wanted = wanted_gradients(self.modifiers, self.state.model)
-        if not wanted:
+        known = (self.gradients, wanted, self.state, self.output, self.weights)
+        if not wanted or resume.recall_gradients(kept, *known):
             return
-        record = next((record for record in kept if "gradients" in record), None)
-        if record is not None and self.output is not None:
-            resume.recall_gradients(record, self.gradients, wanted, self.state, self.output, self.weights)
-            return
-        before = len(self.state.log)
         ReverseSweep(
             state=self.state,
             pipeline=self.pipeline,
@@ -296,9 +292,7 @@ class Job:
             read=self._read,
             release=self._release,
             progress=self.progress,
-        ).run(StatisticStore())
-        if self.output is not None:
-            resume.keep_gradients(self.gradients, self.state.log[before:], self.output)
+        ).run(StatisticStore(), self.output)
 
     def _release(self, stage: Stage) -> None:
         if self.weights is not None:
@@ -355,8 +349,8 @@ class Job:
 
     def _stage_run(self, modifiers: Sequence[Modifier]) -> StageRun:
         """What works on the stages of a pass, after the state is told what the pass is for."""
-        needs = [modifier.needs() for modifier in modifiers]
-        store = StatisticStore(self.gradients, decided=any(one.measuring_pass and one.data for one in needs))
+        decided = any(one.needs().measuring_pass and one.needs().data for one in modifiers)
+        store = StatisticStore(self.gradients, decided=decided)
         self.state.begin_pass(self.sweep_of(modifiers), store, partial(self.pipeline.calls, self.state))
         return StageRun(
             modifiers=modifiers,

@@ -110,27 +110,31 @@ def keep_gradients(store: GradientStore, log_entries: Sequence[Mapping[str, Any]
 
 
 def recall_gradients(
-    record: Mapping[str, Any],
+    kept: Sequence[Mapping[str, Any]],
     store: GradientStore,
     wanted: Mapping[str, Sequence[GradientStatistic]],
     state: State,
-    output: Output,
+    output: Output | None,
     weights: WeightStream | None,
-) -> None:
-    """Bring back what the reverse sweep of an interrupted run has found.
+) -> bool:
+    """Bring back what the reverse sweep of an interrupted run has found; whether there was one.
 
     Args:
-        record: of it.
-        store: that gets it.
+        kept: records of the run.
+        store: that gets what was found.
         wanted: the statistics of each layer.
         state: whose log gets what was logged.
-        output: that holds it.
+        output: that holds it; None where nothing is written.
         weights: where they are streamed from; None when they are in memory.
     """
+    record = next((record for record in kept if "gradients" in record), None)
+    if record is None or output is None:
+        return False
     device = next(state.model.parameters(), torch.empty(0)).device if weights is None else weights.device
     with _reading(record):
         store.fill(record["gradients"], output.noted_tensors(_GRADIENTS), wanted, device)
         state.log.extend(dict(entry) for entry in record["log"])
+    return True
 
 
 @contextmanager

@@ -17,12 +17,14 @@ from torch import nn
 from coldpress.calibration.gradient_store import GradientStore
 from coldpress.calibration.gradient_tap import GradientTap
 from coldpress.calibration.loss import CrossEntropy
+from coldpress.checkpoint.output import Output
 from coldpress.errors import CalibrationError
 from coldpress.experts import watched_experts
 from coldpress.modifier import Modifier
 from coldpress.pipeline import Pipeline
 from coldpress.planned import ReverseStep, Sweep, no_calls
 from coldpress.report import Progress
+from coldpress.run.resume import keep_gradients
 from coldpress.run.stage_run import generator
 from coldpress.stage import Stage
 from coldpress.state import State
@@ -66,22 +68,26 @@ class ReverseSweep:
     release: Callable[[Stage], None]
     progress: Progress
 
-    def run(self, statistics: Statistics) -> None:
+    def run(self, statistics: Statistics, output: Output | None = None) -> None:
         """Collect everything, one sweep for each kind of labels.
 
         Args:
             statistics: of the run, which no hook reads meanwhile.
+            output: that keeps what is found for an interrupted run.
 
         Raises:
             CalibrationError: the model cannot be run backwards.
             NumericsError: a gradient is not finite; layer and batch are named.
         """
+        logged = len(self.state.log)
         for labels in LABELS:
             wanted = {name: tuple(one for one in found if one.labels == labels) for name, found in self.wanted.items()}
             wanted = {name: found for name, found in wanted.items() if found}
             if wanted:
                 self._check_differentiable()
                 self._run(CrossEntropy(self.state.batches, labels, self.state.seed), wanted, statistics)
+        if output is not None:
+            keep_gradients(self.store, self.state.log[logged:], output)
 
     def _run(self, loss: CrossEntropy, wanted: Wanted, statistics: Statistics) -> None:
         sweep = Sweep(observed=frozenset(wanted), propagated_error=False, gradients=True)

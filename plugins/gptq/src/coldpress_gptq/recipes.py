@@ -14,6 +14,19 @@ modifiers:
     reads_data=True,
 )
 
+GUIDED = ReadyRecipe(
+    title="GPTQ, errors weighted by what they cost the model's loss: a pass forwards and backwards more",
+    text="""\
+modifiers:
+  - GPTQModifier:
+      scheme: ${scheme}
+      group_size: ${group_size}
+      ignore: ${ignore}
+      guidance: sampled
+""",
+    reads_data=True,
+)
+
 W4A16 = ReadyRecipe(
     title="weights in 4 bits by GPTQ: the one to begin with",
     text="""\
