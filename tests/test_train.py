@@ -160,7 +160,7 @@ class Killed(TrainerCallback):
 
 
 @pytest.mark.parametrize("recipe", ["masks", "gradual", "learned"])
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(pruned, dense, tmp_path, monkeypatch, recipe):
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(pruned, dense, tmp_path, recipe):
     modifiers = {
         "masks": (pruned, [Constant(**LINEAR), Distill(top_k=4)]),
         "gradual": (dense, [Magnitude(final_sparsity=0.6, update=0.1, **LINEAR)]),
@@ -170,13 +170,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(pruned, dense, tmp_pa
     settings = {**SHORT, "save_strategy": "steps", "save_steps": 1, "distill_teacher": dense, "max_steps": 5}
     coldpress.train(source, steps, output_dir=tmp_path / "whole", **settings)
 
-    from coldpress.entrypoints import train as entry
-
-    made = entry._trainer
-    monkeypatch.setattr(entry, "_trainer", lambda *given: _with(made(*given), Killed(3)))
     with pytest.raises(KeyboardInterrupt):
-        coldpress.train(source, steps, output_dir=tmp_path / "cut", **settings)
-    monkeypatch.setattr(entry, "_trainer", made)
+        coldpress.train(source, steps, output_dir=tmp_path / "cut", callbacks=[Killed(3)], **settings)
     assert not (tmp_path / "cut").exists()
     with pytest.raises(CheckpointError, match=r"2 checkpoints of an earlier run: resume_from_checkpoint=True"):
         coldpress.train(source, steps, output_dir=tmp_path / "cut", **settings)
@@ -184,11 +179,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(pruned, dense, tmp_pa
 
     name = "model.safetensors"
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-def _with(trainer, callback):
-    trainer.add_callback(callback)
-    return trainer
 
 
 def test_stages_run_one_after_the_other(dense, tmp_path):

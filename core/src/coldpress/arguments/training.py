@@ -1,5 +1,6 @@
 """How a model is trained, beside what transformers' own `TrainingArguments` say."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import Attribute, field, frozen
@@ -22,6 +23,7 @@ class TrainingArguments:
         peft_config: of PEFT; adapters are trained, and the weights, compressed or not, stay frozen.
         merge_adapters: add the adapters to the weights at the end, rounded to the grids that these have; False saves
             the adapters alone.
+        callbacks: more `TrainerCallback`s for the Trainer.
         measure: perplexity on held-out text before and after, the held-out half of `coldpress/short`.
     """
 
@@ -32,6 +34,7 @@ class TrainingArguments:
     max_train_samples: int | None = field(default=None, validator=at_least(1, optional=True))
     peft_config: Any = None
     merge_adapters: bool = field(default=True, validator=is_a(bool))
+    callbacks: Sequence[Any] = ()
     measure: bool = field(default=True, validator=is_a(bool))
 
     @merge_adapters.validator

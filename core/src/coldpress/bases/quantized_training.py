@@ -189,8 +189,10 @@ class QuantizedTraining(Lifecycle):
 
 def is_trained_quantized(layer: Layer) -> bool:
     """Whether a layer has codes and its weight is trained."""
-    encoding, weight = encoding_of(layer.module), layer.module._parameters["weight"]
-    return encoding is not None and encoding.quantized.scheme.weights is not None and bool(weight.requires_grad)  # type: ignore[union-attr]
+    encoding, weight = encoding_of(layer.module), layer.module._parameters.get("weight")
+    if encoding is None or encoding.quantized.scheme.weights is None or weight is None:
+        return False
+    return bool(weight.requires_grad)
 
 
 def requantize(layer: Layer, quantized: Quantized) -> None:

@@ -222,7 +222,7 @@ def _trainer(run: Run, rows: Any, callback: CompressionCallback) -> Any:
         args=trainer_arguments(run.arguments),
         train_dataset=rows,
         data_collator=padding_collator(run.tokenizer),
-        callbacks=[callback],
+        callbacks=[callback, *run.arguments.training.callbacks],
     )
     if run.arguments.common.output.quiet:
         trainer.remove_callback(PrinterCallback)

@@ -82,6 +82,23 @@ class CompressionCallback(TrainerCallback):  # type: ignore[misc]
         if optimizer is not None:
             self._check_optimizer(optimizer)
 
+    def loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        """The loss of a batch, for loops that compute it from logits: `compute_loss_func` of a Trainer.
+
+        TRL's SFTTrainer computes its loss from the head's inputs and never reads that of the model; with
+        `compute_loss_func=callback.loss` it is this one.
+
+        Args:
+            outputs: of the model, called without labels.
+            labels: [B, S], -100 where a token has no loss.
+            num_items_in_batch: labels of the whole optimizer step; None for a mean over the batch.
+        """
+        lifecycles = self._begun()
+        if not lifecycles.training.model.training:
+            model: Any = lifecycles.training.model
+            return model.loss_function(outputs.logits, labels, model.config.get_text_config().vocab_size)
+        return lifecycles.loss(outputs, labels, num_items_in_batch)
+
     def step(self, epoch: float | None = None) -> None:
         """After each `optimizer.step()`.
 

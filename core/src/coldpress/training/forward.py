@@ -34,6 +34,7 @@ class ForwardHook:
         self._outputs: dict[str, Tensor] = {}
         self._stack = ExitStack()
         self._batch, self._searching = 0, False
+        self._pending: tuple[tuple[Any, ...], dict[str, Any], Any] | None = None
 
     def install(self) -> None:
         """Put the hooks on the model."""
@@ -53,13 +54,46 @@ class ForwardHook:
         if not model.training or not torch.is_grad_enabled() or self._searching:
             return output
         loss = _loss_of(output)
-        if loss is None and self._lifecycles:
-            raise ModelError(
-                "the model was called without labels, so its loss is computed somewhere else, where modifiers cannot "
-                "change it: leave out label_smoothing_factor and compute_loss_func, and let rows have labels"
-            )
         if loss is None:
+            self._pending = args, kwargs, output
             return output
+        self._pending = None
+        return _with_loss(output, self._changed(args, kwargs, output, loss)) if self._lifecycles else output
+
+    def loss(self, output: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """The loss of the last batch, on which the model was called without labels, as the model computes it.
+
+        Args:
+            output: of the model, with logits.
+            labels: of the batch, [B, S].
+            num_items: as in `Forward`.
+        """
+        if self._pending is None:
+            raise ModelError("there is no forward in training whose loss is to be computed")
+        args, kwargs, _ = self._pending
+        self._pending = None
+        model: Any = self._training.model
+        more = {} if num_items is None else {"num_items_in_batch": num_items}
+        own = model.loss_function(
+            logits=output.logits, labels=labels, vocab_size=model.config.get_text_config().vocab_size, **more
+        )
+        return self._changed(args, {**kwargs, "labels": labels, **more}, output, own)
+
+    def check_loss(self) -> None:
+        """Refuse a step whose loss no modifier has seen.
+
+        Raises:
+            ModelError: the loop computes it from the logits.
+        """
+        if self._pending is not None and self._lifecycles:
+            raise ModelError(
+                "the model is called without labels, so its loss is computed somewhere else, where modifiers do not "
+                "change it: let rows have labels, or pass compute_loss_func=callback.loss to the Trainer"
+            )
+
+    def _changed(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, loss: Tensor) -> Tensor:
+        """What the modifiers make of a loss."""
+        model = self._training.model
         self._check(model, args, kwargs, loss)
         forward = self._forward(args, kwargs, output, loss) if self._lifecycles else None
         for lifecycle in self._lifecycles:
@@ -68,14 +102,14 @@ class ForwardHook:
             self._check(model, args, kwargs, loss, by=type(lifecycle).__name__)
         self._batch += 1
         self._outputs.clear()
-        return _with_loss(output, loss) if self._lifecycles else output
+        return loss
 
     def _forward(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, loss: Tensor) -> Forward:
         logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise ModelError(
-                f"a {type(self._training.model).__name__} returns a loss and no logits in training (a fused loss, such "
-                "as Liger's or a chunked one): switch it off, distillation compares logits"
+                f"a {type(self._training.model).__name__} returns a loss and no logits in training, a fused loss: "
+                "Liger's can be switched off; TRL's SFTTrainer takes compute_loss_func=callback.loss"
             )
         inputs = {**dict(zip(("input_ids",), args, strict=False)), **kwargs}
         return Forward(

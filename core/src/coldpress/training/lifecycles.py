@@ -108,9 +108,17 @@ class Lifecycles:
     @torch.no_grad()
     def step(self) -> None:
         """After an optimizer step, before anything reads the weights; `training` says which."""
+        if self._hook is not None:
+            self._hook.check_loss()
         for lifecycle in self.all:
             lifecycle.step(self.training)
         self.begin_step()
+
+    def loss(self, output: Any, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+        """The loss of a batch on which the model was called without labels."""
+        if self._hook is None:
+            raise ArgumentError("attach first: the loss is that of a model in training")
+        return self._hook.loss(output, labels, num_items)
 
     def detach(self) -> None:
         """End: the model is plain again, and quantized layers have the codes of their new weights."""
