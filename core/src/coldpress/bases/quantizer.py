@@ -279,11 +279,8 @@ class Quantizer(Modifier):
         args = scheme_of(state, layer).weights
         if args is None or args.strategy != "tensor_group":
             return None
-        together = [
-            one
-            for one in state.fact(FusedLayers).beside(layer)
-            if (scheme := state.scheme_of(one)) and scheme.weights == args
-        ]
+        beside = state.fact(FusedLayers).beside(layer)
+        together = [one for one in beside if (found := state.scheme_of(one)) and found.weights == args]
         left = [layer, *(one for one in together if one.name not in state.quantized)]
         versions = {one.name: version(one.weight) for one in left}
         known = state.global_scales.get(layer.name)

@@ -11,6 +11,7 @@ from coldpress.cli.demo import demo
 from coldpress.cli.evaluate import evaluate
 from coldpress.cli.inspect import inspect
 from coldpress.cli.model_free import convert
+from coldpress.cli.new import new
 from coldpress.cli.option import Debug
 from coldpress.cli.plan import plan
 from coldpress.cli.plugins import plugins
@@ -29,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-_COMMANDS = (compress, plan, recipes, convert, train, evaluate, inspect, trace, plugins, port, demo)
+_COMMANDS = (compress, plan, recipes, convert, train, evaluate, inspect, trace, plugins, new, port, demo)
 
 
 def _version(asked: bool) -> None:

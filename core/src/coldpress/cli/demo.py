@@ -131,7 +131,9 @@ class Judge:
         from coldpress.report.memory import peak_memory, reset_peak_memory
 
         copy = deepcopy(self._model)
-        wanted = {"model": copy, "tokenizer": self._tokenizer, "recipe": recipe, "output_dir": folder, **_DATA}
+        wanted = {"model": copy, "tokenizer": self._tokenizer, "recipe": recipe, "output_dir": folder}
+        if any(modifier.needs_data() for modifier in recipe.modifiers):
+            wanted |= _DATA
         arguments = parse_arguments(wanted)
         reset_peak_memory()
         start = perf_counter()
