@@ -9,7 +9,7 @@ from torch import Tensor
 
 from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
 from coldpress.bases.kv_cache import CacheQuantizer, cache_args
-from coldpress.calibration.observer import checked_range, observer_for
+from coldpress.calibration.observer import check_observer, checked_range, observer_for
 from coldpress.calibration.statistics import Observed
 from coldpress.dataflow.fused import FusedLayers
 from coldpress.errors import CalibrationError, SchemeError, suggest
@@ -24,16 +24,6 @@ from coldpress.state import State
 
 _PARTS = ("weights", "input", "output")
 _OBSERVED = (("weights", DEFAULT_WEIGHT_OBSERVER), ("input_activations", DEFAULT_ACTIVATION_OBSERVER))
-
-
-def _check_observer(args: QuantizationArgs | None, default: str, *, place: tuple[str, ...]) -> None:
-    """Refuse `observer_kwargs` that the observer does not take, where a recipe has them."""
-    if args is None or not args.observer_kwargs:
-        return
-    try:
-        observer_for(args, default)
-    except SchemeError as error:
-        raise SchemeError(str(error), place=(*place, *error.place)) from error
 
 
 def _as_groups(value: Mapping[str, Scheme] | None) -> dict[str, Scheme] | None:
@@ -99,7 +89,7 @@ class Quantizer(Modifier):
         self.schemes()
         for name, scheme in (self.config_groups or {}).items():
             for part, default in _OBSERVED:
-                _check_observer(getattr(scheme, part), default, place=(name, part))
+                check_observer(getattr(scheme, part), default, place=(name, part))
 
     @kv_cache_scheme.validator
     def _check_cache(self, attribute: object, value: QuantizationArgs | None) -> None:

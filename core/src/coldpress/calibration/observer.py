@@ -122,6 +122,25 @@ def observer_for(args: QuantizationArgs, default: str) -> Observer:
         raise SchemeError(f"observer_kwargs of {name!r}: {error.args[0]}", place=("observer_kwargs",)) from error
 
 
+def check_observer(args: QuantizationArgs | None, default: str, *, place: tuple[str, ...]) -> None:
+    """Refuse `observer_kwargs` that the observer does not take.
+
+    Args:
+        args: of one part of a scheme, if it has that.
+        default: the observer's name where `args` has none.
+        place: of `args` in the settings of a modifier, which the error says.
+
+    Raises:
+        SchemeError: the observer does not know them, or allow their values.
+    """
+    if args is None or not args.observer_kwargs:
+        return
+    try:
+        observer_for(args, default)
+    except SchemeError as error:
+        raise SchemeError(str(error), place=(*place, *error.place)) from error
+
+
 def _check_settings(name: str, kind: type[Observer], settings: Mapping[str, Any]) -> None:
     known = [attribute.name for attribute in fields(cast(Any, kind)) if attribute.name != "args"]
     for setting in settings:

@@ -24,7 +24,7 @@ _BASES = {
 _MUST_HAVE = {
     "observers": (("update",), ("merge",), ("range",)),
     "pipelines": (("stages",),),
-    "statistics": (("update", "update_with_original"), ("merge",)),
+    "statistics": (("update", "update_with_original", "update_with_gradient"), ("merge",)),
     "attachments": (("inputs", "outputs", "attention"),),
 }
 
@@ -131,8 +131,8 @@ def _form(plugin: "Plugin", cls: type[Any], base: type) -> list[str]:
     abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
     problems = [f"it must implement {name}" for name in sorted(abstract)]
     for methods in _MUST_HAVE.get(plugin.kind, ()):
-        if all(getattr(cls, name) is getattr(base, name) for name in methods):
-            problems.append(f"it must implement {' or '.join(methods)}")
+        if all(getattr(cls, name, None) is getattr(base, name, None) for name in methods):
+            problems.append(f"it must implement {' or '.join(name for name in methods if hasattr(cls, name))}")
     problems += [
         f"it supports {word}, and has no method of this name"
         for word in sorted(getattr(cls, "supports", ()))
