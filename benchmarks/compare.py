@@ -100,6 +100,8 @@ def evaluate(
         "folder": prepared["folder"],
         "weights": list(outcomes.values()),
         "inputs": job.inputs(),
+        "cache": job.cache,
+        "rotated": job.rotated,
         "threads": options.threads,
     }
     found = ask("compare_evaluate.py evaluate", request, folder / "evaluate", sys.executable, options.threads)

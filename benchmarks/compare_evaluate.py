@@ -6,17 +6,22 @@ python benchmarks/compare_evaluate.py {prepare,evaluate} REQUEST.json
 import json
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import torch
+from attrs import frozen
 from remembered import Remembered
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from coldpress import QuantizationArgs, Scheme, divergence, load_model, load_tokenizer, perplexity
 from coldpress.arguments import DatasetArguments
+from coldpress.attachment import attach
 from coldpress.bases.quantized_inputs import quantize_inputs
 from coldpress.calibration.dataset import load_batches
-from coldpress.plugin import Quantized
+from coldpress.models.tie import untie_embeddings
+from coldpress.numerics import dynamic_qparams, fake_quantize
+from coldpress.plugin import Attachment, AttentionStates, Quantized, attention_modules
 
 PASSAGE = 512  # tokens that every passage of coldpress/short has
 
@@ -59,10 +64,16 @@ def evaluate(request: dict) -> dict:
 def judged(path: str, request: dict, original: Remembered, tokenizer: object) -> dict:
     """The numbers of one file of weights."""
     model = load_model(request["folder"], dtype=torch.bfloat16, device="cpu")
-    overwrite(model, load_file(path))
-    check_head(model, original.model)
+    weights = load_file(path)
+    if request["rotated"]:
+        untie_embeddings(model)
+    overwrite(model, weights)
+    if not request["rotated"]:
+        check_head(model, original.model)
     if request["inputs"] is not None:
         simulate(model, request["inputs"])
+    if request["cache"] is not None:
+        simulate_cache(model, request["cache"])
     asked = Remembered(model)
     cost, distance = perplexity(asked, tokenizer), divergence(asked, original, tokenizer)
     return {
@@ -102,6 +113,32 @@ def simulate(model: nn.Module, inputs: dict) -> None:
     for layer in linears(model):
         scheme = Scheme(targets=["Linear"], input_activations=QuantizationArgs(**inputs))
         quantize_inputs(layer, Quantized(scheme))
+
+
+@frozen(kw_only=True)
+class RoundedCache(Attachment):
+    """Keys and values rounded for each token and head as attention reads them."""
+
+    kind: ClassVar[str] = "rounded_cache"
+
+    args: QuantizationArgs
+
+    def attention(self, module: nn.Module, states: AttentionStates) -> AttentionStates:
+        """Round keys and values."""
+        return AttentionStates(
+            keys=self.rounded(states.keys), values=self.rounded(states.values), queries=states.queries
+        )
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """One scale for the channels of a head, [..., D]."""
+        flat = x.reshape(-1, x.shape[-1])
+        return fake_quantize(flat, *dynamic_qparams(flat, self.args), self.args).reshape(x.shape)
+
+
+def simulate_cache(model: nn.Module, cache: dict) -> None:
+    """Round keys and values of every attention, in the same way for both sides."""
+    for _, module in attention_modules(dict(model.named_modules())):
+        attach(module, RoundedCache(args=QuantizationArgs(**cache)))
 
 
 def zeros(model: nn.Module) -> float:

@@ -47,6 +47,9 @@ SPARSEGPT = (
     {**LAYERS, "sparsity": 0.5, "mask_structure": "2:4", "block_size": 128, "dampening_frac": 0.01},
 )
 SMOOTHQUANT = ("SmoothQuantModifier", {"smoothing_strength": 0.8})
+SPINQUANT = ("SpinQuantModifier", {"rotations": ["R1", "R2"]})
+TOKENS4 = {**TOKENS, "num_bits": 4}
+CACHE4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 AWQ = ("AWQModifier", {"duo_scaling": True, "n_grid": 20})
 
 
@@ -58,11 +61,15 @@ class Job:
         title: for the head of the page.
         modifiers: name and settings of each, in the order in which they run.
         peer: the same in the peer's words, where those differ.
+        cache: how keys and values are rounded when the result is judged; None leaves them as they are.
+        rotated: embeddings and head are rotated too.
     """
 
     title: str
     modifiers: Modifiers
     peer: Modifiers = field(default_factory=list)
+    cache: dict[str, Any] | None = None
+    rotated: bool = False
 
     def sides(self) -> dict[str, Modifiers]:
         """The modifiers of either side."""
@@ -88,5 +95,16 @@ JOBS = {
     "awq-w4a16": Job("AWQ, 4 bits, asymmetric, groups of 64", [AWQ, rounding(grouped(4, symmetric=False))]),
     "awq-w4a16-sym": Job("AWQ, 4 bits, symmetric, groups of 64", [AWQ, rounding(grouped(4))]),
     "awq-w3a16": Job("AWQ, 3 bits, asymmetric, groups of 64", [AWQ, rounding(grouped(3, symmetric=False))]),
+    "spinquant-rtn-w4a8": Job("SpinQuant, then round, W4A8", [SPINQUANT, rounding(rowwise(4), TOKENS)], rotated=True),
+    "spinquant-gptq-w4a8": Job("SpinQuant, then GPTQ, W4A8", [SPINQUANT, gptq(rowwise(4), TOKENS)], rotated=True),
+    "spinquant-rtn-w4a4": Job("SpinQuant, then round, W4A4", [SPINQUANT, rounding(rowwise(4), TOKENS4)], rotated=True),
+    "spinquant-gptq-w4a4": Job("SpinQuant, then GPTQ, W4A4", [SPINQUANT, gptq(rowwise(4), TOKENS4)], rotated=True),
+    "spinquant-rtn-w4a4kv4": Job(
+        "SpinQuant, then round, W4A4KV4", [SPINQUANT, rounding(rowwise(4), TOKENS4)], cache=CACHE4, rotated=True
+    ),
+    "spinquant-gptq-w4a4kv4": Job(
+        "SpinQuant, then GPTQ, W4A4KV4", [SPINQUANT, gptq(rowwise(4), TOKENS4)], cache=CACHE4, rotated=True
+    ),
+    "spinquant-gptq-w4a16": Job("SpinQuant, then GPTQ, W4A16", [SPINQUANT, gptq(rowwise(4))], rotated=True),
     "awq-gptq-w4a16": Job("AWQ, then GPTQ, 4 bits, groups of 64", [AWQ, gptq(grouped(4))]),
 }

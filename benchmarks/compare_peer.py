@@ -22,6 +22,7 @@ HOMES = {
     "QuantizationModifier": "quantization",
     "SmoothQuantModifier": "transform.smoothquant",
     "SparseGPTModifier": "pruning.sparsegpt",
+    "SpinQuantModifier": "transform.spinquant",
 }
 CLASSES = {name: getattr(import_module(f"llmcompressor.modifiers.{home}"), name) for name, home in HOMES.items()}
 

@@ -52,13 +52,14 @@ def measure(
     torch.set_num_threads(request["threads"])
     set_seed(request["seed"])
     loaded = load(request)
-    names = [name for name, _ in loaded[0].named_parameters()]  # a tied head is named once
+    known = {name for name, _ in loaded[0].named_parameters(remove_duplicate=False)}
     before, average, machine = peak_megabytes(), os.getloadavg()[0], machine_seconds()
     ready, busy = time.perf_counter(), time.process_time()
     model = compress(request, loaded)
     seconds, peak = time.perf_counter() - ready, peak_megabytes()
     cpu_seconds, done = time.process_time() - busy, time.perf_counter()
     others = None if machine is None else machine_seconds() - machine - cpu_seconds
+    names = [name for name, _ in model.named_parameters() if name in known]  # a tied head is named once
     with torch.no_grad():
         weights = {name: dense(model, name) for name in names}
     answer = {
