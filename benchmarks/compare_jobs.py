@@ -48,6 +48,7 @@ SPARSEGPT = (
 )
 SMOOTHQUANT = ("SmoothQuantModifier", {"smoothing_strength": 0.8})
 SPINQUANT = ("SpinQuantModifier", {"rotations": ["R1", "R2"]})
+PEERS = ("SpinQuantModifier", {"rotations": ["R1", "R2"], "transform_type": "random-hadamard"})  # 576 is no power of 2
 TOKENS4 = {**TOKENS, "num_bits": 4}
 CACHE4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 AWQ = ("AWQModifier", {"duo_scaling": True, "n_grid": 20})
@@ -95,16 +96,46 @@ JOBS = {
     "awq-w4a16": Job("AWQ, 4 bits, asymmetric, groups of 64", [AWQ, rounding(grouped(4, symmetric=False))]),
     "awq-w4a16-sym": Job("AWQ, 4 bits, symmetric, groups of 64", [AWQ, rounding(grouped(4))]),
     "awq-w3a16": Job("AWQ, 3 bits, asymmetric, groups of 64", [AWQ, rounding(grouped(3, symmetric=False))]),
-    "spinquant-rtn-w4a8": Job("SpinQuant, then round, W4A8", [SPINQUANT, rounding(rowwise(4), TOKENS)], rotated=True),
-    "spinquant-gptq-w4a8": Job("SpinQuant, then GPTQ, W4A8", [SPINQUANT, gptq(rowwise(4), TOKENS)], rotated=True),
-    "spinquant-rtn-w4a4": Job("SpinQuant, then round, W4A4", [SPINQUANT, rounding(rowwise(4), TOKENS4)], rotated=True),
-    "spinquant-gptq-w4a4": Job("SpinQuant, then GPTQ, W4A4", [SPINQUANT, gptq(rowwise(4), TOKENS4)], rotated=True),
+    "spinquant-rtn-w4a8": Job(
+        "SpinQuant, then round, W4A8",
+        [SPINQUANT, rounding(rowwise(4), TOKENS)],
+        [PEERS, rounding(rowwise(4), TOKENS)],
+        rotated=True,
+    ),
+    "spinquant-gptq-w4a8": Job(
+        "SpinQuant, then GPTQ, W4A8",
+        [SPINQUANT, gptq(rowwise(4), TOKENS)],
+        [PEERS, gptq(rowwise(4), TOKENS)],
+        rotated=True,
+    ),
+    "spinquant-rtn-w4a4": Job(
+        "SpinQuant, then round, W4A4",
+        [SPINQUANT, rounding(rowwise(4), TOKENS4)],
+        [PEERS, rounding(rowwise(4), TOKENS4)],
+        rotated=True,
+    ),
+    "spinquant-gptq-w4a4": Job(
+        "SpinQuant, then GPTQ, W4A4",
+        [SPINQUANT, gptq(rowwise(4), TOKENS4)],
+        [PEERS, gptq(rowwise(4), TOKENS4)],
+        rotated=True,
+    ),
     "spinquant-rtn-w4a4kv4": Job(
-        "SpinQuant, then round, W4A4KV4", [SPINQUANT, rounding(rowwise(4), TOKENS4)], cache=CACHE4, rotated=True
+        "SpinQuant, then round, W4A4KV4",
+        [SPINQUANT, rounding(rowwise(4), TOKENS4)],
+        [PEERS, rounding(rowwise(4), TOKENS4)],
+        cache=CACHE4,
+        rotated=True,
     ),
     "spinquant-gptq-w4a4kv4": Job(
-        "SpinQuant, then GPTQ, W4A4KV4", [SPINQUANT, gptq(rowwise(4), TOKENS4)], cache=CACHE4, rotated=True
+        "SpinQuant, then GPTQ, W4A4KV4",
+        [SPINQUANT, gptq(rowwise(4), TOKENS4)],
+        [PEERS, gptq(rowwise(4), TOKENS4)],
+        cache=CACHE4,
+        rotated=True,
     ),
-    "spinquant-gptq-w4a16": Job("SpinQuant, then GPTQ, W4A16", [SPINQUANT, gptq(rowwise(4))], rotated=True),
+    "spinquant-gptq-w4a16": Job(
+        "SpinQuant, then GPTQ, W4A16", [SPINQUANT, gptq(rowwise(4))], [PEERS, gptq(rowwise(4))], rotated=True
+    ),
     "awq-gptq-w4a16": Job("AWQ, then GPTQ, 4 bits, groups of 64", [AWQ, gptq(grouped(4))]),
 }

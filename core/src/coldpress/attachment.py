@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from attrs import fields, frozen
+from attrs import field, fields, frozen
 from torch import Tensor, nn
 
 from coldpress import registry
@@ -94,18 +94,19 @@ class Attached:
         name: of the module, from the root of the model, as the checkpoint has it.
         class_names: of the module, in the order of its MRO.
         attachment: the attachment.
-        has_bias: whether the module is a layer with a bias.
+        shapes: of the module's own parameters, by their names in it.
     """
 
     name: str
     class_names: tuple[str, ...]
     attachment: Attachment
-    has_bias: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(factory=dict)
 
     @classmethod
     def on(cls, name: str, module: nn.Module, attachment: Attachment) -> "Attached":
         """The attachment of a module of this name."""
-        return cls(name, class_names(module), attachment, module._parameters.get("bias") is not None)
+        shapes = {part: tuple(p.shape) for part, p in module._parameters.items() if p is not None}
+        return cls(name, class_names(module), attachment, shapes)
 
 
 def attach(module: nn.Module, attachment: Attachment, buffers: Mapping[str, Tensor] | None = None) -> None:

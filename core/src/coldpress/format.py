@@ -14,6 +14,8 @@
 
         def check_attachment(self, attached): ...        before any work: can it be told?  by default nothing can
         def attachments(self, config): ...               config -> (module -> attachments)
+        def attachment_tensors(self, attachments): ...   what several of them share, on disk
+        def attachment_buffers(self, attached, weights)  and back
 
 The name of the entry point is the `quant_method` of its configuration, so that a checkpoint finds its reader.
 """
@@ -205,6 +207,22 @@ class Format(ABC):
             CheckpointError: it contradicts itself, or says what this format cannot read.
         """
         return lambda name, class_names, tensors: ()
+
+    def attachment_tensors(self, attachments: Sequence[Attached]) -> dict[str, Tensor]:
+        """What is written for attachments beside their buffers, such as a matrix that several share; none by default.
+
+        Returns:
+            Full name, as the checkpoint has it, to tensor.
+        """
+        return {}
+
+    def attachment_buffers(self, attached: Attached, weights: Weights) -> Mapping[str, Tensor] | None:
+        """The buffers of an attachment that `attachments` has found; None where they are under its module's name.
+
+        Raises:
+            CheckpointError: one is missing.
+        """
+        return None
 
     @abstractmethod
     def restore(self, tensors: Mapping[str, Tensor], scheme: Scheme) -> Quantized:

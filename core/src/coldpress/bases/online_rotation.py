@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
-from attrs import evolve, field, frozen
-from attrs.validators import ge, in_
+from attrs import field, frozen
+from attrs.validators import ge, in_, optional
 from torch import Tensor, nn
 
 from coldpress.attachment import Attachment
@@ -24,46 +24,51 @@ class OnlineRotation(Attachment):
 
     Attributes:
         group: its name in a configuration, such as `R4`.
-        width: channels that are rotated.
-        block_size: channels that are mixed with each other.
+        block_size: channels that are mixed with each other; None for all.
         transform_type: of the matrix.
         seed: of what is random in it.
         stored: whether the matrix is a buffer, [block_size, block_size], with entries of magnitude 1 as
             compressed-tensors stores it, so that it is divided by sqrt(block_size); as read from a checkpoint.
     """
 
+    location: ClassVar[str] = ""
+    """Where compressed-tensors says that it acts."""
+
     group: str
-    width: int = field(validator=ge(1))
-    block_size: int = field(validator=ge(1))
+    block_size: int | None = field(default=None, validator=optional(ge(1)))
     transform_type: TransformType = field(default="hadamard", validator=in_(TRANSFORM_TYPES))
     seed: int = 0
     stored: bool = False
 
     def buffers(self) -> tuple[str, ...]:
         """The matrix, where it is stored."""
-        return (f"{self.group}_{self.kind}",) if self.stored else ()
+        return (f"{self.group}_{self.location}",) if self.stored else ()
 
     def describe(self, buffer: str) -> str:
         """What the matrix is."""
-        return f"online rotation {self.group}: {self.transform_type}, blocks of {self.block_size}"
+        return f"online rotation {self.group}: {self.transform_type}, blocks of {self.block_size or 'all channels'}"
 
-    def rotation(self, module: nn.Module | None = None) -> Rotation:
-        """The matrix that the module is rotated by."""
+    def rotation(self, width: int, module: nn.Module | None = None) -> Rotation:
+        """The matrix that this many channels are rotated by; of a module that has it, where it is stored.
+
+        Raises:
+            NumericsError: the width is no multiple of the block size, or there is no Hadamard matrix of it.
+        """
         if not self.stored:
-            return _drawn(self.width, self.block_size, self.transform_type, self.seed)
+            return _drawn(width, self.block_size or width, self.transform_type, self.seed)
         matrix: Tensor = getattr(module, self.buffers()[0])
-        block = matrix.to(torch.promote_types(matrix.dtype, torch.float32)) / self.block_size**0.5
-        return Rotation(self.width, self.block_size, block=block)
+        block = matrix.to(torch.promote_types(matrix.dtype, torch.float32)) / len(matrix) ** 0.5
+        return Rotation(width, len(block), block=block)
 
-    def matrix(self) -> Tensor:
-        """What compressed-tensors stores of it: a block times sqrt(block_size), of 1 and -1 for Hadamard matrices."""
-        one: OnlineRotation = evolve(self, width=self.block_size)
-        found: Tensor = one.rotation().matrix() * self.block_size**0.5
+    def matrix(self, width: int) -> Tensor:
+        """What compressed-tensors stores of it: a block times its root of order, of 1 and -1 for Hadamard matrices."""
+        size = self.block_size or width
+        found: Tensor = self.rotation(size).matrix() * size**0.5
         return found
 
     def _turned(self, module: nn.Module, x: Tensor, *, back: bool) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        rotation = self.rotation(module)
+        rotation = self.rotation(x.shape[-1], module)
         return (rotation.apply_transposed(wide) if back else rotation.apply(wide)).to(x.dtype)
 
 
@@ -78,6 +83,7 @@ class InputRotation(OnlineRotation):
     """Inputs of a layer times R."""
 
     kind: ClassVar[str] = "input_rotation"
+    location: ClassVar[str] = "input"
 
     def inputs(self, module: nn.Module, x: Tensor) -> Tensor:
         """The product x R."""
@@ -89,6 +95,7 @@ class OutputRotation(OnlineRotation):
     """Outputs of a layer times U^T."""
 
     kind: ClassVar[str] = "output_rotation"
+    location: ClassVar[str] = "output"
 
     def outputs(self, module: nn.Module, y: Tensor) -> Tensor:
         """The product y U^T."""
@@ -100,6 +107,7 @@ class AttentionRotation(OnlineRotation):
     """Queries and keys times R, head by head; their products are what they were."""
 
     kind: ClassVar[str] = "attention_rotation"
+    location: ClassVar[str] = "q_attn"
 
     def attention(self, module: nn.Module, states: AttentionStates) -> AttentionStates:
         """Rotated queries and keys, the values as they are."""

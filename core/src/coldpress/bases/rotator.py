@@ -96,7 +96,7 @@ def rotate_layer(state: State, layer: Layer, online: OnlineRotation, *, dim: int
     sites = [RotationSite(f"{layer.name}.weight", stored)]
     if dim == 0 and layer.module._parameters.get("bias") is not None:
         sites.append(RotationSite(f"{layer.name}.bias", 0))
-    rotation = online.rotation()
+    rotation = online.rotation(layer.weight.shape[dim])
     rotate(state.model, (), [(site, rotation) for site in sites])
     state.attach(layer, online)
 

@@ -223,6 +223,9 @@ class Output:
         """
         origin = self._origin
         extra = origin.extra if origin is not None else ()
+        attached = attachments_of(state.model, self._names)
+        if attached:
+            self._writer.add(self.format.attachment_tensors(attached))
         self._write_config(state, extra)
         self._write_generation_config(state.model, origin)
         for name in extra:

@@ -181,6 +181,7 @@ def shell(model: nn.Module, blocks: Sequence[str], templates: Mapping[str, Any])
         templates: name of a block to what it returns; blocks without one are not called.
     """
     memo: dict[int, Any] = {}
+    generator = torch.Generator().manual_seed(0)
     for name in blocks:
         block = model.get_submodule(name)
         memo[id(block)] = PassThrough(block, templates.get(name))
@@ -189,15 +190,19 @@ def shell(model: nn.Module, blocks: Sequence[str], templates: Mapping[str, Any])
         weight = module._parameters.get("weight")
         if name in blocks or name.startswith(inside) or weight is None or weight.ndim != 2:
             continue
-        if (isinstance(module, nn.Embedding) or is_linear(module)) and len(weight) > _ROWS:
-            rows = weight.detach()[:_ROWS].clone()
-            memo[id(weight)] = nn.Parameter(rows, requires_grad=False)
-            bias = module._parameters.get("bias")
-            if bias is not None:
-                memo[id(bias)] = nn.Parameter(bias.detach()[:_ROWS].clone(), requires_grad=False)
+        if isinstance(module, nn.Embedding) or is_linear(module):
+            for part in (weight, module._parameters.get("bias")):
+                if part is not None and (len(part) > _ROWS or part.is_meta):
+                    memo[id(part)] = nn.Parameter(_first_rows(part, generator), requires_grad=False)
     copied = copy.deepcopy(model, memo)
     _separate(copied)
     return copied
+
+
+def _first_rows(part: Tensor, generator: torch.Generator) -> Tensor:
+    """Rows of a weight or bias, drawn where it has no data."""
+    rows = part.detach()[:_ROWS]
+    return torch.randn(rows.shape, generator=generator).to(rows.dtype) if rows.is_meta else rows.clone()
 
 
 def unreached_outside(model: nn.Module, run: Callable[[], Any]) -> list[str]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from coldpress import registry
-from coldpress.attachment import Attachment, attach
+from coldpress.attachment import Attached, Attachment, attach
 from coldpress.bases.quantized_inputs import quantize_inputs
 from coldpress.checkpoint import Format, SchemeLookup
-from coldpress.checkpoint.names import checkpoint_names
+from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
 from coldpress.checkpoint.published import format_of, open_folder
 from coldpress.errors import CheckpointError, ModelError, suggest
 from coldpress.experts import linear_experts, linearize_experts
@@ -56,7 +56,7 @@ def load_compressed(
     skeleton = _skeleton(config, kind, trust_remote_code)
     reader = open_folder(folder, form)
     weights, quantized = _decode(reader, skeleton, form, form.read(quantization), kind)
-    attached = _take_attachments(reader, skeleton, form.attachments(quantization), weights, kind)
+    attached = _take_attachments(reader, skeleton, form, form.attachments(quantization), weights)
     model, missing, extra = (
         _filled(skeleton, weights, dtype) if linear_experts(skeleton) else _built(skeleton, weights, kind)
     )
@@ -65,7 +65,8 @@ def load_compressed(
     if extra:
         log.warning("not read from %s: %s", folder, ", ".join(extra))
     for name, attachment, buffers in attached:
-        attach(model.get_submodule(name), attachment, buffers)
+        cast = {part: x.to(kind) if x.is_floating_point() else x for part, x in buffers.items()}
+        attach(model.get_submodule(name), attachment, cast)
     for layer in find_layers((name, model.get_submodule(name)) for name in quantized):
         quantize_inputs(layer.module, quantized[layer.name])
         set_encoding(layer.module, quantized[layer.name], layer.weight)
@@ -104,11 +105,7 @@ def _built(skeleton: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -> 
 
 
 def _take_attachments(
-    reader: Weights,
-    skeleton: nn.Module,
-    lookup: AttachmentLookup,
-    weights: dict[str, Tensor],
-    dtype: torch.dtype,
+    reader: Weights, skeleton: nn.Module, form: Format, lookup: AttachmentLookup, weights: dict[str, Tensor]
 ) -> list[tuple[str, Attachment, dict[str, Tensor]]]:
     """Module, attachment and its buffers, of all attachments; their tensors are no weights.
 
@@ -122,15 +119,28 @@ def _take_attachments(
     found = []
     for name, module in skeleton.named_modules():
         for attachment in lookup(names.layer(name), class_names(module), own[name]):
-            missing = set(attachment.buffers()) - own[name]
-            if missing:
-                raise CheckpointError(f"{name} lacks {', '.join(sorted(missing))} of its {attachment.kind}")
-            places = {part: names.on_disk(f"{name}.{part}") for part in attachment.buffers()}
-            for place in places.values():
-                weights.pop(place, None)
-            read = {part: reader.read(place) for part, place in places.items()}
-            found.append((name, attachment, {n: x.to(dtype) if x.is_floating_point() else x for n, x in read.items()}))
+            buffers = form.attachment_buffers(Attached.on(names.layer(name), module, attachment), reader)
+            if buffers is None:
+                buffers = _own_buffers(name, attachment, own[name], reader, names)
+            for part in buffers:
+                weights.pop(names.on_disk(f"{name}.{part}"), None)
+            found.append((name, attachment, dict(buffers)))
+    modules = dict(skeleton.named_modules())
+    for full in list(weights):  # what a format writes for attachments is under no module of the model
+        owner = names.in_memory(full).rpartition(".")[0]
+        if found and owner not in modules and owner.rpartition(".")[0] in modules:
+            del weights[full]
     return found
+
+
+def _own_buffers(
+    name: str, attachment: Attachment, own: set[str], reader: Weights, names: CheckpointNames
+) -> dict[str, Tensor]:
+    """The buffers of an attachment that are under the name of its module."""
+    missing = set(attachment.buffers()) - own
+    if missing:
+        raise CheckpointError(f"{name} lacks {', '.join(sorted(missing))} of its {attachment.kind}")
+    return {part: reader.read(names.on_disk(f"{name}.{part}")) for part in attachment.buffers()}
 
 
 def _filled(model: Any, weights: Mapping[str, Tensor], dtype: Any) -> tuple[Any, list[str], list[str]]:

@@ -16,6 +16,7 @@ from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.companion import CONFIG, GENERATION_CONFIG, Origin, copy_companions
 from coldpress.checkpoint.disk import as_utf8, telling
 from coldpress.checkpoint.parts import INDEX, StageParts
+from coldpress.errors import CheckpointError
 from coldpress.report import Report, manifest_of
 from coldpress.shardwise.opening import QUANTIZATION, Opened, tables
 from coldpress.shardwise.outline import Outline
@@ -99,6 +100,11 @@ class Finish:
             suffixes.setdefault(owner, set()).add(part)
         for owner, own in suffixes.items():
             found += [Attached(owner, ("Attention",), one) for one in lookup(owner, ("Attention",), own)]
+        other = next((one for one in found if not one.attachment.buffers()), None)
+        if other is not None:
+            raise CheckpointError(
+                f"{other.name} has the attachment {other.attachment.kind!r}, which belongs to a model: use oneshot"
+            )
         return found
 
     def _publish(self, shards: Sequence[Shard], parts: StageParts, folder: Path) -> None:

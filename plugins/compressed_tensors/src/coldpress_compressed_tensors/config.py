@@ -129,13 +129,11 @@ def read_config(config: Mapping[str, Any]) -> ConfigLookup:
     Raises:
         CheckpointError: it contradicts itself, or says what cannot be read yet.
     """
-    for key, what in (
-        ("transform_config", "rotations that run with the model"),
-        ("sparsity_config", "the sparse layouts of old releases"),
-    ):
-        if config.get(key) and config[key] != {"config_groups": {}}:
-            raise CheckpointError(f"quantization_config: {key} is set; {what} cannot be read yet")
-    groups = config.get("config_groups")
+    if config.get("sparsity_config"):
+        raise CheckpointError(
+            "quantization_config: sparsity_config is set; the sparse layouts of old releases cannot be read yet"
+        )
+    groups = config.get("config_groups", {} if config.get("transform_config") else None)
     if not isinstance(groups, Mapping):
         raise CheckpointError("quantization_config has no config_groups, the table of schemes")
     schemes = [_read_group(name, group, config) for name, group in groups.items()]

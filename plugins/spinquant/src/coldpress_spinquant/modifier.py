@@ -12,6 +12,7 @@ from coldpress.plugin import (
     AttentionRotation,
     Heads,
     InputRotation,
+    Layer,
     ModelError,
     NumericsError,
     RotationSite,
@@ -90,6 +91,9 @@ class SpinQuantModifier(Rotator):
             or "transformers dispatches no attention of the model",
             "R4": any(True for _ in self._last(state, whole)) or "a fused rotation reaches the inputs of all layers",
         }
+        for layer in whole.every_layer:
+            if layer.name in dict(self._last(state, whole)):
+                self._check_width(layer)
         missing = {name: reason for name, reason in reasons.items() if name in self.rotations and reason is not True}
         for name, reason in missing.items():
             if set(self.rotations) <= missing.keys():
@@ -134,6 +138,12 @@ class SpinQuantModifier(Rotator):
         except (ModelError, NumericsError) as error:
             raise ModelError(f"R1: {error}; rotations=['R2', 'R4'] do not need it") from error
 
+    def _check_width(self, layer: Layer) -> None:
+        try:
+            InputRotation(group="R4", block_size=self.transform_block_size).rotation(layer.weight.shape[1])
+        except NumericsError as error:
+            raise ModelError(f"R4: {layer.name}: {error}; set transform_block_size") from error
+
     def _residual(self, state: State) -> Rotation:
         """R1."""
         stream = stream_of(state)
@@ -169,43 +179,21 @@ class SpinQuantModifier(Rotator):
     def _attention(self, state: State, stage: Stage) -> Iterator[tuple[str, AttentionRotation]]:
         if "R3" not in self.rotations:
             return
-        for name, module in attention_modules(stage.modules):
-            width = _head_dim(module)
-            yield (
-                name,
-                AttentionRotation(
-                    group="R3", width=width, block_size=width, transform_type=self._kind(), seed=state.seed
-                ),
-            )
+        online = AttentionRotation(group="R3", transform_type=self._kind(), seed=state.seed)
+        for name, _ in attention_modules(stage.modules):
+            yield name, online
 
     def _last(self, state: State, stage: Stage) -> Iterator[tuple[str, InputRotation]]:
         if "R4" not in self.rotations:
             return
+        size = self.transform_block_size
+        online = InputRotation(group="R4", block_size=size, transform_type=self._kind(), seed=state.seed)
         layers = {layer.name: layer for layer in self.layers(stage)}
         for block in self._blocks(state, stage):
             for name in rotations_of(state, block).last:
                 if name in layers:
-                    width = layers[name].weight.shape[1]
-                    yield (
-                        name,
-                        InputRotation(
-                            group="R4",
-                            width=width,
-                            block_size=self.transform_block_size or width,
-                            transform_type=self._kind(),
-                            seed=state.seed,
-                        ),
-                    )
+                    yield name, online
 
     def _blocks(self, state: State, stage: Stage) -> list[str]:
         blocks = block_names(state.model)
         return [name for name in blocks if name in stage.modules] if blocks else [""]
-
-
-def _head_dim(module: Any) -> int:
-    """Channels of a query head: an attention of transformers says so, or its configuration."""
-    found = getattr(module, "head_dim", None) or getattr(module, "qk_head_dim", None)
-    if isinstance(found, int):
-        return found
-    config = module.config
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -14,12 +14,14 @@ from coldpress.plugin import (
     CheckpointError,
     Format,
     KVCache,
+    OnlineRotation,
     QuantizationArgs,
     Quantized,
     Scheme,
     SchemeError,
     SchemeLookup,
     Stored,
+    Weights,
     number_format,
 )
 from coldpress_compressed_tensors.algorithm import (
@@ -40,6 +42,13 @@ from coldpress_compressed_tensors.layout import (
     obstacle,
     own_scale_dtype,
     without_float16,
+)
+from coldpress_compressed_tensors.transforms import (
+    check_rotation,
+    read_matrix,
+    read_transforms,
+    rotation_tensors,
+    write_transforms,
 )
 
 
@@ -99,8 +108,10 @@ class CompressedTensorsFormat(Format):
         return {**tensors, **_input_tensors(quantized)}
 
     def check_attachment(self, attached: Attached) -> None:
-        """Take keys and values, which `kv_cache_scheme` tells."""
-        if not isinstance(attached.attachment, KVCache):
+        """Take keys and values, which `kv_cache_scheme` tells, and online rotations, which `transform_config` does."""
+        if isinstance(attached.attachment, OnlineRotation):
+            check_rotation(attached)
+        elif not isinstance(attached.attachment, KVCache):
             super().check_attachment(attached)
 
     def config(
@@ -113,11 +124,23 @@ class CompressedTensorsFormat(Format):
             {n: evolve(without_float16(s), format=self._layout(s)) for n, s in schemes.items()},
             ignore if schemes else [],
         )
-        return write_cache(config, attachments)
+        return write_transforms(write_cache(config, attachments), attachments)
 
     def attachments(self, config: Mapping[str, Any]) -> AttachmentLookup:
-        """`kv_cache_scheme`."""
-        return read_cache(config)
+        """`kv_cache_scheme` and `transform_config`."""
+        cache, transforms = read_cache(config), read_transforms(config)
+        return lambda name, class_names, tensors: [
+            *transforms(name, class_names, tensors),
+            *cache(name, class_names, tensors),
+        ]
+
+    def attachment_tensors(self, attachments: Sequence[Attached]) -> dict[str, Tensor]:
+        """The matrices of online rotations."""
+        return rotation_tensors(attachments)
+
+    def attachment_buffers(self, attached: Attached, weights: Weights) -> Mapping[str, Tensor] | None:
+        """The matrix of an online rotation that the configuration does not tell."""
+        return read_matrix(attached, weights)
 
     def read(self, config: Mapping[str, Any]) -> SchemeLookup:
         """Read a table of this format, ours or the library's."""

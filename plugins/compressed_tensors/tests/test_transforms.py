@@ -1,0 +1,101 @@
+"""`transform_config`: online rotations on disk and back, by us and by the library, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from compressed_tensors.transform import TransformConfig
+from compressed_tensors.transform.utils.matrix import apply_transform_weight
+from safetensors.torch import load_file
+
+from coldpress import CheckpointError, SchemeError, load_model, oneshot
+from coldpress.plugin import Attached, AttentionRotation, InputRotation, OutputRotation
+from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
+from coldpress_compressed_tensors import CompressedTensorsFormat
+from coldpress_compressed_tensors.transforms import read_transforms
+
+LAYER = "model.layers.0.mlp.down_proj"
+FORM = CompressedTensorsFormat()
+
+
+def rotated(folder, **settings):
+    """A model rotated online and written; its logits, and those of what is read again."""
+    model = tiny_llama()
+    model.save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    recipe = json.dumps({"modifiers": [{"QuIPModifier": settings}]})
+    oneshot(str(folder / "model"), recipe, output_dir=str(folder / "out"), quiet=True)
+    data = batches(rows=2)
+    return logits(model, data), logits(load_model(str(folder / "out"), device="cpu"), data)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rotations": ["v"], "transform_type": "hadamard"},
+        {"rotations": ["v", "u"], "transform_type": "random-hadamard", "transform_block_size": 32},
+    ],
+    ids=str,
+)
+def test_what_is_read_again_says_what_the_model_says(tmp_path, settings):
+    before, after = rotated(tmp_path, **settings)
+
+    assert (before - after).norm() < 1e-5 * before.norm()
+    table = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["transform_config"]
+    assert set(TransformConfig.model_validate(table).config_groups) == set(settings["rotations"])
+
+
+def test_the_library_computes_with_the_stored_matrix_what_we_do(tmp_path):
+    rotated(tmp_path, rotations=["v"], transform_block_size=32)
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    names = [name for name in tensors if ".v_input" in name]
+    matrix, online = tensors[names[0]], InputRotation(group="v", block_size=32, transform_type="random-hadamard")
+    x = torch.randn(5, 128, generator=torch.Generator().manual_seed(0))
+
+    theirs = apply_transform_weight(matrix.float(), x, "input", torch.nn.Linear) / 32**0.5
+
+    assert names == ["model.layers.0.self_attn.q_proj.v_input.weight"]
+    assert matrix.dtype == torch.bfloat16
+    torch.testing.assert_close(theirs, online.inputs(torch.nn.Linear(128, 1), x))
+
+
+@pytest.mark.parametrize(
+    ("name", "attachment", "shapes", "message"),
+    [
+        ("model.layers.0.mlp.experts.3.down_proj", InputRotation(group="R4"), {}, "inputs of experts"),
+        (LAYER, InputRotation(group="R4"), {"bias": (4,)}, "with a bias"),
+        ("lm_head", InputRotation(group="v"), {}, "output head"),
+        (LAYER, InputRotation(group="v", transform_type="random-matrix"), {}, "scale and invert it wrongly"),
+        (LAYER, OutputRotation(group="u", stored=True), {}, "another tool"),
+        ("model.layers.0.self_attn", AttentionRotation(group="R3"), {}, "leave out R3"),
+    ],
+)
+def test_what_engines_would_compute_wrongly_is_refused(name, attachment, shapes, message):
+    with pytest.raises(SchemeError, match=f"{name}.*{message}"):
+        FORM.check_attachment(Attached(name, ("Linear",), attachment, {"weight": (4, 8), **shapes}))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"other": {}},
+        {"config_groups": {"R4": {"apply": []}}},
+        {"config_groups": {"R4": {"type": "hadamard", "apply": [{"location": "input"}]}}},
+        {"config_groups": {"R4": {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": "above"}]}}},
+        {"config_groups": {"R4": {"type": "random-matrix", "apply": [{"targets": ["Linear"], "location": "input"}]}}},
+        {"config_groups": {"R4": {"type": "hadamard", "randomize": True,
+                                  "apply": [{"targets": ["Linear"], "location": "input"}]}}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_tables_that_are_not_understood_are_refused(table):
+    with pytest.raises(CheckpointError, match="transform_config"):
+        read_transforms({"transform_config": table})
+
+
+def test_what_is_ignored_has_no_rotation():
+    item = {"targets": ["Linear"], "location": "input", "ignore": ["re:.*up_proj"]}
+    lookup = read_transforms({"transform_config": {"config_groups": {"v": {"type": "hadamard", "apply": [item]}}}})
+
+    assert lookup(LAYER, ("Linear",), ()) == [InputRotation(group="v")]
+    assert lookup("model.layers.0.mlp.up_proj", ("Linear",), ()) == []

@@ -1,0 +1,84 @@
+"""QuIPModifier: the function is kept, weights become incoherent, bad input."""
+
+import pytest
+import torch
+
+from coldpress import ModelError, RecipeError, TargetError
+from coldpress.attachment import attachments_on
+from coldpress.plugin import State
+from coldpress.recipe import Recipe
+from coldpress.run.job import Job
+from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
+from coldpress.testing.rounding import Rounding
+from coldpress.testing.trial import Parts
+from coldpress_quip import QuIPModifier
+
+LAYER = "model.layers.0.mlp.down_proj"
+W4 = {"scheme": "W4A16", "group_size": -1}
+
+
+def run(model, *modifiers):
+    state = State(model=model, batches=batches(rows=2, batch_size=2))
+    Job(recipe=Recipe(modifiers), state=state, pipeline=Parts()).run()
+    return state
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_conv1d], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("rotations", [["v"], ["u"], ["v", "u"]], ids=str)
+def test_the_function_is_kept(build, rotations):
+    model, data = build().double(), batches(rows=2)
+    before = logits(model, data)
+
+    run(model, QuIPModifier(rotations=rotations))
+
+    assert (logits(model, data) - before).norm() < 1e-6 * before.norm()
+
+
+def test_an_outlier_of_a_weight_is_spread_so_that_rounding_loses_less():
+    def lost(*modifiers):
+        model, data = tiny_llama(), batches(rows=2)
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.data[:, 9] *= 20
+        before = logits(model, data)
+        state = run(model, *modifiers, Rounding(**W4, targets=["re:.*down_proj"]))
+        return state, float((logits(model, data) - before).norm() / before.norm())
+
+    state, rotated = lost(QuIPModifier(rotations=["v", "u"]))
+    _, plain = lost()
+
+    assert rotated < 0.7 * plain
+    before, after = state.report[LAYER].notes["incoherence"]
+    assert after < 0.3 * before
+
+
+def test_only_layers_that_are_quantized_are_rotated():
+    model = tiny_llama()
+
+    run(model, QuIPModifier(), Rounding(**W4, targets=["re:.*down_proj"]))
+
+    assert attachments_on(model.get_submodule(LAYER))[0].kind == "input_rotation"
+    assert not attachments_on(model.model.layers[0].mlp.up_proj)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"rotations": ["w"]}, (ValueError, RecipeError), "some of v, u"),
+        ({"transform_block_size": 48}, ModelError, r"v: model\.layers\.0.*blocks of 48"),
+        ({"targets": ["Embedding"]}, TargetError, "embed_tokens is no linear layer"),
+    ],
+)
+def test_bad_input_is_refused(settings, error, message):
+    with pytest.raises(error, match=message):
+        run(tiny_llama(), QuIPModifier(**settings))
+
+
+def test_codes_are_those_of_the_rotated_weight():
+    model = tiny_llama()
+    weight = model.get_submodule(LAYER).weight.detach().clone()
+
+    state = run(model, QuIPModifier(), Rounding(scheme="W8A16", group_size=-1, ignore=["lm_head"]))
+
+    rotation = attachments_on(model.get_submodule(LAYER))[0].rotation(weight.shape[1])
+    expected = rotation.apply(weight)
+    assert (state.quantized[LAYER].weight(torch.float32) - expected).norm() < 0.01 * expected.norm()
