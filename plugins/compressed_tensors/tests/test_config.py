@@ -331,7 +331,6 @@ def test_weights_that_were_never_compressed_are_dense():
     ("change", "reason"),
     [
         ({"config_groups": None}, "no config_groups"),
-        ({"transform_config": {"config_groups": {"u": {}}}}, "rotations"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse layouts"),
         (
             {"config_groups": {"g": {"targets": ["Linear"], "weights": {"num_bits": "x"}}}},
