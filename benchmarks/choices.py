@@ -31,6 +31,10 @@ INT3 = {
     "ignore": ["lm_head"],
     "config_groups": {"all": {"targets": ["Linear"], "weights": {"num_bits": 3, "group_size": 64}}},
 }
+INT2 = {
+    "ignore": ["lm_head"],
+    "config_groups": {"all": {"targets": ["Linear"], "weights": {"num_bits": 2, "group_size": 32}}},
+}
 ASYM4 = {**INT4, "scheme": "W4A16_ASYM"}
 ASYM3 = {
     "ignore": ["lm_head"],
@@ -64,6 +68,17 @@ def _gptq(settings: dict[str, Any], *, magr_alpha: float) -> list[Line]:
 def _options(lines: list[Line]) -> list[Line]:
     """Of GPTQ's lines the two to compare with, and what is off by default."""
     return lines[:2] + lines[6:]
+
+
+def _autoround(settings: dict[str, Any], *, iters: int) -> list[Line]:
+    """GPTQ, and AutoRound from each of its starts."""
+    return [
+        ("GPTQ", [{"GPTQModifier": settings}], {}),
+        *(
+            (f"`start: {start}`", [{"AutoRoundModifier": {**settings, "iters": iters, "start": start}}], {})
+            for start in ("rtn", "searched", "gptq")
+        ),
+    ]
 
 
 def _awq(settings: dict[str, Any]) -> list[Line]:
@@ -124,6 +139,9 @@ GROUPS: dict[str, list[Line]] = {
     "gptq": _gptq(INT4, magr_alpha=0.00075),
     "gptq-3bit": _options(_gptq(INT3, magr_alpha=0.00075)),
     "gptq-channel": _options(_gptq({**INT4, "group_size": -1}, magr_alpha=0.0075)),
+    "autoround": _autoround(INT4, iters=50),
+    "autoround-3bit": _autoround(INT3, iters=50),
+    "autoround-2bit": _autoround(INT2, iters=50),
     "pruning": [
         ("SparseGPT 2:4", [{"SparseGPTModifier": SPARSE}], {}),
         ("Wanda 2:4", [{"WandaModifier": SPARSE}], {}),

@@ -54,6 +54,16 @@ CACHE4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "token", 
 AWQ = ("AWQModifier", {"duo_scaling": True, "n_grid": 20})
 
 
+def autoround(weights: dict[str, Any], *, iters: int, **ours: Any) -> tuple[str, dict[str, Any]]:
+    """AutoRound with as many steps on both sides; what else ours is given, the peer has no word for."""
+    return "AutoRoundModifier", {**scheme(weights), "iters": iters, "batch_size": 8, **ours}
+
+
+def preset(name: str, *, iters: int) -> tuple[str, dict[str, Any]]:
+    """AutoRound by the name of a scheme."""
+    return "AutoRoundModifier", {"ignore": HEAD, "targets": ["Linear"], "scheme": name, "iters": iters, "batch_size": 8}
+
+
 @dataclass(frozen=True)
 class Job:
     """What is compared.
@@ -137,5 +147,18 @@ JOBS = {
     "spinquant-gptq-w4a16": Job(
         "SpinQuant, then GPTQ, W4A16", [SPINQUANT, gptq(rowwise(4))], [PEERS, gptq(rowwise(4))], rotated=True
     ),
+    "autoround-w4a16": Job("AutoRound, 4 bits, groups of 64, 50 steps", [autoround(grouped(4), iters=50)]),
+    "autoround-w3a16": Job(
+        "AutoRound, 3 bits, groups of 64, 50 steps",
+        [autoround(grouped(3), iters=50, start="gptq")],
+        peer=[autoround(grouped(3), iters=50)],
+    ),
+    "autoround-w2a16": Job(
+        "AutoRound, 2 bits, groups of 32, 50 steps",
+        [autoround({**grouped(2), "group_size": 32}, iters=50, start="gptq")],
+        peer=[autoround({**grouped(2), "group_size": 32}, iters=50)],
+    ),
+    "autoround-mxfp4": Job("AutoRound, MXFP4 weights, 50 steps", [preset("MXFP4A16", iters=50)]),
+    "autoround-nvfp4": Job("AutoRound, NVFP4 weights, 50 steps", [preset("NVFP4A16", iters=50)]),
     "awq-gptq-w4a16": Job("AWQ, then GPTQ, 4 bits, groups of 64", [AWQ, gptq(grouped(4))]),
 }

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 HOMES = {
     "AWQModifier": "transform.awq",
+    "AutoRoundModifier": "autoround",
     "GPTQModifier": "gptq",
     "QuantizationModifier": "quantization",
     "SmoothQuantModifier": "transform.smoothquant",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from coldpress.bases.quantizer import weight_qparams
+from coldpress.bases.weight_range import weight_qparams
 from coldpress.numerics import calculate_global_scale, quantize
 from coldpress.quantized import Quantized, encoding_of, set_encoding
 from coldpress.schemes import QuantizationArgs, Scheme, preset, preset_names

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from coldpress.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from coldpress.bases.quantizer import weight_qparams
+    from coldpress.bases.weight_range import weight_qparams
     from coldpress.entrypoints.load_context import load_context
     from coldpress.entrypoints.model_free import convert, model_free_ptq
     from coldpress.entrypoints.oneshot import oneshot
@@ -75,7 +75,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "bases.quantizer": ("weight_qparams",),
+        "bases.weight_range": ("weight_qparams",),
         "entrypoints.oneshot": ("oneshot",),
         "entrypoints.plan": ("plan",),
         "entrypoints.load_context": ("load_context",),

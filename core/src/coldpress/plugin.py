@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from coldpress.bases.online_rotation import AttentionRotation, InputRotation, OnlineRotation, OutputRotation
     from coldpress.bases.pruner import Pruner
     from coldpress.bases.quantized_training import QuantizedTraining
-    from coldpress.bases.quantizer import Quantizer, weight_qparams
+    from coldpress.bases.quantizer import Quantizer
     from coldpress.bases.rotator import (
         Rotator,
         forget_gains,
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
         rotations_of,
         stream_of,
     )
+    from coldpress.bases.simulated import simulated
     from coldpress.bases.smoother import Smoother, Smoothing
-    from coldpress.calibration.batch import count_places
+    from coldpress.bases.weight_range import weight_qparams, weight_range
+    from coldpress.calibration.batch import count_places, counted_tokens
     from coldpress.calibration.hub_dataset import HubDataset
     from coldpress.calibration.observer import Observer, observer_for
     from coldpress.calibration.statistics import Gamma, Gram, SecondMoment, TokenWeight
@@ -175,6 +177,7 @@ __all__ = [
     "attention_tapped",
     "block_names",
     "count_places",
+    "counted_tokens",
     "first_tensor",
     "forget_gains",
     "guided",
@@ -193,8 +196,10 @@ __all__ = [
     "rotations_of",
     "run_attention_taps",
     "siblings",
+    "simulated",
     "stream_of",
     "weight_qparams",
+    "weight_range",
     "write_recipe",
 ]
 
@@ -210,7 +215,7 @@ __getattr__, __dir__ = lazy_names(
         "bases.online_rotation": ("AttentionRotation", "InputRotation", "OnlineRotation", "OutputRotation"),
         "bases.pruner": ("Pruner",),
         "bases.quantized_training": ("QuantizedTraining",),
-        "bases.quantizer": ("Quantizer", "weight_qparams"),
+        "bases.quantizer": ("Quantizer",),
         "bases.rotator": (
             "Rotator",
             "forget_gains",
@@ -220,8 +225,10 @@ __getattr__, __dir__ = lazy_names(
             "rotations_of",
             "stream_of",
         ),
+        "bases.simulated": ("simulated",),
         "bases.smoother": ("Smoother", "Smoothing"),
-        "calibration.batch": ("count_places",),
+        "bases.weight_range": ("weight_qparams", "weight_range"),
+        "calibration.batch": ("count_places", "counted_tokens"),
         "attention": (
             "AttentionInput",
             "AttentionStates",

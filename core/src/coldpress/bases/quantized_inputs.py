@@ -51,16 +51,21 @@ class QuantizedInputs(Attachment):
 
 def quantize_inputs(module: nn.Module, quantized: Quantized) -> None:
     """Round the inputs of a layer from now on, if its scheme quantizes them; else as they are."""
+    found = simulation_of(quantized)
+    if found is None:
+        detach(module, QuantizedInputs.kind)
+    else:
+        attach(module, found)
+
+
+def simulation_of(quantized: Quantized) -> QuantizedInputs | None:
+    """What rounds the inputs of a layer that is quantized so; None where its scheme leaves them as they are."""
     args = quantized.scheme.input_activations
     if args is None:
-        detach(module, QuantizedInputs.kind)
-        return
-    attach(
-        module,
-        QuantizedInputs(
-            args=args,
-            scale=quantized.input_scale,
-            zero_point=quantized.input_zero_point,
-            global_scale=quantized.input_global_scale,
-        ),
+        return None
+    return QuantizedInputs(
+        args=args,
+        scale=quantized.input_scale,
+        zero_point=quantized.input_zero_point,
+        global_scale=quantized.input_global_scale,
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
 from coldpress.bases.kv_cache import CacheQuantizer, cache_args
+from coldpress.bases.weight_range import weight_qparams
 from coldpress.calibration.observer import check_observer, checked_range, observer_for
 from coldpress.calibration.statistics import Observed
 from coldpress.dataflow.fused import FusedLayers
@@ -16,7 +17,7 @@ from coldpress.errors import CalibrationError, SchemeError, suggest
 from coldpress.experts.tokens import siblings
 from coldpress.hookspecs import hookimpl
 from coldpress.modifier import QUANTIZES, Modifier, Needs
-from coldpress.numerics import calculate_global_scale, calculate_qparams, group, in_weight_dtype, quantize, version
+from coldpress.numerics import calculate_global_scale, calculate_qparams, in_weight_dtype, quantize, version
 from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme, preset
 from coldpress.stage import Layer, Stage
@@ -328,29 +329,6 @@ def scheme_of(state: State, layer: Layer) -> Scheme:
     scheme = state.scheme_of(layer)
     assert scheme is not None, layer.name
     return scheme
-
-
-def weight_qparams(
-    weight: Tensor, args: QuantizationArgs, *, global_scale: Tensor | None = None, importance: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of a weight as its scheme's observer finds them.
-
-    Args:
-        weight: [O, I].
-        args: of the weight.
-        global_scale: [1], of schemes with the strategy tensor_group, see `Quantizer.global_scale`.
-        importance: of the columns, [I] float32, for observers that weigh errors; None where nothing is known.
-
-    Returns:
-        Both of the shape that the strategy gives; the scale in the dtype of the weight.
-    """
-    observer = observer_for(args, DEFAULT_WEIGHT_OBSERVER)
-    grouped = group(weight, args)  # [*scale shape, n]
-    costs = None if importance is None else group(importance.expand_as(weight), args)  # [*scale shape, n]
-    found = observer.weight_range(grouped, global_scale=global_scale, importance=costs)
-    found = checked_range(observer, found, tuple(grouped.shape[:-1]))
-    scale, zero_point = calculate_qparams(*found, args, global_scale=global_scale)
-    return in_weight_dtype(scale, weight, args), zero_point
 
 
 def observed_input(scheme: Scheme) -> Observed | None:

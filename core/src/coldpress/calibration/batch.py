@@ -62,6 +62,19 @@ def mask_for(x: Tensor, masks: tuple[Tensor, ...]) -> Tensor | None:
     return None
 
 
+def counted_tokens(x: Tensor, batch: Mapping[str, Any]) -> Tensor | None:
+    """Which tokens of an output of the model's blocks count, as padding and the loss mask of its batch say.
+
+    Args:
+        x: [B, S, D], or [B * S, D].
+        batch: one of `State.batches`.
+
+    Returns:
+        The mask, [B, S] bool; None where all of them count.
+    """
+    return mask_for(x, token_masks(batch))
+
+
 def distinguishable(masks: tuple[Tensor, ...]) -> bool:
     """Whether the shape of an input tells which of the masks is its own."""
     shapes = {tuple(mask.shape) for mask in masks}

@@ -9,7 +9,7 @@ from coldpress.numerics.error import relative_error
 from coldpress.numerics.factor import Factor, factorize
 from coldpress.numerics.finite import check_finite, is_finite
 from coldpress.numerics.gram import folded_gram, gram, unfolded
-from coldpress.numerics.group import group, scale_shape
+from coldpress.numerics.group import group, scale_shape, ungrouped
 from coldpress.numerics.hadamard import hadamard_block_sizes, hadamard_matrix, hadamard_orders
 from coldpress.numerics.mask import smallest, smallest_in_groups
 from coldpress.numerics.pack import pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
@@ -79,6 +79,7 @@ __all__ = [
     "smallest",
     "smallest_in_groups",
     "unfolded",
+    "ungrouped",
     "unpack_floats",
     "unpack_int32",
     "unpack_rows_int32",

@@ -36,6 +36,24 @@ def group(x: Tensor, args: QuantizationArgs) -> Tensor:
     raise SchemeError(f"strategy {args.strategy!r} groups the heads of an attention, not a matrix")
 
 
+def ungrouped(grouped: Tensor, shape: tuple[int, ...], args: QuantizationArgs) -> Tensor:
+    """The inverse of `group` for a weight.
+
+    Args:
+        grouped: [*scale_shape, n].
+        shape: of the weight, (O, I).
+        args: who shares a scale.
+
+    Returns:
+        [O, I]; a view where `group` makes one.
+    """
+    if args.strategy != "block":
+        return grouped.reshape(shape)
+    (rows, columns), (high, wide) = shape, block_sides(args)
+    blocks = grouped.reshape(*grouped.shape[:2], high, wide).transpose(1, 2)  # [O/r, r, I/c, c]
+    return blocks.reshape(grouped.shape[0] * high, -1)[:rows, :columns].contiguous()
+
+
 def scale_shape(shape: tuple[int, ...], args: QuantizationArgs) -> tuple[int, ...]:
     """The shape of the scales of a tensor of this shape.
 

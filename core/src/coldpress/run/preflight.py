@@ -274,6 +274,11 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
                 f"{name}: original_inputs, calls and loss_gradients need data, gradients need calls: {one}"
             )
     _refuse_training(needs)
+    learning = ", ".join(name for name, one in needs if one.gradients)
+    if learning and torch.is_inference_mode_enabled():
+        raise CalibrationError(
+            f"{learning} needs gradients, which torch.inference_mode() forbids: call it outside, or in torch.no_grad()"
+        )
     needy = ", ".join(name for name, one in needs if one.data)
     if not needy:
         return

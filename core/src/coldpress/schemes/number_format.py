@@ -48,6 +48,13 @@ class NumberFormat:
         """`round(x)`, in the memory of `x`."""
         return x.copy_(self.round(x))
 
+    def spacing(self, x: Tensor) -> Tensor:
+        """The distance of the numbers of the grid that `x` lies between, which learned rounding moves it by.
+
+        Same shape and dtype as `x`; beyond the ends of the grid, as at the end.
+        """
+        raise must_implement(self, "spacing(x)")
+
     def encode(self, x: Tensor) -> Tensor:
         """`round(x)` in the code dtype."""
         return self.round(x).to(self.code_dtype)
@@ -64,6 +71,10 @@ class IntegerFormat(NumberFormat):
     def round_(self, x: Tensor) -> Tensor:
         """`round(x)`, in the memory of `x`."""
         return x.clamp_(self.minimum, self.maximum).round_()
+
+    def spacing(self, x: Tensor) -> Tensor:
+        """1 everywhere."""
+        return torch.ones_like(x)
 
 
 @frozen(kw_only=True)
@@ -85,9 +96,16 @@ class FloatFormat(NumberFormat):
         if self.native:
             return self.encode(x).to(x.dtype)
         x = x.clamp(self.minimum, self.maximum)
-        least = 2 - 2 ** (self.exponent_bits - 1)  # exponent of the smallest normal number
-        step = _power_below(x).clamp_(min=2.0**least).mul_(2.0**-self.mantissa_bits)  # [*x]
+        step = self._step(x)  # [*x]
         return x.div_(step).round_().mul_(step)  # exact but for round_: the steps are powers of two
+
+    def spacing(self, x: Tensor) -> Tensor:
+        """2^(floor(log2 |x|) - mantissa bits), and that of the smallest normal number below it."""
+        return self._step(x.clamp(self.minimum, self.maximum))
+
+    def _step(self, x: Tensor) -> Tensor:
+        least = 2 - 2 ** (self.exponent_bits - 1)  # exponent of the smallest normal number
+        return _power_below(x).clamp_(min=2.0**least).mul_(2.0**-self.mantissa_bits)
 
     def encode(self, x: Tensor) -> Tensor:
         """`round(x)` in the code dtype."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from coldpress import registry
 from coldpress.arguments import DEFAULT_FORMAT
-from coldpress.bases.quantizer import weight_qparams
+from coldpress.bases.weight_range import weight_qparams
 from coldpress.errors import SchemeError
 from coldpress.format import Format
 from coldpress.modifier import PRUNES, QUANTIZES, TRANSFORMS, Modifier

@@ -7,7 +7,7 @@ import torch
 from attrs import evolve
 from torch import Tensor, nn
 
-from coldpress.bases.quantizer import weight_qparams
+from coldpress.bases.weight_range import weight_qparams
 from coldpress.numerics import quantize
 from coldpress.quantized import Quantized, set_encoding
 from coldpress.schemes import preset

@@ -1,0 +1,1 @@
+"""The mathematics of learned rounding: `rounding` is the quantizer and its gradients, `start` where it begins."""
