@@ -75,6 +75,15 @@ def test_codes_hold_the_rounded_numbers(fmt):
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
+def test_spacing_is_the_distance_of_the_neighbours_on_the_grid(fmt):
+    grid = grid_of(fmt).float()
+    between = (grid[1:] + grid[:-1]) / 2
+
+    assert torch.equal(fmt.spacing(between), grid[1:] - grid[:-1])
+    assert bool((fmt.spacing(torch.tensor([0.0, 1e6, -1e6])) > 0).all())
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 def test_rounding_leaves_its_input_alone(fmt):
     x = torch.tensor([0.3, -1e9])
 
