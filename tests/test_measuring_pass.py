@@ -8,7 +8,7 @@ import pytest
 import torch
 from attrs import field, frozen
 
-from coldpress import oneshot, testing
+from coldpress import CheckpointError, oneshot, testing
 from coldpress.checkpoint.output import Output
 from coldpress.errors import BrokenPluginError, SchemeError
 from coldpress.plugin import Decision, Modifier, Needs, Scheme, Stage, State, hookimpl, preset
@@ -190,3 +190,44 @@ def test_a_modifier_that_needs_it_must_implement_it():
 
     with pytest.raises(BrokenPluginError, match=r"Half must implement measure\(state, stage\), as its needs\(\) say"):
         run(Half())
+
+
+@pytest.mark.parametrize(
+    ("stop", "what", "damage", "said"),
+    [
+        (2, "measured", lambda record: [{}], "what was measured of model.layers.0"),
+        (2, "measured", lambda record: [], "what was measured of model.layers.0"),
+        (None, "decided", lambda record: [{"value": 1}], "what was decided is damaged"),
+        (None, "decided", lambda record: "nothing", "what was decided is damaged"),
+    ],
+)
+def test_a_record_of_the_journal_that_was_changed_is_told_and_nothing_is_decided_from_it(
+    tmp_path, monkeypatch, stop, what, damage, said
+):
+    source, recipe = save(tmp_path / "model"), find("modifiers", "WandaModifier")(**OWL)
+    note, noted = Output.note, []
+
+    def stopping(self, record):
+        if len(noted) == stop:
+            raise KeyboardInterrupt
+        note(self, record)
+        noted.append(record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "note", stopping)
+        if stop is None:
+            with interrupted(1):
+                oneshot(source, recipe, output_dir=tmp_path / "out", **TEXT)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                oneshot(source, recipe, output_dir=tmp_path / "out", **TEXT)
+    journal = tmp_path / "out.partial" / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    last = [line for line in lines if what in line][-1]
+    last[what] = damage(last[what])
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    with pytest.raises(CheckpointError, match=rf"{said}( is damaged)?; pass restart=True"):
+        oneshot(source, recipe, output_dir=tmp_path / "out", **TEXT)
+
+    oneshot(source, recipe, output_dir=tmp_path / "out", restart=True, **TEXT)
