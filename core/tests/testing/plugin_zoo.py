@@ -329,6 +329,19 @@ class CountsScales(GoodFormat):
         return {suffix: one.nbytes() // one.dtype.itemsize for suffix, one in stored.items() if suffix in "qsz"}
 
 
+@frozen(kw_only=True)
+class ChangesItsMind(GoodFormat):
+    """Completes what it has completed."""
+
+    def complete(self, schemes, shapes):
+        from attrs import evolve
+
+        def other(args):
+            return args and evolve(args, observer=None if args.observer else "memoryless_minmax")
+
+        return {name: evolve(one, weights=other(one.weights)) for name, one in schemes.items()}
+
+
 class OneFile(Weights):
     """Everything in one file of torch."""
 
@@ -411,6 +424,7 @@ BAD: dict[type, str] = {
     QuantizesAll: "config_reads_back",
     RaisesKeyError: "missing_tensor_is_reported",
     CountsScales: "counts_its_weights",
+    ChangesItsMind: "completes_once",
     PublishesHalves: "publishes_every_tensor",
     PublishesIntoTheVoid: "publishes_every_tensor",
 }
