@@ -62,6 +62,7 @@ def plugins(tmp_path_factory):
         ("FisherPruner", {}),
         ("GlobalMagnitude", {}),
         ("MyRounding", {"scheme": "W4A16", "ignore": ["lm_head"]}),
+        ("BoundedWeights", {}),
         ("Largest", {"count": 3}),
         ("FullRange", {}),
         ("WholeForward", {}),

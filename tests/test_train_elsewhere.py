@@ -153,3 +153,34 @@ def test_a_loss_that_the_loop_computes_itself_is_refused():
 
     with pytest.raises(ModelError, match=r"compute_loss_func=callback\.loss"):
         callback.step()
+
+
+def test_the_plugin_for_axolotl_adds_a_callback_that_keeps_zeros(tmp_path):
+    import runpy
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from transformers import Trainer, TrainingArguments
+
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples/axolotl_plugin.py"))
+    constant = {"ConstantPruningModifier": {"targets": ["re:.*proj.weight"], "start": 0}}
+    recipe = {"finetuning_stage": {"finetuning_modifiers": constant}}
+    model = coldpress.oneshot(tiny_llama(), Magnitude(mask_structure="2:4", **LINEAR))
+    zeros = {name: value == 0 for name, value in model.named_parameters() if name.endswith("proj.weight")}
+    ids = torch.arange(5, 29)
+    settings = {"max_steps": 2, "use_cpu": True, "report_to": "none", "save_strategy": "no", "learning_rate": 1e-2}
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(tmp_path), disable_tqdm=True, **settings),
+        train_dataset=[{"input_ids": ids, "labels": ids}] * 4,
+        data_collator=PaddingCollator(0),
+    )
+
+    for callback in example["ColdpressPlugin"]().add_callbacks_post_trainer(
+        SimpleNamespace(coldpress={"recipe": recipe}), trainer
+    ):
+        trainer.add_callback(callback)
+    trainer.train()
+
+    weights = dict(model.named_parameters())
+    assert all(torch.equal(weights[name] == 0, gone) for name, gone in zeros.items())

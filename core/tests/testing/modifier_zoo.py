@@ -1,5 +1,6 @@
 """Modifiers to try the kit on: three that keep every promise, and many that break exactly one."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -16,12 +17,14 @@ from coldpress.plugin import (
     Batch,
     Decision,
     Layer,
+    Lifecycle,
     Modifier,
     Needs,
     Quantizer,
     Stage,
     State,
     Statistic,
+    Training,
     hookimpl,
     weight_qparams,
 )
@@ -554,7 +557,110 @@ class CountsStages(GoodColumnPruner):
             state.set_weight(layer, prune(layer.weight, norm + shift, self.sparsity))
 
 
+# --- in training
+
+
+class Decay(Lifecycle):
+    """Shrinks weights after each step, a little less each time."""
+
+    def __init__(self, modifier: Modifier) -> None:
+        self.modifier, self.steps = modifier, torch.zeros(())
+
+    def step(self, training: Training) -> None:
+        self.steps = self.steps + 1
+        for layer in self.modifier.layers(training.stage()):
+            layer.weight.mul_(1 - 0.1 / self.steps)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.steps = state["steps"]
+
+
+@frozen(kw_only=True, eq=False)
+class GoodDecay(Modifier):
+    """Shrinks weights while a model is trained."""
+
+    lifecycle: ClassVar[type[Decay]] = Decay
+
+    def needs(self) -> Needs:
+        return Needs(training=True)
+
+    def training(self) -> Lifecycle:
+        return self.lifecycle(self)
+
+
+class Exploding(Decay):
+    """Makes weights NaN."""
+
+    def step(self, training: Training) -> None:
+        for layer in self.modifier.layers(training.stage()):
+            layer.weight.fill_(float("nan"))
+
+
+class Lingering(Decay):
+    """Leaves a hook behind."""
+
+    def attach(self, training: Training) -> None:
+        training.model.register_forward_hook(lambda *given: None)
+
+
+class Hasty(Decay):
+    """Shrinks weights before there was a step."""
+
+    def attach(self, training: Training) -> None:
+        for layer in self.modifier.layers(training.stage()):
+            layer.weight.mul_(0.9)
+
+
+class Forgetful(Decay):
+    """Counts anew after an interruption."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        pass
+
+
+@frozen(kw_only=True, eq=False)
+class ExplodesInTraining(GoodDecay):
+    """Makes weights NaN."""
+
+    lifecycle: ClassVar[type[Decay]] = Exploding
+
+
+@frozen(kw_only=True, eq=False)
+class LeavesHookInTraining(GoodDecay):
+    """Leaves a hook behind."""
+
+    lifecycle: ClassVar[type[Decay]] = Lingering
+
+
+@frozen(kw_only=True, eq=False)
+class ActsBeforeTraining(GoodDecay):
+    """Shrinks weights before there was a step."""
+
+    lifecycle: ClassVar[type[Decay]] = Hasty
+
+
+@frozen(kw_only=True, eq=False)
+class ForgetsInTraining(GoodDecay):
+    """Counts anew after an interruption."""
+
+    lifecycle: ClassVar[type[Decay]] = Forgetful
+
+
+@frozen(kw_only=True, eq=False)
+class SharesItsLifecycle(GoodDecay):
+    """Returns one lifecycle for all runs."""
+
+    shared: ClassVar[dict[int, Decay]] = {}
+
+    def training(self) -> Lifecycle:
+        return self.shared.setdefault(id(self), Decay(self))
+
+
 GOOD: tuple[type[Modifier], ...] = (
+    GoodDecay,
     GoodPruner,
     GoodQuantizer,
     GoodMover,
@@ -596,4 +702,9 @@ BAD: dict[type[Modifier], str] = {
     UnhooksWhenHappy: "undoes_after_an_error",
     ReadsOtherStages: "streams",
     CountsStages: "resumes",
+    ExplodesInTraining: "trains",
+    LeavesHookInTraining: "training_leaves_no_trace",
+    ActsBeforeTraining: "training_without_steps_changes_nothing",
+    SharesItsLifecycle: "training_is_repeatable",
+    ForgetsInTraining: "training_resumes",
 }

@@ -255,6 +255,16 @@ def test_what_cannot_be_trained_is_refused_before_a_step(recipe, teacher, error,
     assert same(model, tiny_llama())
 
 
+def test_packed_weights_and_frozen_models_are_refused():
+    packed, frozen = tiny_llama(), tiny_llama().requires_grad_(False)
+    packed.model.layers[0].mlp.up_proj.register_buffer("weight_packed", torch.zeros(4, 4, dtype=torch.int32))
+
+    with pytest.raises(ModelError, match=r"up_proj holds packed weights .*coldpress\.load_model"):
+        CompressionCallback().attach(packed)
+    with pytest.raises(ModelError, match="nothing to train"):
+        CompressionCallback().attach(frozen)
+
+
 def test_a_learning_rate_of_nan_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match="learning_rate must be a finite number"):
         trainer(tiny_llama(), CompressionCallback(), tmp_path, learning_rate=float("nan")).train()

@@ -25,7 +25,7 @@ _MUST_HAVE = {
     "observers": (("update",), ("merge",), ("range",)),
     "pipelines": (("stages",),),
     "statistics": (("update", "update_with_original", "update_with_gradient"), ("merge",)),
-    "attachments": (("inputs", "outputs", "attention"),),
+    "attachments": (("inputs", "weight", "outputs", "attention"),),
 }
 
 

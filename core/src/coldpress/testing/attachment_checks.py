@@ -22,18 +22,19 @@ from coldpress.testing.trial import inputs_of
 # Where each method is tried, in a tiny Llama.
 _PLACES = {
     "inputs": "model.layers.0.mlp.down_proj",
+    "weight": "model.layers.0.mlp.down_proj",
     "outputs": "model.layers.0.mlp",
     "attention": "model.layers.0.self_attn",
 }
 
 
 def acts(subject: Subject) -> None:
-    """Its kind is the name of its entry point, and it overrides one of `inputs`, `outputs` and `attention`."""
+    """Its kind is the name of its entry point, and it overrides one of `inputs`, `weight`, `outputs`, `attention`."""
     kind = subject.cls.kind
     assert kind, "it has no kind: kind: ClassVar[str] = the name of its entry point"
     assert not subject.installed or kind == subject.name, f"its kind is {kind!r} and its entry point {subject.name!r}"
     found = _methods(subject)
-    assert found, "it overrides none of inputs, outputs and attention, so it does nothing"
+    assert found, "it overrides none of inputs, weight, outputs and attention, so it does nothing"
     assert len(found) == 1, f"it overrides {' and '.join(found)}: one attachment acts in one place"
 
 

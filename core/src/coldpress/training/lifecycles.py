@@ -12,13 +12,14 @@ from coldpress.bases.quantized_training import QuantizedTraining, QuantizedWeigh
 from coldpress.errors import ArgumentError, ModelError, RecipeError, TargetError
 from coldpress.lifecycle import Lifecycle, Training
 from coldpress.modifier import Modifier, expanded
-from coldpress.stage import Layer, Stage, find_layers
+from coldpress.stage import Layer, Stage
 from coldpress.training.forward import ForwardHook
 from coldpress.training.teacher import check_teacher, freeze
 
 log = logging.getLogger(__name__)
 
 _SAVE = "save_pretrained"
+_PACKED = ("weight_packed", "qweight")  # of compressed-tensors, of GPTQ and AWQ
 
 
 class Lifecycles:
@@ -48,6 +49,7 @@ class Lifecycles:
                     "call coldpress.train, which does so before it trains"
                 ]
             )
+        check_trainable(model)
         self.training = Training(model=model, teacher=None if teacher is None else freeze(teacher))
         self.all: list[Lifecycle] = [lifecycle for _, lifecycle in found if lifecycle is not None]
         self._modifiers = [one for one, _ in found]
@@ -153,9 +155,21 @@ class Lifecycles:
                 raise TargetError(f"{type(modifier).__name__}: the target {missed[0]!r} matches no layer of the model")
 
 
-def trained_layers(model: nn.Module) -> list[Layer]:
-    """The layers of a model whose weights are trained."""
-    return [layer for layer in find_layers(model.named_modules()) if layer.module._parameters["weight"].requires_grad]  # type: ignore[union-attr]
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a model whose weights are codes, which no gradient moves, or one without anything to train.
+
+    Raises:
+        ModelError: says how to load it.
+    """
+    for name, module in model.named_modules():
+        packed = [part for part in _PACKED if part in {**module._parameters, **module._buffers}]
+        if packed or (getattr(module, "quantization_scheme", None) is not None):
+            raise ModelError(
+                f"{name} holds packed weights ({(packed or ['quantization_scheme'])[0]}), which cannot be trained as "
+                "they are: load the folder with coldpress.load_model, which decodes it and keeps its schemes"
+            )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError("no parameter of the model requires a gradient, so there is nothing to train")
 
 
 def _left(stage: Stage) -> list[Layer]:
