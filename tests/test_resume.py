@@ -18,6 +18,7 @@ from coldpress.testing.interrupt import interrupted, kept_stages
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 
 TIMED = ("report.json", "manifest.json")  # they say how long things took
+TIMES = ("seconds", "report.json", "predicted", "measured")  # what a prediction starts from is of the process
 RECIPES = {
     "weights only": "QuantizationModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}",
     "static inputs": (
@@ -71,7 +72,7 @@ def files(folder):
 
 def untimed(value):
     if isinstance(value, dict):
-        return {name: untimed(item) for name, item in value.items() if name not in ("seconds", "report.json")}
+        return {name: untimed(item) for name, item in value.items() if name not in TIMES}
     return [untimed(item) for item in value] if isinstance(value, list) else value
 
 
