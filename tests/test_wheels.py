@@ -40,6 +40,15 @@ print("\\n" + json.dumps(report))
 """
 
 
+MODEL = """
+import sys
+from coldpress.testing.models import tiny_llama, tiny_tokenizer
+
+tiny_llama(hidden=64).save_pretrained(sys.argv[1])
+tiny_tokenizer().save_pretrained(sys.argv[1])
+"""
+
+
 class Environment:
     """A virtual environment.  Nothing of the checkout is importable in it: commands run in its own folder."""
 
@@ -152,3 +161,20 @@ def test_a_stranger_s_plugin_is_used_from_a_recipe(project, environment, tmp_pat
     answer = environment.compress(f"modifiers:\n- {modifier[1]}: {{sparsity: 0.5}}\n", tmp_path / "out")
 
     assert answer["zeros"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_gptq_and_awq_are_one_install_that_fits(wheels, environment, tmp_path):
+    environment.install("--find-links", wheels, "coldpress[gptq,awq]")
+    found = json.loads(environment.run("coldpress", "plugins", "--json"))
+    data = ("--num-calibration-samples", "2", "--max-seq-length", "32", "--quiet")
+    environment.run("python", "-c", MODEL, tmp_path / "model")
+
+    for name in ("gptq-w4a16", "awq-w4a16"):
+        filled = ("--recipe", name, "--recipe-arg", "group_size=32")
+        environment.run("coldpress", "compress", str(tmp_path / "model"), *filled, *data, "-o", str(tmp_path / name))
+
+    assert [line for line in found if not line["ok"]] == []
+    assert {"GPTQModifier", "AWQModifier", "compressed-tensors"} <= {line["name"] for line in found}
+    for name in ("gptq-w4a16", "awq-w4a16"):
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["quantization_config"]["format"] == "pack-quantized"

@@ -236,3 +236,31 @@ def test_two_equal_steps_of_a_class_that_compares_settings_are_refused():
 def test_a_format_that_lacks_methods_is_refused_by_their_names(acme):
     with pytest.raises(BrokenPluginError, match=r"acme_forms.Half must implement config, read, restore, tensors"):
         structure_settings(importlib.import_module("acme_forms").Half, {}, where="format half")
+
+
+def test_a_package_of_another_release_is_told(coldpress, tmp_path, monkeypatch):
+    points = {"coldpress.modifiers": {"OldModifier": "coldpress_old:OldModifier"}}
+    source = "from coldpress.plugin import Modifier as OldModifier\n"
+    write_package(tmp_path, "coldpress_old", source, points, version="7.2.0")
+    metadata = tmp_path / "coldpress_old-7.2.0.dist-info/METADATA"
+    metadata.write_text(metadata.read_text() + "Requires-Dist: coldpress<7.3,>=7.2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    (line,) = [line for line in findings(coldpress) if line["name"] == "OldModifier"]
+
+    assert not line["ok"]
+    assert line["problem"].startswith(
+        "coldpress-old 7.2.0 is for coldpress<7.3,>=7.2, and coldpress 0.1.0 is installed"
+    )
+
+
+def test_an_extra_of_coldpress_says_which_package_it_is_for(coldpress, monkeypatch):
+    offers = [plugin("GPTQModifier", "coldpress_gptq:GPTQModifier", distribution="coldpress-gptq", version="0.9.0")]
+    monkeypatch.setattr("coldpress.registry.available", lambda kind: offers if kind == "modifiers" else [])
+
+    (line,) = findings(coldpress)
+
+    assert (
+        line["problem"]
+        == "coldpress 0.1.0 is for coldpress-gptq<0.2,>=0.1, not for 0.9.0: upgrade the older of the two"
+    )

@@ -1,6 +1,8 @@
 """`coldpress plugins`: what is installed, and what of it is broken."""
 
 from collections import Counter
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, requires
 from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, frozen
@@ -9,6 +11,8 @@ from coldpress.cli.console import out, print_json
 from coldpress.cli.option import Json
 
 if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
     from coldpress.registry import Plugin
 
 _BASES = {
@@ -75,7 +79,7 @@ def look() -> list[Finding]:
         offers = available(kind)
         counts = Counter(plugin.name for plugin in offers)
         for plugin in offers:
-            problem = _conflict(plugin, offers) if counts[plugin.name] > 1 else _defect(plugin)
+            problem = _conflict(plugin, offers) if counts[plugin.name] > 1 else _misfit(plugin) or _defect(plugin)
             found.append(Finding(kind, plugin.name, plugin.distribution, plugin.version, problem is None, problem))
     return found
 
@@ -83,6 +87,43 @@ def look() -> list[Finding]:
 def _conflict(plugin: "Plugin", offers: "list[Plugin]") -> str:
     owners = [f"{p.distribution} {p.version}" for p in offers if p.name == plugin.name]
     return f"{' and '.join(owners)} both offer this name; uninstall one of them"
+
+
+def _misfit(plugin: "Plugin") -> str | None:
+    """Why the version of a plugin's package does not fit the installed coldpress; None where it does.
+
+    Each side may say it: the package which coldpress it is for, and an extra of coldpress which package it is for.
+    """
+    from coldpress import __version__
+
+    theirs, ours = f"{plugin.distribution} {plugin.version}", f"coldpress {__version__}"
+    wanted = _requirement(plugin.distribution, "coldpress")
+    if wanted is not None and not wanted.contains(__version__, prereleases=True):
+        return f"{theirs} is for coldpress{wanted}, and {ours} is installed: upgrade the older of the two"
+    wanted = _requirement("coldpress", plugin.distribution)
+    if wanted is not None and not wanted.contains(plugin.version, prereleases=True):
+        return f"{ours} is for {plugin.distribution}{wanted}, not for {plugin.version}: upgrade the older of the two"
+    return None
+
+
+@lru_cache
+def _requirement(distribution: str, other: str) -> "SpecifierSet | None":
+    """Which versions of another distribution one requires, by its metadata; None where it says nothing."""
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
+    try:
+        lines = requires(distribution) or []
+    except (PackageNotFoundError, ValueError):  # no name
+        return None
+    for line in lines:
+        try:
+            found = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if canonicalize_name(found.name) == canonicalize_name(other) and str(found.specifier):
+            return found.specifier
+    return None
 
 
 def _stray(plugin: "Plugin") -> str:
