@@ -61,6 +61,8 @@ def _gptq(settings: dict[str, Any], *, magr_alpha: float) -> list[Line]:
         line("scales fitted again: `refit_scales: true`", refit_scales=True),
         line("`correction: gptaq`", correction="gptaq"),
         line("`correction: qronos`", correction="qronos"),
+        line("`correction: foem`", correction="foem"),
+        line("`correction: foem`, `foem_beta: 0.05`", correction="foem", foem_beta=0.05),
         line(f"MagR first: `magr_alpha: {magr_alpha}`", magr_alpha=magr_alpha),
     ]
 
@@ -138,6 +140,7 @@ GROUPS: dict[str, list[Line]] = {
     "smoothquant-gptq": _smoothquant({"GPTQModifier": INT8})[:2],
     "gptq": _gptq(INT4, magr_alpha=0.00075),
     "gptq-3bit": _options(_gptq(INT3, magr_alpha=0.00075)),
+    "gptq-2bit": _options(_gptq(INT2, magr_alpha=0.00075)),
     "gptq-channel": _options(_gptq({**INT4, "group_size": -1}, magr_alpha=0.0075)),
     "autoround": _autoround(INT4, iters=50),
     "autoround-3bit": _autoround(INT3, iters=50),

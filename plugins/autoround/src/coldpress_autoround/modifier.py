@@ -47,7 +47,7 @@ class AutoRoundModifier(Quantizer):
 
     Attributes:
         iters: steps of descent for each block; 0 leaves everything as it starts.
-        batch_size: samples that a step sees.
+        batch_size: samples that a step sees, at least; batches of calibration data are not divided.
         lr: length of the first step of the offsets, in units of the grid; None for 1 / iters.
         minmax_lr: length of the first step of the factors of ranges; None for `lr`.
         start: `rtn` begins at rounding to nearest with the observer's ranges, `searched` with ranges that lose least

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from attrs import evolve, field, frozen
-from attrs.validators import ge, gt, in_, optional
+from attrs.validators import ge, gt, in_, lt, optional
 from torch import Tensor
 
 from coldpress.plugin import (
@@ -26,11 +26,15 @@ from coldpress.plugin import (
     weight_qparams,
 )
 from coldpress_gptq.algorithm.asymmetry import gptaq_weights, qronos_weights
+from coldpress_gptq.algorithm.foem import foem_feedback
 from coldpress_gptq.algorithm.magr import shrink_ranges
 from coldpress_gptq.algorithm.refit import has_own_scales, refitted
 from coldpress_gptq.algorithm.solver import Prepared, Problem, Solution, gptq, measured, prepare, searched_qparams
 from coldpress_gptq.cross import Cross
 from coldpress_gptq.readers import Readers, batches_of, divided
+
+TWO_STREAMS = ("gptaq", "qronos")
+"""Corrections that compare inputs with those of the original model."""
 
 PRUNED = 0.2
 """From this share of zeros on a layer counts as pruned."""
@@ -62,7 +66,9 @@ class GPTQModifier(Quantizer):
         actorder: `static` (also called `weight`) rounds columns from the most to the least active one, with scales
             and order on disk as ever; None rounds from left to right.
         correction: `gptaq` or `qronos` make up for what compressed layers before have changed in a layer's inputs, as
-            far as its weights can; None aims at the outputs for the inputs as they are.
+            far as its weights can; `foem` takes back a share of what earlier columns moved a column by; None aims at
+            the outputs for the inputs as they are.
+        foem_beta: that share, of `correction: foem`; 0 is GPTQ.
         guidance: tokens count by what an error in their outputs costs the model's loss, by labels "sampled" from the
             model or of the "data"; it takes a pass forwards and backwards through the model first.  None counts all
             tokens alike.
@@ -80,7 +86,10 @@ class GPTQModifier(Quantizer):
     actorder: Literal["static", "weight"] | None = field(
         default="static", converter=_to_order, validator=in_(("static", None))
     )
-    correction: Literal["gptaq", "qronos"] | None = field(default=None, validator=in_((None, "gptaq", "qronos")))
+    correction: Literal["gptaq", "qronos", "foem"] | None = field(
+        default=None, validator=in_((None, "gptaq", "qronos", "foem"))
+    )
+    foem_beta: float = field(default=0.2, validator=[ge(0), lt(1)])
     guidance: Labels | None = field(default=None, validator=in_(GUIDANCE))
     magr_alpha: float | None = field(default=None, validator=optional(gt(0)))
     refit_scales: bool = field(default=False)
@@ -98,7 +107,7 @@ class GPTQModifier(Quantizer):
 
     @correction.validator
     def _check_correction(self, attribute: object, value: object) -> None:
-        if value is not None and self.guidance is not None:
+        if value in TWO_STREAMS and self.guidance is not None:
             raise ValueError(
                 "correction and guidance: the correction would weight tokens otherwise; drop one of the two"
             )
@@ -122,7 +131,7 @@ class GPTQModifier(Quantizer):
 
     def needs(self) -> Needs:
         """Data; propagated error by scheme, and where that is another's; where it corrects, original inputs too."""
-        base, corrects = super().needs(), self.correction is not None
+        base, corrects = super().needs(), self.correction in TWO_STREAMS
         propagated = corrects or base.propagated_error or not self.schemes()
         return evolve(
             base,
@@ -147,7 +156,7 @@ class GPTQModifier(Quantizer):
         for layer in self.planned(state, stage):
             if self._weights(state, layer) is not None and "Linear" in layer.classes:
                 state.request(layer, self.gram())
-                if self.correction is not None:
+                if self.correction in TWO_STREAMS:
                     state.request(layer, Cross())
 
     @hookimpl
@@ -199,6 +208,8 @@ class GPTQModifier(Quantizer):
         if prepared.factor is None:
             self._round(state, layers, reason="the Gram matrix of its inputs is not positive definite", by=prepared)
             return None
+        if self.correction == "foem":
+            prepared = prepared._replace(steering=foem_feedback(prepared.factor.feedback, self.foem_beta))
         aims = self._aims(state, readers, prepared)
         weights = aims if self.magr_alpha is None else self._shrunk(aims, gram.total, readers)
         qparams, units = [], []
@@ -230,7 +241,7 @@ class GPTQModifier(Quantizer):
     def _aims(self, state: State, readers: Readers, prepared: Prepared) -> list[Tensor]:
         """Weights whose outputs are wanted, in their dtype: those of the layers, corrected where that is asked for."""
         weights = [layer.weight for layer in readers.layers]
-        if self.correction is None:
+        if self.correction not in TWO_STREAMS:
             return weights
         cross = state.require(readers.layers[0], Cross())
         correct = gptaq_weights if self.correction == "gptaq" else qronos_weights

@@ -38,11 +38,13 @@ class Prepared(NamedTuple):
         factor: of the matrix in this order; None where no dampening made it positive definite.
         importance: the diagonal of the matrix, [I] float32, in the usual order: what errors of a column cost a search
             for scales.  The pivots, by (1) the better measure of one layer, make a worse model (README).
+        steering: what columns are rounded with in place of F, [I, I] float32; None for F.  The error stays that of (1).
     """
 
     order: Tensor
     factor: Factor | None
     importance: Tensor
+    steering: Tensor | None = None
 
 
 class Problem(NamedTuple):
@@ -138,7 +140,13 @@ def gptq(
     found = zip(torch.split(whole.codes, sizes), torch.split(whole.loss, sizes), strict=True)
     return [
         [
-            _or_rounded(Solution(*next(found)), weight, params, problem.prepared, args)
+            _or_rounded(
+                _sound(Solution(*next(found)), weight, params, problem.prepared, args),
+                weight,
+                params,
+                problem.prepared,
+                args,
+            )
             for weight, params in zip(problem.weights, problem.qparams, strict=True)
         ]
         for problem in problems
@@ -173,6 +181,13 @@ def measured(
     """Codes as a solution: with the error that they make beside some weights, [O, I]."""
     scale, point = (part.float() if part.is_floating_point() else part for part in qparams)
     return Solution(codes, loss_of(weight, dequantize(codes, scale, point, args), prepared))
+
+
+def _sound(
+    solution: Solution, weight: Tensor, qparams: tuple[Tensor, Tensor], prepared: Prepared, args: QuantizationArgs
+) -> Solution:
+    """The solution with its error, which the loop knows only where it rounds with F."""
+    return solution if prepared.steering is None else measured(solution.codes, weight, qparams, prepared, args)
 
 
 def _or_rounded(
@@ -244,10 +259,10 @@ def solve(
         keep_zeros: weights that are zero stay zero.
 
     Returns:
-        Codes in the usual order of columns, [P * O, I], and the error, [P * O].
+        Codes in the usual order of columns, [P * O, I], and the error, [P * O], where nothing else than F steers.
     """
     (size, width), (args, scales, zero_points) = weights[0].shape, grid
-    factors = [one.factor for one in prepared if one.factor is not None]
+    factors = [_steered(one.factor, one.steering) for one in prepared if one.factor is not None]
     parts = [(factor, slice(place * size, (place + 1) * size)) for place, factor in enumerate(factors)]
     ordered = torch.cat([w.t()[one.order].float() for w, one in zip(weights, prepared, strict=True)], 1)  # [I, P * O]
     targets, errors = ordered.clone(), ordered.clone()  # [I, P * O]; rows become t_j; rows become w_j - q_j
@@ -272,6 +287,11 @@ def solve(
     for one, (_, part) in zip(prepared, parts, strict=True):
         back[one.order, part] = codes[:, part]
     return Solution(back.t().to(number_format(args).code_dtype).contiguous(), loss)
+
+
+def _steered(factor: Factor, steering: Tensor | None) -> Factor:
+    """The factor with what columns are rounded with."""
+    return factor if steering is None else factor._replace(feedback=steering)
 
 
 class InnerLoop(Protocol):
