@@ -1,12 +1,14 @@
 """Every plugin of modifiers has the shape of its siblings, and an example that runs."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from coldpress import RecipeError, load_model, oneshot, read_recipe
+from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 
 try:
@@ -31,6 +33,9 @@ WITHOUT = {
     ("quantization", "src/{package}/algorithm.py"): "rounding to nearest is core's, in coldpress.numerics",
     ("quantization", "tests/test_algorithm.py"): "the same",
 }
+
+# Plugin -> what its example is run on, where that is no Llama.
+MODELS = {"reap": partial(tiny_mixture, "mixtral")}
 
 
 def _offers_modifiers(project: Path) -> bool:
@@ -80,7 +85,8 @@ def test_an_example_says_what_it_does_and_names_what_its_package_offers(path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.parents[2].name)
 def test_an_example_runs_and_what_it_writes_computes_what_it_returns(path, tmp_path):
-    model = tiny_llama(dtype=torch.bfloat16)
+    build = MODELS.get(path.parents[2].name, tiny_llama)
+    model = build(dtype=torch.bfloat16)
     before = logits(model, batches(rows=2))
     if any(modifier.needs().training for modifier in read_recipe(path).modifiers):
         with pytest.raises(RecipeError, match=r"use coldpress\.train"):

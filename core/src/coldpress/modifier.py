@@ -31,7 +31,10 @@ SPARES_QUANTIZED = "spares_quantized"
 RUNS_LAST = "runs_last"
 """It runs after all modifiers that are not so, wherever a recipe has it."""
 
-TRAITS = frozenset({QUANTIZES, PRUNES, TRANSFORMS, SPARES_QUANTIZED, RUNS_LAST})
+DROPS_EXPERTS = "drops_experts"
+"""What it decides leaves the model fewer experts (`Decision.kept_experts`); no weight that stays is changed."""
+
+TRAITS = frozenset({QUANTIZES, PRUNES, TRANSFORMS, SPARES_QUANTIZED, RUNS_LAST, DROPS_EXPERTS})
 
 
 @frozen(kw_only=True)
@@ -55,6 +58,7 @@ class Needs:
         measuring_pass: all stages are measured, and one decision is made, before the first is compressed: `measure`
             and `decide`.
         training: it acts while a model is trained and not otherwise; a recipe for one shot that has it is refused.
+        measures_only: it reads data in its measuring pass only; the pass that compresses need run none for it.
     """
 
     data: bool = False
@@ -68,6 +72,7 @@ class Needs:
     batch_boundaries: bool = False
     measuring_pass: bool = False
     training: bool = False
+    measures_only: bool = False
 
 
 @frozen(kw_only=True)
@@ -77,10 +82,14 @@ class Decision:
     Attributes:
         value: for its hooks, which read it by `state.decision`; JSON must be able to hold it.
         schemes: layer name to scheme, in place of what the layer's quantizer would take.
+        kept_experts: name of each module of experts to the numbers of those that stay, in order; the others are
+            dropped before the first stage is compressed, and the plan of layers is made anew.  All modules of the model
+            must be named, with as many experts each; none are where no expert is dropped.
     """
 
     value: Any = None
     schemes: Mapping[str, Scheme] = field(factory=dict)
+    kept_experts: Mapping[str, Sequence[int]] = field(factory=dict)
 
 
 @frozen(kw_only=True)

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         SchemeError,
         TargetError,
     )
+    from coldpress.experts import LinearExperts, linear_experts
     from coldpress.experts.tokens import siblings
     from coldpress.foreign import reading
     from coldpress.format import AttachmentLookup, Format, Parts, SchemeLookup, Stored
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from coldpress.layer_report import LayerReport
     from coldpress.lifecycle import Forward, Lifecycle, Seen, Training
     from coldpress.modifier import (
+        DROPS_EXPERTS,
         PRUNES,
         QUANTIZES,
         RUNS_LAST,
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from coldpress.planned import LossGradient, ReverseStep
     from coldpress.quantized import Quantized
     from coldpress.recipe import Measured, ReadyRecipe, Recipe, write_recipe
+    from coldpress.routed import RoutedTokens
     from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset
     from coldpress.source import Cut, Source, Weights
     from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor, matches_name
@@ -87,6 +90,7 @@ if TYPE_CHECKING:
     from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Labels, Statistic, Tokens
 
 __all__ = [
+    "DROPS_EXPERTS",
     "GUIDANCE",
     "PRUNES",
     "QUANTIZES",
@@ -127,6 +131,7 @@ __all__ = [
     "Layer",
     "LayerReport",
     "Lifecycle",
+    "LinearExperts",
     "LossGradient",
     "MaskedTraining",
     "Measured",
@@ -154,6 +159,7 @@ __all__ = [
     "ReverseStep",
     "RotationSite",
     "Rotator",
+    "RoutedTokens",
     "Scheme",
     "SchemeError",
     "SchemeLookup",
@@ -184,6 +190,7 @@ __all__ = [
     "guiding",
     "hookimpl",
     "layers_outside",
+    "linear_experts",
     "matches_name",
     "note_fit",
     "number_format",
@@ -245,6 +252,7 @@ __getattr__, __dir__ = lazy_names(
         "dataflow.fused": ("FusedLayers",),
         "dataflow.partition": ("block_names", "partition"),
         "dataflow.rotate": ("RotationSite",),
+        "experts": ("LinearExperts", "linear_experts"),
         "errors": (
             "ArgumentError",
             "CalibrationError",
@@ -262,6 +270,7 @@ __getattr__, __dir__ = lazy_names(
         "format": ("AttachmentLookup", "Format", "Parts", "SchemeLookup", "Stored"),
         "hookspecs": ("hookimpl",),
         "modifier": (
+            "DROPS_EXPERTS",
             "PRUNES",
             "QUANTIZES",
             "RUNS_LAST",
@@ -274,6 +283,7 @@ __getattr__, __dir__ = lazy_names(
         ),
         "pipeline": ("Outline", "Pipeline"),
         "planned": ("LossGradient", "ReverseStep"),
+        "routed": ("RoutedTokens",),
         "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset"),
         "source": ("Cut", "Source", "Weights"),
         "stage": ("Batch", "Call", "Layer", "Pass", "Stage", "first_tensor", "matches_name"),

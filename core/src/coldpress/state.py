@@ -10,7 +10,6 @@ from attrs import define, evolve, field
 from torch import Tensor, nn
 
 from coldpress.attachment import Attachment, attach
-from coldpress.attention import AttentionInput
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import TRANSFORMS, Modifier
@@ -18,6 +17,7 @@ from coldpress.numerics import check_finite, relative_error
 from coldpress.originals import Originals
 from coldpress.planned import CallSource, Planned, Running, Sweep, no_calls, unknown_nbytes
 from coldpress.quantized import Encoding, Quantized
+from coldpress.routed import Observed
 from coldpress.schemes import Scheme, describe
 from coldpress.scratch import Scratch
 from coldpress.stage import Call, Layer, Stage, calls_inside
@@ -102,14 +102,14 @@ class State:
         return self._decisions.get(id(modifier))
 
     def fact(self, kind: Callable[[nn.Module], T]) -> T:
-        """Something that is found out about the model once a run, at its first use, such as `FusedLayers`.
-
-        Args:
-            kind: a class or function; it is called with the model, and the same one returns the same result.
-        """
+        """What a class or function, such as `FusedLayers`, finds out about the model, asked once a run."""
         if kind not in self._facts:
             self._facts[kind] = kind(self.model)
         return cast(T, self._facts[kind])
+
+    def forget_facts(self) -> None:
+        """The model has other layers now; core's business."""
+        self._facts.clear()
 
     def note_decision(self, modifier: Modifier, value: Any) -> None:
         """Keep what a modifier decided; core's business."""
@@ -132,17 +132,17 @@ class State:
             raise BrokenPluginError("statistics are there while a stage is compressed, and none is")
         return self._statistics
 
-    def request(self, layer: Layer | AttentionInput, which: str | Statistic) -> None:
+    def request(self, layer: Observed, which: str | Statistic) -> None:
         """In `initialize`: request a statistic of the layer's inputs, by name or with settings."""
         if self.running is not None and self.running.hook != "initialize":
             raise self._refusal(layer, f"{which!r} is requested too late: call state.request in initialize")
         self.statistics.request(layer, which)
 
-    def statistic(self, layer: Layer | AttentionInput, which: str | Statistic) -> Any | None:
+    def statistic(self, layer: Observed, which: str | Statistic) -> Any | None:
         """In `finalize`: what was seen, the same object for layers that share an input; None when no token came."""
         return self.statistics.value(layer, which)
 
-    def require(self, layer: Layer | AttentionInput, which: str | Statistic) -> Any:
+    def require(self, layer: Observed, which: str | Statistic) -> Any:
         """The same as `statistic`; a layer that no token reached is a CalibrationError."""
         value = self.statistic(layer, which)
         if value is None:
@@ -386,7 +386,7 @@ class State:
         if quantized.codes is not None:
             self.written.note_codes(layer)
 
-    def _refusal(self, layer: Layer | AttentionInput, what: str) -> BrokenPluginError:
+    def _refusal(self, layer: Observed, what: str) -> BrokenPluginError:
         return BrokenPluginError(f"{self.running or 'a modifier'}: {layer.name}: {what}")
 
     @contextmanager

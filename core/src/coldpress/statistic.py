@@ -7,9 +7,9 @@ from attrs import field, frozen
 from attrs.validators import in_
 from torch import Tensor
 
-from coldpress.attention import AttentionInput
 from coldpress.errors import BrokenPluginError, must_implement
 from coldpress.registry import find
+from coldpress.routed import Observed
 from coldpress.stage import Layer
 
 RESCALE = "rescale"
@@ -155,10 +155,10 @@ class GradientStatistic(Statistic):
 class Statistics(Protocol):
     """The statistics of the stage that is calibrated; modifiers reach them by the methods of `State`."""
 
-    def request(self, layer: Layer | AttentionInput, which: str | Statistic) -> None:
+    def request(self, layer: Observed, which: str | Statistic) -> None:
         """Collect a statistic of the inputs of a layer; requesting twice is requesting once."""
 
-    def value(self, layer: Layer | AttentionInput, which: str | Statistic) -> Any | None:
+    def value(self, layer: Observed, which: str | Statistic) -> Any | None:
         """What was seen; None when no token reached the layer."""
 
     def input_groups(self, layers: Iterable[Layer]) -> list[list[Layer]]:

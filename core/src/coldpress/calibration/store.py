@@ -21,6 +21,7 @@ from coldpress.calibration.gradient_store import GradientStore
 from coldpress.calibration.tap import BatchInputs
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.modifier import Modifier
+from coldpress.routed import Observed
 from coldpress.stage import Layer
 from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Statistic, Tokens, statistic_for
 
@@ -38,7 +39,7 @@ class Request:
         modifier: that requests it; None outside a run.
     """
 
-    layer: Layer | AttentionInput
+    layer: Observed
     statistic: Statistic
     modifier: Modifier | None
 
@@ -100,7 +101,7 @@ class StatisticStore:
     _lost: list[Request] = field(factory=list)
     _moved: set[str] = field(factory=set)
 
-    def request(self, layer: Layer | AttentionInput, which: str | Statistic) -> None:
+    def request(self, layer: Observed, which: str | Statistic) -> None:
         """Request a statistic of the inputs of a layer or attention; requesting twice is requesting once.
 
         Raises:
@@ -145,7 +146,7 @@ class StatisticStore:
         finally:
             self.requester = None
 
-    def begin(self, modifiers: Sequence[Modifier]) -> list[Layer | AttentionInput]:
+    def begin(self, modifiers: Sequence[Modifier]) -> list[Observed]:
         """Forget what was seen, and get ready to see what these modifiers asked for.
 
         Returns:
@@ -199,7 +200,7 @@ class StatisticStore:
             for source in self._sources
         ]
 
-    def value(self, layer: Layer | AttentionInput, which: str | Statistic) -> Any | None:
+    def value(self, layer: Observed, which: str | Statistic) -> Any | None:
         """What was seen of the inputs of a layer; None when no token reached it.
 
         Raises:
@@ -329,7 +330,7 @@ def _flat(statistic: Statistic, x: Tensor) -> Tensor:
     return x if statistic.sees_heads else x.flatten(1)
 
 
-def _is(ask: Request, layer: Layer | AttentionInput, statistic: Statistic) -> bool:
+def _is(ask: Request, layer: Observed, statistic: Statistic) -> bool:
     return ask.layer.name == layer.name and ask.statistic == statistic
 
 

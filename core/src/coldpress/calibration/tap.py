@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +14,8 @@ from coldpress.attention import AttentionInput, AttentionStates, Tap, attention_
 from coldpress.calibration.batch import mask_for, token_masks
 from coldpress.errors import CalibrationError, NumericsError
 from coldpress.numerics import is_finite, version
-from coldpress.stage import Batch, Layer
+from coldpress.routed import Observed, RoutedTokens, routed_tapped
+from coldpress.stage import Batch
 
 
 class StopForward(Exception):  # noqa: N818 - not an error: a forward ends early because the rest is not read
@@ -27,7 +29,7 @@ class BatchInputs:
     Attributes:
         index: of the batch in the sweep, from 0.
         calls: layer name to keys of `tokens`, in the order of its calls; layers that no token reached are not in it.
-        tokens: distinct tensors by key, [T, I] each, or [T, H, D] of an attention.
+        tokens: distinct tensors by key, [T, I] each, [T, H, D] of an attention or [T, E, 2] of experts.
         places: of the tensors that an expert is called with, where its tokens are among all of the sequences, [T].
     """
 
@@ -96,7 +98,7 @@ class InputTap:
         to_the_end: no forward is ended.
     """
 
-    def __init__(self, layers: Iterable[Layer | AttentionInput], *, to_the_end: bool = False) -> None:
+    def __init__(self, layers: Iterable[Observed], *, to_the_end: bool = False) -> None:
         self._layers = tuple(layers)
         self._to_the_end = to_the_end
         self._calls: list[_Call] = []
@@ -108,6 +110,8 @@ class InputTap:
             for layer in self._layers:
                 if isinstance(layer, AttentionInput):
                     hooks.enter_context(attention_tapped(layer.module, self._tap(layer)))
+                elif isinstance(layer, RoutedTokens):
+                    hooks.enter_context(routed_tapped(layer.module, partial(self._record_table, layer.name)))
                 else:
                     hooks.callback(layer.module.register_forward_pre_hook(self._recorder(layer.name)).remove)
             self._hooks = hooks.pop_all()
@@ -162,6 +166,10 @@ class InputTap:
             return states
 
         return see
+
+    def _record_table(self, name: str, table: Tensor) -> None:
+        """What experts were sent, [T, E, 2], one row for each token of the sequences, padding included."""
+        self._record(name, table, rows=TokenRows(torch.arange(len(table), device=table.device), len(table)))
 
     def _record(self, name: str, x: Tensor, *, rows: TokenRows | None = None, heads: bool = False) -> None:
         x = x.detach()

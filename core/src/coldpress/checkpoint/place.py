@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from coldpress.checkpoint.named import Part, expert_parts
 from coldpress.checkpoint.names import checkpoint_names
 from coldpress.errors import CheckpointError
-from coldpress.experts import linear_experts
+from coldpress.experts import Rows, linear_experts
 from coldpress.experts.linear import LinearExperts
 from coldpress.source import Weights
 
@@ -113,7 +113,20 @@ class Joint:
     part: Part
 
 
-Place = Plain | Made | Joint
+@frozen(eq=False)
+class Picked:
+    """Some entries of a tensor, after experts were dropped.
+
+    Attributes:
+        whole: where all of it is.
+        rows: which entries.
+    """
+
+    whole: "Plain | Made | Joint"
+    rows: Rows
+
+
+Place = Plain | Made | Joint | Picked
 
 
 @define(eq=False)
@@ -135,6 +148,8 @@ class PlaceReader:
         """
         if isinstance(place, Plain):
             return self.files.read(place.tensor)
+        if isinstance(place, Picked):
+            return place.rows.of(self.read(place.whole, dtype))
         if isinstance(place, Made):
             return self._converted(place, dtype)
         if isinstance(place.whole, Made):
@@ -147,6 +162,8 @@ class PlaceReader:
             return self.files.shape(place.tensor)
         if isinstance(place, Made):
             return place.shape
+        if isinstance(place, Picked):
+            return tuple(place.rows.of(torch.empty(self.shape(place.whole), device="meta")).shape)
         return tuple(place.part.of(torch.empty(self.shape(place.whole), device="meta")).shape)
 
     def forget(self) -> None:

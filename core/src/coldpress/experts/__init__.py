@@ -1,18 +1,23 @@
 """Experts: the fused weights of a mixture of experts as linear layers, found and split by what they compute."""
 
+from coldpress.experts.drop import Dropped, Rows, drop_experts
 from coldpress.experts.linear import Expert, LinearExperts
 from coldpress.experts.linearize import Linearized, fused_state_dict, linear_experts, linearize_experts
 from coldpress.experts.tokens import TokenCount, report_unseen, siblings
-from coldpress.experts.watch import watched_experts
+from coldpress.experts.watch import observed_experts, watched_experts
 
 __all__ = [
+    "Dropped",
     "Expert",
     "LinearExperts",
     "Linearized",
+    "Rows",
     "TokenCount",
+    "drop_experts",
     "fused_state_dict",
     "linear_experts",
     "linearize_experts",
+    "observed_experts",
     "report_unseen",
     "siblings",
     "watched_experts",

@@ -6,7 +6,7 @@ experts.0.up_proj  nn.Linear
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from coldpress.calibration.tap import TokenRows, mark_rows, rows_of
 from coldpress.experts.layout import DOWN, GATE, UP, Layout, Slot
+from coldpress.routed import RoutedTap
 
 
 @frozen(eq=False)
@@ -79,6 +80,7 @@ class LinearExperts(nn.Module):
         super().__init__()
         self.watched = False
         self.all_experts = True
+        self.taps: list[RoutedTap] = []
         self.layout = layout
         self._names = tuple(inspect.signature(fused.forward).parameters)
         parameters = dict(fused.named_parameters(recurse=False))
@@ -103,6 +105,16 @@ class LinearExperts(nn.Module):
             expert = self.get_submodule(str(number))
             assert isinstance(expert, Expert)
             yield expert
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Drop all experts but these, which are renumbered in their order."""
+        experts = list(self.experts())
+        for number in range(self.count):
+            delattr(self, str(number))
+        for number, old in enumerate(kept):
+            self.add_module(str(number), experts[old])
+        self.count = len(kept)
+        self.shapes = {name: (self.count, *shape[1:]) for name, shape in self.shapes.items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the fused module would return; it is called as that was."""
@@ -135,6 +147,7 @@ class LinearExperts(nn.Module):
         index, weights = index.reshape(len(x), -1), weights.reshape(len(x), -1)
         kind = torch.promote_types(x.dtype, weights.dtype)
         parts = x.new_zeros((*index.shape, x.shape[-1]), dtype=kind)  # [T, K, H]
+        table = self._empty_table(x)
         for number, expert in enumerate(self.experts()):
             token, place = torch.where(index == number)
             if self.watched and self.all_experts:
@@ -147,6 +160,9 @@ class LinearExperts(nn.Module):
             else:
                 continue
             parts[token, place] = said.to(kind) * weights[token, place, None]
+            if table is not None:
+                table[token, number] = torch.stack((weights[token, place].float(), _norms(said)), dim=-1)
+        self._show(table)
         return parts.sum(dim=1).to(hidden.dtype).reshape(hidden.shape)
 
     def _each_its_own(self, hidden: Tensor) -> Tensor:
@@ -156,17 +172,32 @@ class LinearExperts(nn.Module):
         """
         x = hidden.reshape(self.count, -1, hidden.shape[-1])  # [E, T, H]
         said = []
+        table = self._empty_table(x[0])
         for number, expert in enumerate(self.experts()):
             own = x[number]
             rows = own.abs().amax(dim=-1).nonzero().flatten()
             if not self.watched or self._has_bias():
-                said.append(expert(own))
-                continue
-            result = torch.zeros_like(own)
-            if len(rows):
-                result[rows] = expert(mark_rows(own[rows], TokenRows(rows, len(own))))
+                result = expert(own)
+            else:
+                result = torch.zeros_like(own)
+                if len(rows):
+                    result[rows] = expert(mark_rows(own[rows], TokenRows(rows, len(own))))
             said.append(result)
+            if table is not None:  # the router's weight is in the tokens already
+                norms = _norms(result[rows])
+                table[rows, number] = torch.stack((torch.ones_like(norms), norms), dim=-1)
+        self._show(table)
         return torch.cat(said).reshape(hidden.shape)
+
+    def _empty_table(self, x: Tensor) -> Tensor | None:
+        """A table for taps, as `RoutedTokens` describes it, of tokens [T, H] that no expert was sent yet."""
+        if not self.taps:
+            return None
+        return torch.tensor((0.0, -1.0), device=x.device).repeat(len(x), self.count, 1)
+
+    def _show(self, table: Tensor | None) -> None:
+        for tap in () if table is None else self.taps:
+            tap(table)
 
     def _has_bias(self) -> bool:
         return any(slot.bias is not None for slot in self.layout.slots.values())
@@ -181,6 +212,11 @@ def _linear(slot: Slot, number: int, parameters: dict[str, nn.Parameter], copy: 
     if biases is not None:
         layer.bias = nn.Parameter(_own(biases[number], copy), requires_grad=trained)
     return layer
+
+
+def _norms(said: Tensor) -> Tensor:
+    """Of what an expert says, [T, H], in float32, [T]."""
+    return said.float().norm(dim=-1)
 
 
 def _own(view: Tensor, copy: bool) -> Tensor:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from attrs import define, field
 from torch import nn
 
-from coldpress.attention import AttentionInput
 from coldpress.calibration.tap import BatchInputs
 from coldpress.experts.linear import LinearExperts
+from coldpress.routed import Observed
 from coldpress.stage import Layer, class_names
 from coldpress.state import State
 
@@ -31,7 +31,7 @@ class TokenCount:
     _tokens: dict[str, int] = field(factory=dict)
 
     @classmethod
-    def of(cls, modules: Mapping[str, nn.Module], layers: Iterable[Layer | AttentionInput]) -> "TokenCount":
+    def of(cls, modules: Mapping[str, nn.Module], layers: Iterable[Observed]) -> "TokenCount":
         """Nothing counted yet.
 
         Args:

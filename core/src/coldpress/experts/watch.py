@@ -1,11 +1,25 @@
 """Watching: what experts are shown while their inputs are observed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
 
 from coldpress.experts.linear import LinearExperts
+from coldpress.routed import Observed
+from coldpress.stage import Layer
+
+
+def observed_experts(modules: Mapping[str, nn.Module], observed: Iterable[Observed]) -> list[LinearExperts]:
+    """The modules of experts with layers that are observed.
+
+    Args:
+        modules: of a stage, by name.
+        observed: layers and other points.
+    """
+    names = [point.name for point in observed if isinstance(point, Layer)]
+    experts = {f"{name}.": module for name, module in modules.items() if isinstance(module, LinearExperts)}
+    return [module for home, module in experts.items() if any(name.startswith(home) for name in names)]
 
 
 @contextmanager

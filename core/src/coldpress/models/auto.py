@@ -57,6 +57,12 @@ def build_model(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = Fa
     return kind._from_config(config, dtype=dtype)
 
 
+def build_outline(kind: type, config: Any) -> Any:
+    """A model of a class without weights: every tensor is on the meta device."""
+    with torch.device("meta"):
+        return kind(config)
+
+
 def _remote_class(config: Any, named: list[str]) -> Any:
     """The auto class through which code of the model's own is reached; None where there is none."""
     import transformers

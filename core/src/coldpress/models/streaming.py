@@ -19,7 +19,8 @@ from attrs import define, field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from coldpress.checkpoint.place import Place, PlaceReader
+from coldpress.checkpoint.place import Picked, Place, PlaceReader
+from coldpress.experts import Dropped
 from coldpress.models.heap import trim_heap
 from coldpress.source import Weights
 
@@ -110,6 +111,14 @@ class WeightStream:
                 if not parameter.is_meta:
                     self._replace(parameter, parameter.detach().to("meta"))
         trim_heap()
+
+    def follow(self, dropped: Dropped) -> None:
+        """The model has fewer experts now: their tensors, and rows of others, come from where they were."""
+        places = dict(self.places)
+        moved = {new: places[old] for new, old in dropped.renamed.items() if old in places}
+        shortened = {name: Picked(places[name], rows) for name, rows in dropped.rows.items() if name in places}
+        self.places = {**places, **moved, **shortened}
+        self._owners.clear()
 
     def _put(self, parameter: nn.Parameter, tensor: Tensor) -> None:
         self._replace(parameter, tensor.to(self.device, parameter.dtype))

@@ -8,7 +8,6 @@ import torch
 from attrs import fields, frozen, has
 from torch import Tensor
 
-from coldpress.attention import AttentionInput
 from coldpress.errors import ColdpressError
 from coldpress.modifier import TRANSFORMS, Cost
 from coldpress.numerics import scale_shape
@@ -18,6 +17,7 @@ from coldpress.planning.contents import PlannedContents
 from coldpress.planning.forward import TROUBLE, Forward, StageForward, counted
 from coldpress.planning.prediction import StagePrediction
 from coldpress.planning.rates import Rates
+from coldpress.routed import Observed
 from coldpress.run.job import Job
 from coldpress.stage import Layer, Stage
 from coldpress.state import State
@@ -132,8 +132,8 @@ class StageCosts:
             except (*TROUBLE, ColdpressError):
                 continue
             for layer, statistic in recorder.requested:
-                if isinstance(layer, AttentionInput):
-                    continue  # a range of keys or values
+                if not isinstance(layer, Layer):
+                    continue  # a range of keys or values, or a few sums of each expert
                 held = found.setdefault(self._input(layer), [])
                 if (statistic, layer.weight.shape[1]) not in held:
                     held.append((statistic, layer.weight.shape[1]))
@@ -198,9 +198,9 @@ class _Recorder:
     """Statistics that are requested and never collected."""
 
     def __init__(self) -> None:
-        self.requested: list[tuple[Layer | AttentionInput, Statistic]] = []
+        self.requested: list[tuple[Observed, Statistic]] = []
 
-    def request(self, layer: Layer | AttentionInput, which: str | Statistic) -> None:
+    def request(self, layer: Observed, which: str | Statistic) -> None:
         """Note it."""
         self.requested.append((layer, statistic_for(which)))
 

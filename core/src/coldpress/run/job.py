@@ -42,12 +42,14 @@ from coldpress.report import SILENT, Progress, Report, manifest_of, report_of
 from coldpress.report.memory import peak_memory
 from coldpress.run import preflight, resume
 from coldpress.run.blame import blaming
+from coldpress.run.fewer_experts import keep_experts
 from coldpress.run.hooks import Hooks
 from coldpress.run.ignore import warn_of_routers
 from coldpress.run.measuring import Measuring, run_through
 from coldpress.run.outcome import check_complete, reason_untouched
 from coldpress.run.quantized_before import attached_before, forget_changed, keep_schemes, schemes_before
 from coldpress.run.reverse import ReverseSweep, wanted_gradients
+from coldpress.run.stage_checks import check_scales, check_weights
 from coldpress.run.stage_run import StageRun, generator
 from coldpress.run.ties import check_ties, separate_layers
 from coldpress.run.watch import Watch
@@ -237,12 +239,7 @@ class Job:
     def _completed(self, plan: dict[str, Planned]) -> dict[str, Planned]:
         """The plan with schemes as the format completes them."""
         form = self.form if self.output is None else self.output.format
-        if form is None or not plan:
-            return plan
-        layers = {layer.name: layer.weight.shape for layer in find_layers(self.state.model.named_modules())}
-        schemes = {name: plan[name].scheme for name in layers if name in plan}
-        found = form.complete(schemes, {name: (layers[name][0], layers[name][1]) for name in schemes})
-        return {name: evolve(planned, scheme=found.get(name, planned.scheme)) for name, planned in plan.items()}
+        return plan if form is None or not plan else preflight.completed(plan, form, self.state.model)
 
     def _check_written(self) -> None:
         """See that what the plan leads to can be written, and read by the engines of its format.
@@ -306,10 +303,15 @@ class Job:
             read=self._read,
             release=self._release,
             note=(lambda record: None) if output is None else output.note,
+            drop_experts=self._drop_experts,
         ).decide(kept)
         self.state.plan = self._completed(self.state.plan)
         preflight.check_plan(self.state)
         self._check_written()
+
+    def _drop_experts(self, kept: Mapping[str, Sequence[int]]) -> None:
+        keep_experts(self.state, kept, self.weights)
+        self._plan()
 
     def _compress(self, modifiers: Sequence[Modifier], kept: Sequence[Mapping[str, Any]] | None) -> None:
         """Compress stage by stage.
@@ -318,7 +320,7 @@ class Job:
             modifiers: of this pass.
             kept: records of the stages that an interrupted run has finished; None when nothing is written.
         """
-        run = self._stage_run(modifiers)
+        run = self._stage_run(modifiers, [one for one in modifiers if not one.needs().measures_only])
         alone = None if self.pipeline.shares_sweeps or not modifiers else type(modifiers[0]).__name__
         description = f"compressing: {alone}" if alone else "compressing"
         before: Stage | None = None
@@ -339,19 +341,15 @@ class Job:
 
     def sweep_of(self, modifiers: Sequence[Modifier]) -> Sweep:
         """What a pass over the stages is for, of these modifiers."""
-        needs = [modifier.needs() for modifier in modifiers]
-        return Sweep(
-            observed=preflight.observed(modifiers, self.state),
-            propagated_error=any(one.data and one.propagated_error for one in needs),
-            original_inputs=any(one.original_inputs for one in needs),
-            gradients=any(one.gradients for one in needs),
-        )
+        return preflight.sweep_of(modifiers, self.state)
 
-    def _stage_run(self, modifiers: Sequence[Modifier]) -> StageRun:
-        """What works on the stages of a pass, after the state is told what the pass is for."""
+    def _stage_run(self, modifiers: Sequence[Modifier], reading: Sequence[Modifier] | None = None) -> StageRun:
+        """What works on the stages of a pass, of which `reading` read data, after the state is told."""
         decided = any(one.needs().measuring_pass and one.needs().data for one in modifiers)
         store = StatisticStore(self.gradients, decided=decided)
-        self.state.begin_pass(self.sweep_of(modifiers), store, partial(self.pipeline.calls, self.state))
+        self.state.begin_pass(
+            self.sweep_of(modifiers if reading is None else reading), store, partial(self.pipeline.calls, self.state)
+        )
         return StageRun(
             modifiers=modifiers,
             hooks=self.hooks,
@@ -364,8 +362,8 @@ class Job:
     def _read(self, stage: Stage) -> None:
         if self.weights is not None:
             self.weights.read(stage.modules)
-        preflight.check_weights(stage)
-        preflight.check_scales(stage, self.state.plan)
+        check_weights(stage)
+        check_scales(stage, self.state.plan)
 
     def _compress_stage(self, run: StageRun, stage: Stage) -> None:
         start = perf_counter()
@@ -385,7 +383,7 @@ class Job:
                 line.reason = reason_untouched(layer, self.claims)
             if self.weights is None and layer.name in self.state.quantized:
                 set_encoding(layer.module, self.state.quantized[layer.name], layer.weight)
-        preflight.check_weights(stage, cause="made by a modifier, for it was finite before")
+        check_weights(stage, cause="made by a modifier, for it was finite before")
         if self.weights is None:
             self.finished.append(Watch.of(stage))
         if self.output is not None:

@@ -35,12 +35,14 @@ class Measuring:
         read: brings the weights of a stage into memory.
         release: frees them.
         note: makes a record durable.
+        drop_experts: leaves the model these experts, and makes the plan of layers anew.
     """
 
     run: StageRun
     read: Callable[[Stage], None]
     release: Callable[[Stage], None]
     note: Note
+    drop_experts: Callable[[Mapping[str, Sequence[int]]], None]
 
     def decide(self, kept: Sequence[Mapping[str, Any]]) -> None:
         """Measure, decide, and tell the state; what an interrupted run has recorded is not done again.
@@ -58,8 +60,23 @@ class Measuring:
             made = _as_json([_record(one) for one in found], self.run.modifiers[0])
             self.note({"decided": made, "crc32": _checksum(made)})
         for modifier, record in zip(self.run.modifiers, made, strict=True):
+            self.run.state.note_decision(modifier, record["value"])
+        self._drop_experts(made)
+        for modifier, record in zip(self.run.modifiers, made, strict=True):
             schemes = {name: Scheme.from_dict(data) for name, data in record["schemes"].items()}
-            _apply(self.run.state, modifier, Decision(value=record["value"], schemes=schemes))
+            _apply(self.run.state, modifier, schemes)
+
+    def _drop_experts(self, made: Sequence[Mapping[str, Any]]) -> None:
+        """Leave the model the experts that a decision keeps.
+
+        Raises:
+            BrokenPluginError: two modifiers drop experts.
+        """
+        named = [record["kept_experts"] for record in made if record["kept_experts"]]
+        if len(named) > 1:
+            raise BrokenPluginError("two modifiers of the recipe drop experts: the numbers of one are not the other's")
+        if named:
+            self.drop_experts(named[0])
 
     def _decision(self, modifier: Modifier, measured: Sequence[Any]) -> Decision:
         state = self.run.state
@@ -100,14 +117,13 @@ def run_through(pipeline: Pipeline, state: State, stage: Stage) -> None:
                 pass
 
 
-def _apply(state: State, modifier: Modifier, decision: Decision) -> None:
-    for name, scheme in decision.schemes.items():
+def _apply(state: State, modifier: Modifier, schemes: Mapping[str, Scheme]) -> None:
+    for name, scheme in schemes.items():
         if name not in state.plan:
             raise BrokenPluginError(
                 f"{type(modifier).__name__} decides a scheme for {name!r}, which no modifier of the recipe quantizes"
             )
         state.plan[name] = evolve(state.plan[name], scheme=scheme)
-    state.note_decision(modifier, decision.value)
 
 
 def _sound(record: Mapping[str, Any], what: str) -> Any:
@@ -133,6 +149,7 @@ def _record(decision: Decision) -> dict[str, Any]:
     return {
         "value": decision.value,
         "schemes": {name: scheme.to_dict() for name, scheme in decision.schemes.items()},
+        "kept_experts": {name: list(kept) for name, kept in decision.kept_experts.items()},
     }
 
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 
 from coldpress import registry
@@ -21,12 +21,12 @@ from coldpress.errors import (
     TargetError,
     near,
 )
+from coldpress.format import Format
 from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Modifier, Needs
-from coldpress.numerics.finite import DAMAGED, check_finite
 from coldpress.pipeline import Pipeline
-from coldpress.planned import Planned
+from coldpress.planned import Planned, Sweep
 from coldpress.run.ignore import ignore_problems
-from coldpress.schemes import Scheme, check_fit, check_supported, number_format
+from coldpress.schemes import Scheme, check_fit, check_supported
 from coldpress.stage import Layer, Stage, find_layers
 from coldpress.state import State
 
@@ -106,6 +106,17 @@ def observed(modifiers: Sequence[Modifier], state: State) -> frozenset[str]:
     )
 
 
+def sweep_of(modifiers: Sequence[Modifier], state: State) -> Sweep:
+    """What a pass over the stages is for, of these modifiers."""
+    needs = [modifier.needs() for modifier in modifiers]
+    return Sweep(
+        observed=observed(modifiers, state),
+        propagated_error=any(one.data and one.propagated_error for one in needs),
+        original_inputs=any(one.original_inputs for one in needs),
+        gradients=any(one.gradients for one in needs),
+    )
+
+
 def announced_attachments(modifiers: Sequence[Modifier], state: State) -> list[tuple[str, Attached]]:
     """The name of a modifier and what it will attach, of all that modifiers announce.
 
@@ -173,6 +184,14 @@ def plan_of(claims: Sequence[Claim]) -> dict[str, Planned]:
     if problems:
         raise SchemeError(shortened(problems))
     return plan
+
+
+def completed(plan: Mapping[str, Planned], form: Format, model: nn.Module) -> dict[str, Planned]:
+    """A plan with schemes as a format completes them."""
+    layers = {layer.name: layer.weight.shape for layer in find_layers(model.named_modules())}
+    schemes = {name: plan[name].scheme for name in layers if name in plan}
+    found = form.complete(schemes, {name: (layers[name][0], layers[name][1]) for name in schemes})
+    return {name: evolve(planned, scheme=found.get(name, planned.scheme)) for name, planned in plan.items()}
 
 
 def check_fused(state: State, schemes: Mapping[str, Scheme]) -> None:
@@ -339,40 +358,6 @@ def check_devices(model: nn.Module, *, streamed: bool) -> None:
         raise ModelError(
             "the model has no weights in memory (meta device); load them, or pass its folder and an output_dir"
         )
-
-
-def check_weights(stage: Stage, *, cause: str = DAMAGED) -> None:
-    """Refuse weights that are not numbers.
-
-    Args:
-        stage: whose parameters.
-        cause: what they may come from, and what to do.
-
-    Raises:
-        NumericsError: names the first tensor that has NaN or Inf.
-    """
-    for name, module in stage.modules.items():
-        for part, tensor in module.named_parameters(recurse=False):
-            check_finite(f"{name}.{part}", tensor, cause=cause)
-
-
-def check_scales(stage: Stage, plan: Mapping[str, Planned]) -> None:
-    """Refuse weights whose scales the dtype of scales cannot hold, before a code is chosen.
-
-    Raises:
-        SchemeError: names the layer and its largest weight.
-    """
-    for layer in stage.every_layer:
-        args = plan[layer.name].scheme.weights if layer.name in plan else None
-        if args is None or args.scale_dtype != torch.float16 or not layer.weight.numel():
-            continue
-        grid, largest = number_format(args), float(layer.weight.abs().amax())
-        scale, limits = largest / (grid.maximum - grid.minimum), torch.finfo(torch.float16)
-        if scale > limits.max / 2 or 0 < scale < limits.smallest_normal / 2**10:
-            raise SchemeError(
-                f"{layer.name}: the scales of its weights do not fit into float16, which this format stores: its "
-                f"largest weight is {largest:.3g}; ignore the layer, or choose a format that keeps the dtype of weights"
-            )
 
 
 def shortened(problems: Sequence[str], *, most: int = 8) -> str:

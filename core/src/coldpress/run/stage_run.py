@@ -17,7 +17,7 @@ from coldpress.calibration.batch import count_tokens
 from coldpress.calibration.store import StatisticStore
 from coldpress.calibration.tap import BatchInputs, InputTap
 from coldpress.errors import BrokenPluginError, CalibrationError
-from coldpress.experts import LinearExperts, TokenCount, report_unseen, watched_experts
+from coldpress.experts import LinearExperts, TokenCount, observed_experts, report_unseen, watched_experts
 from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.originals import Originals
 from coldpress.pipeline import Pipeline
@@ -178,7 +178,7 @@ class StageRun:
         count, watch = TokenCount.of(stage.modules, wanted.values()), Watch.of(stage)
         sums = watch.sums() if readers else {}
         with (
-            watched_experts(stage.modules.values()),
+            watched_experts(observed_experts(stage.modules, wanted.values())),
             InputTap(wanted.values(), to_the_end=to_the_end) as tap,
             closing(generator(self.pipeline.sweep(self.state, stage))) as sweep,
         ):

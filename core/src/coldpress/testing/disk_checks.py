@@ -8,7 +8,7 @@ from torch import Tensor
 
 from coldpress.testing.interrupt import interrupted, kept_stages
 from coldpress.testing.job_checks import format_for
-from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
+from coldpress.testing.models import batches, tiny_tokenizer
 from coldpress.testing.subject import Subject
 from coldpress.testing.trace import same_bits
 from coldpress.testing.trial import needs_of
@@ -17,7 +17,7 @@ from coldpress.testing.trial import needs_of
 def streams(subject: Subject) -> None:
     """Read stage by stage, with all other weights on the meta device, a model becomes what it becomes in memory."""
     with TemporaryDirectory() as name:
-        folder = _model(Path(name))
+        folder = _model(subject, Path(name))
         _run(subject, folder, "memory", stream=False)
         _run(subject, folder, "streamed", stream=True)
         _check_same(folder, "memory", "streamed", "streamed from a folder")
@@ -26,7 +26,7 @@ def streams(subject: Subject) -> None:
 def resumes(subject: Subject) -> None:
     """Interrupted in the middle and resumed, a run gives the tensors of one that was not."""
     with TemporaryDirectory() as name:
-        folder = _model(Path(name))
+        folder = _model(subject, Path(name))
         stages = _run(subject, folder, "whole", stream=True)
         if len(stages) < 3:
             return  # nothing of a model that is one stage is kept
@@ -36,8 +36,8 @@ def resumes(subject: Subject) -> None:
         _check_same(folder, "whole", "resumed", "interrupted and resumed")
 
 
-def _model(folder: Path) -> Path:
-    tiny_llama().save_pretrained(folder / "model")
+def _model(subject: Subject, folder: Path) -> Path:
+    subject.build(fused=True).save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     return folder
 

@@ -26,7 +26,7 @@ from coldpress.testing.trial import Trial, claimed, inputs_of, needs_of, trial_o
 
 def does_its_job(subject: Subject) -> None:
     """A quantizer reaches the grid and beats rounding, a pruner its sparsity; a mover keeps the model's function."""
-    model, data = tiny_llama(), batches(batch_size=4)
+    model, data = subject.build(), batches(batch_size=4)
     inputs, said = inputs_of(model, data), logits(model, data)
     modifier = subject.make()
     trial = trial_of(subject, modifier, model=model, data=data)

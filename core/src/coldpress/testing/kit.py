@@ -17,6 +17,7 @@ def conformance(
     kind: str | None = None,
     settings: Mapping[str, Any] | None = None,
     pipeline: str | None = None,
+    mixture: str | None = None,
     expected_failures: Mapping[str, str] | None = None,
 ) -> Callable[..., None]:
     """A test for every promise of a plugin, as one function: assign it to a name that begins with `test_`.
@@ -29,6 +30,7 @@ def conformance(
         pipeline: name of the installed one that a modifier is run in; None for block by block through the kit's own,
             for one that shows the original model where the modifier needs its inputs, and, from a folder, for the
             default of `oneshot`.
+        mixture: type of the tiny mixture of experts that a modifier is run on, such as `mixtral`; None for a Llama.
         expected_failures: name of a check to the reason why it fails; it must fail, or the entry must go.
 
     Returns:
@@ -40,7 +42,7 @@ def conformance(
         ValueError: `expected_failures` names a check that there is not, or that does not apply.
     """
     pytest = _pytest()
-    subject = subject_of(plugin, kind=kind, settings=settings or {}, pipeline=pipeline)
+    subject = subject_of(plugin, kind=kind, settings=settings or {}, pipeline=pipeline, mixture=mixture)
     checks = checks_for(subject)
     reasons = dict(expected_failures or {})
     _check_names(reasons, checks, subject)

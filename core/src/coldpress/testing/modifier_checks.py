@@ -12,7 +12,7 @@ from coldpress import hookspecs
 from coldpress.calibration.store import StatisticStore
 from coldpress.errors import CalibrationError, RecipeError
 from coldpress.layer_report import LayerReport
-from coldpress.modifier import PRUNES, QUANTIZES, TRANSFORMS
+from coldpress.modifier import DROPS_EXPERTS, PRUNES, QUANTIZES, TRANSFORMS
 from coldpress.planned import Sweep, no_calls
 from coldpress.recipe import Recipe, read_recipe, write_recipe
 from coldpress.recipe.form import HOOKS, form_problems
@@ -30,11 +30,11 @@ from coldpress.testing.lifecycle_checks import (
     training_without_steps_changes_nothing,
     trains,
 )
-from coldpress.testing.models import batches, logits, tiny_llama
+from coldpress.testing.models import batches, logits
 from coldpress.testing.order_checks import follows_a_change, follows_a_smoother, may_see_changes, undoes_after_an_error
 from coldpress.testing.settings_checks import has_a_module, import_is_quiet, settings_class
 from coldpress.testing.subject import Subject
-from coldpress.testing.trace import changed, differences, same_bits, trace_of, weights_of
+from coldpress.testing.trace import Trace, changed, differences, of_what_is_left, same_bits, trace_of, weights_of
 from coldpress.testing.trial import claimed, ignoring, needs_of, results_of, share_different, trial_of
 
 _DEAD = 5  # the channel that never carries anything
@@ -79,10 +79,10 @@ def runs(subject: Subject) -> None:
 
 def leaves_no_trace(subject: Subject) -> None:
     """After a run: no hooks, no scratch, and the same names, shapes, dtypes and modes as before."""
-    model = tiny_llama()
+    model = subject.build()
     before = trace_of(model)
     trial = trial_of(subject, model=model)
-    found = differences(before, trace_of(model))
+    found = differences(_left(subject, before, model), trace_of(model))
     if trial.state.scratch:
         found.append(f"{len(trial.state.scratch)} values are left in state.scratch: pop them in finalize")
     assert not found, "left behind:\n  " + "\n  ".join(found[:8])
@@ -91,10 +91,10 @@ def leaves_no_trace(subject: Subject) -> None:
 def touches_only_targets(subject: Subject) -> None:
     """Weights that it does not claim, or is told to ignore, keep every bit; also those tied to a claimed one."""
     for tied in (False, True):
-        _check_untouched(subject, subject.make(), tiny_llama(tied=tied))
-        layers = claimed(subject.make(), tiny_llama(tied=tied))
+        _check_untouched(subject, subject.make(), subject.build(tied=tied))
+        layers = claimed(subject.make(), subject.build(tied=tied))
         if len(layers) > 1:
-            _check_untouched(subject, ignoring(subject.make(), layers[-1].name), tiny_llama(tied=tied))
+            _check_untouched(subject, ignoring(subject.make(), layers[-1].name), subject.build(tied=tied))
 
 
 def deterministic(subject: Subject) -> None:
@@ -120,7 +120,7 @@ def batching_does_not_matter(subject: Subject) -> None:
 def dtypes(subject: Subject) -> None:
     """A model in bfloat16 or float16 stays in it, with finite weights, and still runs."""
     for dtype in (torch.bfloat16, torch.float16):
-        model = tiny_llama(dtype=dtype)
+        model = subject.build(dtype=dtype)
         before = trace_of(model).tensors
         trial_of(subject, model=model)
         wrong = [name for name, (_, now) in trace_of(model).tensors.items() if now != before[name][1]]
@@ -130,7 +130,7 @@ def dtypes(subject: Subject) -> None:
 
 def dead_input(subject: Subject) -> None:
     """Channels that are always zero, rows of zero weights and a single token give finite weights."""
-    model = tiny_llama()
+    model = subject.build()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -143,7 +143,7 @@ def dead_input(subject: Subject) -> None:
 
 def no_data(subject: Subject) -> None:
     """Without a token it works if it needs none, or else it refuses, or reports each layer, and changes nothing."""
-    modifier, model = subject.make(), tiny_llama()
+    modifier, model = subject.make(), subject.build()
     before = weights_of(model)
     if not modifier.needs().data:
         trial_of(subject, modifier, model=model, data=[])
@@ -176,15 +176,20 @@ def no_data(subject: Subject) -> None:
 
 def grad_free(subject: Subject) -> None:
     """It works where gradients are recorded, and leaves none: no graph, no gradient, no new requirement of one."""
-    model = tiny_llama()
-    before = trace_of(model).wants_gradient
+    model = subject.build()
+    traced = trace_of(model)
     with torch.enable_grad():
         trial = trial_of(subject, model=model)
-    after = trace_of(model).wants_gradient
+    before, after = _left(subject, traced, model).wants_gradient, trace_of(model).wants_gradient
     assert before == after, f"requires a gradient or no longer does: {', '.join(sorted(before ^ after)[:4])}"
     graphs = [name for name, tensor in results_of(trial).items() if tensor.grad_fn is not None]
     graphs += [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     assert not graphs, f"holds a gradient or a graph: {', '.join(graphs[:4])}"
+
+
+def _left(subject: Subject, before: Trace, model: nn.Module) -> Trace:
+    """What a model looked like before, as far as it still has the same parts."""
+    return of_what_is_left(before, trace_of(model)) if DROPS_EXPERTS in subject.cls.traits else before
 
 
 def _check_untouched(subject: Subject, modifier: Any, model: nn.Module) -> None:
@@ -218,9 +223,10 @@ def _has_a_job(subject: Subject) -> bool:
 
 
 def _changes_targets_only(subject: Subject) -> bool:
-    return (
-        _runs(subject) and TRANSFORMS not in subject.cls.traits
-    )  # an equivalent transformation changes the neighbours too
+    return _runs(subject) and not set(subject.cls.traits) & {
+        TRANSFORMS,
+        DROPS_EXPERTS,
+    }  # an equivalent transformation changes the neighbours too
 
 
 def _follows(subject: Subject) -> bool:
@@ -229,7 +235,7 @@ def _follows(subject: Subject) -> bool:
     if not _runs(subject):
         return False
     needs, early = needs_of(modifier), TRANSFORMS in subject.cls.traits and hasattr(subject.cls, "initialize")
-    if early and (not any(one.data for one in needs) or modifier.attachments(Stage.whole(tiny_llama()))):
+    if early and (not any(one.data for one in needs) or modifier.attachments(Stage.whole(subject.build()))):
         return False
     return not any(one.measuring_pass or one.loss_gradients for one in needs)
 

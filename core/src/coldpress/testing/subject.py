@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+import torch
 from attrs import frozen
 
 from coldpress import registry
 from coldpress.errors import BrokenPluginError, UnknownPluginError, suggest
+from coldpress.experts import linearize_experts
+from coldpress.testing.models import tiny_llama
 
 KINDS = ("modifiers", "observers", "pipelines", "formats", "sources", "statistics", "attachments")
 
@@ -35,6 +38,7 @@ class Subject:
         settings: what it is made with.
         installed: whether the registry knows it by its name.
         pipeline: that a modifier is run in, by its name; None for the kit's own, or what the modifier needs.
+        mixture: the type of the tiny mixture of experts that a modifier is run on; None for a tiny Llama.
     """
 
     kind: str
@@ -43,6 +47,24 @@ class Subject:
     settings: Mapping[str, Any]
     installed: bool
     pipeline: str | None = None
+    mixture: str | None = None
+
+    def build(self, *, dtype: torch.dtype = torch.float32, fused: bool = False, **more: Any) -> Any:
+        """The tiny model that it is run on.
+
+        Args:
+            dtype: of its weights.
+            fused: leave experts as transformers has them, not as the linear layers that a run makes of them first.
+            more: for `tiny_llama`.
+        """
+        if self.mixture is None:
+            return tiny_llama(dtype=dtype, **more)
+        from coldpress.testing.mixtures import tiny_mixture  # which loads transformers
+
+        model = tiny_mixture(self.mixture, dtype=dtype)
+        if not fused:
+            linearize_experts(model)
+        return model
 
     def make(self, **more: Any) -> Any:
         """An instance, read as strictly as from a recipe; `more` wins over the settings."""
@@ -63,7 +85,12 @@ class Subject:
 
 
 def subject_of(
-    plugin: str | type, *, kind: str | None, settings: Mapping[str, Any], pipeline: str | None = None
+    plugin: str | type,
+    *,
+    kind: str | None,
+    settings: Mapping[str, Any],
+    pipeline: str | None = None,
+    mixture: str | None = None,
 ) -> Subject:
     """Find a plugin by name, or take a class as it is.
 
@@ -87,7 +114,7 @@ def subject_of(
         if kind != "modifiers":
             raise ValueError(f"pipeline={pipeline!r} is for modifiers; {name} is one of the {kind}")
         registry.find("pipelines", pipeline)
-    return Subject(kind, name, cls, dict(settings), installed, pipeline)
+    return Subject(kind, name, cls, dict(settings), installed, pipeline, mixture)
 
 
 def _kind_of_name(name: str) -> str:

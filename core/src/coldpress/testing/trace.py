@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -79,6 +79,19 @@ def differences(before: Trace, after: Trace) -> list[str]:
                 found.append(f"{what} {name}: {old.get(name)} before, {new.get(name)} after")
     found += [f"forward of {name or 'the model'} is not what it was" for name in before.forwards ^ after.forwards]
     return found
+
+
+def of_what_is_left(before: Trace, after: Trace) -> Trace:
+    """The outside of a model before experts were dropped: of the modules that it still has, tensors as short as now."""
+    modes = "the model's training mode"
+    left = {name: one for name, one in before.tensors.items() if name in after.tensors}
+    return evolve(
+        before,
+        tensors={name: (after.tensors[name][0], dtype) for name, (_, dtype) in left.items()},
+        wants_gradient=before.wants_gradient & after.tensors.keys(),
+        classes={name: kind for name, kind in before.classes.items() if name in after.classes},
+        ambient={**before.ambient, modes: before.ambient[modes] & after.classes.keys()},
+    )
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -133,7 +133,7 @@ def trial_of(subject: Subject, *modifiers: Modifier, **arguments: Any) -> Trial:
     """
     steps = modifiers or (subject.make(),)
     model = arguments.pop("model", None)
-    model = tiny_llama() if model is None else model
+    model = subject.build() if model is None else model
     before = weights_of(model)
     return Trial(run(*steps, model=model, pipeline=_pipeline_for(subject, steps), **arguments), before)
 

@@ -1,0 +1,139 @@
+"""REAP on every mixture of experts that transformers can build: half of the experts go, and the rest loads again.
+
+    python benchmarks/reap_zoo.py [TYPE ...] [--write]
+
+For each type of causal language model whose configuration speaks of experts a tiny random model is built and pruned
+to two of four experts; transformers loads what was written, and its logits are compared with those of the model in
+memory.  Types that are refused are listed with the reason.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from attrs import asdict, frozen
+from transformers import AutoConfig
+
+from coldpress import oneshot
+from coldpress.errors import ColdpressError
+from coldpress.modifiers import REAPPruningModifier
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "core" / "tests" / "dataflow"))
+import zoo
+
+RESULTS = Path(__file__).parent / "results"
+SECONDS = 120  # limit for one type
+
+
+@frozen
+class Row:
+    """What came of one type.
+
+    Attributes:
+        type: as transformers registers it.
+        outcome: pruned, refused or not built.
+        change: largest difference of logits between the model in memory and what was loaded, over the largest logit.
+        lost: keys that transformers misses or does not expect.
+        minds: whether the weight of a chosen expert depends on others, by the report.
+        why: it was refused or not built.
+    """
+
+    type: str
+    outcome: str
+    change: float | None = None
+    lost: tuple[str, ...] = ()
+    minds: bool | None = None
+    why: str = ""
+
+
+def speaks_of_experts(model_type: str) -> bool:
+    """Whether a configuration of this type, or a part of it, has a setting that speaks of experts."""
+    try:
+        return "expert" in json.dumps(AutoConfig.for_model(model_type).to_dict(), default=str)
+    except Exception:  # transformers raises anything
+        return False
+
+
+def examine(model_type: str, folder: Path) -> Row:
+    """Prune a tiny model of one type, and load it again."""
+    try:
+        with zoo.time_limit(SECONDS):
+            model = zoo.build(model_type)
+    except Exception as error:
+        return Row(model_type, "not built", why=_first_line(error))
+    data = [zoo.token_batch()] * 4
+    try:
+        found = oneshot(model, REAPPruningModifier(keep=2), dataset=data, output_dir=folder, quiet=True)
+    except ColdpressError as error:
+        return Row(model_type, "refused", why=_first_line(error))
+    again, info = type(model).from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+    expected, loaded = zoo.logits(found, data[0]), zoo.logits(again.eval(), data[0])
+    lines = json.loads((folder / "report.json").read_text(encoding="utf-8"))["layers"]
+    minds = [line["notes"]["router_minds_others"] for line in lines if line["kind"] == "Mixture"]
+    lost = (*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"])
+    change = float((loaded - expected).abs().max() / expected.abs().max())
+    return Row(model_type, "pruned", change, tuple(map(str, lost)), minds[0])
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}"
+
+
+def page(rows: list[Row], command: str) -> str:
+    """The table for a person."""
+    pruned = [row for row in rows if row.outcome == "pruned"]
+    right = [row for row in pruned if not row.lost and row.change is not None and row.change < 1e-5]
+    words = {True: "yes", False: "no", None: "not known"}
+    lines = [
+        "# REAP on every mixture of experts",
+        "",
+        f"`{command}` on {date.today()}, transformers {transformers.__version__}.",
+        "",
+        f"{len(rows)} types speak of experts; {len(pruned)} are pruned, and {len(right)} of these load in transformers "
+        "with no missing or unexpected key and say what the model in memory says.",
+        "",
+        "| type | change of logits | keys lost | router minds experts that are gone |",
+        "|---|--:|---|---|",
+        *(f"| {row.type} | {row.change:.1e} | {', '.join(row.lost[:2])} | {words[row.minds]} |" for row in pruned),
+        "",
+        "| type | | why |",
+        "|---|---|---|",
+        *(f"| {row.type} | {row.outcome} | {row.why.replace('|', '/')} |" for row in rows if row.outcome != "pruned"),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Examine the types and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*", metavar="TYPE", help="all that speak of experts, if none is named")
+    parser.add_argument("--write", action="store_true", help="write results/reap_zoo.{md,json}")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    rows = []
+    for model_type in options.types or filter(speaks_of_experts, zoo.model_types()):
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(examine(model_type, Path(folder) / "out"))
+        print(rows[-1], file=sys.stderr, flush=True)
+    text = page(rows, "python benchmarks/reap_zoo.py --write")
+    print(text)
+    if options.write:
+        (RESULTS / "reap_zoo.md").write_text(text, encoding="utf-8")
+        found: list[dict[str, Any]] = [asdict(row) for row in rows]
+        (RESULTS / "reap_zoo.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,67 @@
+"""Which experts of a mixture go: the saliency of each, and the choice.
+
+Legend: T tokens, E experts; g the weight that a router gives an expert's output f, which is not weighted yet.
+
+    reap   mean of g |f|     over the tokens that were sent to the expert
+    man    mean of |f|       the same without the router
+    msan   mean of |f|^2
+
+REAP: Lasby, Lazarevich, Sinnadurai, Lie, Ioannou, Thangarasa, arXiv 2510.13999, equation 9.
+Norms without the router: arXiv 2606.15716.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+CRITERIA = ("reap", "man", "msan")
+
+
+def sums(table: Tensor) -> Tensor:
+    """What saliencies are computed from: tokens, g |f|, |f| and |f|^2, each summed over tokens, [E, 4] float64.
+
+    Args:
+        table: g and |f| of each token and expert, [T, E, 2]; |f| is -1 where the token was not sent to the expert.
+    """
+    gate, norm = table.double().unbind(-1)  # [T, E] both
+    sent = (norm >= 0).double()
+    norm = norm * sent
+    return torch.stack([sent.sum(0), (gate * norm).sum(0), norm.sum(0), norm.square().sum(0)], dim=-1)
+
+
+def saliency(totals: Tensor, criterion: str) -> Tensor:
+    """The saliency of each expert, [E] float64; 0 where no token was sent to it.
+
+    Args:
+        totals: `sums` of all tokens, [E, 4].
+        criterion: one of `CRITERIA`.
+    """
+    count = totals[:, 0]
+    total = totals[:, 1 + CRITERIA.index(criterion)]
+    return torch.where(count > 0, total / count.clamp(min=1), torch.zeros_like(total))
+
+
+def kept_experts(scores: Tensor, keep: int, *, groups: int = 1) -> list[int]:
+    """The numbers of the experts that stay, in order; of equal ones the first.
+
+    Args:
+        scores: saliency of each expert, [E].
+        keep: how many stay; a multiple of `groups`.
+        groups: of experts side by side that a router chooses among first; as many stay of each.
+    """
+    chosen: list[int] = []
+    for number, group in enumerate(scores.chunk(groups)):
+        order = torch.sort(group, descending=True, stable=True).indices[: keep // groups]
+        chosen += [number * len(group) + int(place) for place in order]
+    return sorted(chosen)
+
+
+def count_kept(experts: int, sparsity: float, groups: int) -> int:
+    """How many of a layer's experts stay when a share of them goes; as many of each group."""
+    return experts - groups * round(int(experts * sparsity) / groups)
+
+
+def uneven(scores: Sequence[float]) -> bool:
+    """Whether the experts differ at all in what a choice could go by."""
+    return len(set(scores)) > 1
