@@ -10,6 +10,7 @@ from torch import Tensor
 
 from coldpress.plugin import (
     GUIDANCE,
+    Cost,
     Gram,
     Labels,
     Layer,
@@ -144,6 +145,13 @@ class GPTQModifier(Quantizer):
     def gram(self) -> Gram:
         """The statistic that the solver minimizes errors under."""
         return guided(Gram(), self.guidance)
+
+    def cost(self, layers: Sequence[Layer], tokens: int) -> Cost:
+        """A factorization of the Gram matrix and its inverse, a pass of errors over columns, a search for scales."""
+        width = layers[0].weight.shape[1]
+        rows = sum(layer.weight.shape[0] for layer in layers)
+        matrices = 3 * width**2 + 3 * rows * width  # float32: matrix, factor, inverse; weights, errors, codes
+        return Cost(flops=4 / 3 * width**3 + rows * width**2, elements=60.0 * rows * width, nbytes=4 * matrices)
 
     def takes_whole_range(self, state: State, layer: Layer) -> bool:
         """Never: its columns make up for errors against the weights that it is shown."""
