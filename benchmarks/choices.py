@@ -67,6 +67,20 @@ def _gptq(settings: dict[str, Any], *, magr_alpha: float) -> list[Line]:
     ]
 
 
+def _foem(settings: dict[int, dict[str, Any]]) -> list[Line]:
+    """GPTQ, and with FOEM's correction, for several bit widths."""
+    choices: dict[str, dict[str, Any]] = {
+        "GPTQ": {},
+        "`foem_beta: 0.2`": {"correction": "foem"},
+        "`foem_beta: 0.05`": {"correction": "foem", "foem_beta": 0.05},
+    }
+    return [
+        (f"{bits} bits, {label}", [{"GPTQModifier": {**given, **changed}}], {})
+        for bits, given in settings.items()
+        for label, changed in choices.items()
+    ]
+
+
 def _options(lines: list[Line]) -> list[Line]:
     """Of GPTQ's lines the two to compare with, and what is off by default."""
     return lines[:2] + lines[6:]
@@ -140,6 +154,7 @@ GROUPS: dict[str, list[Line]] = {
     "smoothquant-gptq": _smoothquant({"GPTQModifier": INT8})[:2],
     "gptq": _gptq(INT4, magr_alpha=0.00075),
     "gptq-3bit": _options(_gptq(INT3, magr_alpha=0.00075)),
+    "foem": _foem({4: INT4, 3: INT3, 2: INT2}),
     "gptq-2bit": _options(_gptq(INT2, magr_alpha=0.00075)),
     "gptq-channel": _options(_gptq({**INT4, "group_size": -1}, magr_alpha=0.0075)),
     "autoround": _autoround(INT4, iters=50),
@@ -155,12 +170,12 @@ GROUPS: dict[str, list[Line]] = {
 }
 
 
-def measure(lines: list[Line]) -> list[dict[str, Any]]:
+def measure(lines: list[Line], *, samples: int, tokens: int) -> list[dict[str, Any]]:
     """The original, and then every line."""
     original = Remembered(load_model("smollm2", dtype=torch.bfloat16, device="cpu"))
     tokenizer = load_tokenizer("smollm2", original.model)
-    samples, others = divided()
-    found = [{"choice": "the original", **costs(original, None, tokenizer, others)}]
+    passages, others = divided(samples)
+    found = [{"choice": "the original", **costs(original, None, tokenizer, others, tokens)}]
     for label, modifiers, arguments in lines:
         model = load_model("smollm2", dtype=torch.bfloat16, device="cpu")
         start = time.perf_counter()
@@ -168,48 +183,53 @@ def measure(lines: list[Line]) -> list[dict[str, Any]]:
             model,
             json.dumps({"modifiers": modifiers}),
             tokenizer=tokenizer,
-            dataset=samples,
+            dataset=passages,
             shuffle_calibration_samples=False,
-            num_calibration_samples=SAMPLES,
+            num_calibration_samples=samples,
             max_seq_length=512,
             quiet=True,
             **arguments,
         )
         seconds = time.perf_counter() - start
-        found.append({"choice": label, "seconds": seconds, **costs(Remembered(model), original, tokenizer, others)})
+        found.append(
+            {"choice": label, "seconds": seconds, **costs(Remembered(model), original, tokenizer, others, tokens)}
+        )
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     return found
 
 
-def divided() -> tuple[list[str], list[str]]:
+def divided(samples: int = SAMPLES) -> tuple[list[str], list[str]]:
     """The passages that `oneshot` takes by itself with seed 0, and the others."""
     texts = [row["text"] for row in short.load("calibration")]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
     shuffled = [texts[index] for index in order]
-    return shuffled[:SAMPLES], shuffled[SAMPLES:]
+    return shuffled[:samples], shuffled[samples:]
 
 
-def costs(model: Any, original: Any, tokenizer: Any, others: list[str]) -> dict[str, float]:
+def costs(model: Any, original: Any, tokenizer: Any, others: list[str], tokens: int) -> dict[str, float]:
     """Perplexity and KL of the held-out text, and of other passages."""
     texts: dict[str, dict[str, Any]] = {"": {}, "other_": {"text": others}}
     found = {}
     for prefix, where in texts.items():
-        found[f"{prefix}perplexity"] = perplexity(model, tokenizer, max_tokens=TOKENS, **where).value
+        found[f"{prefix}perplexity"] = perplexity(model, tokenizer, max_tokens=tokens, **where).value
         if original is not None:
-            distance = divergence(model, original, tokenizer, max_tokens=TOKENS, **where)
+            distance = divergence(model, original, tokenizer, max_tokens=tokens, **where)
             found |= {f"{prefix}kl": distance.kl, f"{prefix}kl_error": distance.kl_standard_error}
     return found
 
 
-def table(found: list[dict[str, Any]], group: str, timed: bool) -> str:
+def table(found: list[dict[str, Any]], options: argparse.Namespace) -> str:
     """The outcome for a person."""
+    group, less = options.group, " --untimed" if options.untimed else ""
+    less += f" --samples {options.samples}" if options.samples != SAMPLES else ""
+    less += f" --tokens {options.tokens}" if options.tokens != TOKENS else ""
     lines = [
         f"# Choices of {group}",
         "",
-        f"`python benchmarks/choices.py {group} --write{'' if timed else ' --untimed'}`",
+        f"`python benchmarks/choices.py {group} --write{less}`",
         "",
-        f"SmolLM2-135M in bfloat16, {SAMPLES} x 512 tokens, {os.cpu_count()} cores; perplexity and mean KL to the "
-        f"original on {TOKENS} tokens of held-out text, and as many of passages that were not calibrated on.",
+        f"SmolLM2-135M in bfloat16, {options.samples} x 512 tokens, {os.cpu_count()} cores; perplexity and mean KL to "
+        f"the original on {options.tokens} tokens of held-out text, and as many of passages that were not calibrated on.",
         "",
         "| choice | seconds | perplexity | KL | perplexity, other passages | KL, other passages |",
         "|---|--:|--:|--:|--:|--:|",
@@ -228,11 +248,13 @@ def main() -> None:
     parser.add_argument("group", choices=list(GROUPS), help=", ".join(GROUPS))
     parser.add_argument("--write", action="store_true", help="write results/choices-GROUP.{md,json}")
     parser.add_argument("--untimed", action="store_true", help="leave the seconds out: other things run meanwhile")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="of calibration data")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of each of the two texts that costs are taken on")
     options = parser.parse_args()
-    found = measure(GROUPS[options.group])
+    found = measure(GROUPS[options.group], samples=options.samples, tokens=options.tokens)
     if options.untimed:
         found = [{key: value for key, value in line.items() if key != "seconds"} for line in found]
-    text = table(found, options.group, not options.untimed)
+    text = table(found, options)
     print(text)
     if options.write:
         RESULTS.mkdir(exist_ok=True)
