@@ -229,7 +229,7 @@ def table(found: list[dict[str, Any]], options: argparse.Namespace) -> str:
         f"`python benchmarks/choices.py {group} --write{less}`",
         "",
         f"SmolLM2-135M in bfloat16, {options.samples} x 512 tokens, {os.cpu_count()} cores; perplexity and mean KL to "
-        f"the original on {options.tokens} tokens of held-out text, and as many of passages that were not calibrated on.",
+        f"the original on {options.tokens} tokens of held-out text, as many of other passages.",
         "",
         "| choice | seconds | perplexity | KL | perplexity, other passages | KL, other passages |",
         "|---|--:|--:|--:|--:|--:|",
