@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from attrs import evolve, frozen
@@ -287,11 +288,7 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
     """
     needs = [(type(modifier).__name__, modifier.needs()) for modifier in modifiers]
     for name, one in needs:
-        reads = one.original_inputs or one.calls or one.gradients or bool(one.loss_gradients)
-        if (reads and not one.data) or (one.gradients and not one.calls):
-            raise BrokenPluginError(
-                f"{name}: original_inputs, calls and loss_gradients need data, gradients need calls: {one}"
-            )
+        _check_consistent(name, one)
     _refuse_training(needs)
     learning = ", ".join(name for name, one in needs if one.gradients)
     if learning and torch.is_inference_mode_enabled():
@@ -324,10 +321,22 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
             f"{guided} needs gradients of the model's loss, and the pipeline {kind} does not run backwards; choose "
             f"{_pipelines_that('runs_backwards')}, or leave guidance out"
         )
-    empty = [str(index) for index, batch in enumerate(state.batches) if count_tokens(batch) == 0]
+    _refuse_empty(state.batches)
+
+
+def _check_consistent(name: str, needs: Needs) -> None:
+    reads = needs.original_inputs or needs.calls or needs.gradients or bool(needs.loss_gradients)
+    if (reads and not needs.data) or (needs.gradients and not needs.calls):
+        raise BrokenPluginError(
+            f"{name}: original_inputs, calls and loss_gradients need data, gradients need calls: {needs}"
+        )
+
+
+def _refuse_empty(batches: Sequence[Mapping[str, Any]]) -> None:
+    empty = [str(index) for index, batch in enumerate(batches) if count_tokens(batch) == 0]
     if empty:
         raise CalibrationError(
-            f"{len(empty)} of {len(state.batches)} batches hold no token: {', '.join(empty[:8])}"
+            f"{len(empty)} of {len(batches)} batches hold no token: {', '.join(empty[:8])}"
             f"{', ...' if len(empty) > 8 else ''}; leave them out"
         )
 

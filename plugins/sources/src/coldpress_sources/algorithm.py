@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from coldpress.numerics import decode_exponents, unpack_floats
-from coldpress.schemes import QuantizationArgs, number_format
+from coldpress.plugin import QuantizationArgs, number_format
 
 _FLOAT4 = number_format(QuantizationArgs(num_bits=4, type="float"))
 
