@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+_PIECE = 1 << 18  # codes that are packed at a time on the CPU, so that they stay in a core's cache
+
 
 def pack_int32(codes: Tensor, num_bits: int) -> Tensor:
     """Pack each row.
@@ -31,6 +33,12 @@ def pack_int32(codes: Tensor, num_bits: int) -> Tensor:
         ValueError: codes are not int8, or `num_bits` is not 1 to 8.
     """
     _check(codes, torch.int8, num_bits)
+    rows = max(1, _PIECE // max(1, codes.shape[-1]))
+    if codes.ndim == 2 and codes.device.type == "cpu" and len(codes) > rows:
+        packed = torch.empty((len(codes), _words(codes.shape[1], num_bits)), dtype=torch.int32)
+        for start in range(0, len(codes), rows):
+            packed[start : start + rows] = pack_int32(codes[start : start + rows], num_bits)
+        return packed
     width = codes.shape[-1]
     raw = codes.view(torch.uint8) + 2 ** (num_bits - 1)  # [..., I], wraps around: -1 is 255, then 2^(b-1) - 1
     together, holder = _cell(num_bits)

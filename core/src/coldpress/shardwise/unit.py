@@ -76,6 +76,7 @@ class UnitRun:
         for name in unit.layers:
             lines.append(self._line(name, state))
             tensors |= self.tensors(name, state)
+            _release(name, state)
         return tensors, lines
 
     def _compressed(self, names: Sequence[str], beside: Sequence[str]) -> State:
@@ -131,6 +132,13 @@ class UnitRun:
         weight = self.reader.dense(name, torch.float32)
         check_finite(f"{name}.weight", weight)
         return {f"{name}.weight": weight.to("cpu", self.dtype)}
+
+
+def _release(name: str, state: State | None) -> None:
+    """Free what is written of a layer now: what holds it may be a cycle that is collected much later."""
+    if state is not None and state.quantized.pop(name, None) is not None:
+        module: Any = state.model.get_submodule(name)
+        module.weight = nn.Parameter(module.weight.detach().to("meta"), requires_grad=False)
 
 
 def quantized_tensors(

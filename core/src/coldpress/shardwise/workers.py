@@ -24,6 +24,7 @@ from coldpress.checkpoint import CheckpointWriter
 from coldpress.checkpoint.placed import PlacedFile
 from coldpress.checkpoint.shard import data_start
 from coldpress.layer_report import LayerReport
+from coldpress.models.heap import trim_heap
 from coldpress.numerics import check_finite
 from coldpress.report import Progress
 from coldpress.run.blame import blaming
@@ -156,6 +157,8 @@ class Workers:
             one.file.write(name, tensor)
         with self.lock:
             one.lines += lines
+        del tensors
+        trim_heap()
 
     def _copies(self, one: _Open, kinds: Kinds) -> None:
         weights = self.run.reader.weights
