@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from coldpress.calibration.statistics import Gamma, Gram, SecondMoment, TokenWeight
     from coldpress.calibration.tap import InputTap, StopForward
     from coldpress.checkpoint import CheckpointReader
+    from coldpress.dataflow.fold import gain
     from coldpress.dataflow.fused import FusedLayers
     from coldpress.dataflow.heads import Heads
     from coldpress.dataflow.partition import block_names, partition
@@ -186,6 +187,7 @@ __all__ = [
     "counted_tokens",
     "first_tensor",
     "forget_gains",
+    "gain",
     "guided",
     "guiding",
     "hookimpl",
@@ -226,6 +228,7 @@ __getattr__, __dir__ = lazy_names(
         "bases.rotator": (
             "Rotator",
             "forget_gains",
+            "gain",
             "layers_outside",
             "rotate_layer",
             "rotate_stage",
@@ -248,6 +251,7 @@ __getattr__, __dir__ = lazy_names(
         "calibration.statistics": ("Gamma", "Gram", "SecondMoment", "TokenWeight"),
         "calibration.tap": ("InputTap", "StopForward"),
         "checkpoint": ("CheckpointReader",),
+        "dataflow.fold": ("gain",),
         "dataflow.heads": ("Heads",),
         "dataflow.fused": ("FusedLayers",),
         "dataflow.partition": ("block_names", "partition"),

@@ -121,7 +121,7 @@ def cayley_step(rotation: Tensor, gradient: Tensor, *, learning_rate: float) -> 
     Returns:
         The new rotation, [n, n] in the dtype of the old one.
     """
-    r, g = rotation.double(), gradient.double()
+    r, g = rotation.detach().double(), gradient.double()
     half = g @ r.t()  # [n, n]
     skew = half - half.t()
     size = min(learning_rate, 1.0 / (float(torch.linalg.matrix_norm(skew, 2)) + 1e-8))

@@ -1,19 +1,24 @@
 """SpinQuantModifier: settings and wiring of the rotations R1 to R4."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from attrs import field, frozen
+from attrs.validators import ge, gt
+from torch import Tensor
 
 from coldpress.numerics import Rotation, TransformType, rotation_of
 from coldpress.plugin import (
     Attachment,
     AttentionRotation,
+    Decision,
     Heads,
     InputRotation,
     Layer,
     ModelError,
+    Needs,
     NumericsError,
     RotationSite,
     Rotator,
@@ -22,6 +27,7 @@ from coldpress.plugin import (
     attention_modules,
     block_names,
     forget_gains,
+    gain,
     hookimpl,
     layers_outside,
     rotate_layer,
@@ -30,6 +36,7 @@ from coldpress.plugin import (
     stream_of,
 )
 from coldpress_spinquant.algorithm import seeded
+from coldpress_spinquant.learning import Reader, dynamic, from_text, learn, to_text
 from coldpress_spinquant.mapping import check_mappings, check_norm_mappings
 
 log = logging.getLogger(__name__)
@@ -56,12 +63,19 @@ class SpinQuantModifier(Rotator):
         ignore: those that R2 and R4 leave alone.
         randomize: random signs before each Hadamard matrix: `transform_type` is `random-hadamard`.
         transform_block_size: channels that R1 and R4 mix with each other; R2 and R3 mix those of a head.
+        learnable: R1 and R2 are learned, from the Hadamard matrices on, so that the loss of the model with rounded
+            inputs is small; needs data, and a later modifier that quantizes inputs.
+        num_steps: of learning, a batch each.
+        learning_rate: of the first of them; it falls as a cosine does.
         mappings: names of llm-compressor's mapping; probing finds them, and refuses false ones.
         norm_mappings: the same of norms and the layers that read them.
     """
 
     rotations: list[str] = field(factory=lambda: ["R1", "R2"], converter=_upper)
     randomize: bool = False
+    learnable: bool = False
+    num_steps: int = field(default=100, validator=ge(1))
+    learning_rate: float = field(default=1.5, validator=gt(0.0))
     mappings: Any = None
     norm_mappings: Any = None
 
@@ -70,6 +84,14 @@ class SpinQuantModifier(Rotator):
         unknown = [name for name in value if name not in ROTATIONS]
         if unknown or not value:
             raise ValueError(f"must be some of {', '.join(ROTATIONS)}; got {', '.join(map(repr, unknown)) or 'none'}")
+
+    def needs(self) -> Needs:
+        """Nothing for fixed rotations; data and a measuring pass for learned ones."""
+        return Needs(data=True, propagated_error=False, measuring_pass=True) if self.learnable else Needs()
+
+    def transforms_at_once(self) -> bool:
+        """It acts in `initialize`, learned or not."""
+        return True
 
     def unties(self, stage: Stage) -> Sequence[str]:
         """Embeddings and heads, where R1 folds a norm into one and not into the other."""
@@ -99,6 +121,8 @@ class SpinQuantModifier(Rotator):
             if set(self.rotations) <= missing.keys():
                 raise ModelError(f"{name}: {reason}; leave it out of rotations")
             log.warning("%s rotates nothing: %s", name, reason)
+        if self.learnable:
+            self._check_learnable(state)
         if self.mappings is not None:
             check_mappings(state, self.mappings)
         if self.norm_mappings is not None:
@@ -108,9 +132,27 @@ class SpinQuantModifier(Rotator):
         """The online rotations R3 and R4."""
         return [*self._attention(state, stage), *self._last(state, stage)]
 
+    def measure(self, state: State, stage: Stage) -> None:
+        """Nothing: what is learned is learned from all stages at once."""
+
+    def decide(self, state: State, measured: Sequence[Any]) -> Decision:
+        """Learn R1 and R2."""
+        start = {**{f"R2 {name}": self._head(state, name, heads) for name, heads in self._heads(state, _whole(state))}}
+        if "R1" in self.rotations:
+            start["R1"] = self._residual(state).matrix()
+        learned, online = list(start), dict(self._last(state, _whole(state)))
+        for name, one in online.items():
+            size = one.block_size or state.model.get_submodule(name).weight.shape[1]  # type: ignore[index]
+            start.setdefault(f"R4 {size}", one.rotation(int(size)).matrix())
+        readers = list(self._readers(state, start, online))
+        steps, rate = self.num_steps, self.learning_rate
+        return Decision(value=to_text(learn(state, readers, start, learned, steps=steps, learning_rate=rate)))
+
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
         """Fold norms, rotate the parameters of the stage, and attach what rotates online."""
+        if self.learnable and state.decision(self) is None:
+            return  # the measuring pass
         stream = stream_of(state) if "R1" in self.rotations else None
         norms = () if stream is None else stream.norms
         changed = rotate_stage(state, stage, norms, self._fused(state, stage))
@@ -146,7 +188,9 @@ class SpinQuantModifier(Rotator):
 
     def _residual(self, state: State) -> Rotation:
         """R1."""
-        stream = stream_of(state)
+        stream, learned = stream_of(state), state.decision(self)
+        if learned is not None and "R1" in learned:
+            return Rotation(stream.width, stream.width, block=from_text(learned, "R1"))
         return rotation_of(
             stream.width,
             self._kind(),
@@ -165,8 +209,50 @@ class SpinQuantModifier(Rotator):
             for site in stream_of(state).sites:
                 yield site, rotation
         for name, heads in self._heads(state, stage):
-            block = rotation_of(heads.head_dim, self._kind(), generator=seeded(state.seed, f"R2 {name}"))
-            yield from heads.rotations(block.matrix())
+            yield from heads.rotations(self._head(state, name, heads))
+
+    def _head(self, state: State, block: str, heads: Heads) -> Tensor:
+        """R2 of a block, [head_dim, head_dim]."""
+        learned = state.decision(self)
+        if learned is not None:
+            return from_text(learned, f"R2 {block}")
+        return rotation_of(heads.head_dim, self._kind(), generator=seeded(state.seed, f"R2 {block}")).matrix()
+
+    def _check_learnable(self, state: State) -> None:
+        """Refuse to learn what cannot be learned.
+
+        Raises:
+            ModelError: nothing is to be learned.
+        """
+        if not {"R1", "R2"} & set(self.rotations):
+            raise ModelError("learnable: R1 and R2 are learned, and rotations has neither")
+        if not any(planned.scheme.input_activations for planned in state.plan.values()):
+            raise ModelError(
+                "learnable: no later modifier quantizes inputs, so no loss is to be made smaller; set learnable=False"
+            )
+        if "R1" in self.rotations and stream_of(state).keeps_ones:
+            raise ModelError("learnable: R1 of a model whose norms subtract the mean is not learned; learn R2 alone")
+
+    def _readers(
+        self, state: State, rotations: Mapping[str, Tensor], online: Mapping[str, InputRotation]
+    ) -> Iterator[Reader]:
+        """The layers whose inputs the recipe quantizes, with what rotates and scales them."""
+        stream = stream_of(state) if "R1" in rotations else None
+        norms = () if stream is None else stream.norms
+        gains = {name: found for pair in norms for name, found in _gains(state, pair).items()}
+        residual = set() if stream is None else {site.parameter.removesuffix(".weight") for site in stream.readers}
+        heads = {
+            site.parameter.removesuffix(".weight"): f"R2 {name}"
+            for name, one in self._heads(state, _whole(state))
+            for site in one.readers
+        }
+        for layer, planned in state.plan.items():
+            if planned.scheme.input_activations is not None:
+                name = "R1" if layer in residual else heads.get(layer)
+                if layer in online:
+                    width: Any = state.model.get_submodule(layer).weight.shape[1]  # type: ignore[index]
+                    name = f"R4 {online[layer].block_size or width}"
+                yield Reader(layer, name, gains.get(layer), dynamic(planned.scheme.input_activations))
 
     def _heads(self, state: State, stage: Stage) -> Iterator[tuple[str, Heads]]:
         """Name of a block and value heads of it that R2 rotates."""
@@ -197,3 +283,14 @@ class SpinQuantModifier(Rotator):
     def _blocks(self, state: State, stage: Stage) -> list[str]:
         blocks = block_names(state.model)
         return [name for name in blocks if name in stage.modules] if blocks else [""]
+
+
+def _whole(state: State) -> Stage:
+    return Stage.whole(state.model)
+
+
+def _gains(state: State, pair: Any) -> dict[str, Tensor]:
+    """Name of each reader of a norm to what the norm multiplies its channels by, [I]; ones where that is zero."""
+    found = gain(state.model, pair)
+    found = torch.where(found == 0, 1.0, found)
+    return {member.name: found[member.channels] for member in pair.members}

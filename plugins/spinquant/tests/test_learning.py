@@ -1,0 +1,93 @@
+"""Learned rotations: the loss falls, the function is kept, the same bits in every run, bad input."""
+
+import pytest
+import torch
+
+from coldpress import ModelError
+from coldpress.numerics import random_orthogonal
+from coldpress.plugin import QuantizationArgs, State
+from coldpress.recipe import Recipe
+from coldpress.registry import find
+from coldpress.run.job import Job
+from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
+from coldpress.testing.rounding import Rounding
+from coldpress.testing.trial import Parts
+from coldpress_spinquant import SpinQuantModifier
+from coldpress_spinquant.algorithm import rounded_rotated
+from coldpress_spinquant.learning import from_text, to_text
+
+TOKENS = {"num_bits": 3, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+WEIGHTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+GROUP = {"targets": ["Linear"], "weights": WEIGHTS, "input_activations": TOKENS}
+W8A3 = {"config_groups": {"group_0": GROUP}, "ignore": ["lm_head"]}
+
+
+def run(model, *modifiers, pipeline=None):
+    state = State(model=model, batches=batches(rows=8, batch_size=8))
+    Job(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Parts()).run()
+    return state
+
+
+def losses(state):
+    return [entry["loss"] for entry in state.log if "learning" in entry]
+
+
+def test_the_loss_falls_and_every_run_gives_the_same_bits():
+    modifier = SpinQuantModifier(learnable=True, num_steps=12)
+    first, again = (run(tiny_llama(), modifier, Rounding(**W8A3)) for _ in range(2))
+
+    found = losses(first)
+    assert sum(found[-3:]) < sum(found[:3])
+    assert losses(again) == found
+    weights = again.model.state_dict()
+    assert all(torch.equal(t, weights[name]) for name, t in first.model.state_dict().items())
+
+
+def test_learned_rotations_keep_the_function():
+    model, data = tiny_llama(), batches(rows=8, batch_size=8)
+    before = logits(model, data)
+    off = {**TOKENS, "num_bits": 8}
+    fine = {"config_groups": {"group_0": {**GROUP, "input_activations": off}}, "ignore": ["lm_head"]}
+
+    run(model, SpinQuantModifier(learnable=True, num_steps=2, rotations=["R1", "R2", "R4"]), Rounding(**fine))
+
+    assert (logits(model, data) - before).norm() < 0.05 * before.norm()  # what rounding to 8 bits costs
+
+
+def test_gradients_reach_the_rotation_through_the_rounding():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 32, generator=generator)
+    rotation = random_orthogonal(16, generator).float().requires_grad_(True)
+
+    y = rounded_rotated(x, rotation, torch.full((32,), 2.0), QuantizationArgs(**TOKENS))
+    (gradient,) = torch.autograd.grad(y.square().sum(), rotation)
+
+    assert gradient.any()
+    assert 0 < (y - x).norm() < 0.5 * x.norm()
+
+
+def test_matrices_survive_json_exactly():
+    matrix = random_orthogonal(5, torch.Generator().manual_seed(0))
+
+    assert torch.equal(from_text(to_text({"R1": matrix}), "R1"), matrix)
+
+
+@pytest.mark.parametrize(
+    ("model", "modifiers", "message"),
+    [
+        (tiny_llama, [SpinQuantModifier(learnable=True)], "no later modifier quantizes inputs"),
+        (tiny_llama, [SpinQuantModifier(learnable=True, rotations=["R4"]), Rounding(**W8A3)], "rotations has neither"),
+        (tiny_conv1d, [SpinQuantModifier(learnable=True), Rounding(**W8A3)], "learn R2 alone"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(model, modifiers, message):
+    with pytest.raises(ModelError, match=message):
+        run(model(), *modifiers)
+
+
+def test_a_pipeline_that_suspends_batches_learns_the_same():
+    modifier = SpinQuantModifier(learnable=True, num_steps=2)
+    first = run(tiny_llama(), modifier, Rounding(**W8A3))
+    second = run(tiny_llama(), modifier, Rounding(**W8A3), pipeline=find("pipelines", "sequential")())
+
+    assert losses(first) == losses(second)
