@@ -167,6 +167,10 @@ class Output:
         parts = self._of_modules(stage, state)
         return {self._names.on_disk(name): tensor for tensors in parts for name, tensor in tensors.items()}
 
+    def promised_shared(self, announced: Sequence[Attached]) -> Mapping[str, Tensor]:
+        """What will be written for attachments beside their buffers."""
+        return self.format.attachment_tensors([evolve(one, name=self._names.layer(one.name)) for one in announced])
+
     def promised_extra(self) -> dict[str, Tensor]:
         """What comes along of the model's files without being a part of it, by name, on the meta device."""
         extra = self._origin.extra if self._origin is not None else ()

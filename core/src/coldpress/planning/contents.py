@@ -15,6 +15,7 @@ from coldpress.format import REST, Format
 from coldpress.models.tie import untie
 from coldpress.planning.empty import empty_copy
 from coldpress.run.job import Job
+from coldpress.run.ties import separate_layers
 from coldpress.stage import find_layers
 from coldpress.state import State
 
@@ -80,7 +81,7 @@ def planned_contents(job: Job) -> PlannedContents:
     """
     assert job.output is not None
     model = empty_copy(job.state.model)
-    untie(model, {layer.name: None for claim in job.claims for layer in claim.layers})
+    untie(model, separate_layers(job.claims, job.modifiers, model))
     uncounted = _attach(job, model)
     planned = {name: one.scheme for name, one in job.state.plan.items()}
     state = State(model=model, schemes={**job.state.schemes, **planned})
@@ -91,7 +92,8 @@ def planned_contents(job: Job) -> PlannedContents:
     output.prepare(state, state.schemes)
     outline = job.pipeline.outline(State(model=model, batches=job.state.batches))
     stages = {stage.name: _kinds(output.promised(stage, state)) for stage in outline.stages}
-    rest = {**output.promised(output.rest(state), state), **output.promised_extra()}
+    shared = output.promised_shared([attached for _, attached in job.announced])
+    rest = {**output.promised(output.rest(state), state), **shared, **output.promised_extra()}
     form = job.output.format
     return PlannedContents(
         stages={**stages, REST: _kinds(rest)} if rest else stages,

@@ -80,7 +80,9 @@ def learn(
                 rotations[name] = rotations[name].detach().requires_grad_(True)
             loss = _loss(model, state.batches[step % len(state.batches)], device)
             if not bool(loss.isfinite()):
-                raise NumericsError(f"the loss of step {step} is {float(loss.detach())}: learn with a smaller learning_rate")
+                raise NumericsError(
+                    f"the loss of step {step} is {float(loss.detach())}: learn with a smaller learning_rate"
+                )
             leaves = [rotations[name] for name in learned]
             gradients = torch.autograd.grad(loss, leaves)
             stepped = descend(leaves, gradients, step=step, steps=steps, learning_rate=learning_rate)
