@@ -36,6 +36,9 @@ from coldpress_reap.router import Router, minds_others, read_router
 
 log = logging.getLogger(__name__)
 
+GROUP = 2
+"""Experts by which routers that choose among groups judge each of them."""
+
 
 @frozen(kw_only=True)
 class ExpertSums(Statistic):
@@ -196,6 +199,11 @@ class REAPPruningModifier(Modifier):
         if keep % router.groups:
             raise TargetError(
                 f"{name}: {keep} experts cannot be divided among the {router.groups} groups of its router"
+            )
+        if router.groups > 1 and keep // router.groups < GROUP:
+            raise TargetError(
+                f"{name}: {keep // router.groups} experts of each of {router.groups} groups would stay, and routers "
+                f"judge a group by its best {GROUP}: keep more"
             )
         if router.top_k is not None and router.top_groups * (keep // router.groups) < router.top_k:
             raise TargetError(
