@@ -3,8 +3,8 @@
     python benchmarks/reap_zoo.py [TYPE ...] [--write]
 
 For each type of causal language model whose configuration speaks of experts a tiny random model is built, and half of
-its eight experts go (all but two where random weights send tokens to few); transformers loads what was written, and its logits are compared with those of the model in
-memory.  Types that are refused are listed with the reason.
+its eight experts go (all but two where random weights send tokens to few); transformers loads what was written, and
+its logits are compared with those of the model in memory.  Types that are refused are listed with the reason.
 """
 
 import argparse
