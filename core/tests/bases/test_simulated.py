@@ -12,7 +12,8 @@ from coldpress.testing.trace import differences, trace_of
 
 
 def layers_of(model):
-    return [layer for layer in find_layers(model.named_modules()) if "Linear" in layer.classes]
+    found = find_layers(model.named_modules())
+    return [layer for layer in found if "Linear" in layer.classes and layer.name != "lm_head"]  # which may be tied
 
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_conv1d])
@@ -27,7 +28,7 @@ def test_inside_a_model_computes_with_the_weights_and_afterwards_with_its_own(bu
     assert differences(before, trace_of(model)) == []
     for layer, half in halves.items():
         layer.weight.copy_(half)
-    assert torch.equal(logits(model, data), inside)
+    torch.testing.assert_close(logits(model, data), inside)
 
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_conv1d])
@@ -54,7 +55,8 @@ def test_inputs_are_rounded_inside_and_pass_gradients_straight_through():
     scale = x.detach().abs().amax(-1, keepdim=True) / 127.5
     rounded = fake_quantize(x.detach(), scale, None, scheme.input_activations)
     torch.testing.assert_close(y, rounded @ module.weight.t())
-    torch.testing.assert_close(gradient, module.weight.sum(0).expand(3, 16))
+    inside = x.detach().abs() < 127 * scale  # the largest of a token may count as clipped
+    torch.testing.assert_close(gradient[inside], module.weight.sum(0).expand(3, 16)[inside])
     torch.testing.assert_close(module(x), x @ module.weight.t())
 
 
