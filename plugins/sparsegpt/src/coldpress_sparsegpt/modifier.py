@@ -9,6 +9,7 @@ from torch import Tensor
 from coldpress.numerics.mask import prune_by_score, score_by_norm
 from coldpress.plugin import Gram, Layer, Pruner, Stage, State, guided, hookimpl, note_fit
 from coldpress_sparsegpt.algorithm import prepare, sparsegpt
+from coldpress_sparsegpt.refine import loss_of, refined
 
 
 @frozen(kw_only=True, eq=False)
@@ -21,12 +22,15 @@ class SparseGPTModifier(Pruner):
     Attributes:
         block_size: columns whose mask is chosen at once; with `n:m` it changes speed only.
         dampening_frac: share of the mean diagonal of the Gram matrix that is added to its diagonal.
+        refine_passes: passes over all columns after the mask is chosen, in which groups of `n:m` are chosen anew and
+            weights that stay are fitted anew, with all other columns as they are by then; 0 leaves SparseGPT's.
         preserve_sparsity_mask: weights that are zero stay zero, and count towards the sparsity.
         offload_hessians: understood and without effect: Gram matrices live no longer than their stage.
     """
 
     block_size: int = field(default=128, validator=ge(1))
     dampening_frac: float = field(default=0.01, validator=ge(0))
+    refine_passes: int = field(default=2, validator=ge(0))
     preserve_sparsity_mask: bool = False
     offload_hessians: bool = False
 
@@ -73,10 +77,19 @@ class SparseGPTModifier(Pruner):
             block_size=self.block_size,
             keep_zeros=self.preserve_sparsity_mask,
         )
+        losses = []
         for layer, solution in zip(layers, solutions, strict=True):
-            state.set_weight(layer, solution.weight.to(layer.weight.dtype))
-        losses = [float(solution.loss.sum()) for solution in solutions]
+            pruned = self._refined(layer.weight, solution.weight, gram.total, factor.dampening)
+            losses.append(loss_of(layer.weight, pruned, gram.total, factor.dampening))
+            state.set_weight(layer, pruned.to(layer.weight.dtype))
         note_fit(state, layers, tokens=gram.count, dampening=factor.dampening, losses=losses)
+
+    def _refined(self, weight: Tensor, sparse: Tensor, gram: Tensor, dampening: float) -> Tensor:
+        """What SparseGPT made of a weight, after the passes that are asked for."""
+        if not self.refine_passes:
+            return sparse
+        structure = None if self.preserve_sparsity_mask else self.structure()  # zeros that must stay fix the mask
+        return refined(weight, sparse, gram, dampening=dampening, structure=structure, passes=self.refine_passes)
 
     def _fall_back(
         self,
