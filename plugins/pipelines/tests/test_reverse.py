@@ -10,6 +10,7 @@ from coldpress import CalibrationError, NumericsError
 from coldpress.plugin import Gamma, Gram, Modifier, Needs, State, TokenWeight, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.run.job import Job
+from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress_pipelines import Basic, Independent, LayerSequential, Sequential
 
@@ -212,3 +213,15 @@ class Tabled(nn.Module):
 def test_a_block_that_writes_into_an_argument_is_refused_and_not_differentiated_wrongly():
     with pytest.raises(CalibrationError, match="writes into an argument"):
         found_by(Tabled(), vectors(2), Sequential(), labels="sampled")
+
+
+def test_experts_have_the_gradients_of_the_tokens_that_their_router_sends_them():
+    data = padded()
+
+    found, whole = (found_by(tiny_mixture("qwen3_moe"), data, pipeline) for pipeline in (Sequential(), Basic()))
+
+    seen = [name for name, entry in found.items() if entry["gamma"] is not None and ".experts." in name]
+    assert len(seen) > 2
+    for name in seen:
+        torch.testing.assert_close(found[name]["gamma"].mean, whole[name]["gamma"].mean, rtol=1e-5, atol=0)
+        assert found[name]["gamma"].count == whole[name]["gamma"].count < 4 * 12

@@ -142,6 +142,8 @@ class AutoBitsModifier(Modifier):
             SchemeError: the smallest choice is larger than the target, or no candidate fits a unit.
         """
         layers = {name: found for stage in measured for name, found in stage.items()}
+        most = max((found["tokens"] for found in layers.values()), default=0)
+        layers = {name: _of_all_tokens(found, most) for name, found in layers.items()}
         units = self._units(state, layers)
         budget, fixed = self._budget(state, layers, units)
         plans = self._plans(state, units, budget)
@@ -158,6 +160,7 @@ class AutoBitsModifier(Modifier):
             "nbytes": best.nbytes,
             "whole_nbytes": best.nbytes + fixed,
             "plans": [plan.to_dict() for plan in plans],
+            "unseen": [name for name, found in layers.items() if not found["tokens"]],
             "costs": {choice.unit.name: list(choice.unit.costs) for choice in best.choices},
         }
         log.info("%s: %.3f bits a weight, plan %r", type(self).__name__, value["bits"], best.name)
@@ -171,7 +174,8 @@ class AutoBitsModifier(Modifier):
         for layer in self._planned(state, stage):
             scheme = state.scheme_of(layer)
             assert scheme is not None
-            state.report[layer.name].notes["bits"] = describe(scheme)
+            why = " (no token reached it, so its cost is not known)" if layer.name in value["unseen"] else ""
+            state.report[layer.name].notes["bits"] = describe(scheme) + why
         if stage.index == 0:
             state.log.append({"autobits": {key: value[key] for key in ("plan", "bits", "whole_nbytes", "plans")}})
 
@@ -223,7 +227,9 @@ class AutoBitsModifier(Modifier):
                 continue
             sizes.append(state.stored_nbytes(layer, scheme))
             costs.append(0.0 if known is None else self._cost(state, layer, scheme, known))
-        return {"costs": costs, "sizes": sizes, "weights": weight.numel(), "bytes": weight.numel() * weight.itemsize}
+        tokens = 0 if known is None or gram is None else gram.count
+        numbers = {"weights": weight.numel(), "bytes": weight.numel() * weight.itemsize, "tokens": tokens}
+        return {"costs": costs, "sizes": sizes, **numbers}
 
     def _known(self, gram: Any, gamma: Tensor) -> "_Known":
         factor = factorize(gram.total, dampening_frac=0.01) if self.error_feedback else None
@@ -310,6 +316,12 @@ class _Known:
     gram: Tensor
     pivots: Tensor | None
     gamma: Tensor
+
+
+def _of_all_tokens(found: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """What a layer that some tokens reach, as an expert, costs a token of all."""
+    share = found["tokens"] / max(most, 1)
+    return {**found, "costs": [None if one is None else one * share for one in found["costs"]]}
 
 
 def _fits(scheme: Scheme, weight: Tensor) -> bool:

@@ -80,7 +80,7 @@ class SparseGPTModifier(Pruner):
         losses = []
         for layer, solution in zip(layers, solutions, strict=True):
             pruned = self._refined(layer.weight, solution.weight, gram.total, factor.dampening)
-            losses.append(loss_of(layer.weight, pruned, gram.total, factor.dampening))
+            losses.append(loss_of(layer.weight, pruned, gram.total))
             state.set_weight(layer, pruned.to(layer.weight.dtype))
         note_fit(state, layers, tokens=gram.count, dampening=factor.dampening, losses=losses)
 

@@ -61,11 +61,10 @@ def refined(
     return found.t()
 
 
-def loss_of(weight: Tensor, sparse: Tensor, gram: Tensor, dampening: float) -> float:
-    """The error (1) of all rows, summed over tokens."""
+def loss_of(weight: Tensor, sparse: Tensor, gram: Tensor) -> float:
+    """The error of the outputs of all rows, tr(E G E^T), summed over tokens."""
     error = weight.float() - sparse.float()
-    outputs = float(((error @ gram) * error).sum(dtype=torch.float64))
-    return outputs + dampening * float(gram.diagonal().clamp(min=0).mean() * error.square().sum())
+    return float(((error @ gram) * error).sum(dtype=torch.float64))
 
 
 class _Subsets:
