@@ -294,7 +294,8 @@ class Output:
                 yield full, self._as_stored(full, tensor.detach())
                 continue
             for suffix, packed in self.format.tensors(quantized).items():
-                stored = oriented(packed, class_names(module)).contiguous() if suffix == "weight" else packed
+                whole = suffix.rpartition(":")[2] == "weight"  # of one of several formats, or of the only one
+                stored = oriented(packed, class_names(module)).contiguous() if whole else packed
                 yield full.removesuffix("weight") + suffix, stored
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:

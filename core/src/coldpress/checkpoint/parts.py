@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from coldpress.checkpoint.consolidate import Part, Place, index_of, shards_of, write_shards
@@ -84,6 +85,21 @@ class StageParts(Parts):
     def total_size(self) -> int:
         """Bytes of all tensors."""
         return sum(place.nbytes for place in self._places.values())
+
+    def selected(self, names: Mapping[str, str]) -> "StageParts":
+        """Some of the tensors by other names; they count as read here.
+
+        Args:
+            names: new name to the name that a tensor has here.
+        """
+        stage_of = {name: stage for stage, members in self.stages.items() for name in members}
+        stages: dict[str, list[str]] = {}
+        for new, name in names.items():
+            stages.setdefault(stage_of[name], []).append(new)
+            self._unread.pop(name, None)
+        never_linked = {path: evolve(part, count=-1) for path, part in self._parts.items()}
+        places = {new: self._place(name) for new, name in names.items()}
+        return StageParts(places, never_linked, stages, self._max_shard_size)
 
     def unread(self) -> list[str]:
         """Tensors that were neither read nor consolidated, and so are in no checkpoint."""

@@ -50,8 +50,8 @@ def restored(
 def restored_layer(writer: NamedWriter, form: Format, module: nn.Module, name: str, scheme: Scheme) -> Quantized:
     """A layer that is written, as codes and scales."""
     found = writer.of_layer(name)
-    if "weight" in found:
-        found["weight"] = oriented(found["weight"], class_names(module))
+    for suffix in [one for one in found if one.rpartition(":")[2] == "weight"]:
+        found[suffix] = oriented(found[suffix], class_names(module))
     return form.restore(found, scheme)
 
 

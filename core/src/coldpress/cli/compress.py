@@ -100,7 +100,8 @@ def compress(
     ] = default_of(DatasetArguments, "concatenate_data"),
     output: Annotated[Path, option(_OUTPUT, "--output/-o", "DIR", "The checkpoint to write.")],
     format: Annotated[
-        str | None, option(_OUTPUT, "--format", "NAME", "Format of the checkpoint.", shown=DEFAULT_FORMAT)
+        list[str] | None,
+        option(_OUTPUT, "--format", "NAME", "Format of the checkpoint; repeatable.", shown=DEFAULT_FORMAT),
     ] = None,
     model_free: Annotated[
         bool,
@@ -149,7 +150,8 @@ def settings_of(**options: Any) -> dict[str, Any]:
     _check_combination(**chosen, **rest)
     recipe = chosen.pop("recipe") or _recipe_of(**chosen, model=given["model"], quiet=bool(given.get("quiet")))
     renamed = {_RENAMED.get(name, name): value for name, value in given.items()}
-    return {**renamed, "recipe_args": renamed["recipe_args"] or None, "recipe": recipe, "return_model": False}
+    several = {name: renamed.get(name) or None for name in ("recipe_args", "format")}
+    return {**renamed, **several, "recipe": recipe, "return_model": False}
 
 
 def _check_combination(recipe: Path | None, **rest: Any) -> None:

@@ -67,7 +67,10 @@ def run_model_free(settings: Mapping[str, Any], *, max_workers: int | None, quie
     recipe = read_recipe(settings["recipe"], arguments=settings["recipe_args"], stage=settings["stage"])
     names = ("device", "seed", "overwrite", "restart")
     more = {name: settings[name] for name in names}
-    form = output_form(recipe, settings["format"])
+    named = settings["format"] or [None]
+    if len(named) > 1:
+        raise ArgumentError("--format is given once with --model-free: convert the result to the other formats")
+    form = output_form(recipe, named[0])
     _work(recipe, form, settings["model"], settings["output_dir"], quiet=quiet, max_workers=max_workers, **more)
 
 

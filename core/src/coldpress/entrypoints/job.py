@@ -37,7 +37,7 @@ from coldpress.models.handed_over import handed_over
 from coldpress.models.tie import untie_embeddings
 from coldpress.modifier import expanded
 from coldpress.pipeline import Pipeline
-from coldpress.recipe import Choice, Recipe, read_recipe, structure_settings
+from coldpress.recipe import SEVERAL, Choice, Recipe, read_recipe, structure_settings
 from coldpress.report import Progress
 from coldpress.run.ignore import with_heads
 from coldpress.run.job import Job
@@ -151,7 +151,11 @@ def format_choice(recipe: Recipe, arguments: Arguments) -> Choice:
         if named not in (None, DENSE_FORMAT):
             raise ArgumentError(f"save_compressed=False asks for dense weights, and format={named!r} for others")
         named = DENSE_FORMAT
-    choice = Choice(named) if named else recipe.format or Choice(DEFAULT_FORMAT)
+    several = isinstance(named, tuple) and len(named) > 1
+    name = named[0] if isinstance(named, tuple) and not several else named
+    together: dict[str, Any] = {"formats": list(named or ())}
+    given = Choice(SEVERAL, together) if several else Choice(str(name)) if name else None
+    choice = given or recipe.format or Choice(DEFAULT_FORMAT)
     wanted = arguments.output.quantization_format
     return choice if wanted is None else evolve(choice, settings={**choice.settings, "quantization_format": wanted})
 

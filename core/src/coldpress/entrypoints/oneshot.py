@@ -11,11 +11,13 @@ import torch
 from coldpress.arguments import Arguments, OutputArguments, parse_arguments
 from coldpress.attachment import copy_attachments
 from coldpress.checkpoint import CheckpointWriter
+from coldpress.checkpoint.several import SeveralFormats
 from coldpress.entrypoints.job import output_format, prepare
 from coldpress.entrypoints.places import check_log
 from coldpress.entrypoints.saving import finished_run, offer_saving
 from coldpress.errors import ArgumentError
 from coldpress.experts import linear_experts, linearize_experts
+from coldpress.format import Format
 from coldpress.models import load_model
 from coldpress.planning import predict
 from coldpress.planning.prediction import summary_of
@@ -64,18 +66,19 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
     state = job.state
     if arguments.output.return_model:
         if job.weights is not None:
-            state.model = _finished(arguments, state)
+            state.model = _finished(arguments, state, output_format(job.recipe))
         form = output_format(job.recipe)
         offer_saving(state.model, finished_run(job, job.files(form, report), form))
     return state
 
 
-def _finished(arguments: Arguments, state: State) -> Any:
+def _finished(arguments: Arguments, state: State, form: Format) -> Any:
     """The compressed model, loaded from the output; what a format does not keep is taken from the run."""
     settings, before = arguments.model, state.model
     source: Any = before.config
+    folder = Path(str(arguments.output.output_dir))
     model = load_model(
-        arguments.output.output_dir,
+        str(folder / form.first if isinstance(form, SeveralFormats) else folder),
         dtype=next((parameter.dtype for parameter in before.parameters()), "auto"),
         device=settings.device,
         trust_remote_code=settings.trust_remote_code_model,

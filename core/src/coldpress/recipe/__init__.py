@@ -6,11 +6,12 @@ modifiers --writing--> text
 
 from coldpress.recipe.reading import read_recipe
 from coldpress.recipe.ready import Measured, ReadyRecipe, ready_recipe, ready_recipes
-from coldpress.recipe.recipe import Choice, Recipe
+from coldpress.recipe.recipe import SEVERAL, Choice, Recipe
 from coldpress.recipe.structure import structure_settings
 from coldpress.recipe.writing import write_recipe
 
 __all__ = [
+    "SEVERAL",
     "Choice",
     "Measured",
     "ReadyRecipe",

@@ -20,7 +20,7 @@ from attrs import define, field, frozen
 
 from coldpress.errors import suggest
 from coldpress.recipe.problem import UNKNOWN, Node, Path, Problems, kind, plain
-from coldpress.recipe.recipe import Choice
+from coldpress.recipe.recipe import SEVERAL, Choice
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Grammar:
         if name == "pipeline":
             self.pipeline = self._choice(value, path)
         elif name == "format":
-            self.format = self._choice(value, path)
+            self.format = self._several(value, path) if isinstance(value.value, list) else self._choice(value, path)
         elif name == "modifiers" or _ends(name, _GROUP_END):
             self._group(value, path, None)
         elif _is_stage_name(name) or (_is_stage(value) and not suggest(str(name), KEYS)):
@@ -102,6 +102,16 @@ class Grammar:
         elif not self.has_other_keys or get_close_matches(str(name), KEYS, cutoff=_MISSPELT):
             message = f"unknown key{suggest(str(name), KEYS)}; a recipe has {', '.join(KEYS)}, or stages: <name>_stage"
             self.problems.add(message, node=key, path=path)
+
+    def _several(self, node: Node, path: Path) -> Choice | None:
+        """A list of formats, each by name, alone or with its settings."""
+        found = [self._choice(one, (*path, i)) for i, one in enumerate(node.value)]
+        choices = [{one.name: one.settings} if one.settings else one.name for one in found if one is not None]
+        if len(choices) < len(found) or not choices:
+            self.problems.add("format is a name, or a list of names", node=node, path=path)
+            return None
+        settings: dict[str, Any] = {"formats": choices}
+        return Choice(SEVERAL, settings)
 
     def _choice(self, node: Node, path: Path) -> Choice | None:
         """A plugin by name, alone or with its settings."""

@@ -8,6 +8,9 @@ from attrs import Attribute, evolve, field, frozen
 from coldpress.errors import RecipeError, suggest
 from coldpress.modifier import QUANTIZES, SPARES_QUANTIZED, TRANSFORMS, Modifier
 
+SEVERAL = "several"
+"""The format that stands for a list of formats."""
+
 
 @frozen
 class Choice:

@@ -122,7 +122,7 @@ class Job:
         modifiers, state = self.modifiers, self.state
         state.stored_nbytes = partial(stored_nbytes, self.form)
         claims = preflight.claims_of(modifiers, state.model, beside=state.report)
-        state.plan = self._completed(preflight.plan_of(claims))
+        state.plan = preflight.plan_of(claims, complete=self._completed)
         self.claims[:] = preflight.planned_only(claims, state.plan)
         preflight.check_needs(modifiers, self.pipeline, state)
         check_ties(self.claims, modifiers, state)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -148,8 +148,14 @@ def _check_record(owner: str, attachment: Attachment) -> None:
         raise BrokenPluginError(f"{owner}: {attachment!r} cannot be recorded: {error}") from error
 
 
-def plan_of(claims: Sequence[Claim]) -> dict[str, Planned]:
+def plan_of(
+    claims: Sequence[Claim], *, complete: Callable[[dict[str, Planned]], dict[str, Planned]] = lambda plan: plan
+) -> dict[str, Planned]:
     """Layer name to quantizer and scheme, of every layer that will be quantized.
+
+    Args:
+        claims: of all modifiers.
+        complete: what a format decides, before schemes are held against layers.
 
     Raises:
         SchemeError: a scheme does not fit its layer or cannot be quantized yet, two modifiers quantize one layer, or
@@ -158,7 +164,8 @@ def plan_of(claims: Sequence[Claim]) -> dict[str, Planned]:
         TargetError: a modifier prunes layers after another has quantized them.
     """
     plan: dict[str, Planned] = {}
-    problems = []
+    problems: list[str] = []
+    layers: dict[str, Layer] = {}
     for claim in claims:
         problems += _moved_too_late(claim, plan)
         _check_order(claim, plan)
@@ -176,12 +183,14 @@ def plan_of(claims: Sequence[Claim]) -> dict[str, Planned]:
                 first, second = (type(one).__name__ for one in (planned.quantizer, claim.modifier))
                 problems.append(f"{layer.name}: quantized by {first} and {second}; let one of them ignore it")
             plan[layer.name] = Planned(claim.modifier, scheme)
-            problems += _misfit(scheme, layer)
+            layers[layer.name] = layer
         if not adopted and any(claim.modifier.adopts(layer) for layer in claim.layers):
             problems.append(
                 f"{type(claim.modifier).__name__} has no scheme of its own, and no modifier before it has one for its "
                 "layers: give it scheme (a preset such as 'W4A16') or config_groups"
             )
+    plan = complete(plan)
+    problems += [one for name, layer in layers.items() for one in _misfit(plan[name].scheme, layer)]
     if problems:
         raise SchemeError(shortened(problems))
     return plan

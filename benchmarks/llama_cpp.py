@@ -1,0 +1,252 @@
+"""What llama.cpp makes of our files: as close as it comes to our model, and GPTQ beside llama.cpp's own quantizer.
+
+    python benchmarks/llama_cpp.py types --write
+    python benchmarks/llama_cpp.py peer --write
+    python benchmarks/llama_cpp.py types Q4_0 Q8_0          some of them, printed
+
+`types` rounds SmolLM2 to nearest in each type and opens the file with llama.cpp (the wheel xllamacpp):
+
+    engine         KL from our model in memory to what the engine computes, mean over prompts: its rounding of inputs
+    quantization   KL from the original to our model in memory, same prompts: what the type costs
+    same text      prompts of which 16 greedy tokens are those of our model in memory
+
+`peer` writes two files of the same types and size for each scheme: one by GPTQ, the other by llama.cpp's own quantizer
+(`ggml_quantize_chunk` of the same wheel) from the original weights, with the mean squares of the inputs of the same
+calibration text as its importance matrix.  Both are decoded by the library gguf and judged by one evaluator on
+held-out text, and by the engine on prompts.
+"""
+
+import argparse
+import copy
+import ctypes
+import json
+import tempfile
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import xllamacpp
+
+from coldpress import load_model, load_tokenizer, oneshot
+from coldpress.evaluation import divergence, perplexity
+from coldpress_gguf.file import GgufFile
+
+RESULTS = Path(__file__).parent / "results"
+TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4A16", "NVFP4A16", "Q4_K_M", "Q5_K_M")
+PEERS = ("Q4_0", "Q4_K_M")
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at a temperature of",
+    "def fibonacci(n):\n    ",
+    "Once upon a time there was a little girl who",
+    "In 1969 the first human being",
+    "The three primary colours are red, yellow and",
+    "My favourite season of the year is",
+    "To make bread you need flour, water,",
+)
+
+
+class Engine:
+    """A file, opened by llama.cpp."""
+
+    def __init__(self, path: Path) -> None:
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_parallel, params.n_gpu_layers = 512, 1, 0
+        params.warmup, params.verbosity, params.cpuparams.n_threads = False, -1, 1
+        self._server = xllamacpp.Server(params)
+
+    def log_probabilities(self, tokens: list[int], vocabulary: int) -> torch.Tensor:
+        """Of the token after these, [V]."""
+        asked = {"prompt": tokens, "n_predict": 1, "temperature": 0, "n_probs": vocabulary, "cache_prompt": False}
+        (found,) = self._server.handle_completions(asked)["choices"][0]["logprobs"]["content"]
+        out = torch.full((vocabulary,), -50.0)
+        for one in found["top_logprobs"]:
+            out[one["id"]] = one["logprob"]
+        return out.log_softmax(0)
+
+    def text(self, tokens: list[int], count: int) -> str:
+        """What it goes on with."""
+        asked = {"prompt": tokens, "n_predict": count, "temperature": 0, "cache_prompt": False}
+        found: str = self._server.handle_completions(asked)["choices"][0]["text"]
+        return found
+
+
+def types(schemes: Sequence[str]) -> dict[str, Any]:
+    """The first table."""
+    tokenizer, original = load_tokenizer("smollm2"), load_model("smollm2")
+    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    rows = {}
+    for name in schemes:
+        with tempfile.TemporaryDirectory() as folder:
+            model = copy.deepcopy(original)
+            file = export(Path(folder) / "out", model, "QuantizationModifier", name, tokenizer)
+            engine = Engine(file)
+            theirs = [engine.log_probabilities(prompt, original.config.vocab_size) for prompt in prompts]
+            ours, before = ([says(one, prompt) for prompt in prompts] for one in (model, original))
+            same = sum(engine.text(p, 16) == greedy(model, tokenizer, p, 16) for p in prompts)
+            rows[name] = {
+                "engine": mean_kl(ours, theirs),
+                "quantization": mean_kl(before, ours),
+                "same_text": same,
+                "megabytes": file.stat().st_size / 1e6,
+            }
+            print(name, rows[name], flush=True)
+            del engine
+    return {"prompts": len(prompts), "rows": rows}
+
+
+def peer(schemes: Sequence[str], samples: int, length: int, tokens: int) -> dict[str, Any]:
+    """The second table."""
+    tokenizer, original = load_tokenizer("smollm2"), load_model("smollm2")
+    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    importance, rows = mean_squares(original, tokenizer, samples, length), {}
+    settings = {"num_calibration_samples": samples, "max_seq_length": length, "dataset": "coldpress/short"}
+    for name in schemes:
+        with tempfile.TemporaryDirectory() as folder:
+            model = copy.deepcopy(original)
+            ours = export(Path(folder) / "out", model, "GPTQModifier", name, tokenizer, **settings)
+            theirs = Path(folder) / "theirs.gguf"
+            requantize(ours, theirs, original, importance)
+            for who, file in (("coldpress GPTQ", ours), ("llama.cpp, importance matrix", theirs)):
+                decoded = load_model(file)
+                found = divergence(decoded, original, tokenizer, window=512, max_tokens=tokens)
+                engine = Engine(file)
+                says_ = [engine.log_probabilities(prompt, original.config.vocab_size) for prompt in prompts]
+                rows[f"{name}, {who}"] = {
+                    "bytes": file.stat().st_size,
+                    "perplexity": perplexity(decoded, tokenizer, window=512, max_tokens=tokens).value,
+                    "kl": found.kl,
+                    "kl_standard_error": found.kl_standard_error,
+                    "top1": found.top1_agreement,
+                    "engine_kl": mean_kl([says(original, prompt) for prompt in prompts], says_),
+                }
+                print(name, who, rows[f"{name}, {who}"], flush=True)
+                del engine
+    return {"samples": samples, "length": length, "tokens": tokens, "rows": rows}
+
+
+def export(folder: Path, model: Any, modifier: str, scheme: str, tokenizer: Any, **settings: Any) -> Path:
+    """A file of the model, which is compressed."""
+    recipe = f"{modifier}: {{scheme: {scheme}, ignore: [lm_head]}}\n"
+    oneshot(model, recipe, output_dir=folder, format="gguf", tokenizer=tokenizer, quiet=True, **settings)
+    return folder / "model.gguf"
+
+
+def mean_squares(model: Any, tokenizer: Any, samples: int, length: int) -> dict[str, torch.Tensor]:
+    """Of the inputs of each linear layer over the calibration text, [I]: what llama.cpp calls an importance matrix."""
+    from coldpress.arguments import DatasetArguments
+    from coldpress.calibration.dataset import load_batches
+
+    arguments = DatasetArguments(dataset="coldpress/short", num_calibration_samples=samples, max_seq_length=length)
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: Any, inputs: Any) -> None:
+            x = inputs[0].float().flatten(0, -2)
+            sums[name] = sums.get(name, 0) + x.square().sum(0)
+            counts[name] = counts.get(name, 0) + len(x)
+
+        return hook
+
+    layers = [(name, one) for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)]
+    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers]
+    with torch.no_grad():
+        for batch in load_batches(arguments, tokenizer, 0):
+            model(**batch)
+    for handle in handles:
+        handle.remove()
+    return {name: sums[name] / counts[name] for name in sums}
+
+
+def requantize(source: Path, target: Path, original: Any, importance: dict[str, torch.Tensor]) -> None:
+    """The same file with each block as llama.cpp's quantizer makes it of the original weights."""
+    from coldpress_gguf.writing import ORIGIN, side_by_side
+
+    library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    quantize = library.ggml_quantize_chunk
+    quantize.restype = ctypes.c_size_t
+    quantize.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    file, content, weights = GgufFile(source), bytearray(source.read_bytes()), original.state_dict()
+    for name, said in json.loads(file.metadata[ORIGIN]).items():
+        layer = said["parts"][0].removesuffix(".blocks")
+        if layer == said["parts"][0]:
+            continue
+        place, weight = file._places[name], weights[f"{layer}.weight"].float()
+        weight = (side_by_side(weight, said["heads"]) if said["heads"] else weight).contiguous()
+        costs, made = importance[layer].contiguous(), bytearray(place.end - place.begin)
+        out = (ctypes.c_char * len(made)).from_buffer(made)
+        size = quantize(place.kind, weight.data_ptr(), ctypes.addressof(out), 0, *weight.shape, costs.data_ptr())
+        assert size == len(made), (name, size, len(made))
+        content[place.begin : place.end] = made
+    target.write_bytes(content)
+
+
+def says(model: Any, tokens: list[int]) -> torch.Tensor:
+    """Log-probabilities of the token after these, [V]."""
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=torch.tensor([tokens])).logits[0, -1].float().log_softmax(0)
+    return found
+
+
+def greedy(model: Any, tokenizer: Any, tokens: list[int], count: int) -> str:
+    """What a model goes on with."""
+    found = model.generate(torch.tensor([tokens]), max_new_tokens=count, do_sample=False)[0, len(tokens) :]
+    text: str = tokenizer.decode(found, skip_special_tokens=True)
+    return text
+
+
+def mean_kl(reference: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    """KL(reference || other), mean over prompts."""
+    pairs = zip(reference, other, strict=True)
+    return sum(float((p.exp() * (p - q)).sum()) for p, q in pairs) / len(reference)
+
+
+def table(found: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    names = list(next(iter(found["rows"].values())))
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
+    lines += [
+        f"| {row} | {' | '.join(f'{values[name]:.5g}' for name in names)} |" for row, values in found["rows"].items()
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["types", "peer"])
+    parser.add_argument("schemes", nargs="*", help="some of the schemes")
+    parser.add_argument("--write", action="store_true", help="store the result in results/")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=8192, help="held-out tokens that judge")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.what == "types":
+        found = types(arguments.schemes or TYPES)
+    else:
+        found = peer(arguments.schemes or PEERS, arguments.samples, arguments.length, arguments.tokens)
+    stamp = {
+        "date": str(date.today()),
+        "xllamacpp": version("xllamacpp"),
+        "gguf": version("gguf"),
+        "torch": torch.__version__,
+    }
+    print(table(found))
+    if arguments.write:
+        name = f"llama_cpp-{arguments.what}"
+        (RESULTS / f"{name}.json").write_text(json.dumps({**stamp, **found}, indent=2) + "\n")
+        command = f"python benchmarks/llama_cpp.py {arguments.what} --write"
+        facts = ", ".join(f"{key} {value}" for key, value in {**stamp, **found}.items() if key != "rows")
+        (RESULTS / f"{name}.md").write_text(
+            f"# SmolLM2 in llama.cpp: {arguments.what}\n\n`{command}`\n\n{facts}\n\n{table(found)}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
