@@ -129,7 +129,7 @@ def cases(cache: Path, only: str = "") -> list[Case]:
     (cache / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
     data = ["--dataset", str(cache / "texts.jsonl"), "--num-calibration-samples", "4", "--max-seq-length", "64"]
     options = {
-        "w4a16": ["--scheme", "W4A16", "--group-size", "128"],
+        "w4a16": ["--scheme", "W4A16", "--algorithm", "rtn", "--group-size", "128"],
         "w8a8-static": ["--recipe", str(cache / "w8a8.yaml"), *data],
     }
     return [Case(name, model, cache, words) for name, words in options.items() if only in ("", name)]

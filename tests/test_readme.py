@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coldpress import read_recipe
+from coldpress.calibration import short
 from coldpress.cli.app import app
 from coldpress.errors import RecipeError
 from coldpress.registry import available
@@ -35,6 +36,8 @@ def here(tmp_path, monkeypatch):
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
+    few = {split: short.load(split)[:4] for split in short.SPLITS}  # enough to see that the commands run
+    monkeypatch.setattr("coldpress.calibration.short.load", lambda split=None: few[split or short.SPLITS[0]])
     (tmp_path / "quantize.py").write_text("from llmcompressor import oneshot\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
