@@ -19,9 +19,10 @@ from coldpress.pipeline import Pipeline
 from coldpress.planned import Sweep
 from coldpress.quantized import Quantized
 from coldpress.report import SILENT
-from coldpress.run import preflight
 from coldpress.run.hooks import Hooks
 from coldpress.run.outcome import reason_untouched
+from coldpress.run.preflight import Claim
+from coldpress.run.stage_checks import check_weights
 from coldpress.run.stage_run import StageRun
 from coldpress.shardwise.layers import LayerReader
 from coldpress.shardwise.outline import layer_module, module_tree
@@ -58,7 +59,7 @@ class UnitRun:
     modifiers: Sequence[Modifier]
     reader: LayerReader
     state: State
-    claims: Sequence[preflight.Claim]
+    claims: Sequence[Claim]
     fates: Fates
     form: Format
     dtype: torch.dtype
@@ -83,7 +84,7 @@ class UnitRun:
         """The layers after all hooks."""
         tree = module_tree({name: self._read(name) for name in (*names, *beside)})
         stage = Stage("model", 0, {name: tree.get_submodule(name) for name in names})
-        preflight.check_weights(stage)
+        check_weights(stage)
         state = State(
             model=tree,
             seed=self.state.seed,
@@ -102,7 +103,7 @@ class UnitRun:
                 pipeline=NoForward(),
                 progress=SILENT,
             ).compress(stage)
-        preflight.check_weights(stage, cause="made by a modifier, for it was finite before")
+        check_weights(stage, cause="made by a modifier, for it was finite before")
         for layer in stage.every_layer:
             line = state.report[layer.name]
             if line.status == "untouched" and line.reason is None:
