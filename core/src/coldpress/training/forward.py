@@ -58,7 +58,8 @@ class ForwardHook:
             self._pending = args, kwargs, output
             return output
         self._pending = None
-        return _with_loss(output, self._changed(args, kwargs, output, loss)) if self._lifecycles else output
+        loss = self._changed(args, kwargs, output, loss)
+        return _with_loss(output, loss) if self._lifecycles else output
 
     def loss(self, output: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         """The loss of the last batch, on which the model was called without labels, as the model computes it.
