@@ -312,6 +312,13 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
         raise CalibrationError(f"{needy} needs calibration data: pass dataset=... (on the command line: --dataset)")
     if not pipeline.runs_batches:
         raise CalibrationError(f"{needy} needs calibration data, and the pipeline {kind} runs none; choose another")
+    _check_pipeline(needs, pipeline)
+    _refuse_empty(state.batches)
+
+
+def _check_pipeline(needs: Sequence[tuple[str, Needs]], pipeline: Pipeline) -> None:
+    """Refuse a pipeline that does not show what a modifier needs of a sweep."""
+    kind = type(pipeline).__name__
     comparing = ", ".join(name for name, one in needs if one.original_inputs)
     if comparing and not pipeline.runs_original:
         raise CalibrationError(
@@ -330,7 +337,6 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
             f"{guided} needs gradients of the model's loss, and the pipeline {kind} does not run backwards; choose "
             f"{_pipelines_that('runs_backwards')}, or leave guidance out"
         )
-    _refuse_empty(state.batches)
 
 
 def _check_consistent(name: str, needs: Needs) -> None:
