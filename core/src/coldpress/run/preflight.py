@@ -299,11 +299,9 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
     for name, one in needs:
         _check_consistent(name, one)
     _refuse_training(needs)
-    learning = ", ".join(name for name, one in needs if one.gradients)
+    learning = ", ".join(name for name, one in needs if one.gradients or one.loss_gradients)
     if learning and torch.is_inference_mode_enabled():
-        raise CalibrationError(
-            f"{learning} needs gradients, which torch.inference_mode() forbids: call it outside, or in torch.no_grad()"
-        )
+        raise CalibrationError(f"{learning} needs gradients: call it outside of torch.inference_mode()")
     needy = ", ".join(name for name, one in needs if one.data)
     if not needy:
         return
