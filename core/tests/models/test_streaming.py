@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from coldpress import oneshot
 from coldpress.attachment import every_attachment
@@ -19,7 +20,7 @@ from coldpress.models import load_model
 from coldpress.models.dense import folder_checkpoint
 from coldpress.models.skeleton import stream_model
 from coldpress.models.streaming import without_weights
-from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
+from coldpress.testing.models import batches, filled, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress.testing.rounding import Rounding
 
 CPU = torch.device("cpu")
@@ -79,6 +80,22 @@ def test_what_is_called_fetches_its_weights(folder, dtype):
 
     assert torch.equal(said, logits(load_model(folder, dtype=dtype, device="cpu"), data))
     assert not any(module._forward_pre_hooks for module in weights.model.modules())
+
+
+def test_what_reads_the_weights_of_its_parts_without_calling_them_gets_them_too(tmp_path):
+    """As the pooling head of SigLIP does, whose attention is torch's own."""
+    config = SiglipVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, image_size=28, patch_size=14
+    )
+    model = filled(SiglipVisionModel(config), torch.float32, 0)
+    pictures = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(tmp_path / "model")
+
+    with torch.no_grad(), stream(tmp_path / "model") as weights:
+        said = weights.model(pictures).pooler_output
+
+    with torch.no_grad():
+        assert torch.equal(said, model.eval()(pictures).pooler_output)
 
 
 def test_weights_come_with_their_stage_and_go_with_it(llama):

@@ -62,8 +62,9 @@ class WeightStream:
 
     def __enter__(self) -> "WeightStream":
         for name, module in self.model.named_modules():
-            if any(True for _ in module.parameters(recurse=False)):
-                self._hooks.append(module.register_forward_pre_hook(self._fetcher(name)))
+            parts = _read_at_once(name, module)
+            if any(True for part in parts.values() for _ in part.parameters(recurse=False)):
+                self._hooks.append(module.register_forward_pre_hook(self._fetcher(parts)))
         return self
 
     def __exit__(
@@ -142,18 +143,30 @@ class WeightStream:
             found = self._owners[parameter]
         return found
 
-    def _fetcher(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def _fetcher(self, parts: Mapping[str, nn.Module]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        """A hook that brings the weights of a module that is called, and of others that it reads without a call."""
+
         def fetch(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if not any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-                return
-            log.debug("%s is called out of turn: its weights are read for it", name)
-            if module not in self._dropped:
-                self.read({name: module})
-                return
-            assert self.fetch_again is not None, f"{name} is called after it was dropped"
-            self.fill(self.fetch_again(name, module))
+            for name, part in parts.items():
+                if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
+                    self._fetch(name, part)
 
         return fetch
+
+    def _fetch(self, name: str, module: nn.Module) -> None:
+        log.debug("%s is called out of turn: its weights are read for it", name)
+        if module not in self._dropped:
+            self.read({name: module})
+            return
+        assert self.fetch_again is not None, f"{name} is called after it was dropped"
+        self.fill(self.fetch_again(name, module))
+
+
+def _read_at_once(name: str, module: nn.Module) -> dict[str, nn.Module]:
+    """A module, and those inside of it whose weights it reads without calling them, as torch's own attention does."""
+    kind = type(module).__module__
+    whole = kind.startswith("torch.nn.") and not kind.endswith(".container")
+    return {_join(name, inner): part for inner, part in module.named_modules()} if whole else {name: module}
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -189,4 +202,4 @@ def _tensor_of(model: nn.Module, name: str) -> Tensor:
 
 
 def _join(owner: str, part: str) -> str:
-    return f"{owner}.{part}" if owner else part
+    return f"{owner}.{part}" if owner and part else owner or part
