@@ -112,18 +112,25 @@ class AutoBitsModifier(Modifier):
             data=True, propagated_error=False, measuring_pass=True, loss_gradients=(Gamma(labels=self.labels),)
         )
 
-    @hookimpl
-    def initialize(self, state: State, stage: Stage) -> None:
-        """Before the decision: request Gram matrices, and errors of inputs where candidates round these.
+    def check(self, state: State) -> None:
+        """Refuse a target that no choice meets, from shapes alone.
 
         Raises:
-            SchemeError: nothing in the recipe quantizes one of its layers.
+            SchemeError: nothing in the recipe quantizes one of its layers, no candidate fits a unit, or the smallest
+                choice is larger than the target.
         """
-        if not any(state.scheme_of(layer) for layer in self.layers(Stage.whole(state.model))):
+        layers = self._planned(state, Stage.whole(state.model))
+        if not layers:
             raise SchemeError(
                 "AutoBitsModifier chooses schemes, and nothing in the recipe quantizes its layers: put a "
                 "QuantizationModifier or a GPTQModifier after it, or set rounds: true"
             )
+        shapes = {layer.name: self._measured(state, layer, None) for layer in layers}
+        self._budget(state, shapes, self._units(state, shapes))
+
+    @hookimpl
+    def initialize(self, state: State, stage: Stage) -> None:
+        """Before the decision: request Gram matrices, and errors of inputs where candidates round these."""
         if state.decision(self) is not None:
             return
         for layer in self._planned(state, stage):
@@ -133,7 +140,12 @@ class AutoBitsModifier(Modifier):
 
     def measure(self, state: State, stage: Stage) -> dict[str, Any]:
         """What each candidate costs and takes, of each layer of the stage; None where it does not fit."""
-        return {layer.name: self._measured(state, layer) for layer in self._planned(state, stage)}
+        found = {}
+        for layer in self._planned(state, stage):
+            gram, gamma = state.statistic(layer, "gram"), state.statistic(layer, Gamma(labels=self.labels))
+            known = None if gram is None or gamma is None else self._known(gram, gamma.mean)
+            found[layer.name] = self._measured(state, layer, known)
+        return found
 
     def decide(self, state: State, measured: Sequence[Mapping[str, Any]]) -> Decision:
         """Solve, compare plans, take the best.
@@ -214,26 +226,20 @@ class AutoBitsModifier(Modifier):
         args = dict.fromkeys(one.input_activations for one in self.schemes() if one.input_activations is not None)
         return [InputNoise(args=one) for one in args]
 
-    def _measured(self, state: State, layer: Layer) -> dict[str, Any]:
-        """Costs and bytes of all candidates; None where one does not fit, and no cost where no token came."""
-        weight, gram = layer.weight, state.statistic(layer, "gram")
-        gamma = state.statistic(layer, Gamma(labels=self.labels))
-        costs, sizes = list[float | None](), list[int | None]()
-        known = None if gram is None or gamma is None else self._known(gram, gamma.mean)
+    def _measured(self, state: State, layer: Layer, known: "_Known | None") -> dict[str, Any]:
+        """Costs and bytes of all candidates; None where one does not fit, and no cost where nothing is known."""
+        weight, costs, sizes = layer.weight, list[float | None](), list[int | None]()
         for scheme in self.schemes():
-            if not _fits(scheme, weight):
-                costs.append(None)
-                sizes.append(None)
-                continue
-            sizes.append(state.stored_nbytes(layer, scheme))
-            costs.append(0.0 if known is None else self._cost(state, layer, scheme, known))
-        tokens = 0 if known is None or gram is None else gram.count
-        numbers = {"weights": weight.numel(), "bytes": weight.numel() * weight.itemsize, "tokens": tokens}
-        return {"costs": costs, "sizes": sizes, **numbers}
+            fits = _fits(scheme, weight)
+            sizes.append(state.stored_nbytes(layer, scheme) if fits else None)
+            costs.append((0.0 if known is None else self._cost(state, layer, scheme, known)) if fits else None)
+        numbers = {"weights": weight.numel(), "bytes": weight.numel() * weight.itemsize}
+        return {"costs": costs, "sizes": sizes, **numbers, "tokens": 0 if known is None else known.tokens}
 
     def _known(self, gram: Any, gamma: Tensor) -> "_Known":
         factor = factorize(gram.total, dampening_frac=0.01) if self.error_feedback else None
-        return _Known(gram.total / gram.count, None if factor is None else factor.pivots / gram.count, gamma)
+        pivots = None if factor is None else factor.pivots / gram.count
+        return _Known(gram.total / gram.count, pivots, gamma, gram.count)
 
     def _cost(self, state: State, layer: Layer, scheme: Scheme, known: "_Known") -> float:
         weight = layer.weight
@@ -311,11 +317,12 @@ class AutoBitsModifier(Modifier):
 
 @frozen(eq=False)
 class _Known:
-    """What is known of a layer: the mean of x x^T, its pivots where errors are fed back, and gamma."""
+    """What is known of a layer: the mean of x x^T, its pivots where errors are fed back, gamma, and its tokens."""
 
     gram: Tensor
     pivots: Tensor | None
     gamma: Tensor
+    tokens: int
 
 
 def _of_all_tokens(found: Mapping[str, Any], most: int) -> dict[str, Any]:
