@@ -72,6 +72,15 @@ def test_blocks_are_unpacked_to_the_bit(weight, name):
     assert torch.equal(again.zero_point.float(), quantized.zero_point.float())
 
 
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_size_of_blocks_is_known_without_data(weight, name):
+    quantized, kind = rounded_weight(weight, SCHEMES[name]), TYPES[name.split()[0]]
+    parts = {part: getattr(quantized, part) for part in ("codes", "scale", "zero_point", "global_scale")}
+    promised = evolve(quantized, **{part: x.to("meta") for part, x in parts.items() if x is not None})
+
+    assert kind.pack(promised).shape == kind.pack(quantized).shape
+
+
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
 def test_scales_that_are_no_multiples_are_refused(weight, name):
     quantized = rounded_weight(weight, SCHEMES[name])

@@ -86,7 +86,7 @@ def kept_schemes(opened: Opened, outline: Outline, form: Format) -> dict[str, Sc
         kept = next(fitting, None)
         if kept is not None:
             found[name] = kept
-    return found
+    return dict(form.complete(found, {name: outline.matrices[name].shape[:2] for name in found})) if found else found
 
 
 def fates_of(
@@ -169,6 +169,7 @@ def _spellings(scheme: Scheme) -> Iterator[Scheme]:
 
 def _holds(form: Format, scheme: Scheme, name: str, shape: tuple[int, int]) -> bool:
     try:
+        scheme = form.complete({name: scheme}, {name: shape})[name]
         form.check(scheme, name, shape)
     except ColdpressError:
         return False

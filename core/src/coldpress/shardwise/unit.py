@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from coldpress.calibration.store import StatisticStore
+from coldpress.errors import CheckpointError
 from coldpress.format import Format
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import Modifier
@@ -123,6 +124,7 @@ class UnitRun:
         kind = type(self.state.model.get_submodule(name))
         if fate == "kept":
             stored = evolve(self.reader.quantized(name), scheme=self.fates.schemes[name])
+            check_scales(name, stored)
             return quantized_tensors(name, kind, stored, self.form)
         if fate == "changed" and state is not None:
             found = state.quantized.get(name)
@@ -140,6 +142,22 @@ def _release(name: str, state: State | None) -> None:
     if state is not None and state.quantized.pop(name, None) is not None:
         module: Any = state.model.get_submodule(name)
         module.weight = nn.Parameter(module.weight.detach().to("meta"), requires_grad=False)
+
+
+def check_scales(name: str, quantized: Quantized) -> None:
+    """Refuse scales that the format of the output would round, for the codes of the layer are kept.
+
+    Raises:
+        CheckpointError: names the layer.
+    """
+    args, scale = quantized.scheme.weights, quantized.scale
+    if args is None or scale is None or args.scale_dtype != torch.float16:
+        return
+    if not torch.equal(scale.half().to(scale.dtype), scale):
+        raise CheckpointError(
+            f"{name}: its scales are no numbers of float16, which the output stores, so its codes cannot be "
+            "kept: quantize the model anew with --format, or convert to compressed-tensors"
+        )
 
 
 def quantized_tensors(

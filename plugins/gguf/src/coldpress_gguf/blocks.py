@@ -300,6 +300,8 @@ def _multiples(numbers: Tensor, most: int) -> tuple[Tensor, Tensor]:
     numbers = numbers.float()
     largest = numbers.amax(-1, keepdim=True)  # [O, S, 1]
     steps, unit = torch.zeros_like(numbers), torch.zeros_like(largest)
+    if numbers.is_meta:  # shapes are all that is asked for
+        return steps, unit
     open_ = largest > 0
     for multiple in range(most, 0, -1):
         if not open_.any():

@@ -1,8 +1,6 @@
 """gptq: the checkpoint format that GPTQ's tools began with, and that vLLM, transformers and GPTQModel read."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,13 +12,11 @@ from coldpress.plugin import (
     Attached,
     CheckpointError,
     Format,
-    Parts,
     QuantizationArgs,
     Quantized,
     Scheme,
     SchemeError,
     SchemeLookup,
-    State,
     Stored,
 )
 from coldpress_gptq_format.algorithm import Packed, pack, unpack
@@ -114,14 +110,6 @@ class GPTQFormat(Format):
             return {}
         counts = {suffix: 0 for suffix in Packed._fields if suffix in stored}
         return {**counts, "qweight": stored["qweight"].nbytes() * 8 // scheme.weights.num_bits}
-
-    def publish(self, parts: Parts, folder: Path, state: State) -> None:
-        """Safetensors files, and the table in a file of its own too, where older readers look for it."""
-        parts.consolidate(folder)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
-        if config is not None:
-            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-            (folder / "quantize_config.json").write_text(text, encoding="utf-8")
 
     def _version(self, schemes: Any) -> str:
         """How zero points of layers with these schemes are stored."""
