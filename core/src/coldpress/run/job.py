@@ -46,6 +46,7 @@ from coldpress.run.fewer_experts import keep_experts
 from coldpress.run.hooks import Hooks
 from coldpress.run.ignore import warn_of_routers
 from coldpress.run.measuring import Measuring, run_through
+from coldpress.run.needs import check_needs
 from coldpress.run.outcome import check_complete, reason_untouched
 from coldpress.run.quantized_before import attached_before, forget_changed, keep_schemes, schemes_before
 from coldpress.run.reverse import ReverseSweep, wanted_gradients
@@ -124,7 +125,7 @@ class Job:
         claims = preflight.claims_of(modifiers, state.model, beside=state.report)
         state.plan = preflight.plan_of(claims, complete=self._completed)
         self.claims[:] = preflight.planned_only(claims, state.plan)
-        preflight.check_needs(modifiers, self.pipeline, state)
+        check_needs(modifiers, self.pipeline, state)
         check_ties(self.claims, modifiers, state)
         for layer in find_layers(state.model.named_modules()):
             rows, columns = layer.weight.shape

@@ -3,28 +3,22 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from attrs import evolve, frozen
 from torch import nn
 
-from coldpress import registry
 from coldpress.attachment import Attached, Attachment, attachment_class
-from coldpress.calibration.batch import count_tokens
 from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.errors import (
     BrokenPluginError,
-    CalibrationError,
     ModelError,
-    RecipeError,
     SchemeError,
     TargetError,
     near,
 )
 from coldpress.format import Format
-from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Modifier, Needs
-from coldpress.pipeline import Pipeline
+from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Modifier
 from coldpress.planned import Planned, Sweep
 from coldpress.run.ignore import ignore_problems
 from coldpress.schemes import Scheme, check_fit, check_supported
@@ -279,85 +273,6 @@ def _misfit(scheme: Scheme, layer: Layer) -> list[str]:
     except SchemeError as error:
         return [f"{layer.name}: {error}"]
     return []
-
-
-def _refuse_training(needs: Iterable[tuple[str, Needs]]) -> None:
-    for name, one in needs:
-        if one.training:
-            raise RecipeError([f"{name} acts while a model is trained, and in nothing else: use coldpress.train"])
-
-
-def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State) -> None:
-    """Refuse a recipe whose modifiers need what the data or the pipeline do not give.
-
-    Raises:
-        RecipeError: a modifier acts in training only.
-        CalibrationError: says which modifier needs what and what to do, or which batch is empty.
-        BrokenPluginError: what a modifier needs contradicts itself.
-    """
-    needs = [(type(modifier).__name__, modifier.needs()) for modifier in modifiers]
-    for name, one in needs:
-        _check_consistent(name, one)
-    _refuse_training(needs)
-    learning = ", ".join(name for name, one in needs if one.gradients or one.loss_gradients)
-    if learning and torch.is_inference_mode_enabled():
-        raise CalibrationError(f"{learning} needs gradients: call it outside of torch.inference_mode()")
-    needy = ", ".join(name for name, one in needs if one.data)
-    if not needy:
-        return
-    kind = type(pipeline).__name__
-    if not state.batches:
-        raise CalibrationError(f"{needy} needs calibration data: pass dataset=... (on the command line: --dataset)")
-    if not pipeline.runs_batches:
-        raise CalibrationError(f"{needy} needs calibration data, and the pipeline {kind} runs none; choose another")
-    _check_pipeline(needs, pipeline)
-    _refuse_empty(state.batches)
-
-
-def _check_pipeline(needs: Sequence[tuple[str, Needs]], pipeline: Pipeline) -> None:
-    """Refuse a pipeline that does not show what a modifier needs of a sweep."""
-    kind = type(pipeline).__name__
-    comparing = ", ".join(name for name, one in needs if one.original_inputs)
-    if comparing and not pipeline.runs_original:
-        raise CalibrationError(
-            f"{comparing} compares inputs with those of the original model, which the pipeline {kind} does not show; "
-            f"choose {_pipelines_that('runs_original')}"
-        )
-    calling = ", ".join(name for name, one in needs if one.calls)
-    if calling and not pipeline.holds_calls:
-        raise CalibrationError(
-            f"{calling} runs stages again on what they are called with, which the pipeline {kind} does not hold; "
-            f"choose {_pipelines_that('holds_calls')}"
-        )
-    guided = ", ".join(name for name, one in needs if one.loss_gradients)
-    if guided and not pipeline.runs_backwards:
-        raise CalibrationError(
-            f"{guided} needs gradients of the model's loss, and the pipeline {kind} does not run backwards; choose "
-            f"{_pipelines_that('runs_backwards')}, or leave guidance out"
-        )
-
-
-def _check_consistent(name: str, needs: Needs) -> None:
-    reads = needs.original_inputs or needs.calls or needs.gradients or bool(needs.loss_gradients)
-    if (reads and not needs.data) or (needs.gradients and not needs.calls):
-        raise BrokenPluginError(
-            f"{name}: original_inputs, calls and loss_gradients need data, gradients need calls: {needs}"
-        )
-
-
-def _refuse_empty(batches: Sequence[Mapping[str, Any]]) -> None:
-    empty = [str(index) for index, batch in enumerate(batches) if count_tokens(batch) == 0]
-    if empty:
-        raise CalibrationError(
-            f"{len(empty)} of {len(batches)} batches hold no token: {', '.join(empty[:8])}"
-            f"{', ...' if len(empty) > 8 else ''}; leave them out"
-        )
-
-
-def _pipelines_that(ability: str) -> str:
-    """The installed pipelines that have an ability, in words."""
-    able = [plugin.name for plugin in registry.available("pipelines") if getattr(plugin.load(), ability)]
-    return " or ".join(able) or "another"
 
 
 def check_devices(model: nn.Module, *, streamed: bool) -> None:
