@@ -31,8 +31,7 @@ from coldpress.modifiers import (
 from coldpress.training import CompressionCallback
 
 HERE = Path(__file__).parent
-OUT = HERE.parent / "out" / "training"
-MODEL = "smollm2"
+OUT = HERE.parent / "out" / "training"  # empty it where another model or one-shot setting is asked for
 TOKENS = 4096  # of held-out text
 LINEAR: dict[str, Any] = {"ignore": ["lm_head"]}
 
@@ -53,10 +52,10 @@ class Stop(TrainerCallback):
             raise SystemExit(f"stopped at step {state.global_step} of {state.max_steps}: call it again")
 
 
-def judge(model: Any, original: Any, tokenizer: Any) -> dict[str, float]:
+def judge(model: Any, original: Any, tokenizer: Any, window: int) -> dict[str, float]:
     """Perplexity of held-out text, and divergence from the original."""
-    found = coldpress.perplexity(model, tokenizer, max_tokens=TOKENS)
-    apart = coldpress.divergence(model, original, tokenizer, max_tokens=TOKENS)
+    found = coldpress.perplexity(model, tokenizer, window=window, max_tokens=TOKENS)
+    apart = coldpress.divergence(model, original, tokenizer, window=window, max_tokens=TOKENS)
     return {
         "perplexity": found.value,
         "kl": apart.kl,
@@ -73,7 +72,7 @@ def trained(name: str, start: Path, recipe: Any, options: argparse.Namespace) ->
         coldpress.train(
             str(start),
             recipe,
-            distill_teacher=MODEL,
+            distill_teacher=options.model,
             dataset="coldpress/short",
             max_seq_length=options.length,
             output_dir=folder,
@@ -99,7 +98,7 @@ def sparse(options: argparse.Namespace) -> dict[str, Any]:
     start = OUT / "sparsegpt-2of4"
     if not start.exists():
         coldpress.oneshot(
-            MODEL,
+            options.model,
             SparseGPTModifier(mask_structure="2:4", **LINEAR),
             dataset="coldpress/short",
             num_calibration_samples=options.samples,
@@ -126,7 +125,7 @@ def qat(options: argparse.Namespace) -> dict[str, Any]:
     if not start.exists():
         weights = {"num_bits": options.bits, "group_size": 32}
         coldpress.oneshot(
-            MODEL,
+            options.model,
             GPTQModifier(config_groups={"all": {"targets": ["Linear"], "weights": weights}}, **LINEAR),
             dataset="coldpress/short",
             num_calibration_samples=options.samples,
@@ -147,14 +146,14 @@ def folder_of(name: str, options: argparse.Namespace) -> Path:
 def compared(name: str, start: Path, recipe: Any, options: argparse.Namespace) -> dict[str, Any]:
     """The original, the model before training and after it."""
     model = trained(name, start, recipe, options)
-    original = coldpress.load_model(MODEL, dtype="float32", device="cpu")
-    tokenizer = coldpress.load_tokenizer(MODEL)
+    original = coldpress.load_model(options.model, dtype="float32", device="cpu")
+    tokenizer = coldpress.load_tokenizer(options.model)
     first = coldpress.load_model(start, dtype="float32", device="cpu")
     report = json.loads((folder_of(name, options) / "report.json").read_text())
     found: dict[str, Any] = {
-        "the original": judge(original, original, tokenizer),
-        "one shot": judge(first, original, tokenizer),
-        "after training": judge(model, original, tokenizer),
+        "the original": judge(original, original, tokenizer, options.window),
+        "one shot": judge(first, original, tokenizer, options.window),
+        "after training": judge(model, original, tokenizer, options.window),
         "steps": report["training"]["steps"],
         "tokens a step": options.length * options.batch,
         "learning rate": options.rate,
@@ -166,18 +165,17 @@ def compared(name: str, start: Path, recipe: Any, options: argparse.Namespace) -
 
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a step with no callback, with one that has no modifier, and with masks, in turns."""
-    tokenizer = coldpress.load_tokenizer(MODEL)
-    model = coldpress.load_model(MODEL, dtype="float32", device="cpu")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.view(-1)[::2] = 0
+    tokenizer = coldpress.load_tokenizer(options.model)
+    model = coldpress.load_model(options.model, dtype="float32", device="cpu")
     arguments = DatasetArguments(dataset="coldpress/short", max_seq_length=options.length)
     rows = load_training_rows(arguments, tokenizer, model=model, most=options.steps * options.batch)
     kinds = {"none": None, "no modifier": [], "masks": [ConstantPruningModifier(**LINEAR)]}
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(options.repeats):
         for name, recipe in kinds.items():
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.view(-1)[::2] = 0 if parameter.ndim == 2 else parameter.view(-1)[::2]
             callbacks = [] if recipe is None else [CompressionCallback(recipe)]
             settings = TrainingArguments(
                 output_dir=str(OUT / "overhead"),
@@ -210,8 +208,10 @@ def main() -> None:
     """Measure, print, and with --write keep it in results/."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["sparse", "qat", "overhead"])
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--window", type=int, default=512, help="of perplexity")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--rate", type=float, default=5e-5)
