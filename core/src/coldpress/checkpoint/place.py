@@ -122,7 +122,7 @@ class Picked:
         rows: which entries.
     """
 
-    whole: "Plain | Made | Joint"
+    whole: "Place"
     rows: Rows
 
 

@@ -70,7 +70,7 @@ def drop_experts(model: Any, kept: Mapping[str, Sequence[int]], build: Build) ->
     small = build(config)
     rows = _rows(model, small, kept, before, after)
     _apply(model.config, changes, after)
-    renamed = {}
+    renamed: dict[str, str] = {}
     for name, module in experts.items():
         inside = [part for part, _ in module.get_submodule("0").named_parameters()]
         renamed |= {

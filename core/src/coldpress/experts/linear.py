@@ -196,8 +196,9 @@ class LinearExperts(nn.Module):
         return torch.tensor((0.0, -1.0), device=x.device).repeat(len(x), self.count, 1)
 
     def _show(self, table: Tensor | None) -> None:
-        for tap in () if table is None else self.taps:
-            tap(table)
+        if table is not None:
+            for tap in self.taps:
+                tap(table)
 
     def _has_bias(self) -> bool:
         return any(slot.bias is not None for slot in self.layout.slots.values())
@@ -216,7 +217,8 @@ def _linear(slot: Slot, number: int, parameters: dict[str, nn.Parameter], copy: 
 
 def _norms(said: Tensor) -> Tensor:
     """Of what an expert says, [T, H], in float32, [T]."""
-    return said.float().norm(dim=-1)
+    found: Tensor = said.float().norm(dim=-1)
+    return found
 
 
 def _own(view: Tensor, copy: bool) -> Tensor:

@@ -86,7 +86,8 @@ def kept_schemes(opened: Opened, outline: Outline, form: Format) -> dict[str, Sc
         kept = next(fitting, None)
         if kept is not None:
             found[name] = kept
-    return dict(form.complete(found, {name: outline.matrices[name].shape[:2] for name in found})) if found else found
+    shapes = {name: (outline.matrices[name].shape[0], outline.matrices[name].shape[1]) for name in found}
+    return dict(form.complete(found, shapes)) if found else found
 
 
 def fates_of(
