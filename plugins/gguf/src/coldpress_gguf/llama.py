@@ -20,7 +20,7 @@ _SETTINGS = {
     "feed_forward_length": "intermediate_size",
     "rope.freq_base": "rope_theta",
 }
-_IMPLIED = {"vocab_size", "rope.dimension_count"}
+_IMPLIED = {"vocab_size", "rope.dimension_count", "attention.key_length", "attention.value_length"}
 _NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
@@ -46,7 +46,9 @@ def is_plain_llama(file: GgufFile) -> bool:
         return False  # per layer
     head_dim = file.metadata["llama.embedding_length"] // file.metadata["llama.attention.head_count"]
     known = {new for new in (_hf_name(name) for name in file.names()) if new}
-    return len(known) == len(file.names()) and file.metadata.get("llama.rope.dimension_count", head_dim) == head_dim
+    sizes = ("rope.dimension_count", "attention.key_length", "attention.value_length")
+    usual = all(file.metadata.get(f"llama.{key}", head_dim) == head_dim for key in sizes)
+    return len(known) == len(file.names()) and usual
 
 
 def llama_config(file: GgufFile) -> Any:
