@@ -1,5 +1,8 @@
 """The real llama.cpp, in this process: what it finds likely after a text, how it goes on, and how it cuts text."""
 
+import json
+from urllib.request import Request, urlopen
+
 import pytest
 import torch
 
@@ -33,8 +36,10 @@ class Engine:
 
     def tokenize(self, text):
         """The numbers of a text's tokens, nothing added."""
-        found = self._server.handle_tokenize({"content": text, "add_special": False, "parse_special": False})
-        return found["tokens"]
+        content = json.dumps({"content": text, "add_special": False}).encode()
+        asked = Request(f"{self._server.listening_address}/tokenize", content, {"Content-Type": "application/json"})
+        with urlopen(asked) as answer:
+            return json.load(answer)["tokens"]
 
 
 def divergence(p, q):

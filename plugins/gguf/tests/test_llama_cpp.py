@@ -62,6 +62,14 @@ FAMILIES = {
 }
 
 
+SCHEMES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4A16", "NVFP4A16", "Q4_K", "Q5_K", "Q6_K", "W4A16"]
+
+
+def _some_fast(names, fast):
+    """All of them, of which a few run at every change and the rest with the slow tests."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def tiny(family):
     name, more = FAMILIES[family]
     text = {**TEXT, **more}
@@ -93,7 +101,7 @@ modifiers:
     return folder / "model.gguf"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", _some_fast(FAMILIES, {"llama3", "mixtral", "gemma3"}))
 def test_an_architecture_is_computed_as_by_transformers(tmp_path, family):
     model = tiny(family)
     experts = "" if "mi" not in family and "moe" not in family else ', "re:.*gate$"'
@@ -106,9 +114,7 @@ def test_an_architecture_is_computed_as_by_transformers(tmp_path, family):
     assert ours[found.argmax()] > ours.max() - 0.05  # what is likeliest there is so here, but for ties
 
 
-@pytest.mark.parametrize(
-    "scheme", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4A16", "NVFP4A16", "Q4_K", "Q5_K", "Q6_K", "W4A16"]
-)
+@pytest.mark.parametrize("scheme", _some_fast(SCHEMES, {"Q4_0", "Q4_K", "NVFP4A16"}))
 def test_a_type_stands_for_our_weights(tmp_path, scheme):
     model = tiny_llama(hidden=256)
 
