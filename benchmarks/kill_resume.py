@@ -26,7 +26,7 @@ from random_llama import build
 
 RESULTS = Path(__file__).parent / "results"
 FINISHING = 0.5  # seconds after the last stage in which shards are joined, small files written, the folder renamed
-TIMED = ("report.json", "manifest.json")
+TIMED = ("report.json", "report.html", "manifest.json")
 MODEL = {
     "vocab_size": 2048,
     "hidden_size": 384,

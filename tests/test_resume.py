@@ -17,8 +17,15 @@ from coldpress.run.job import Job
 from coldpress.testing.interrupt import interrupted, kept_stages
 from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 
-TIMED = ("report.json", "manifest.json")  # they say how long things took
-TIMES = ("seconds", "report.json", "predicted", "measured")  # what a prediction starts from is of the process
+TIMED = ("report.json", "report.html", "manifest.json")  # they say how long things took
+TIMES = (
+    "seconds",
+    "host_bytes",
+    "report.json",
+    "report.html",
+    "predicted",
+    "measured",
+)  # what a prediction starts from is of the process
 RECIPES = {
     "weights only": "QuantizationModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}",
     "static inputs": (
@@ -338,7 +345,7 @@ def test_what_lies_beside_the_weights_comes_through_unchanged(tmp_path, source):
 
     compress(source, tmp_path / "out", "static inputs", max_seq_length=3)
 
-    ours = {"config.json", "recipe.yaml", "report.json", "manifest.json"}
+    ours = {"config.json", "recipe.yaml", "report.html", "report.json", "manifest.json"}
     after = {path for path in files(tmp_path / "out") if not path.endswith((".safetensors", ".index.json"))} - ours
     assert after == {
         "modeling_mine.py",

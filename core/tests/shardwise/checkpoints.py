@@ -58,7 +58,7 @@ def files_of(path):
     return {
         file.name: file.read_bytes()
         for file in sorted(path.iterdir())
-        if file.name not in ("report.json", "manifest.json")
+        if file.name not in ("report.json", "report.html", "manifest.json")
     }
 
 

@@ -19,7 +19,9 @@ from coldpress.source import Weights
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
-WRITTEN = frozenset({CONFIG, GENERATION_CONFIG, "manifest.json", "recipe.yaml", "report.json"})
+WRITTEN = frozenset(
+    {CONFIG, GENERATION_CONFIG, "evaluation.json", "manifest.json", "recipe.yaml", "report.html", "report.json"}
+)
 """Small files that a run writes itself."""
 
 # Weights under the names that libraries give them, their indices, and what training leaves beside them.

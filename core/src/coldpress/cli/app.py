@@ -17,6 +17,7 @@ from coldpress.cli.plan import plan
 from coldpress.cli.plugins import plugins
 from coldpress.cli.port import port
 from coldpress.cli.recipes import recipes
+from coldpress.cli.report import report
 from coldpress.cli.trace import trace
 from coldpress.cli.train import train
 
@@ -30,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-_COMMANDS = (compress, plan, recipes, convert, train, evaluate, inspect, trace, plugins, new, port, demo)
+_COMMANDS = (compress, plan, recipes, convert, train, evaluate, inspect, report, trace, plugins, new, port, demo)
 
 
 def _version(asked: bool) -> None:

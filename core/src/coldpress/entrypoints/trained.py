@@ -21,6 +21,7 @@ from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import Report, manifest_of
 from coldpress.report.curve import NAME as CURVE
 from coldpress.report.curve import training_curve
+from coldpress.report.page import PAGE, page_of
 from coldpress.run.job import Job
 from coldpress.state import State
 
@@ -71,9 +72,11 @@ class WritingJob(Job):
         report = evolve(report, recipe=recipe, training=told, seconds=self.trained.seconds)
         parts = (*self.trained.recipe.modifiers, self.pipeline, form)
         manifest = manifest_of(self.state, report, binding=self.binding, parts=parts)
+        page = page_of(report.to_dict(), recipe=recipe, manifest=manifest)
         return {
             "recipe.yaml": recipe,
             "report.json": report.to_dict(),
+            PAGE: page,
             CURVE: training_curve(told.get("history", [])),
             "manifest.json": manifest,
         }

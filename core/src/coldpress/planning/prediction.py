@@ -159,7 +159,7 @@ class Prediction:
 
 
 def summary_of(prediction: Prediction) -> dict[str, Any]:
-    """What a report keeps of it beside what happened: the numbers, without the lines of layers."""
+    """What a report keeps of it beside what happened: the numbers, and the lines of kinds of layers."""
     told = prediction.to_dict()
-    kept: Sequence[str] = ("size", "memory", "disk", "seconds", "stages", "engines", "rates", "notes")
+    kept: Sequence[str] = ("size", "memory", "disk", "seconds", "stages", "layers", "engines", "rates", "notes")
     return {name: told[name] for name in kept}

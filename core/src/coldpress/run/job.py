@@ -40,6 +40,7 @@ from coldpress.quantized import set_encoding
 from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import SILENT, Progress, Report, manifest_of, report_of
 from coldpress.report.memory import peak_memory
+from coldpress.report.page import PAGE, page_of
 from coldpress.run import preflight, resume
 from coldpress.run.blame import blaming
 from coldpress.run.fewer_experts import keep_experts
@@ -226,7 +227,7 @@ class Job:
         output.finish(self.state, self.files(output.format, report))
 
     def files(self, form: Format, report: Report) -> dict[str, Any]:
-        """What a checkpoint says of the run, by the names of its files: recipe, report and manifest.
+        """What a checkpoint says of the run, by the names of its files: recipe, report, its page, and manifest.
 
         Args:
             form: of the checkpoint.
@@ -235,7 +236,9 @@ class Job:
         parts = (*self.modifiers, self.pipeline, form)
         binding = self.binding or {"data": of_batches(self.state.batches)}
         manifest = manifest_of(self.state, report, binding=binding, parts=parts)
-        return {"recipe.yaml": report.recipe, "report.json": report.to_dict(), "manifest.json": manifest}
+        told = report.to_dict()
+        page = page_of(told, recipe=report.recipe, manifest=manifest)
+        return {"recipe.yaml": report.recipe, "report.json": told, PAGE: page, "manifest.json": manifest}
 
     def _completed(self, plan: dict[str, Planned]) -> dict[str, Planned]:
         """The plan with schemes as the format completes them."""
@@ -373,7 +376,8 @@ class Job:
         shared = self.pipeline.shares_sweeps or not run.modifiers
         who = {} if shared else {"modifier": type(run.modifiers[0]).__name__}
         seconds = perf_counter() - start
-        self.state.log.append({"stage": stage.name, **who, "seconds": round(seconds, 3)})
+        memory = {"host_bytes": peak_memory()}
+        self.state.log.append({"stage": stage.name, **who, "seconds": round(seconds, 3), **memory})
         log.info("compressed %s in %.2f s", stage.name, seconds)
 
     def _write(self, stage: Stage) -> None:

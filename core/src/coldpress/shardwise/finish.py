@@ -18,6 +18,7 @@ from coldpress.checkpoint.disk import as_utf8, telling
 from coldpress.checkpoint.parts import INDEX, StageParts
 from coldpress.errors import CheckpointError
 from coldpress.report import Report, manifest_of
+from coldpress.report.page import PAGE, page_of
 from coldpress.shardwise.opening import QUANTIZATION, Opened, tables
 from coldpress.shardwise.outline import Outline
 from coldpress.shardwise.plan import Fates, Shard
@@ -67,9 +68,10 @@ class Finish:
                 shutil.copyfile(settings, self.writer.folder / GENERATION_CONFIG)
         self.writer.write_json(CONFIG, self.config())
         self.writer.write_text("recipe.yaml", report.recipe)
-        self.writer.write_json("report.json", report.to_dict())
         manifest = manifest_of(state, report, binding={**binding, "files": None}, parts=parts)
-        manifest = {**manifest, "source": self.opened.name}
+        manifest, told = {**manifest, "source": self.opened.name}, report.to_dict()
+        self.writer.write_json("report.json", told)
+        self.writer.write_text(PAGE, page_of(told, recipe=report.recipe, manifest=manifest))
         self.writer.finish(manifest, publish=partial(self._publish, shards))
 
     def config(self) -> dict[str, Any]:
