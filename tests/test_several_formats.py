@@ -34,7 +34,7 @@ def test_each_format_has_a_folder_with_the_codes_of_the_run(tmp_path):
         assert config["quantization_config"]["quant_method"] == name
         assert (tmp_path / "out" / name / "tokenizer.json").is_file()
     above = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file())
-    assert above == ["manifest.json", "recipe.yaml", "report.json"]
+    assert above == ["manifest.json", "recipe.yaml", "report.html", "report.json"]
 
 
 def test_a_folder_is_that_of_a_run_with_its_format_alone(tmp_path):

@@ -116,15 +116,14 @@ def heat_map(lines: Sequence[Mapping[str, Any]], number: str, *, title: str, cap
     for row, kind in enumerate(kinds):
         drawing.text(left - 6, _TOP + row * _ROW + 13, kind, anchor="end")
     for cell in cells:
-        box = {"x": x(cell.block), "y": _TOP + kinds.index(cell.kind) * _ROW}
-        size = {"width": x(cell.block + 1) - x(cell.block), "height": _ROW}
-        drawing.add("rect", class_=f"cell h{int(shade(cell.value))}", title=cell.words(), **box, **size)
+        at, wide = (x(cell.block), _TOP + kinds.index(cell.kind) * _ROW), x(cell.block + 1) - x(cell.block)
+        drawing.bar(at, (wide, _ROW), class_=f"cell h{int(shade(cell.value))}", title=cell.words())
     bottom = _TOP + len(kinds) * _ROW
     for value in x.ticks():
         if value == int(value) and value < x.high:
             drawing.text(x(value + 0.5), bottom + 15, f"{value:g}", anchor="middle")
     for step in range(_SHADES):
-        drawing.add("rect", x=left + 80 + step * 24, y=bottom + 26, width=24, height=12, class_=f"h{step}")
+        drawing.bar((left + 80 + step * 24, bottom + 26), (24, 12), class_=f"h{step}")
     drawing.text(left + 74, bottom + 36, f"{low:.3g}", anchor="end")
     drawing.text(left + 86 + _SHADES * 24, bottom + 36, f"{high:.3g}")
     return Figure(title, str(drawing), caption)
@@ -146,7 +145,7 @@ def size_figure(kinds: Sequence[Mapping[str, Any]]) -> Figure | None:
         for offset, when in ((0, "before"), (12, "after")):
             words = f"{name}: {in_bytes(kind[when])} {when}" + (f", {kind['scheme'] or 'as it is'}" if offset else "")
             width = max(x(kind[when]) - left, 0.5)
-            drawing.add("rect", x=left, y=top + offset, width=width, height=11, class_=f"bar {when}", title=words)
+            drawing.bar((left, top + offset), (width, 11), class_=f"bar {when}", title=words)
             drawing.text(left + width + 4, top + offset + 10, in_bytes(kind[when]))
     caption = (
         "Each kind of layer as it was (light) and as it is stored now (dark), scales included: what stays long is "
@@ -195,11 +194,10 @@ def _stage_bars(rows: Sequence[tuple[str, float, float | None]], words: Any, lab
     wide = x(1) - x(0)
     for index, (name, actual, plan) in enumerate(rows):
         told = f"{name}: {words(actual)}" + ("" if plan is None else f", planned {words(plan)}")
-        box = {"x": x(index) + wide * 0.1, "width": wide * 0.8}
-        drawing.add("rect", y=y(actual), height=y.start - y(actual), class_="bar after", title=told, **box)
+        size = (wide * 0.8, y.start - y(actual))
+        drawing.bar((x(index) + wide * 0.1, y(actual)), size, class_="bar after", title=told)
         if plan is not None:
-            ends = {"x1": x(index), "x2": x(index + 1)}
-            drawing.add("line", y1=y(plan), y2=y(plan), class_="plan", title=told, **ends)
+            drawing.add("line", x1=x(index), x2=x(index + 1), y1=y(plan), y2=y(plan), class_="plan", title=told)
     drawing.text(x.start, y.start + 18, rows[0][0])
     if len(rows) > 1:
         drawing.text(x.end, y.start + 18, rows[-1][0], anchor="end")
@@ -223,9 +221,9 @@ def expert_figure(mixtures: Mapping[str, Sequence[tuple[int, bool]]]) -> Figure 
         drawing.text(left - 6, _TOP + row * _ROW + 13, name, anchor="end")
         for index, (tokens, few) in enumerate(experts):
             words = f"{name}, expert {index}: {in_count(tokens)} tokens" + (", fewer than its columns" if few else "")
-            box = {"x": x(index), "y": _TOP + row * _ROW, "width": x(index + 1) - x(index), "height": _ROW - 1}
+            at, size = (x(index), _TOP + row * _ROW), (x(index + 1) - x(index), _ROW - 1)
             colour = "none" if tokens == 0 else f"h{int(shade(tokens))}"
-            drawing.add("rect", class_=f"cell {colour}{' few' if few else ''}", title=words, **box)
+            drawing.bar(at, size, class_=f"cell {colour}{' few' if few else ''}", title=words)
     drawing.text(
         left, _TOP + len(mixtures) * _ROW + 18, f"experts 0 to {most - 1}; {min(counts)} to {max(counts)} tokens"
     )

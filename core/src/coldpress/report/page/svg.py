@@ -82,6 +82,10 @@ class Drawing:
         if title:
             ElementTree.SubElement(mark, "title").text = printable(title)
 
+    def bar(self, at: tuple[float, float], size: tuple[float, float], *, class_: str, title: str = "") -> None:
+        """A rectangle, by its upper left corner and by width and height."""
+        self.add("rect", x=at[0], y=at[1], width=size[0], height=size[1], class_=class_, title=title)
+
     def text(self, x: float, y: float, words: str, *, anchor: str = "start", class_: str = "label") -> None:
         """Write words, on the line that goes through a point."""
         self.add("text", text=words, x=x, y=y, text_anchor=anchor, class_=class_)
