@@ -20,7 +20,7 @@ _ERROR = (
     "scale; named points are far above others of their kind: give them more bits, smaller groups, or leave them out."
 )
 _RATIO = (
-    "Squared error of the outputs over that of rounding to nearest with the same scales: below the dashed line at 1 the "
+    "Squared error of the outputs over that of rounding to nearest with the same scales: below the line at 1 the "
     "method gains; near 1 it does not, and more or other calibration data may help."
 )
 _MAP = "Dark cells lose least; a bright row is a kind of layer to protect, a bright column a block to protect."
