@@ -159,7 +159,7 @@ def _writers(bench: StreamBench, flow: Dataflow) -> tuple[RotationSite, ...]:
         elif slope.shape[-1] == len(direction) and use.parameter not in _read_norms(flow):
             raise ModelError(
                 f"what {bench.name(use.parameter)} adds to the residual stream goes through "
-                f"{_norms_behind(bench, flow) or 'something that is not linear'} first, which a rotation does not pass"
+                f"{_norm_behind(bench, flow, use) or 'something that is not linear'} first, which a rotation does not pass"
             )
     return tuple(RotationSite(name, dim) for name, dim in found)
 
@@ -169,17 +169,18 @@ def _read_norms(flow: Dataflow) -> set[str]:
     return {member.site.parameter for pair in flow.pairs if pair.kind == "norm" for member in pair.members}
 
 
-def _norms_behind(bench: StreamBench, flow: Dataflow) -> str:
-    """Names of norms as wide as the stream whose weights no linear layer can take."""
+def _norm_behind(bench: StreamBench, flow: Dataflow, use: Use) -> str | None:
+    """The norm as wide as the stream that a product goes through, where no linear layer can take its weight."""
     taken = {pair.producer for pair in flow.pairs}
-    names = [
+    norms = [
         name
         for name, module in bench.block.named_modules()
         if name not in taken
         and any(p is not None and p.ndim == 1 and len(p) == bench.width for p in module._parameters.values())
         and not any(p is not None and p.ndim == 2 for p in module._parameters.values())
     ]
-    return " and ".join(names[:2])
+    inputs = bench.module_inputs(norms)
+    return next((name for name in norms if name in inputs and _alike(inputs[name], use.output.detach())), None)
 
 
 def _is_multiple(slope: Tensor, direction: Tensor) -> bool:

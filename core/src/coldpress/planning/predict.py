@@ -10,6 +10,7 @@ import torch
 from attrs import asdict
 
 from coldpress.arguments import DEFAULT_IGNORE
+from coldpress.bases.online_rotation import OnlineRotation
 from coldpress.calibration.batch import count_places
 from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.planning.contents import PlannedContents, planned_contents
@@ -164,7 +165,11 @@ def _engines(job: Job) -> Iterator[EngineVerdict]:
     for scheme in schemes:
         for support in engines_for(scheme):
             found.setdefault(support.engine, []).append((support.loads, describe(scheme), support.why))
+    online = any(isinstance(attached.attachment, OnlineRotation) for _, attached in job.announced)
     for engine, verdicts in found.items():
+        if online and engine.startswith("vLLM") and engine.endswith("CPU"):
+            yield EngineVerdict(engine=engine, verdict="refuses", why="it runs no online rotation on a CPU")
+            continue
         loads, words, why = min(verdicts, key=lambda verdict: {False: 0, None: 1, True: 2}[verdict[0]])
         word = {True: "loads", False: "refuses", None: "unknown"}[loads]
         yield EngineVerdict(engine=engine, verdict=word, why=why if loads else f"{words}: {why}")

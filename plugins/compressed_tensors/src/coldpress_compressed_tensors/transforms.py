@@ -9,6 +9,7 @@ The matrix, times the root of its order, is stored once for each group and order
 `model.layers.0.mlp.down_proj.R4_input.weight`, in bfloat16, which holds 1 and -1 exactly.
 """
 
+import logging
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ from coldpress.plugin import (
     Weights,
     matches_name,
 )
+
+log = logging.getLogger(__name__)
 
 _CLASSES: dict[str, type[OnlineRotation]] = {"input": InputRotation, "output": OutputRotation}
 _KEYS = {"type", "apply", "randomize", "requires_grad", "head_dim", "precision"}
@@ -70,7 +73,14 @@ def write_transforms(config: dict[str, Any], attachments: Sequence[Attached]) ->
             groups.setdefault(one.attachment.group, {}).setdefault(one.attachment.location, []).append(one)
     if not groups:
         return config
-    return {**config, "transform_config": {"config_groups": {name: _scheme(found) for name, found in groups.items()}}}
+    schemes = {name: _scheme(found) for name, found in groups.items()}
+    slow = [name for name, scheme in schemes.items() if scheme["type"] != "hadamard"]
+    log.warning(
+        "online rotations %s: vLLM runs none on a CPU, nor with tensor parallelism%s",
+        ", ".join(groups),
+        f"; {', '.join(slow)} has no kernel there, and is a product with a stored matrix" if slow else "",
+    )
+    return {**config, "transform_config": {"config_groups": schemes}}
 
 
 def rotation_tensors(attachments: Sequence[Attached]) -> dict[str, Tensor]:
