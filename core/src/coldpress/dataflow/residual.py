@@ -157,9 +157,10 @@ def _writers(bench: StreamBench, flow: Dataflow) -> tuple[RotationSite, ...]:
             ends = [(site.parameter, site.dim) for site in sites] if sites else [(use.parameter, out)]
             found |= dict.fromkeys(ends)
         elif slope.shape[-1] == len(direction) and use.parameter not in _read_norms(flow):
+            between = _norm_behind(bench, flow, use) or "something that is not linear"
             raise ModelError(
-                f"what {bench.name(use.parameter)} adds to the residual stream goes through "
-                f"{_norm_behind(bench, flow, use) or 'something that is not linear'} first, which a rotation does not pass"
+                f"what {bench.name(use.parameter)} adds to the residual stream goes through {between} first, which a "
+                "rotation does not pass"
             )
     return tuple(RotationSite(name, dim) for name, dim in found)
 
