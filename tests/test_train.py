@@ -20,6 +20,7 @@ from coldpress.training import CompressionCallback
 Constant, Distill = find("modifiers", "ConstantPruningModifier"), find("modifiers", "OutputDistillationModifier")
 Magnitude, QAT = find("modifiers", "MagnitudePruningModifier"), find("modifiers", "QATModifier")
 Rounding, GPTQ = find("modifiers", "QuantizationModifier"), find("modifiers", "GPTQModifier")
+SLOW = pytest.mark.slow
 LINEAR: dict = {"ignore": ["lm_head"]}
 TEXTS = [f"{word} is a stone, and oil is pressed from olives." for word in ("this", "that", "one", "no", "each", "a")]
 SHORT = {
@@ -86,7 +87,7 @@ def test_a_pruned_model_is_distilled_and_written_with_all_that_is_told_of_it(den
     assert "polyline" in (out / "training_curve.svg").read_text()
 
 
-@pytest.mark.parametrize("scheme", ["W4A16", "FP8_DYNAMIC", "W8A8"])
+@pytest.mark.parametrize("scheme", ["W4A16", *(pytest.param(one, marks=SLOW) for one in ("FP8_DYNAMIC", "W8A8"))])
 def test_no_step_leaves_a_compressed_checkpoint_with_the_same_bytes(dense, tmp_path, scheme):
     more = {"group_size": 32} if scheme == "W4A16" else {}
     coldpress.oneshot(dense, Rounding(scheme=scheme, **more, **LINEAR), output_dir=tmp_path / "first")
@@ -159,7 +160,7 @@ class Killed(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("recipe", ["masks", "gradual", "learned"])
+@pytest.mark.parametrize("recipe", ["gradual", *(pytest.param(one, marks=SLOW) for one in ("masks", "learned"))])
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(pruned, dense, tmp_path, recipe):
     modifiers = {
         "masks": (pruned, [Constant(**LINEAR), Distill(top_k=4)]),
@@ -217,6 +218,8 @@ quantize_stage:
         ({"num_train_epochs": 2}, ArgumentError, "both say how long"),
         ({"label_smoothing_factor": 0.1}, ArgumentError, "outside of the model"),
         ({"output_dir": None}, ArgumentError, "output_dir is missing"),
+        ({"fsdp": "full_shard"}, ArgumentError, "train is data-parallel"),
+        ({"resume_from_checkpoint": "checkpoint-3"}, CheckpointError, "there is no folder 'checkpoint-3'"),
         ({"recipe": None}, RecipeError, "nothing that training would keep or do"),
         ({"recipe": Magnitude(sparsity=0.5), "dataset": None}, CalibrationError, "training needs data"),
         ({"dataset": ["a"]}, CalibrationError, "nothing to predict"),

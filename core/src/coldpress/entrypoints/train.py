@@ -1,6 +1,7 @@
 """train: a model is trained with the modifiers of a recipe active, on the Trainer of transformers."""
 
 import logging
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -20,7 +21,7 @@ from coldpress.entrypoints.training_arguments import (
     parse_train_arguments,
     trainer_arguments,
 )
-from coldpress.errors import CheckpointError, ModelError, RecipeError
+from coldpress.errors import ArgumentError, CheckpointError, ModelError, RecipeError
 from coldpress.evaluation import perplexity
 from coldpress.models import load_processor
 from coldpress.models.handed_over import handed_over
@@ -134,7 +135,7 @@ def _train(arguments: TrainArguments, recipe: Recipe) -> Trained:
     run = _prepare(arguments, recipe)
     if not acting and not any(encoding_of(module) for module in run.base.modules()):
         raise RecipeError([_nothing_acts(recipe)])
-    rows = _rows(run, "train")
+    rows = _rows(run)
     callback = CompressionCallback(Recipe(acting), distill_teacher=arguments.training.distill_teacher)
     before = _measured(run)
     callback.attach(run.model)  # before the Trainer makes its folder: what cannot be trained leaves nothing behind
@@ -200,11 +201,10 @@ def _nothing_acts(recipe: Recipe) -> str:
     return f"{named} calibrates, and nothing of the recipe acts in training: {advice}use coldpress.oneshot"
 
 
-def _rows(run: Run, split: str) -> Any:
+def _rows(run: Run) -> Any:
     common, training = run.arguments.common, run.arguments.training
-    settings = common.dataset
     return load_training_rows(
-        settings,
+        common.dataset,
         run.tokenizer,
         common.recipe.seed,
         model=run.base,
@@ -217,13 +217,17 @@ def _trainer(run: Run, rows: Any, callback: CompressionCallback) -> Any:
     from transformers import PrinterCallback, Trainer
 
     run.model.train()
-    trainer = Trainer(
-        model=run.model,
-        args=trainer_arguments(run.arguments),
-        train_dataset=rows,
-        data_collator=padding_collator(run.tokenizer),
-        callbacks=[callback, *run.arguments.training.callbacks],
-    )
+    settings = trainer_arguments(run.arguments)
+    try:
+        trainer = Trainer(
+            model=run.model,
+            args=settings,
+            train_dataset=rows,
+            data_collator=padding_collator(run.tokenizer),
+            callbacks=[callback, *run.arguments.training.callbacks],
+        )
+    except (ValueError, ImportError) as error:
+        raise ArgumentError(f"transformers' Trainer refuses this: {error}") from error
     if run.arguments.common.output.quiet:
         trainer.remove_callback(PrinterCallback)
     return trainer
@@ -300,12 +304,15 @@ def _check_places(arguments: TrainArguments) -> None:
         )
     if resumed is True and not there:
         raise CheckpointError(f"resume_from_checkpoint=True, and {folder} holds no checkpoint")
-    if isinstance(resumed, str) and not (arguments.checkpoints() / resumed).is_dir():
+    if isinstance(resumed, str) and not Path(str(_resumed(arguments))).is_dir():
         raise CheckpointError(f"resume_from_checkpoint: there is no folder {resumed!r}")
 
 
 def _resumed(arguments: TrainArguments) -> Any:
-    return arguments.training.resume_from_checkpoint or None
+    """The checkpoint to go on from: a path, or the name of one of the run's own; None for none."""
+    resumed = arguments.training.resume_from_checkpoint or None
+    own = arguments.checkpoints() / str(resumed)
+    return str(own) if isinstance(resumed, str) and own.is_dir() else resumed
 
 
 def _check_causal(model: Any) -> None:

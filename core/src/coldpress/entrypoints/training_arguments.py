@@ -1,5 +1,6 @@
 """The arguments of `coldpress.train`: ours by subject, and those of transformers' TrainingArguments."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,12 @@ def _check_trainer(passed: Mapping[str, Any]) -> None:
     problem = learning_rate_problem(passed.get("learning_rate", 5e-5))
     if problem is not None:
         raise ArgumentError(problem)
+    sharded = [name for name in ("fsdp", "deepspeed") if passed.get(name)]
+    if sharded or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ArgumentError(
+            f"{(sharded or ['FSDP'])[0]}: train is data-parallel, and writes whole weights: for shards put "
+            "CompressionCallback into a Trainer of your own, which gathers them when it saves"
+        )
     if passed.get("label_smoothing_factor"):
         raise ArgumentError(
             "label_smoothing_factor computes the loss outside of the model, where modifiers cannot change it: leave it "
