@@ -24,7 +24,7 @@ def convert(
     model: Annotated[str, typer.Argument(metavar="IN", help="A folder or a hub id.", show_default=False)],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)],
     *,
-    to: Annotated[str, option(None, "--to", "FORMAT", "compressed-tensors, or dense.")] = DEFAULT_FORMAT,
+    to: Annotated[str, option(None, "--to", "FORMAT", "compressed-tensors, dense, gptq or awq.")] = DEFAULT_FORMAT,
     max_workers: Annotated[
         int | None, option(None, "--max-workers", "N", "At the same time.", shown="one a core", least=1)
     ] = None,
