@@ -9,6 +9,8 @@ loaded anew, compressed, and judged by the mean negative log-likelihood of the s
 import argparse
 import json
 import platform
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -92,7 +94,7 @@ def main() -> None:
     lines = [
         "# What each rotation brings",
         "",
-        f"`python benchmarks/rotations.py --steps {options.steps} --tokens {options.tokens}`",
+        f"`python benchmarks/rotations.py {shlex.join(sys.argv[1:])}`",
         "",
     ]
     lines += [f"SmolLM2, round to nearest; the original's loss is {base:.3f} nats a token; torch {torch.__version__}, "

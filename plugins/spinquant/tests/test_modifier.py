@@ -6,12 +6,13 @@ import pytest
 import torch
 import transformers
 
-from coldpress import ModelError, RecipeError, TargetError
+from coldpress import ModelError, RecipeError, TargetError, oneshot
 from coldpress.plugin import State
 from coldpress.recipe import Recipe
 from coldpress.run.job import Job
 from coldpress.testing.families import tiny_family
-from coldpress.testing.models import VOCABULARY, batches, filled, logits, tiny_conv1d, tiny_llama
+from coldpress.testing.interrupt import interrupted
+from coldpress.testing.models import VOCABULARY, batches, filled, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress.testing.rounding import Rounding
 from coldpress.testing.trial import Parts
 from coldpress_spinquant import SpinQuantModifier
@@ -207,3 +208,18 @@ def test_a_false_mapping_is_refused(settings, message):
 def test_after_a_modifier_that_acts_later_it_is_refused_when_the_recipe_is_read():
     with pytest.raises(RecipeError, match="put SpinQuantModifier before Rounding"):
         Recipe([Rounding(scheme="W8A8"), SpinQuantModifier()])
+
+
+def test_a_run_that_is_killed_resumes_with_the_same_bytes_though_a_norm_and_its_reader_are_in_two_stages(tmp_path):
+    tiny_opt().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    recipe = "modifiers: [SpinQuantModifier: {rotations: [R1, R2]}]"
+
+    def compress(name):
+        oneshot(str(tmp_path / "model"), recipe, output_dir=str(tmp_path / name), quiet=True)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    with interrupted(2):
+        compress("killed")
+
+    assert compress("killed") == compress("whole")
