@@ -29,7 +29,7 @@ from coldpress.schemes import Scheme, preset
 from coldpress.state import State
 
 _MARK = ":"  # between a format and a suffix
-_ABOVE = ("recipe.yaml", "report.json")  # what stays in the output itself, beside the manifest
+_ABOVE = ("recipe.yaml", "report.html", "report.json")  # what stays in the output itself, beside the manifest
 
 
 def _to_pairs(value: Any) -> tuple[tuple[str, dict[str, Any]], ...]:
