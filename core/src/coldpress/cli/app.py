@@ -8,6 +8,7 @@ from coldpress import __version__
 from coldpress.cli.border import guarded
 from coldpress.cli.compress import compress
 from coldpress.cli.demo import demo
+from coldpress.cli.diff import diff
 from coldpress.cli.evaluate import evaluate
 from coldpress.cli.inspect import inspect
 from coldpress.cli.model_free import convert
@@ -31,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-_COMMANDS = (compress, plan, recipes, convert, train, evaluate, inspect, report, trace, plugins, new, port, demo)
+_COMMANDS = (compress, plan, recipes, convert, train, evaluate, inspect, report, diff, trace, plugins, new, port, demo)
 
 
 def _version(asked: bool) -> None:
