@@ -9,6 +9,7 @@ from coldpress import CalibrationError, oneshot
 from coldpress.plugin import GUIDANCE
 from coldpress.run import reverse
 from coldpress.testing.interrupt import interrupted
+from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
 
 QUANTIZE = {"scheme": "W4A16", "group_size": 32, "ignore": ["lm_head"]}
@@ -74,3 +75,13 @@ def test_other_labels_are_refused():
     with pytest.raises(Exception, match="guidance"):
         compress(tiny_llama(), None, [{"GPTQModifier": {**QUANTIZE, "guidance": "labels"}}])
     assert GUIDANCE == (None, "sampled", "data")
+
+
+@pytest.mark.parametrize("all_experts", [True, False])
+def test_experts_are_guided_by_the_tokens_that_they_had(all_experts):
+    model = tiny_mixture("qwen3_moe")
+    compress(
+        model, None, [{"GPTQModifier": {**QUANTIZE, "guidance": "sampled"}}], moe_calibrate_all_experts=all_experts
+    )
+
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())

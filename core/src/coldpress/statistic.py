@@ -99,7 +99,8 @@ class Tokens:
     Attributes:
         batch: index of the batch, from 0.
         call: of the layer in this batch, from 0.
-        places: of an expert's tokens among all tokens of the sequences, [T] int64; None for all that count, in order.
+        places: of these tokens among all of the sequences, [T] int64, of an expert's and where there is padding; None
+            for all of them, in order.
     """
 
     batch: int

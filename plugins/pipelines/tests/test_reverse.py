@@ -7,6 +7,7 @@ from loose import Loose, straight, twice, untouched, vectors
 from torch import nn
 
 from coldpress import CalibrationError, NumericsError
+from coldpress.experts import linearize_experts
 from coldpress.plugin import Gamma, Gram, Modifier, Needs, State, TokenWeight, hookimpl
 from coldpress.recipe import Recipe
 from coldpress.run.job import Job
@@ -218,7 +219,12 @@ def test_a_block_that_writes_into_an_argument_is_refused_and_not_differentiated_
 def test_experts_have_the_gradients_of_the_tokens_that_their_router_sends_them():
     data = padded()
 
-    found, whole = (found_by(tiny_mixture("qwen3_moe"), data, pipeline) for pipeline in (Sequential(), Basic()))
+    def mixture():
+        model = tiny_mixture("qwen3_moe")
+        linearize_experts(model)
+        return model
+
+    found, whole = (found_by(mixture(), data, pipeline) for pipeline in (Sequential(), Basic()))
 
     seen = [name for name, entry in found.items() if entry["gamma"] is not None and ".experts." in name]
     assert len(seen) > 2

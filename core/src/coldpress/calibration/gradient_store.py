@@ -45,11 +45,10 @@ class GradientStore:
         Raises:
             CalibrationError: the reverse sweep saw other tokens.
         """
-        found = self._weights_of(tuple(names), statistic)
-        whole, places = found.get(tokens, (None, None))
-        if tokens.places is not None:
-            return _at_places(whole, places, tokens.places, len(x))
-        if whole is None or places is not None or len(whole) != len(x):
+        whole, places = self._weights_of(tuple(names), statistic).get(tokens, (None, None))
+        if whole is None or tokens.places is not None or places is not None:
+            return _at_places(whole, places, tokens.places, x)
+        if len(whole) != len(x):
             raise CalibrationError(
                 f"{names[0]} reads other tokens of batch {tokens.batch} than in the reverse sweep: no weight is known"
             )
@@ -96,11 +95,15 @@ class GradientStore:
         return self._weights[key]
 
 
-def _at_places(whole: Tensor | None, known: Tensor | None, wanted: Tensor, count: int) -> Tensor:
-    """Weights of an expert's tokens, [T]; 1, the mean, for those that its router gave to others in the original."""
-    if whole is None or known is None:
-        return torch.ones(count, device=wanted.device)
-    size = int(max(known.max(), wanted.max())) + 1
-    table = torch.ones(size, device=wanted.device)
-    table[known.to(wanted.device)] = whole.to(wanted.device)
+def _at_places(whole: Tensor | None, known: Tensor | None, wanted: Tensor | None, x: Tensor) -> Tensor:
+    """Weights of tokens at some places, [T]; 1, the mean, for those that no layer saw in the reverse sweep.
+
+    These are tokens that a router gives to an expert which others had in the original model.
+    """
+    if whole is None:
+        return torch.ones(len(x), device=x.device)
+    known = torch.arange(len(whole), device=x.device) if known is None else known.to(x.device)
+    wanted = torch.arange(len(x), device=x.device) if wanted is None else wanted.to(x.device)
+    table = torch.ones(int(max(known.max(), wanted.max())) + 1, device=x.device)
+    table[known] = whole.to(x.device)
     return table[wanted]

@@ -92,7 +92,7 @@ class GradientTap:
 
 
 def _counted(seen: _Seen, masks: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-    """The gradient of the tokens that count, [T, O], and where they are among all, of an expert's."""
+    """The gradient of the tokens that count, [T, O], and where they are among all; None where all count, in order."""
     gradient = seen.gradient
     if seen.rows is not None:
         places = seen.rows.places
@@ -102,7 +102,8 @@ def _counted(seen: _Seen, masks: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | N
         inside = mask.flatten().to(gradient.device)[places]
         return gradient[inside], places[inside]
     mask = mask_for(gradient, masks)
-    if mask is not None:
-        mask = mask.to(gradient.device)
-        gradient = gradient[mask] if gradient.ndim > 2 else gradient[mask.flatten()]
-    return gradient.flatten(0, -2) if gradient.ndim > 1 else gradient[None], None
+    if mask is None:
+        return gradient.flatten(0, -2) if gradient.ndim > 1 else gradient[None], None
+    mask = mask.to(gradient.device)
+    gradient = gradient[mask] if gradient.ndim > 2 else gradient[mask.flatten()]
+    return gradient.flatten(0, -2), mask.flatten().nonzero()[:, 0]

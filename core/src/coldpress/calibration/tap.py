@@ -30,7 +30,8 @@ class BatchInputs:
         index: of the batch in the sweep, from 0.
         calls: layer name to keys of `tokens`, in the order of its calls; layers that no token reached are not in it.
         tokens: distinct tensors by key, [T, I] each, [T, H, D] of an attention or [T, E, 2] of experts.
-        places: of the tensors that an expert is called with, where its tokens are among all of the sequences, [T].
+        places: where the tokens of a tensor are among all of the sequences, [T]; of an expert's, and where some are
+            padding.
     """
 
     index: int
@@ -146,8 +147,9 @@ class InputTap:
             key = keys.setdefault(_identity(call.x, call.version), len(keys))
             if key not in tokens:
                 tokens[key] = _checked(call, masks, index)
-                if call.rows is not None:
-                    places[key] = _marked(call.rows.places, call.rows, masks)
+                where = _places(call, masks)
+                if where is not None:
+                    places[key] = where
             if len(tokens[key]):
                 calls[call.name] = (*calls.get(call.name, ()), key)
         return BatchInputs(index, calls, tokens, places)
@@ -201,6 +203,14 @@ def _checked(call: _Call, masks: tuple[Tensor, ...], index: int) -> Tensor:
     if not is_finite(x):
         raise NumericsError(f"the input of {call.name} has NaN or Inf in batch {index}; nothing was written")
     return x
+
+
+def _places(call: _Call, masks: tuple[Tensor, ...]) -> Tensor | None:
+    """Where the tokens of a call that count are among all of the sequences, [T]; None where all count, in order."""
+    if call.rows is not None:
+        return _marked(call.rows.places, call.rows, masks)
+    mask = None if call.heads else mask_for(call.x, masks)
+    return None if mask is None else mask.flatten().nonzero()[:, 0].to(call.x.device)
 
 
 def _identity(x: Tensor, version: int) -> tuple[Any, ...]:

@@ -181,15 +181,13 @@ class AutoBitsModifier(Modifier):
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
-        """Note in the report what was chosen, and what it was expected to cost."""
+        """Note in the report what was chosen."""
         value = state.decision(self)
         for layer in self._planned(state, stage):
             scheme = state.scheme_of(layer)
             assert scheme is not None
             why = " (no token reached it, so its cost is not known)" if layer.name in value["unseen"] else ""
             state.report[layer.name].notes["bits"] = describe(scheme) + why
-        if stage.index == 0:
-            state.log.append({"autobits": {key: value[key] for key in ("plan", "bits", "whole_nbytes", "plans")}})
 
     @hookimpl
     def save(self, state: State, folder: Path) -> None:

@@ -101,18 +101,36 @@ class TokenWeight(GradientStatistic):
         return TokenSquares(found, int(tensors["outputs"]))
 
     def weights(self, values: Sequence[TokenSquares]) -> dict[Tokens, tuple[Tensor, Tensor | None]]:
-        """Of an input that the layers with these values read."""
-        first, outputs = values[0], sum(value.outputs for value in values)
-        sums = {
-            tokens: torch.stack([value.squares[tokens][0] for value in values]).sum(0) / outputs
-            for tokens in sorted(first.squares, key=lambda one: (one.batch, one.call))
-        }
+        """Of an input that the layers with these values read; a token that one of them does not see adds nothing."""
+        outputs = sum(value.outputs for value in values)
+        keys = sorted({key for value in values for key in value.squares}, key=lambda one: (one.batch, one.call))
+        joined = {key: _joined([value.squares[key] for value in values if key in value.squares]) for key in keys}
+        sums = {key: squares / outputs for key, (squares, _) in joined.items()}
         every = torch.cat(list(sums.values())).double()  # [all tokens]
         if not bool(every.any()):
-            return {tokens: (torch.ones_like(one), first.squares[tokens][1]) for tokens, one in sums.items()}
+            return {tokens: (torch.ones_like(one), joined[tokens][1]) for tokens, one in sums.items()}
         every = (every / every.mean()) ** self.power
         edge = every.kthvalue(max(1, round(self.quantile * len(every)))).values
         every = every.clamp(max=edge) if edge > 0 else every
         every = (every / every.mean()).float()
         parts = torch.split(every, [len(one) for one in sums.values()])
-        return {tokens: (part, first.squares[tokens][1]) for tokens, part in zip(sums, parts, strict=True)}
+        return {tokens: (part, joined[tokens][1]) for tokens, part in zip(sums, parts, strict=True)}
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """The sums of squares of several layers, and the places of all tokens that one of them sees."""
+    first, places = parts[0]
+    if all(_same(places, where) and len(one) == len(first) for one, where in parts):
+        return torch.stack([one for one, _ in parts]).sum(0), places
+    known = [torch.arange(len(one), device=one.device) if where is None else where for one, where in parts]
+    total = first.new_zeros(1 + int(torch.cat(known).max()))
+    seen = torch.zeros_like(total, dtype=torch.bool)
+    for (one, _), where in zip(parts, known, strict=True):
+        total.index_add_(0, where, one)
+        seen[where] = True
+    where = seen.nonzero()[:, 0]
+    return total[where], where
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b if a is None or b is None else torch.equal(a, b)
