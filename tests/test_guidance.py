@@ -44,7 +44,9 @@ def source(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", ["gptq", *(pytest.param(name, marks=pytest.mark.slow) for name in ("awq", "sparsegpt", "wanda"))]
+)
 def test_streamed_and_interrupted_runs_give_the_bytes_of_one_in_memory(source, tmp_path, name, monkeypatch):
     compress(tiny_llama(hidden=64), tmp_path / "memory", name)
     with interrupted(2):

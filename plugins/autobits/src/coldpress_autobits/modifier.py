@@ -183,7 +183,7 @@ class AutoBitsModifier(Modifier):
     def finalize(self, state: State, stage: Stage) -> None:
         """Note in the report what was chosen."""
         value = state.decision(self)
-        for layer in self._planned(state, stage):
+        for layer in self._planned(state, stage) if value is not None else ():
             scheme = state.scheme_of(layer)
             assert scheme is not None
             why = " (no token reached it, so its cost is not known)" if layer.name in value["unseen"] else ""
@@ -193,6 +193,8 @@ class AutoBitsModifier(Modifier):
     def save(self, state: State, folder: Path) -> None:
         """Add a picture of the choice, and a recipe that replays it without measuring."""
         value = state.decision(self)
+        if value is None:
+            return
         names = [describe(scheme) for scheme in self.schemes()]
         (folder / "autobits.md").write_text(picture(value, names), encoding="utf-8")
         (folder / "autobits_recipe.yaml").write_text(self.replay(state), encoding="utf-8")
