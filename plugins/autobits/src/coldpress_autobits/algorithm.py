@@ -198,3 +198,12 @@ def ends_first(sizes: Sequence[Sequence[int]], order: Sequence[int], budget: int
         room -= size[best] - size[found[unit]]
         found[unit] = best
     return found
+
+
+def uniform(sizes: Sequence[Sequence[int]], budget: int) -> list[int] | None:
+    """One option for all units, the largest that fits; None where units have different options, or none fits."""
+    if len({len(size) for size in sizes}) > 1:
+        return None
+    totals = [sum(size[i] for size in sizes) for i in range(len(sizes[0]))]
+    fitting = [i for i, total in enumerate(totals) if total <= budget]
+    return [max(fitting, key=lambda i: totals[i])] * len(sizes) if fitting else None

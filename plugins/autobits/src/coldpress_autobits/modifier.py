@@ -32,7 +32,7 @@ from coldpress.plugin import (
     write_recipe,
 )
 from coldpress.schemes import check_fit, check_supported, describe
-from coldpress_autobits.algorithm import cost, ends_first, fed_back_cost, input_cost, solve
+from coldpress_autobits.algorithm import cost, ends_first, fed_back_cost, input_cost, solve, uniform
 from coldpress_autobits.bytes import in_bytes
 from coldpress_autobits.noise import InputNoise
 from coldpress_autobits.plans import Choice, Plan, Unit, divergence_of, picture
@@ -291,7 +291,7 @@ class AutoBitsModifier(Modifier):
             found[name] = choice
         ends = sorted(range(len(units)), key=lambda i: (min(i, len(units) - 1 - i), i))
         for name, order in (("both ends first", ends), ("uniform", [])):
-            choice = _uniform(sizes, budget) if name == "uniform" else ends_first(sizes, order, budget)
+            choice = uniform(sizes, budget) if name == "uniform" else ends_first(sizes, order, budget)
             if choice is not None:
                 found[name] = choice
         plans: list[Plan] = []
@@ -392,12 +392,3 @@ def _together(state: State, modifier: Modifier, layers: Mapping[str, Any]) -> li
     for name in layers:
         groups.setdefault(root(name), []).append(name)
     return list(groups.values())
-
-
-def _uniform(sizes: Sequence[Sequence[int]], budget: int) -> list[int] | None:
-    """One option for all units, the largest that fits; None where units have different options, or none fits."""
-    if len({len(size) for size in sizes}) > 1:
-        return None
-    totals = [sum(size[i] for size in sizes) for i in range(len(sizes[0]))]
-    fitting = [i for i, total in enumerate(totals) if total <= budget]
-    return [max(fitting, key=lambda i: totals[i])] * len(sizes) if fitting else None
