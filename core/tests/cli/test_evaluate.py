@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from xml.etree import ElementTree
 
 import pytest
 
@@ -96,3 +98,34 @@ def test_a_model_that_is_not_there_is_named(coldpress, tmp_path):
     assert answer.code == 2
     assert "nothing" in answer.err
     assert answer.out == ""
+
+
+def test_numbers_are_kept_in_an_output_and_shown_on_its_page(coldpress, model, compressed, text, tmp_path):
+    folder = shutil.copytree(compressed, tmp_path / "folder")
+
+    found = measure(coldpress, folder, "--against", model, "--text", text, "--report", folder)
+
+    kept = json.loads((folder / "evaluation.json").read_text())
+    assert kept["divergence"] == found["divergence"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    ElementTree.fromstring(page)
+    for words in ("KL, 99.9 %", "top-1 agreement", "probability of the right token", "became"):
+        assert words in page
+    measure(coldpress, folder, "--text", text, "--report", folder)
+    assert "divergence" not in json.loads((folder / "evaluation.json").read_text())  # it was of another evaluation
+
+
+def test_an_output_without_a_report_is_refused_before_a_model_is_read(coldpress, tmp_path):
+    answer = coldpress("evaluate", tmp_path / "no model", "--report", tmp_path)
+
+    assert answer.code == 2
+    assert "has no report.json" in answer.err.replace("\n", " ")
+
+
+def test_tasks_without_lm_eval_end_with_the_way_out(coldpress, model, monkeypatch):
+    monkeypatch.setattr("coldpress.evaluation.tasks.find_spec", lambda name: None)
+
+    answer = coldpress("evaluate", model, "--tasks", "hellaswag,arc_easy")
+
+    assert answer.code == 2
+    assert "pip install 'coldpress[lm-eval]'" in answer.err

@@ -35,13 +35,16 @@ def test_a_model_is_no_way_from_itself(tokenizer):
 def test_it_is_what_float64_gives_token_by_token(tokenizer):
     model, reference = _noisy(tiny_llama(hidden=64), 0.05), tiny_llama(hidden=64)
     ids = tokenizer(TEXT).input_ids
-    kl, same = [], []
+    kl, same, change = [], [], []
     with torch.no_grad():
         for start in range(0, len(ids), 50):
             part = torch.tensor([ids[start : start + 50]])
             q, p = (m.double()(part).logits[0, :-1].softmax(-1) for m in (model, reference))
             kl += (p * (p / q).log()).sum(-1).tolist()
             same += (q.argmax(-1) == p.argmax(-1)).tolist()
+            change += [
+                float(after[token] - before[token]) for after, before, token in zip(q, p, part[0, 1:], strict=True)
+            ]
 
     found = divergence(model.float(), reference.float(), tokenizer, TEXT, window=50)
 
@@ -49,6 +52,12 @@ def test_it_is_what_float64_gives_token_by_token(tokenizer):
     assert found.kl == pytest.approx(sum(kl) / len(kl), rel=1e-4)
     assert found.top1_agreement == pytest.approx(sum(same) / len(same))
     assert 0 < found.kl_standard_error < found.kl
+    assert found.delta_p == pytest.approx(sum(change) / len(change), rel=1e-3)
+    ordered, places = sorted(kl), {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "99.9 %": 0.999, "largest": 1}
+    for name, share in places.items():
+        assert sum(value <= found.kl_percentiles[name] * (1 + 1e-4) for value in ordered) / len(ordered) >= share
+        assert sum(value < found.kl_percentiles[name] * (1 - 1e-4) for value in ordered) / len(ordered) < share
+    assert found.delta_p_percentiles["0.1 %"] == pytest.approx(min(change), rel=1e-3)
 
 
 def test_it_grows_with_the_noise(tokenizer):

@@ -36,15 +36,15 @@ def say(kind: str, message: str, *, style: str = "bold red") -> None:
 
 def print_json(value: Any) -> None:
     """A result for programs."""
-    typer.echo(json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False))
+    typer.echo(json.dumps(finite(value), indent=2, allow_nan=False, ensure_ascii=False))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with null for infinity and NaN, which JSON does not have."""
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 

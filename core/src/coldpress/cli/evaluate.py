@@ -1,5 +1,6 @@
 """`coldpress evaluate`: perplexity of a model, and its distance from another one."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,12 +9,13 @@ from attrs import asdict
 
 from coldpress.arguments import DEFAULT_DATASET
 from coldpress.arguments.checks import path
-from coldpress.cli.console import out, print_json
+from coldpress.cli.console import finite, out, print_json
 from coldpress.cli.option import DTYPE, Device, Dtype, Json, option
 from coldpress.errors import ArgumentError
 
 if TYPE_CHECKING:
     from coldpress.evaluation import Divergence, Perplexity
+    from coldpress.evaluation.tasks import Tasks
 
 _MODEL = "A folder (compressed or not), a hub id, or a file or name that a source reads."
 
@@ -31,6 +33,15 @@ def evaluate(
     max_tokens: Annotated[
         int | None, option(None, "--max-tokens", "N", "Tokens of the text that are used.", shown="all", least=2)
     ] = None,
+    tasks: Annotated[
+        str | None, option(None, "--tasks", "NAMES", "Also run these of lm-eval: names or YAML files, with commas.")
+    ] = None,
+    limit: Annotated[
+        int | None, option(None, "--limit", "N", "Documents of each task that are used.", shown="all", least=1)
+    ] = None,
+    report: Annotated[
+        Path | None, option(None, "--report", "DIR", "Keep the numbers in this output, and show them on its page.")
+    ] = None,
     dtype: Dtype = DTYPE,
     device: Device = None,
     as_json: Json = False,
@@ -40,26 +51,53 @@ def evaluate(
     A compressed checkpoint is decoded, and the quantization of its activations is simulated.
     """
     words = None if text is None else _read(Path(path(text)))
-    from coldpress.evaluation import divergence, perplexity
+    names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
+    from coldpress.evaluation.tasks import check_tasks
     from coldpress.models import load_model, load_tokenizer, need_tokenizer
+    from coldpress.report.page.folder import keep_evaluation, render_folder
+
+    if names is not None:
+        check_tasks(names)
+    if report is not None:
+        render_folder(Path(path(report)))  # what has no report is refused before a model is read
+    content = {"model": model, "against": against, "text": str(text or DEFAULT_DATASET), "window": window}
+    models = [load_model(one, dtype=dtype, device=device) for one in (model, against) if one is not None]
+    tokenizer = need_tokenizer(load_tokenizer(model, models[0]), "evaluation")
+    measured: dict[str, Any] = _on_text(models, tokenizer, words, {"window": window, "max_tokens": max_tokens})
+    if names is not None:
+        measured |= _on_tasks(models, tokenizer, names, limit)
+    found = {**content, **{name: None if one is None else asdict(one) for name, one in measured.items()}}
+    if report is not None:
+        keep_evaluation(Path(path(report)), finite(found))
+    if as_json:
+        print_json(found)
+        return
+    _show(measured)
+
+
+def _on_text(
+    models: Sequence[Any], tokenizer: Any, text: str | None, settings: Mapping[str, Any]
+) -> dict[str, "Perplexity | Divergence | None"]:
+    """Perplexities of the model and of another one, and their distance; None where there is no other one."""
+    from coldpress.evaluation import divergence, perplexity
     from coldpress.report import Progress
 
     progress = Progress()
-    subject = load_model(model, dtype=dtype, device=device)
-    tokenizer = need_tokenizer(load_tokenizer(model, subject), "evaluation")
-    settings: dict[str, Any] = {"window": window, "max_tokens": max_tokens, "progress": progress}
-    found = perplexity(subject, tokenizer, words, **settings)
-    reference, distance = None, None
-    if against is not None:
-        original = load_model(against, dtype=dtype, device=device)
-        reference = perplexity(original, tokenizer, words, **settings)
-        distance = divergence(subject, original, tokenizer, words, **settings)
-    if as_json:
-        content = {"model": model, "against": against, "text": str(text or DEFAULT_DATASET), "window": window}
-        measured = {"perplexity": found, "reference_perplexity": reference, "divergence": distance}
-        print_json({**content, **{k: None if v is None else asdict(v) for k, v in measured.items()}})
-        return
-    _show(found, reference, distance)
+    found = [perplexity(model, tokenizer, text, progress=progress, **settings) for model in models]
+    if len(models) == 1:
+        return {"perplexity": found[0], "reference_perplexity": None, "divergence": None}
+    distance = divergence(models[0], models[1], tokenizer, text, progress=progress, **settings)
+    return {"perplexity": found[0], "reference_perplexity": found[1], "divergence": distance}
+
+
+def _on_tasks(
+    models: Sequence[Any], tokenizer: Any, names: Sequence[str], limit: int | None
+) -> "dict[str, Tasks | None]":
+    """What the model, and another one if there is one, reach in tasks."""
+    from coldpress.evaluation.tasks import run_tasks
+
+    found = [run_tasks(model, tokenizer, names, limit=limit) for model in models]
+    return {"tasks": found[0], "reference_tasks": found[1] if len(found) > 1 else None}
 
 
 def _read(file: Path) -> str:
@@ -81,10 +119,11 @@ def _read(file: Path) -> str:
     return text
 
 
-def _show(found: "Perplexity", reference: "Perplexity | None", distance: "Divergence | None") -> None:
+def _show(measured: Mapping[str, Any]) -> None:
     from coldpress.report.table import facts
     from coldpress.report.words import in_error
 
+    found, reference, distance = (measured[k] for k in ("perplexity", "reference_perplexity", "divergence"))
     rows = [("perplexity", in_error(found.value, found.standard_error))]
     if reference is not None and distance is not None:
         rows += [
@@ -92,4 +131,10 @@ def _show(found: "Perplexity", reference: "Perplexity | None", distance: "Diverg
             ("KL divergence", f"{in_error(distance.kl, distance.kl_standard_error)} nats a token"),
             ("top-1 agreement", f"{distance.top1_agreement:.2%}"),
         ]
-    out().print(facts([*rows, ("tokens", str(found.tokens))]))
+    rows.append(("tokens", str(found.tokens)))
+    for key, words in (("tasks", ""), ("reference_tasks", " of the other")):
+        tasks = measured.get(key)
+        for name, result in {} if tasks is None else tasks.results.items():
+            scores = {metric: in_error(one.value, one.standard_error or 0) for metric, one in result.metrics.items()}
+            rows += [(f"{name}, {metric}{words}", score) for metric, score in scores.items()]
+    out().print(facts(rows))

@@ -1,6 +1,7 @@
 """Divergence: how far the predictions of a model are from those of a reference."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from coldpress.evaluation.perplexity import CHUNK
 from coldpress.evaluation.windows import Tracker, batched, check_fits, cut_windows, logits_of, tracked
 from coldpress.models.evaluating import evaluating
 
+_KL = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "99.9 %": 0.999, "largest": 1.0}
+_DELTA_P = {"0.1 %": 0.001, "1 %": 0.01, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "99 %": 0.99, "99.9 %": 0.999}
+
 
 @frozen
 class Divergence:
@@ -23,12 +27,23 @@ class Divergence:
         kl_standard_error: of `kl`; NaN when there was only one window.
         top1_agreement: share of tokens for which both models hold the same token most likely.
         tokens: that were predicted.
+        top1_standard_error: of `top1_agreement`; NaN when there was only one window.
+        kl_percentiles: of the tokens' KL, in nats: `median`, `90 %`, `99 %`, `99.9 %`, `largest`.
+        delta_p: mean change of the probability of the token that follows in the text, model minus reference.
+        delta_p_standard_error: of `delta_p`; NaN when there was only one window.
+        delta_p_percentiles: of that change: `0.1 %`, `1 %`, `5 %`, `median`, `95 %`, `99 %`, `99.9 %`; noise is
+            symmetric around 0, damage has a longer tail below.
     """
 
     kl: float
     kl_standard_error: float
     top1_agreement: float
     tokens: int
+    top1_standard_error: float
+    kl_percentiles: Mapping[str, float]
+    delta_p: float
+    delta_p_standard_error: float
+    delta_p_percentiles: Mapping[str, float]
 
 
 def divergence(
@@ -72,23 +87,54 @@ def divergence(
                     f"the models have different vocabularies, {said.shape[-1]} and {wanted.shape[-1]} tokens: they "
                     "cannot be compared token by token"
                 )
-            found += [_compare(*pair) for pair in zip(said, wanted.to(said.device), strict=True)]
-    sums, counts = torch.stack(found).cpu(), torch.tensor([len(part) - 1 for part in windows])  # [k, 2], [k]
+            rows = zip(said, wanted.to(said.device), ids.to(said.device), strict=True)
+            found += [_compare(*row).cpu() for row in rows]
+    counts = torch.tensor([len(part) - 1 for part in windows])  # [k]
+    sums = torch.stack([part.sum(1) for part in found])  # [k, 3]
     if not sums.isfinite().all():
         raise NumericsError("a model gives NaN or Inf to the text: its weights are not sound")
     kl, error = mean_of_windows(sums[:, 0], counts)
-    agreement, _ = mean_of_windows(sums[:, 1], counts)
-    return Divergence(kl, error, agreement, int(counts.sum()))
+    agreement, spread = mean_of_windows(sums[:, 1], counts)
+    change, change_error = mean_of_windows(sums[:, 2], counts)
+    tokens = torch.cat(found, dim=1)  # [3, T]
+    return Divergence(
+        kl=kl,
+        kl_standard_error=error,
+        top1_agreement=agreement,
+        tokens=int(counts.sum()),
+        top1_standard_error=spread,
+        kl_percentiles=_percentiles(tokens[0], _KL),
+        delta_p=change,
+        delta_p_standard_error=change_error,
+        delta_p_percentiles=_percentiles(tokens[2], _DELTA_P),
+    )
 
 
-def _compare(said: Tensor, wanted: Tensor) -> Tensor:
-    """Summed KL(wanted || said) and number of equal first choices of one window, [2] float64, from [S, vocabulary]."""
-    kl = said.new_zeros((), dtype=torch.float64)
-    same = torch.zeros_like(kl)
-    for part, target in zip(torch.split(said[:-1], CHUNK), torch.split(wanted[:-1], CHUNK), strict=True):
+def _percentiles(values: Tensor, shares: Mapping[str, float]) -> dict[str, float]:
+    """Of values, [T], the smallest that so large a share of them is no larger than."""
+    ordered = values.sort().values
+    last = len(ordered) - 1
+    return {name: float(ordered[min(last, max(0, math.ceil(q * len(ordered)) - 1))]) for name, q in shares.items()}
+
+
+def _compare(said: Tensor, wanted: Tensor, ids: Tensor) -> Tensor:
+    """For each predicted token of a window KL(wanted || said), whether first choices agree, and delta-p.
+
+    Args:
+        said: logits of the model, [S, vocabulary].
+        wanted: logits of the reference, [S, vocabulary].
+        ids: the window, [S].
+
+    Returns:
+        [3, S - 1] float64.
+    """
+    found = []
+    chunks = (torch.split(part, CHUNK) for part in (said[:-1], wanted[:-1], ids[1:]))
+    for part, target, token in zip(*chunks, strict=True):
         log_q, log_p = part.float().log_softmax(-1), target.float().log_softmax(-1)  # [chunk, vocabulary]
         # Both may be -inf for a token that neither ever says; 0 * (-inf + inf) is 0 there.
         term = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
-        kl += term.sum(-1).clamp(min=0).double().sum()
-        same += (part.argmax(-1) == target.argmax(-1)).sum()
-    return torch.stack([kl, same])
+        change = (log_q.exp() - log_p.exp()).gather(1, token[:, None])[:, 0]  # [chunk]
+        same = part.argmax(-1) == target.argmax(-1)
+        found.append(torch.stack([term.sum(-1).clamp(min=0).double(), same.double(), change.double()]))
+    return torch.cat(found, dim=1)

@@ -65,13 +65,13 @@ def keep_evaluation(folder: Path, measured: Mapping[str, Any]) -> Path:
 
     Args:
         folder: that a run wrote.
-        measured: name to result; a result replaces an earlier one of its name.
+        measured: name to result; a result replaces an earlier one of its name, and None removes it.
 
     Raises:
         CheckpointError: the folder has no report, or the disk is full.
     """
     render_folder(folder)  # what has no report is refused before anything is written
-    kept = {**read_evaluation(folder), **measured}
+    kept = {name: one for name, one in {**read_evaluation(folder), **measured}.items() if one is not None}
     _write(folder / EVALUATION, json.dumps(kept, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     _know(folder, EVALUATION)
     return write_page(folder)
