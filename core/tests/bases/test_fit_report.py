@@ -31,6 +31,15 @@ def test_every_layer_has_its_tokens_dampening_and_error_of_a_token(state):
     assert state.report["k"].notes["output_error"] == 0.1
 
 
+def test_a_loss_is_told_beside_that_of_rounding_where_it_is_known(state):
+    layers = [layer(state, "q", 8), layer(state, "k", 8)]
+
+    note_fit(state, layers, tokens=20, dampening=0.01, losses=[6.0, 0.0], rounding_losses=[8.0, 0.0])
+
+    assert state.report["q"].notes["rounding_ratio"] == 0.75
+    assert "rounding_ratio" not in state.report["k"].notes  # nothing was lost by either
+
+
 def test_few_tokens_are_warned_of_once_and_again_where_there_are_fewer_for_a_column(state, caplog):
     fit(state, "enough", columns=8, tokens=8)
     assert not caplog.messages

@@ -126,6 +126,15 @@ def test_the_loss_is_the_error_of_the_outputs(args):
     torch.testing.assert_close(solution.loss, loss_of(weight, found, prepared), rtol=1e-3, atol=0)
 
 
+@over_grids
+def test_the_loss_of_rounding_is_known_too(args):
+    weight, gram = draw(24, 48), random_gram(48)
+    _, solution = solved(weight, gram, args, dampening_frac=1e-6)
+
+    expected = error(weight, rounded_to_nearest(weight, args), gram)
+    assert float(solution.rounding_loss.sum()) == pytest.approx(expected, rel=0.02)  # on a CPU in 16 bits
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     rows=st.integers(1, 20),

@@ -9,10 +9,19 @@ from coldpress.state import State
 log = logging.getLogger(__name__)
 
 
-def note_fit(state: State, layers: Sequence[Layer], *, tokens: int, dampening: float, losses: Sequence[float]) -> None:
+def note_fit(
+    state: State,
+    layers: Sequence[Layer],
+    *,
+    tokens: int,
+    dampening: float,
+    losses: Sequence[float],
+    rounding_losses: Sequence[float] = (),
+) -> None:
     """In `finalize`: report how layers that read the same input were fitted, and warn where that had few tokens.
 
-    A layer's notes get `tokens`, `dampening` and `output_error`, its loss for a token.
+    A layer's notes get `tokens`, `dampening`, `output_error`, its loss for a token, and where that of rounding to
+    nearest is known, `rounding_ratio`, its loss over that: 1 is no better than rounding.
     Fewer tokens than columns are warned of once, and again where there are fewer still for each column.
 
     Args:
@@ -21,6 +30,7 @@ def note_fit(state: State, layers: Sequence[Layer], *, tokens: int, dampening: f
         tokens: of the calibration data that reached them, at least 1.
         dampening: share of the mean diagonal that was added to the diagonal of their Gram matrix.
         losses: squared error of the outputs of each layer, summed over tokens.
+        rounding_losses: that of rounding to nearest with the same scales; empty where it is not known.
     """
     seen = [line.notes["tokens"] / line.shape[1] for line in state.report.values() if "output_error" in line.notes]
     columns = layers[0].weight.shape[1]
@@ -38,3 +48,6 @@ def note_fit(state: State, layers: Sequence[Layer], *, tokens: int, dampening: f
             "dampening": dampening,
             "output_error": loss / tokens,
         }
+    for layer, loss, rounding in zip(layers, losses, rounding_losses, strict=False):
+        if rounding > 0:
+            state.report[layer.name].notes["rounding_ratio"] = loss / rounding

@@ -231,7 +231,8 @@ class GPTQModifier(Quantizer):
 
     def _write(self, state: State, fit: "_Fit", solutions: Sequence[Solution]) -> None:
         """Make the solutions what the layers are, and report how well they fit."""
-        (layers, args), prepared, losses = (fit.readers.layers, fit.readers.args), fit.problem.prepared, []
+        (layers, args), prepared = (fit.readers.layers, fit.readers.args), fit.problem.prepared
+        losses = []
         assert prepared.factor is not None
         for layer, aim, params, units, solution in zip(
             layers, fit.aims, fit.qparams, fit.problem.qparams, solutions, strict=True
@@ -244,7 +245,10 @@ class GPTQModifier(Quantizer):
             quantized = evolve(self.quantized(state, layer), codes=found.codes, scale=scale, zero_point=point)
             state.set_quantized(layer, quantized)
             losses.append(float(found.loss.sum()))
-        note_fit(state, layers, tokens=fit.tokens, dampening=prepared.factor.dampening, losses=losses)
+        dampening = prepared.factor.dampening
+        known = self.magr_alpha is None  # else it is that of other weights than those whose outputs are wanted
+        rounding = [float(one.rounding_loss.sum()) for one in solutions if known and one.rounding_loss is not None]
+        note_fit(state, layers, tokens=fit.tokens, dampening=dampening, losses=losses, rounding_losses=rounding)
 
     def _aims(self, state: State, readers: Readers, prepared: Prepared) -> list[Tensor]:
         """Weights whose outputs are wanted, in their dtype: those of the layers, corrected where that is asked for."""

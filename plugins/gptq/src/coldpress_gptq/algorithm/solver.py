@@ -81,10 +81,13 @@ class Solution(NamedTuple):
     Attributes:
         codes: [O, I], in the grid's code dtype.
         loss: the error (1) of each row, [O] float32; of outputs, summed over tokens, dampening included.
+        rounding_loss: that of rounding to nearest with the same scales, [O] float32; on a CPU computed in 16 bits.
+            None where it is not known.
     """
 
     codes: Tensor
     loss: Tensor
+    rounding_loss: Tensor | None = None
 
 
 def prepare(gram: Tensor, *, dampening_frac: float, by_activity: bool) -> Prepared:
@@ -193,25 +196,28 @@ def _sound(
 def _or_rounded(
     solution: Solution, weight: Tensor, qparams: tuple[Tensor, Tensor], prepared: Prepared, args: QuantizationArgs
 ) -> Solution:
-    """The solution, with the codes of rounding to nearest in rows where they lose less.
+    """The solution, with the loss of rounding to nearest, and its codes in rows where they lose less.
 
     On a CPU their loss is computed in 16 bits first, and again in the few rows where it is not far larger.
     """
     scale, point = (part.float() if part.is_floating_point() else part for part in qparams)
     codes = quantize(weight.float(), scale, point, args)
     rounded = dequantize(codes, scale, point, args)
-    rows = torch.arange(len(weight), device=weight.device)
-    if not weight.is_cuda:
-        rough = loss_of(weight, rounded, prepared, dtype=torch.bfloat16)
-        rows = (rough < _FAR * solution.loss).nonzero().view(-1)
-    loss = loss_of(weight[rows], rounded[rows], prepared)
+    if weight.is_cuda:
+        rows = torch.arange(len(weight), device=weight.device)
+        loss = every = loss_of(weight, rounded, prepared)
+    else:
+        every = loss_of(weight, rounded, prepared, dtype=torch.bfloat16)
+        rows = (every < _FAR * solution.loss).nonzero().view(-1)
+        loss = loss_of(weight[rows], rounded[rows], prepared)
+    solution = solution._replace(rounding_loss=every)
     better = loss < solution.loss[rows]
     rows = rows[better]
     if not len(rows):
         return solution
     chosen, least = solution.codes.clone(), solution.loss.clone()
     chosen[rows], least[rows] = codes[rows], loss[better]
-    return Solution(chosen, least)
+    return Solution(chosen, least, every)
 
 
 def scale_rows(scale: Tensor, args: QuantizationArgs, shape: tuple[int, int]) -> Tensor:
