@@ -183,3 +183,11 @@ def test_a_compressed_folder_cannot_be_planned_without_its_weights(folders, tmp_
 
     with pytest.raises(ModelError, match="compressed already"):
         coldpress.plan(str(tmp_path / "out"), rounding("W4A16"), quiet=True)
+
+
+def test_a_weight_that_layers_share_counts_once(folders):
+    kinds = coldpress.plan(str(folders / "tied"), rounding("W4A16"), quiet=True).kinds
+
+    before = {kind.name: kind.before for kind in kinds}
+    assert before["model.embed_tokens"] > 0
+    assert before["lm_head"] == 0

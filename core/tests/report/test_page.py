@@ -196,5 +196,6 @@ def test_the_first_number_in_a_name_is_the_block(name, place):
 
 def test_ticks_are_round_and_inside():
     assert Axis(0.03, 4, 0, 1, log=True).ticks() == pytest.approx([0.05, 0.1, 0.2, 0.5, 1, 2])
+    assert Axis(0.09, 0.16, 0, 1, log=True).ticks() == pytest.approx([0.1, 0.12, 0.15])
     assert Axis(0, 31, 0, 1).ticks() == pytest.approx([0, 10, 20, 30])
     assert len(Axis(1e-9, 1e5, 0, 1, log=True).ticks()) == 15

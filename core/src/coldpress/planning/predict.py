@@ -122,8 +122,11 @@ def _kinds(job: Job, contents: PlannedContents) -> Iterator[LayerKind]:
         rows, columns = layer.weight.shape
         kinds.setdefault((pattern, (rows, columns), scheme and describe(scheme), names), []).append(layer)
     disk = job.output.on_disk if job.output is not None else str
+    seen = set[int]()  # a weight that layers share counts for the first of them
     for (pattern, shape, words, names), layers in kinds.items():
-        before = sum(p.nbytes for one in layers for p in one.module.parameters(recurse=False))
+        own = {id(p): p.nbytes for one in layers for p in one.module.parameters(recurse=False)}
+        before = sum(size for key, size in own.items() if key not in seen)
+        seen |= own.keys()
         after = sum(sizes[disk(one.name)] for one in layers)
         yield LayerKind(
             name=pattern,

@@ -18,7 +18,7 @@ class LayerKind:
         shape: of their weights, (O, I).
         scheme: in words; None where they stay dense.
         modifiers: that change them, in recipe order.
-        before: bytes of all of them in the dtype of the model.
+        before: bytes of all of them in the dtype of the model; of a shared weight, for the first kind that has it.
         after: bytes of all of them in the checkpoint.
     """
 

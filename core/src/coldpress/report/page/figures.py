@@ -1,5 +1,6 @@
 """The plots of a report, each with one sentence that says how to read it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -13,7 +14,7 @@ from coldpress.report.words import in_bytes, in_count, in_time
 WIDTH = 760
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 34
 _COLOURS, _SHADES = 8, 8
-_OUTLIER = 2.0  # times the median of its kind
+_OUTLIER, _FAR = 1.15, 6.0  # times the median of its kind, and median deviations of the logarithm above it
 _MOST_OUTLIERS = 5
 _ROW = 18
 
@@ -79,9 +80,14 @@ def _series(drawing: Drawing, cells: Sequence[Cell], x: Axis, y: Axis, index: in
 
 def _outliers(cells: Sequence[Cell]) -> list[Cell]:
     """The few cells that are farthest above the median of their kind, if they are far."""
-    medians = {kind: median(c.value for c in cells if c.kind == kind) for kind in {cell.kind for cell in cells}}
-    found = sorted(cells, key=lambda cell: -cell.value / medians[cell.kind])
-    return [cell for cell in found if cell.value > _OUTLIER * medians[cell.kind]][:_MOST_OUTLIERS]
+    far: dict[Cell, float] = {}
+    for kind in {cell.kind for cell in cells}:
+        own = [cell for cell in cells if cell.kind == kind]
+        middle = median(math.log(cell.value) for cell in own)
+        spread = median(abs(math.log(cell.value) - middle) for cell in own)
+        above = {cell: math.log(cell.value) - middle for cell in own}
+        far |= {cell: up for cell, up in above.items() if up > max(math.log(_OUTLIER), _FAR * spread)}
+    return sorted(far, key=lambda cell: -far[cell])[:_MOST_OUTLIERS]
 
 
 def _block_axis(cells: Sequence[Cell]) -> Axis:
@@ -131,7 +137,7 @@ def heat_map(lines: Sequence[Mapping[str, Any]], number: str, *, title: str, cap
 
 def size_figure(kinds: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Bytes of each kind of layer before and after; None where that is not known."""
-    kinds = sorted((kind for kind in kinds if kind["before"]), key=lambda kind: -kind["before"])[:24]
+    kinds = sorted((kind for kind in kinds if kind["before"] or kind["after"]), key=lambda kind: -kind["before"])[:24]
     if not kinds:
         return None
     names = [f"{kind['name']} x {kind['count']}" for kind in kinds]
@@ -177,8 +183,8 @@ def memory_figure(stages: Sequence[Mapping[str, Any]], predicted: Mapping[str, A
         return None
     drawing = _stage_bars(rows, in_bytes, "memory by stage")
     caption = (
-        "Bars are the most that the process held until the end of a stage, the line across a bar is what was planned "
-        "for this stage alone: where bars step up, fewer samples or a smaller batch would help."
+        "Bars are the most that the process held until the end of a stage, opening the model included; the line across "
+        "a bar is the plan of this stage alone: where bars step up, fewer samples or a smaller batch would help."
     )
     return Figure("Memory by stage", drawing, caption)
 

@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 from attrs import frozen
 
+_MOST_TICKS = 10
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 
 
@@ -36,22 +37,26 @@ class Axis:
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round numbers inside; on a log scale 1, 2 and 5 of each decade, or decades alone where these are many."""
+        """Round numbers inside; on a log scale 1, 2 and 5 of each decade, more where these are few, else decades."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            every = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
-            found = [value for value in every if self.low <= value <= self.high]
-            return found if len(found) <= 10 else [10.0**d for d in decades if self.low <= 10.0**d <= self.high]
+            for digits in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 2, 5), (1,)):
+                every = [digit * 10.0**decade for decade in decades for digit in digits]
+                found = [value for value in every if self.low <= value <= self.high]
+                if len(found) <= _MOST_TICKS:
+                    break
+            return found
         step = _round_step((self.high - self.low) / 6)
         first = math.ceil(self.low / step)
         return [step * number for number in range(first, math.floor(self.high / step) + 1)]
 
 
 def log_axis(values: list[float], start: float, end: float) -> Axis:
-    """A log scale around positive numbers, at least a factor of 4 wide."""
+    """A log scale around positive numbers, at least a factor of 2 wide."""
     low, high = min(values), max(values)
     middle = math.sqrt(low * high)
-    return Axis(min(low / 1.2, middle / 2), max(high * 1.2, middle * 2), start, end, log=True)
+    half = math.sqrt(2)
+    return Axis(min(low / 1.1, middle / half), max(high * 1.1, middle * half), start, end, log=True)
 
 
 def _round_step(least: float) -> float:
