@@ -1,5 +1,7 @@
 """How far a model is from a reference."""
 
+import math
+
 import pytest
 import torch
 
@@ -52,6 +54,11 @@ def test_it_is_what_float64_gives_token_by_token(tokenizer):
     assert found.kl == pytest.approx(sum(kl) / len(kl), rel=1e-4)
     assert found.top1_agreement == pytest.approx(sum(same) / len(same))
     assert 0 < found.kl_standard_error < found.kl
+    ratio = (
+        perplexity(model, tokenizer, TEXT, window=50).value / perplexity(reference, tokenizer, TEXT, window=50).value
+    )
+    assert found.log_ratio == pytest.approx(math.log(ratio), abs=1e-5)
+    assert found.log_ratio_standard_error > 0
     assert found.delta_p == pytest.approx(sum(change) / len(change), rel=1e-3)
     ordered, places = sorted(kl), {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "99.9 %": 0.999, "largest": 1}
     for name, share in places.items():

@@ -33,6 +33,9 @@ class Divergence:
         delta_p_standard_error: of `delta_p`; NaN when there was only one window.
         delta_p_percentiles: of that change: `0.1 %`, `1 %`, `5 %`, `median`, `95 %`, `99 %`, `99.9 %`; noise is
             symmetric around 0, damage has a longer tail below.
+        log_ratio: ln of the model's perplexity over the reference's.
+        log_ratio_standard_error: of `log_ratio`, from paired windows, so far smaller than those of two perplexities;
+            NaN when there was only one window.
     """
 
     kl: float
@@ -44,6 +47,8 @@ class Divergence:
     delta_p: float
     delta_p_standard_error: float
     delta_p_percentiles: Mapping[str, float]
+    log_ratio: float
+    log_ratio_standard_error: float
 
 
 def divergence(
@@ -90,13 +95,14 @@ def divergence(
             rows = zip(said, wanted.to(said.device), ids.to(said.device), strict=True)
             found += [_compare(*row).cpu() for row in rows]
     counts = torch.tensor([len(part) - 1 for part in windows])  # [k]
-    sums = torch.stack([part.sum(1) for part in found])  # [k, 3]
+    sums = torch.stack([part.sum(1) for part in found])  # [k, 4]
     if not sums.isfinite().all():
         raise NumericsError("a model gives NaN or Inf to the text: its weights are not sound")
     kl, error = mean_of_windows(sums[:, 0], counts)
     agreement, spread = mean_of_windows(sums[:, 1], counts)
     change, change_error = mean_of_windows(sums[:, 2], counts)
-    tokens = torch.cat(found, dim=1)  # [3, T]
+    ratio, ratio_error = mean_of_windows(sums[:, 3], counts)
+    tokens = torch.cat(found, dim=1)  # [4, T]
     return Divergence(
         kl=kl,
         kl_standard_error=error,
@@ -107,6 +113,8 @@ def divergence(
         delta_p=change,
         delta_p_standard_error=change_error,
         delta_p_percentiles=_percentiles(tokens[2], _DELTA_P),
+        log_ratio=ratio,
+        log_ratio_standard_error=ratio_error,
     )
 
 
@@ -118,7 +126,8 @@ def _percentiles(values: Tensor, shares: Mapping[str, float]) -> dict[str, float
 
 
 def _compare(said: Tensor, wanted: Tensor, ids: Tensor) -> Tensor:
-    """For each predicted token of a window KL(wanted || said), whether first choices agree, and delta-p.
+    """For each predicted token of a window KL(wanted || said), whether first choices agree, delta-p, and the
+    difference of negative log-likelihoods, model minus reference.
 
     Args:
         said: logits of the model, [S, vocabulary].
@@ -126,7 +135,7 @@ def _compare(said: Tensor, wanted: Tensor, ids: Tensor) -> Tensor:
         ids: the window, [S].
 
     Returns:
-        [3, S - 1] float64.
+        [4, S - 1] float64.
     """
     found = []
     chunks = (torch.split(part, CHUNK) for part in (said[:-1], wanted[:-1], ids[1:]))
@@ -134,7 +143,12 @@ def _compare(said: Tensor, wanted: Tensor, ids: Tensor) -> Tensor:
         log_q, log_p = part.float().log_softmax(-1), target.float().log_softmax(-1)  # [chunk, vocabulary]
         # Both may be -inf for a token that neither ever says; 0 * (-inf + inf) is 0 there.
         term = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
-        change = (log_q.exp() - log_p.exp()).gather(1, token[:, None])[:, 0]  # [chunk]
+        right_q, right_p = (part.gather(1, token[:, None])[:, 0] for part in (log_q, log_p))  # [chunk] each
         same = part.argmax(-1) == target.argmax(-1)
-        found.append(torch.stack([term.sum(-1).clamp(min=0).double(), same.double(), change.double()]))
+        kl = term.sum(-1).clamp(min=0)
+        found.append(
+            torch.stack(
+                [kl.double(), same.double(), (right_q.exp() - right_p.exp()).double(), (right_p - right_q).double()]
+            )
+        )
     return torch.cat(found, dim=1)

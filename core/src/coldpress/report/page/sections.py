@@ -35,11 +35,15 @@ def _judged(evaluation: Json) -> str:
         return " What the text lost is not measured: coldpress evaluate MODEL --against ORIGINAL --report DIR adds it."
     if not reference:
         return f" Perplexity {found['value']:.4g}."
-    return f" Perplexity {reference['value']:.4g} became {found['value']:.4g} ({_change(reference, found)})."
+    return f" Perplexity {reference['value']:.4g} became {found['value']:.4g} ({_change(evaluation)})."
 
 
-def _change(reference: Json, found: Json) -> str:
-    return f"{100 * (found['value'] / reference['value'] - 1):+.1f} %"
+def _change(evaluation: Json) -> str:
+    """By how much perplexity changed; its error is that of paired windows."""
+    ratio = evaluation["perplexity"]["value"] / evaluation["reference_perplexity"]["value"]
+    error = (evaluation.get("divergence") or {}).get("log_ratio_standard_error") or 0
+    words = in_error(100 * (ratio - 1), 100 * ratio * error) if error else f"{100 * (ratio - 1):.1f}"
+    return f"{'+' if ratio >= 1 else ''}{words} %"
 
 
 def sizes(report: Json) -> tuple[int | None, int | None]:
@@ -93,7 +97,7 @@ def evaluation_rows(evaluation: Json) -> list[tuple[str, str]]:
     if found:
         rows += [("tokens", str(found["tokens"])), ("perplexity", _plus_minus(found))]
     if found and reference:
-        rows.append(("perplexity of the original", f"{_plus_minus(reference)}, change {_change(reference, found)}"))
+        rows.append(("perplexity of the original", f"{_plus_minus(reference)}, change {_change(evaluation)}"))
     if distance:
         rows.append(("KL divergence", in_error(distance["kl"], distance["kl_standard_error"] or 0) + " nats a token"))
         rows += [(f"KL, {name}", f"{value:.4g}") for name, value in (distance.get("kl_percentiles") or {}).items()]
