@@ -168,7 +168,7 @@ SAID = {
     "Misspelt": f"initialise is never called: there is no hook of this name, it may mean initialize {HOOKS}",
     "MisspeltAndUnmarked": f"finalise is never called: there is no hook of this name, it may mean finalize {HOOKS}",
     "WrongSignature": "finalize takes layer, and is called as finalize(state, stage)",
-    "NoTrait": "'prunez' is no trait: there are prunes, quantizes",
+    "NoTrait": "'prunez' is no trait: there are drops_experts, prunes, quantizes",
     "Idle": "it implements no hook, so it does nothing",
     "Good": "there is no group 'coldpress.modifier', so nothing finds acme_forms:Good: write 'coldpress.modifiers'",
     "stray": "there is no group 'coldpress_formats', so nothing finds acme_forms:Half: write 'coldpress.formats'",
