@@ -92,7 +92,8 @@ def main() -> None:
     lines += ["| scheme | MB | mean cosine to the original | same nearest passage | transformers - load_model |"]
     lines += ["|---|--:|--:|--:|--:|"]
     lines += [
-        f"| {r['scheme']} | {r['megabytes']:.1f} | {r['cosine']:.5f} | {r['same']:.3f} | {r['ours']:.1e} |" for r in rows
+        f"| {r['scheme']} | {r['megabytes']:.1f} | {r['cosine']:.5f} | {r['same']:.3f} | {r['ours']:.1e} |"
+        for r in rows
     ]
     text = "\n".join([*lines, ""])
     print(text)
