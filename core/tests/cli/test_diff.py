@@ -13,10 +13,11 @@ def test_the_words_name_what_differs(coldpress, model, compressed):
     assert "and 4 more" in answer.out
 
 
-def test_json_has_every_tensor(coldpress, model, compressed):
-    answer = coldpress("diff", model, compressed, "--json")
+def test_json_has_every_tensor(coldpress, model, compressed, tmp_path):
+    answer = coldpress("diff", model, compressed, "--json", "--output", tmp_path / "page.html")
 
     assert answer.code == 0, answer.err
+    assert "The weights differ" in (tmp_path / "page.html").read_text(encoding="utf-8")
     found = json.loads(answer.out)
     assert found["same_weights"] is False
     assert found["counts"]["differs"] == 14

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from coldpress import CheckpointError, oneshot
 from coldpress.report.difference import difference_of
+from coldpress.report.page.compared import page_of_difference
 from coldpress.testing.models import tiny_llama, tiny_tokenizer
 
 RECIPE = "QuantizationModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}"
@@ -98,3 +100,14 @@ def test_the_recipes_are_compared_line_by_line(quantized, model, tmp_path):
 def test_what_is_no_checkpoint_is_refused(quantized, tmp_path):
     with pytest.raises(CheckpointError, match="no folder"):
         difference_of(quantized, tmp_path / "nothing")
+
+
+def test_its_page_has_a_mark_for_each_weight_that_differs(model, quantized):
+    found = difference_of(model, quantized)
+
+    root = ElementTree.fromstring(page_of_difference(found))
+
+    classes = [node.get("class", "").split() for node in root.iter()]
+    assert sum("mark" in one for one in classes) == sum("cell" in one for one in classes) == found.counts()["differs"]
+    equal = ElementTree.fromstring(page_of_difference(difference_of(model, model)))
+    assert not [node for node in equal.iter() if node.tag.endswith("svg")]

@@ -8,7 +8,7 @@ import typer
 
 from coldpress.arguments.checks import path
 from coldpress.cli.console import out, print_json
-from coldpress.cli.option import Json
+from coldpress.cli.option import Json, option
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,6 +22,9 @@ _FOLDER = "A checkpoint, compressed or not."
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help=_FOLDER, show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B", help=_FOLDER, show_default=False)],
+    output: Annotated[
+        Path | None, option(None, "--output/-o", "FILE", "Also write a page with plots.", shown="none")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare two checkpoints: recipes, sizes, and layer by layer schemes, codes and weights.
@@ -33,6 +36,10 @@ def diff(
     from coldpress.report.difference import difference_of
 
     found = difference_of(Path(path(a)), Path(path(b)), progress=Progress())
+    if output is not None:
+        from coldpress.report.page.compared import write_difference
+
+        write_difference(found, Path(path(output)))
     if as_json:
         print_json(found.to_dict())
         return

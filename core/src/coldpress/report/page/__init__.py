@@ -5,6 +5,8 @@ svg      marks of a plot, as XML; scales with their ticks
 figures  the plots
 sections verdict, large numbers, tables
 page     all of it, by the template page.html
+folder   the page of a folder that a run wrote, and what evaluations add
+compared the page of two checkpoints, by the template difference.html
 """
 
 from coldpress.report.page.page import PAGE, page_of

@@ -61,8 +61,8 @@ def page_of(
         "recipe": recipe,
         "manifest": json.dumps(told, indent=2, ensure_ascii=False),
     }
-    page = _rendered(content, most=_MOST_LINES)
-    return page if len(page.encode()) < MOST_BYTES else _rendered(content, most=0)
+    page = rendered("page.html", content, most=_MOST_LINES)
+    return page if len(page.encode()) < MOST_BYTES else rendered("page.html", content, most=0)
 
 
 def _figures(report: Mapping[str, Any]) -> Iterable[Figure]:
@@ -80,9 +80,16 @@ def _figures(report: Mapping[str, Any]) -> Iterable[Figure]:
     return (figure for figure in drawn if figure is not None)
 
 
-def _rendered(content: Mapping[str, Any], *, most: int) -> str:
+def rendered(template: str, content: Mapping[str, Any], *, most: int) -> str:
+    """A template of this folder with its style, filled; what is filled in is escaped.
+
+    Args:
+        template: name of the file.
+        content: of its variables.
+        most: lines of its long table.
+    """
     folder = files("coldpress.report.page")
-    style, template = ((folder / name).read_text(encoding="utf-8") for name in ("style.css", "page.html"))
+    style, text = ((folder / name).read_text(encoding="utf-8") for name in ("style.css", template))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["notes"] = sections.notes
-    return printable(environment.from_string(template).render(**content, style=style, most=most))
+    return printable(environment.from_string(text).render(**content, style=style, most=most))
