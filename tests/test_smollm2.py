@@ -12,7 +12,7 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-from coldpress import load_model, load_tokenizer, oneshot
+from coldpress import load_model, load_tokenizer, oneshot, plan
 from coldpress.calibration.short import load
 from coldpress.plugin import CheckpointReader
 from coldpress_quantization import QuantizationModifier
@@ -94,3 +94,9 @@ def test_transformers_computes_the_logits_of_the_model_in_memory(case, tokens):
     # Weights are equal, so what is left is the rounding of inputs in bfloat16, 2^-8 of a logit here and there.
     assert (ours - theirs).abs().mean() <= 2**-8 * ours.abs().mean()
     assert (ours.argmax(-1) == theirs.argmax(-1)).float().mean() >= 0.98
+
+
+def test_a_plan_counts_what_a_source_decodes_in_the_dtype_of_the_model():
+    planned = plan("smollm2", QuantizationModifier(scheme="W8A16", ignore=["lm_head"]), quiet=True)
+
+    assert planned.before == 2 * planned.weights  # bfloat16; the source gives float32

@@ -12,6 +12,8 @@ from attrs import asdict
 from coldpress.arguments import DEFAULT_IGNORE
 from coldpress.bases.online_rotation import OnlineRotation
 from coldpress.calibration.batch import count_places
+from coldpress.checkpoint.pickled import PickledReader
+from coldpress.checkpoint.reader import CheckpointReader
 from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.planning.contents import PlannedContents, planned_contents
 from coldpress.planning.empty import empty_copy
@@ -43,7 +45,7 @@ def predict(job: Job) -> Prediction:
     schemes = {**job.state.schemes, **{name: one.scheme for name, one in job.state.plan.items()}}
     return Prediction(
         weights=sum(prod(shape) for _, shape in _stored(job).values()),
-        before=sum(prod(shape) * dtype.itemsize for dtype, shape in _stored(job).values()),
+        before=_before(job),
         after=contents.nbytes(),
         files=contents.file_nbytes(),
         disk=contents.disk_nbytes(),
@@ -106,6 +108,16 @@ def _stored(job: Job) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
         return {name: (files.dtype(name), tuple(files.shape(name))) for name in files.names()}
     seen = {id(tensor): (name, tensor) for name, tensor in job.state.model.state_dict(keep_vars=True).items()}
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in seen.values()}
+
+
+def _before(job: Job) -> int:
+    """Bytes of the model's tensors as they are stored; where a source decodes them, in the dtype of the model."""
+    decoded = job.weights is not None and not isinstance(job.weights.reader, (CheckpointReader, PickledReader))
+    held = next((p.dtype for p in job.state.model.parameters() if p.is_floating_point()), None) if decoded else None
+    return sum(
+        prod(shape) * (held if held is not None and dtype.is_floating_point else dtype).itemsize
+        for dtype, shape in _stored(job).values()
+    )
 
 
 def _kinds(job: Job, contents: PlannedContents) -> Iterator[LayerKind]:

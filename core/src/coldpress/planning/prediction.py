@@ -71,7 +71,7 @@ class Prediction:
 
     Attributes:
         weights: numbers of the model.
-        before: bytes of the model's tensors as they are stored.
+        before: bytes of the model's tensors as they are stored; where a source decodes them, in the model's dtype.
         after: bytes of the checkpoint's tensors; exact.
         files: bytes of its safetensors files with their headers; exact; None where the format writes other files.
         disk: bytes on the disk while the run works, at most.
