@@ -45,12 +45,14 @@ def test_names_on_disk_are_those_that_transformers_writes(kind, tmp_path):
 
 def test_the_page_about_mixtures_runs(tmp_path):
     page = (ROOT / "docs/moe.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     before = Path.cwd()
     os.chdir(tmp_path)
     try:
-        exec(compile(block, "docs/moe.md", "exec"), {})
+        for block in blocks:
+            exec(compile(block, "docs/moe.md", "exec"), {})
     finally:
         os.chdir(before)
 
     assert (tmp_path / "compressed/config.json").is_file()
+    assert (tmp_path / "half/config.json").is_file()

@@ -6,10 +6,10 @@ from attrs import evolve, frozen
 
 from coldpress.errors import CalibrationError, ModelError, SchemeError
 from coldpress.modifier import RUNS_LAST, TRANSFORMS, Modifier, Needs, expanded
+from coldpress.run.needs import check_needs
 from coldpress.run.outcome import reason_untouched
 from coldpress.run.preflight import (
     check_devices,
-    check_needs,
     claims_of,
     plan_of,
     planned_only,

@@ -300,7 +300,7 @@ def test_the_error_is_to_the_weight_as_it_was_transformed(told, at):
 
     before = 2 * tiny_llama().get_submodule(UP).weight
     modifiers = [acts(halved), rounding()]
-    modifiers.insert(at, acts(act, name="Transforms", traits=[TRANSFORMS]))
+    modifiers.insert(at, acts(act, name="Transforms", traits=[TRANSFORMS], needed=Needs(data=True)))
 
     state = run(*modifiers)
 
@@ -320,8 +320,9 @@ def test_original_weights_that_a_transformation_does_not_tell_of_are_refused():
         acts(double_and_halve, name="Transforms", traits=[TRANSFORMS]), needy
     )  # nothing was compressed yet: what it leaves is the original
 
+    late = acts(double_and_halve, name="Transforms", traits=[TRANSFORMS], needed=Needs(data=True))
     with pytest.raises(BrokenPluginError, match=r"Transforms.finalize at .* Needy needs the original ones"):
-        run(acts(halved), acts(double_and_halve, name="Transforms", traits=[TRANSFORMS]), needy)
+        run(acts(halved), late, needy)
 
 
 def test_weights_of_a_stage_are_copied_only_where_a_layer_is_changed_twice():

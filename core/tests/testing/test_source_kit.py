@@ -187,4 +187,4 @@ def test_bad_sources_fail_their_check_and_no_other(source, check):
 def test_without_an_example_the_form_is_checked():
     names = {check.name for check in checks_for(subject_of(GoodSource, kind=None, settings={}))}
 
-    assert names == {"signatures", "import_is_quiet", "knows_its_own_names", "refuses_what_it_cannot_read"}
+    assert names == {"signatures", "knows_its_own_names", "refuses_what_it_cannot_read"}

@@ -384,7 +384,7 @@ def test_a_correction_needs_a_pipeline_that_shows_the_original():
 
 def test_other_corrections_are_refused():
     with pytest.raises(ValueError, match="correction"):
-        gptq(correction="foem")
+        gptq(correction="nonsense")
 
 
 def test_an_order_of_columns_that_is_turned_off_and_given_to_a_group_is_refused():

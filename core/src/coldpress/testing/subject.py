@@ -5,13 +5,10 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-import torch
 from attrs import frozen
 
 from coldpress import registry
 from coldpress.errors import BrokenPluginError, UnknownPluginError, suggest
-from coldpress.experts import linearize_experts
-from coldpress.testing.models import tiny_llama
 
 KINDS = ("modifiers", "observers", "pipelines", "formats", "sources", "statistics", "attachments")
 
@@ -49,19 +46,21 @@ class Subject:
     pipeline: str | None = None
     mixture: str | None = None
 
-    def build(self, *, dtype: torch.dtype = torch.float32, fused: bool = False, **more: Any) -> Any:
+    def build(self, *, fused: bool = False, **more: Any) -> Any:
         """The tiny model that it is run on.
 
         Args:
-            dtype: of its weights.
             fused: leave experts as transformers has them, not as the linear layers that a run makes of them first.
-            more: for `tiny_llama`.
+            more: `dtype`, and for a Llama what else `tiny_llama` takes.
         """
         if self.mixture is None:
-            return tiny_llama(dtype=dtype, **more)
-        from coldpress.testing.mixtures import tiny_mixture  # which loads transformers
+            from coldpress.testing.models import tiny_llama  # which loads torch
 
-        model = tiny_mixture(self.mixture, dtype=dtype)
+            return tiny_llama(**more)
+        from coldpress.experts import linearize_experts
+        from coldpress.testing.mixtures import tiny_mixture
+
+        model = tiny_mixture(self.mixture, **{name: more[name] for name in more.keys() & {"dtype"}})
         if not fused:
             linearize_experts(model)
         return model
