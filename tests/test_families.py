@@ -13,7 +13,7 @@ from transformers import CompressedTensorsConfig
 from coldpress import load_model, oneshot
 from coldpress.testing.families import FAMILIES, tiny_family
 from coldpress.testing.interrupt import interrupted, kept_stages
-from coldpress.testing.models import batches, tiny_tokenizer
+from coldpress.testing.models import VOCABULARY, batches, tiny_tokenizer
 from coldpress_gptq import GPTQModifier
 from coldpress_quantization import QuantizationModifier
 from coldpress_smoothquant import SmoothQuantModifier
@@ -137,6 +137,50 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_bytes(kind, tmp_path):
     assert "prologue" not in stages
     whole, out = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out"))
     assert whole == out
+
+
+def seen_and_heard(kind):
+    """Three batches with an image, with sound, or with two texts, as the family's processor would make them."""
+    generator, found = torch.Generator().manual_seed(1), []
+    for _ in range(3):
+        text = torch.randint(3, VOCABULARY, (1, 12), generator=generator)
+        image, marks = torch.full((1, 4), VOCABULARY), torch.tensor([[[VOCABULARY + 2]], [[VOCABULARY + 3]]])
+        if kind in ("llava", "gemma3"):
+            ids = torch.cat([text[:, :3], image, text[:, 3:]], 1)
+            more = {"pixel_values": torch.randn(1, 3, 28, 28, generator=generator)}
+            if kind == "gemma3":
+                more["token_type_ids"] = (ids == VOCABULARY).long()
+        elif kind == "qwen2_5_vl":
+            ids = torch.cat([text[:, :2], marks[0], image, marks[1], text[:, 2:]], 1)
+            more = {"pixel_values": torch.randn(16, 3 * 2 * 14 * 14, generator=generator)}
+            more |= {"image_grid_thw": torch.tensor([[1, 4, 4]]), "mm_token_type_ids": (ids == VOCABULARY).long()}
+        elif kind == "whisper":
+            found.append({"input_features": torch.randn(1, 8, 64, generator=generator), "decoder_input_ids": text})
+            continue
+        else:
+            ids, more = text, {"decoder_input_ids": text}
+        found.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), **more})
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", RECIPES)
+@pytest.mark.parametrize("kind", ["bart", "gemma3", "llava", "qwen2_5_vl", "t5", "whisper"])
+def test_images_and_sound_are_calibrated_on_from_a_folder_that_is_streamed_and_interrupted(kind, scheme, tmp_path):
+    source, data = save(tiny_family(kind), tmp_path / "source"), seen_and_heard(kind)
+    recipe, settings = RECIPES[scheme](["lm_head"]), {"dataset": data, "output_dir": tmp_path / "out"}
+    oneshot(tiny_family(kind), recipe, dataset=data, output_dir=tmp_path / "memory")
+
+    with interrupted(stages=2):
+        oneshot(str(source), recipe, stream_weights=True, **settings)
+    found = oneshot(str(source), recipe, stream_weights=True, **settings)
+
+    memory, out = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("memory", "out"))
+    assert out == memory
+    if scheme == "W4A16":
+        again = reloaded(found, tmp_path / "out")
+        with torch.no_grad():
+            assert torch.equal(again.eval()(**data[0])[0], found.eval()(**data[0])[0])
 
 
 RENAMED = {

@@ -47,7 +47,7 @@ def as_the_paper_says(weight, gram, scale, beta):
 def test_codes_are_those_of_the_loop_in_the_paper(beta):
     weight, x, scale, prepared = problem(by_activity=False)
     steered = prepared._replace(steering=foem_feedback(prepared.factor.feedback, beta))
-    (((found, _),),) = gptq(
+    (((found, *_),),) = gptq(
         [Problem([weight], [(scale, torch.zeros_like(scale))], steered)], ARGS, block_size=16, keep_zeros=False
     )
     wanted = as_the_paper_says(weight, x.t() @ x, scale, beta)
