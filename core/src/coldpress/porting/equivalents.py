@@ -51,15 +51,14 @@ _DROPPED = {
 
 _ADVICE = {
     "CompressedTensorsDequantizer": "coldpress.load_model(folder) decodes a compressed checkpoint",
-    "FP8BlockDequantizer": "load the checkpoint with transformers and dequantize=True, and save it",
+    "FP8BlockDequantizer": "oneshot, model_free_ptq and `coldpress convert` read FP8 checkpoints by themselves",
     "Modifier": "a modifier of one's own is written for other hooks here: docs/plugins.md",
     "ModelCompressor": "coldpress.load_model(folder) decodes a compressed checkpoint",
     "Observer": "an observer of one's own has another contract here: docs/plugins.md",
     "Recipe": "pass the recipe's file or text to oneshot(recipe=...)",
     "TextGenerationDataset": "pass the data themselves to oneshot(dataset=...), or write a plugin: docs/plugins.md",
-    "convert_checkpoint": "load the checkpoint with transformers, and save it",
+    "convert_checkpoint": "coldpress.convert, or `coldpress convert IN OUT --to ...`",
     "get_device_map": "no device map is kept: weights are streamed, or where the model is",
-    "train": "nothing trains here yet",
 }
 
 
