@@ -44,5 +44,5 @@ def test_the_embedded_model_survives_eight_bits_and_still_knows_paris(coldpress)
     answer = coldpress("demo", "--quick")
 
     assert answer.code == 0, answer.err
-    assert answer.out.count("The capital of France is Paris") == 4
+    assert answer.out.count("The capital of France is Paris") == 5
     assert max(len(line) for line in answer.out.splitlines()) <= 80

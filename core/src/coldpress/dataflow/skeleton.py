@@ -13,6 +13,7 @@ from torch import nn
 
 from coldpress.attachment import is_attachment_hook
 
+_RECORDS = "_output_capturing_hooks_installed"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -40,6 +41,7 @@ def drop_hooks(module: nn.Module) -> None:
     """Make a copied module compute what it is: nothing is suspended, fetched or recorded; attachments stay."""
     for call in ("forward", "_call_impl"):  # on the instance: a pipeline's, which call the original
         vars(module).pop(call, None)
+    vars(module).pop(_RECORDS, None)  # so that transformers hooks the copy when it is asked for hidden states
     for hooks in _HOOKS:
         found = getattr(module, hooks)
         for key in [key for key, hook in found.items() if not is_attachment_hook(hook)]:
