@@ -141,3 +141,29 @@ def test_a_quantized_model_is_refused():
 def test_settings_that_say_nothing_or_too_much_are_refused(settings):
     with pytest.raises((ColdpressError, ValueError)):
         REAPPruningModifier(**settings)
+
+
+def test_the_saliencies_of_a_first_layer_are_those_that_its_own_forward_has(tmp_path):
+    """Against the fused module: its router's weights, and each expert computed by hand from the fused tensors."""
+    model, data = tiny_mixture("qwen3_moe", experts=8), batches()
+    block, seen = model.model.layers[0].mlp, []
+    handle = block.experts.register_forward_pre_hook(lambda _, args: seen.append(args))
+    for batch in data:
+        logits(model, batch)
+    handle.remove()
+    sums, counts = torch.zeros(8, dtype=torch.float64), torch.zeros(8)
+    for hidden, index, weights in seen:
+        for expert in range(8):
+            token, place = torch.where(index == expert)
+            gate, up = (hidden[token] @ block.experts.gate_up_proj.data[expert].T).chunk(2, dim=-1)
+            said = (torch.nn.functional.silu(gate) * up) @ block.experts.down_proj.data[expert].T
+            sums[expert] += (weights[token, place].double() * said.double().norm(dim=-1)).sum()
+            counts[expert] += len(token)
+
+    oneshot(model, REAPPruningModifier(keep=4), dataset=data, output_dir=tmp_path / "out")
+
+    notes = mixtures_of(tmp_path / "out")[0]["notes"]
+    assert notes["tokens_of_experts"] == counts.int().tolist()
+    torch.testing.assert_close(
+        torch.tensor(notes["saliency"], dtype=torch.float64), sums / counts.clamp(min=1), rtol=1e-4, atol=1e-6
+    )
