@@ -31,7 +31,7 @@ from coldpress.stage import Layer, class_names, find_layers, matches
 from coldpress.state import State
 
 SPREAD = (0.6, 1.6)
-"""The run's time over what its operations take by the measured rates: between these, in benchmarks/results/plan.md."""
+"""The run's time over that of its operations at the measured rates is between these: `benchmarks/plan.py runs`."""
 
 
 def predict(job: Job) -> Prediction:
