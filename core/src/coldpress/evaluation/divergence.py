@@ -94,7 +94,19 @@ def divergence(
                 )
             rows = zip(said, wanted.to(said.device), ids.to(said.device), strict=True)
             found += [_compare(*row).cpu() for row in rows]
-    counts = torch.tensor([len(part) - 1 for part in windows])  # [k]
+    return _summary(found)
+
+
+def _summary(found: Sequence[Tensor]) -> Divergence:
+    """What the tokens of all windows come to.
+
+    Args:
+        found: what `_compare` says of each window, [4, T - 1].
+
+    Raises:
+        NumericsError: a number is NaN or Inf.
+    """
+    counts = torch.tensor([part.shape[1] for part in found])  # [k]
     sums = torch.stack([part.sum(1) for part in found])  # [k, 4]
     if not sums.isfinite().all():
         raise NumericsError("a model gives NaN or Inf to the text: its weights are not sound")
