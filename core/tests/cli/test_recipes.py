@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
+from coldpress.arguments import DEFAULT_IGNORE
 from coldpress.recipe import ReadyRecipe, read_recipe, ready_recipes
 
 RESULTS = Path(__file__).parents[3] / "benchmarks/results"
@@ -54,6 +56,11 @@ def test_what_it_gave_is_what_was_measured(name):
     assert measured.kl == pytest.approx(line["kl"], abs=5e-4)
     assert measured.perplexity == pytest.approx(line["perplexity"], abs=0.05)
     assert measured.original_perplexity == pytest.approx(lines[0]["perplexity"], abs=0.05)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_one_ignores_what_the_command_line_does(name):
+    assert yaml.safe_load(EVERY[name].text)["args"]["ignore"] == list(DEFAULT_IGNORE)
 
 
 def test_a_file_of_the_name_wins(tmp_path, monkeypatch):
