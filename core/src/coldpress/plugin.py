@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from coldpress.calibration.batch import count_places, counted_tokens
     from coldpress.calibration.hub_dataset import HubDataset
     from coldpress.calibration.observer import Observer, observer_for
-    from coldpress.calibration.statistics import Gamma, Gram, SecondMoment, TokenWeight
+    from coldpress.calibration.statistics import Average, Gamma, Gram, SecondMoment, TokenWeight
     from coldpress.calibration.tap import InputTap, StopForward
     from coldpress.checkpoint import CheckpointReader
     from coldpress.dataflow.fold import gain
@@ -107,6 +107,7 @@ __all__ = [
     "AttentionInput",
     "AttentionRotation",
     "AttentionStates",
+    "Average",
     "Batch",
     "BlockTargets",
     "CalibrationError",
@@ -248,7 +249,7 @@ __getattr__, __dir__ = lazy_names(
         ),
         "calibration.hub_dataset": ("HubDataset",),
         "calibration.observer": ("Observer", "observer_for"),
-        "calibration.statistics": ("Gamma", "Gram", "SecondMoment", "TokenWeight"),
+        "calibration.statistics": ("Average", "Gamma", "Gram", "SecondMoment", "TokenWeight"),
         "calibration.tap": ("InputTap", "StopForward"),
         "checkpoint": ("CheckpointReader",),
         "dataflow.fold": ("gain",),

@@ -1,29 +1,11 @@
 """Noise: the mean squares of what rounding does to a layer's inputs, channel by channel."""
 
 import torch
-from attrs import field, frozen
+from attrs import frozen
 from torch import Tensor
 
 from coldpress.numerics import calculate_global_scale, calculate_qparams, dynamic_qparams, fake_quantize
-from coldpress.plugin import QuantizationArgs, Statistic
-
-
-@frozen(eq=False)
-class NoiseValue:
-    """What `InputNoise` has seen.
-
-    Attributes:
-        total: sum of squared errors, [I] float64.
-        count: of tokens.
-    """
-
-    total: Tensor = field()
-    count: int = field()
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean squares, [I] float32."""
-        return (self.total / self.count).float()
+from coldpress.plugin import Average, QuantizationArgs, Statistic
 
 
 @frozen(kw_only=True)
@@ -36,14 +18,14 @@ class InputNoise(Statistic):
 
     args: QuantizationArgs
 
-    def update(self, value: NoiseValue | None, x: Tensor) -> NoiseValue:
+    def update(self, value: Average | None, x: Tensor) -> Average:
         """Add the tokens, [T, I]."""
-        error = (self._rounded(x).float() - x.float()).square().sum(0).double()  # [I]
-        return NoiseValue(error, len(x)) if value is None else NoiseValue(value.total + error, value.count + len(x))
+        seen = Average((self._rounded(x).float() - x.float()).square().sum(0).double(), len(x))
+        return seen if value is None else self.merge(value, seen)
 
-    def merge(self, a: NoiseValue, b: NoiseValue) -> NoiseValue:
+    def merge(self, a: Average, b: Average) -> Average:
         """Add both."""
-        return NoiseValue(a.total + b.total, a.count + b.count)
+        return Average(a.total + b.total, a.count + b.count)
 
     def _rounded(self, x: Tensor) -> Tensor:
         args = self.args
