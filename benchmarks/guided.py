@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from choices import INT3, INT4, SPARSE, divided
+from choices import INT2, INT3, INT4, SPARSE, divided
 from remembered import Remembered
 
 from coldpress import divergence, load_model, load_tokenizer, oneshot
@@ -31,10 +31,6 @@ from coldpress.run.reverse import ReverseSweep
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLES, TOKENS = 16, 4096
-INT2 = {
-    "ignore": ["lm_head"],
-    "config_groups": {"all": {"targets": ["Linear"], "weights": {"num_bits": 2, "group_size": 32}}},
-}
 FORMS = {"4": INT4, "3": INT3, "2": INT2, "c": {**INT4, "group_size": -1}}
 FOUND: dict[str, dict[str, Any]] = {}  # what the reverse sweep of a kind of labels found, by layer
 SECONDS: dict[str, float] = {}
