@@ -18,35 +18,41 @@ LAYER = "model.layers.0.mlp.down_proj"
 FORM = CompressedTensorsFormat()
 
 
-def rotated(folder, **settings):
+def rotated(folder, *settings):
     """A model rotated online and written; its logits, and those of what is read again."""
     model = tiny_llama()
     model.save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    recipe = json.dumps({"modifiers": [{"QuIPModifier": settings}]})
+    recipe = json.dumps({"modifiers": [{"QuIPModifier": one} for one in settings]})
     oneshot(str(folder / "model"), recipe, output_dir=str(folder / "out"), quiet=True)
     data = batches(rows=2)
     return logits(model, data), logits(load_model(str(folder / "out"), device="cpu"), data)
 
 
+ATTENTION, MLP = {"targets": ["re:.*self_attn.*"]}, {"targets": ["re:.*mlp.*"]}
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "groups"),
     [
-        {"rotations": ["v"], "transform_type": "hadamard"},
-        {"rotations": ["v", "u"], "transform_type": "random-hadamard", "transform_block_size": 32},
+        ([{"rotations": ["v"], "transform_type": "hadamard"}], {"v"}),
+        ([{"rotations": ["v", "u"], "transform_type": "random-hadamard", "transform_block_size": 32}], {"v", "u"}),
+        ([{**ATTENTION, "transform_block_size": 32}, {**MLP, "transform_block_size": 64}], {"v", "v_1"}),
+        ([{**ATTENTION, "transform_type": "hadamard"}, MLP], {"v", "v_1"}),
+        ([ATTENTION, MLP], {"v"}),
     ],
     ids=str,
 )
-def test_what_is_read_again_says_what_the_model_says(tmp_path, settings):
-    before, after = rotated(tmp_path, **settings)
+def test_what_is_read_again_says_what_the_model_says(tmp_path, settings, groups):
+    before, after = rotated(tmp_path, *settings)
 
     assert (before - after).norm() < 1e-5 * before.norm()
     table = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["transform_config"]
-    assert set(TransformConfig.model_validate(table).config_groups) == set(settings["rotations"])
+    assert set(TransformConfig.model_validate(table).config_groups) == groups
 
 
 def test_the_library_computes_with_the_stored_matrix_what_we_do(tmp_path):
-    rotated(tmp_path, rotations=["v"], transform_block_size=32)
+    rotated(tmp_path, {"rotations": ["v"], "transform_block_size": 32})
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     names = [name for name in tensors if ".v_input" in name]
     matrix, online = tensors[names[0]], InputRotation(group="v", block_size=32, transform_type="random-hadamard")

@@ -5,16 +5,17 @@
                   {"targets": [...], "location": "weight_input", "inverse": true, ...}]}}}
 
 The second entry records what is in the weights already; readers do nothing for it.
+Rotations of one group that are not by the same matrix are written as groups of their own: v, v_1, ...
 The matrix, times the root of its order, is stored once for each group and order, under the first module that has it:
 `model.layers.0.mlp.down_proj.R4_input.weight`, in bfloat16, which holds 1 and -1 exactly.
 """
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, bfloat16
 
 from coldpress.plugin import (
@@ -68,7 +69,7 @@ def check_rotation(attached: Attached) -> None:
 def write_transforms(config: dict[str, Any], attachments: Sequence[Attached]) -> dict[str, Any]:
     """The table with what is rotated online."""
     groups: dict[str, dict[str, list[Attached]]] = {}
-    for one in attachments:
+    for one in _named(attachments):
         if isinstance(one.attachment, OnlineRotation):
             groups.setdefault(one.attachment.group, {}).setdefault(one.attachment.location, []).append(one)
     if not groups:
@@ -87,7 +88,7 @@ def rotation_tensors(attachments: Sequence[Attached]) -> dict[str, Tensor]:
     """The matrices, by the names that they have in a checkpoint."""
     seen: set[tuple[str, str, int]] = set()
     tensors = {}
-    for attached in attachments:
+    for attached in _named(attachments):
         one = attached.attachment
         if isinstance(one, OnlineRotation):
             width = _width(attached)
@@ -153,6 +154,20 @@ def read_matrix(attached: Attached, weights: Weights) -> dict[str, Tensor] | Non
     if place is None:
         raise CheckpointError(f"{attached.name} is rotated by a matrix of order {size}, and no tensor *{suffix} has it")
     return {one.buffers()[0]: weights.read(place)}
+
+
+def _named(attachments: Sequence[Attached]) -> Iterator[Attached]:
+    """The online rotations, those of one group that are not by the same matrix under names of their own."""
+    matrices: dict[str, list[tuple[Any, ...]]] = {}
+    for attached in attachments:
+        one = attached.attachment
+        if isinstance(one, OnlineRotation):
+            known = matrices.setdefault(one.group, [])
+            matrix = (one.block_size, one.transform_type, one.seed)
+            if matrix not in known:
+                known.append(matrix)
+            number = known.index(matrix)
+            yield evolve(attached, attachment=evolve(one, group=f"{one.group}_{number}")) if number else attached
 
 
 def _scheme(locations: Mapping[str, Sequence[Attached]]) -> dict[str, Any]:
