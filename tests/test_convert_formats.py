@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from coldpress import CheckpointError, SchemeError, convert, load_model, oneshot
+from coldpress import CheckpointError, SchemeError, convert, load_model, model_free_ptq, oneshot
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 
 
@@ -28,6 +28,22 @@ def test_codes_go_there_and_back(tmp_path, scheme, form):
     before, back = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "back"))
     assert before.keys() == back.keys()
     assert all(torch.equal(tensor.float(), back[name].float()) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(("scheme", "form"), [("W4A16", "gptq"), ("W4A16_ASYM", "awq")])
+def test_a_scheme_that_another_format_has_already_is_not_rounded_again(scheme, form, tmp_path):
+    compress(tmp_path / "before", scheme, form)
+    recipe = f"QuantizationModifier: {{scheme: {scheme}, group_size: 32, ignore: [lm_head]}}\n"
+
+    report = model_free_ptq(tmp_path / "before", tmp_path / "after", recipe=recipe, quiet=True)
+
+    reasons = {line.reason for line in report.layers if line.status == "quantized"}
+    assert reasons == {"kept as the checkpoint has it"}
+    for name in ("before", "after"):
+        convert(tmp_path / name, tmp_path / f"{name}-dense", "dense", quiet=True)
+    before, after = (load_file(tmp_path / f"{name}-dense" / "model.safetensors") for name in ("before", "after"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def test_scales_that_float16_would_round_are_refused(tmp_path):

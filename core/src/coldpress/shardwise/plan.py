@@ -29,6 +29,9 @@ Fate = Literal["changed", "kept", "decoded", "copied"]
 UNIT_BYTES = 16 * 2**20
 """Of dense weights that are worked on at a time; a layer or a group of fused layers that is larger is a unit alone."""
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+"""Dtypes of scales that are any numbers; others, such as powers of two, are part of the grid."""
+
 
 @frozen(eq=False)
 class Unit:
@@ -164,7 +167,7 @@ def _spellings(scheme: Scheme) -> Iterator[Scheme]:
     yield scheme
     yield evolve(scheme, format=None)
     args = scheme.weights
-    if args is not None and args.scale_dtype in (torch.float16, torch.bfloat16, torch.float32):
+    if args is not None and args.scale_dtype in _FLOATS:
         yield evolve(scheme, format=None, weights=evolve(args, scale_dtype=None))
 
 
@@ -178,7 +181,13 @@ def _holds(form: Format, scheme: Scheme, name: str, shape: tuple[int, int]) -> b
 
 
 def _same(planned: Scheme | None, stored: Scheme | None) -> bool:
-    return planned is not None and stored is not None and _grid(planned.weights) == _grid(stored.weights)
+    """Whether what is stored is what the plan asks for; where it asks for no dtype of scales, any float will do."""
+    if planned is None or stored is None:
+        return False
+    asked, there = _grid(planned.weights), _grid(stored.weights)
+    if asked is not None and there is not None and asked.scale_dtype is None and there.scale_dtype in _FLOATS:
+        there = evolve(there, scale_dtype=None)
+    return asked == there
 
 
 def _grid(args: QuantizationArgs | None) -> QuantizationArgs | None:
