@@ -82,6 +82,26 @@ def test_what_stays_is_fitted_by_least_squares_in_the_end():
         torch.testing.assert_close(found[row, kept].double(), expected, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("dampening_frac", [0.0, 0.01])
+@pytest.mark.parametrize("structure", [(2, 4), None], ids=str)
+def test_weights_of_inputs_that_are_always_zero_stay_gone(structure, dampening_frac):
+    weight, x = random(0, 8, 64), random(1, 256, 64) * torch.logspace(0, -3, 64)  # [O, I], [T, I]
+    x[:, 1::8] = 0
+    x[:, 40:44] = 0  # a whole group
+    gram, dead, lone = x.t() @ x, (x == 0).all(0), torch.arange(64) % 8 == 1
+    factor = prepare(gram, dampening_frac=dampening_frac)
+    how = {"sparsities": [0.5], "structure": structure, "block_size": 128, "keep_zeros": False}
+    sparse = sparsegpt([weight], factor, **how)[0].weight
+
+    found = refined(weight, sparse, gram, dampening=factor.dampening, structure=structure, passes=2)
+
+    lone[41] = False  # two of the whole group stay
+    assert not found[:, lone].any()
+    assert torch.equal((found != 0).sum(), (sparse != 0).sum())
+    assert loss(weight, found, gram.double()).sum() < loss(weight, sparse, gram.double()).sum()
+    torch.testing.assert_close(found[:, dead], weight[:, dead] * (found[:, dead] != 0))  # nothing moves them
+
+
 def test_the_error_that_is_reported_is_that_of_the_outputs():
     weight, gram = random(0, 5, 16), correlated(1, 16)
     sparse = pruned(weight, gram)

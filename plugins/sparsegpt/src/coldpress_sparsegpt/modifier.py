@@ -22,8 +22,9 @@ class SparseGPTModifier(Pruner):
     Attributes:
         block_size: columns whose mask is chosen at once; with `n:m` it changes speed only.
         dampening_frac: share of the mean diagonal of the Gram matrix that is added to its diagonal.
-        refine_passes: passes over all columns after the mask is chosen, in which groups of `n:m` are chosen anew and
-            weights that stay are fitted anew, with all other columns as they are by then; 0 leaves SparseGPT's.
+        refine_passes: passes over all columns after the mask is chosen, in which groups of `n:m`, up to 4:8, are chosen
+            anew and weights that stay are fitted anew, with all other columns as they are by then; 0 leaves
+            SparseGPT's.
         preserve_sparsity_mask: weights that are zero stay zero, and count towards the sparsity.
         offload_hessians: understood and without effect: Gram matrices live no longer than their stage.
     """

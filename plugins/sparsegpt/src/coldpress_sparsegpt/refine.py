@@ -9,8 +9,8 @@ columns are now: block coordinate descent on
     tr(E H E^T),    E = W - Q,    H = G + dampening                                                              (1)
 
 With R = H E^T and b = R_g + H_gg q_g, what a group's outputs lack without it, keeping the columns p of the group lowers
-(1) by b_p^T H_pp^-1 b_p, with weights H_pp^-1 b_p.  Of n:m all subsets are tried; without a structure each column is a
-group whose mask stays.  (1) falls with every step, or stays.
+(1) by b_p^T H_pp^-1 b_p, with weights H_pp^-1 b_p.  Of n:m all subsets are tried; without a structure, and of n:m with
+more than 70 of them, such as 8:16, each column is a group whose mask stays.  (1) falls with every step, or stays.
 """
 
 from itertools import combinations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 _BLOCK = 128  # columns whose changes reach all others in one product
 _MOST_SUBSETS = 70  # of 4:8; of more, masks stay as they are
+_UNSEEN = 1e-6  # what inputs that are always zero weigh, in mean diagonals: next to nothing, and H can be inverted
 
 
 def refined(
@@ -33,14 +34,16 @@ def refined(
         sparse: what SparseGPT made of it, [O, I].
         gram: G, [I, I] float32.
         dampening: share of the mean diagonal that is added to the diagonal.
-        structure: (n, m) where n of every m columns stay; None keeps the mask.
+        structure: (n, m) where n of every m columns stay; None keeps the mask, and so does one of more than 70 subsets.
         passes: over all columns.
 
     Returns:
         The new weight, [O, I] float32.
     """
     damped = gram.clone()
-    damped.diagonal().add_(dampening * gram.diagonal().clamp(min=0).mean())
+    diagonal = gram.diagonal()
+    mean = diagonal.clamp(min=0).mean()
+    damped.diagonal().add_(dampening * mean).masked_fill_(diagonal <= 0, _UNSEEN * mean)
     found = sparse.t().float().clone(memory_format=torch.contiguous_format)  # Q^T, [I, O]
     rest = damped @ (weight.t().float() - found)  # R, [I, O]
     choosing = structure is not None and comb(structure[1], structure[0]) <= _MOST_SUBSETS
