@@ -104,6 +104,8 @@ def outline_of(weights: Weights, config: Mapping[str, Any], *, dtype: torch.dtyp
     for name in names:
         owner, _, part = name.rpartition(".")
         shape = tuple(weights.shape(name))
+        if name in taken or name in refused:
+            _check_number(weights, name)
         if name in taken or not owner:
             continue
         if len(shape) > 2 and name not in refused:
