@@ -41,6 +41,8 @@ def weight():
     found[3] = 0
     found[5, :256] = found[5, :256].abs() + 0.1  # a range that does not hold zero
     found[6] *= 1e-3
+    found[7] = found[7].abs()
+    found[7, ::10] *= -0.001  # minima much smaller than scales
     return found
 
 

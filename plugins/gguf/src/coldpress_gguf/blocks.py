@@ -273,8 +273,8 @@ def _super_blocks(quantized: Quantized) -> tuple[Tensor, Tensor, Tensor]:
     codes, scale, zero_point = _parts(quantized)
     half = 2 ** (_args(quantized.scheme).num_bits - 1)
     scale = scale.reshape(len(codes), -1, 8)  # [O, S, 8]
-    minimum = (zero_point.float().reshape(scale.shape) + half) * scale
-    (steps, unit), (low, low_unit) = _multiples(scale, 63), _multiples(minimum, 63)
+    minimum = (zero_point.float().reshape(scale.shape) + half) * scale  # exact but for the last bits of half
+    (steps, unit), (low, low_unit) = _multiples(scale, 63), _multiples(minimum, 63, half * 2**-22 * scale.float())
     codes = (codes + half).to(torch.uint8).reshape(len(codes), -1, SUPER_BLOCK)
     return codes, _pack_pairs(steps, low), torch.cat([_as_bytes(unit), _as_bytes(low_unit)], dim=-1)
 
@@ -289,10 +289,11 @@ def _restored_super_blocks(codes: Tensor, rows: Tensor, scheme: Scheme) -> Quant
     return _quantized(scheme, (codes.flatten(1).to(torch.int16) - half).to(torch.int8), scale, points.nan_to_num(0))
 
 
-def _multiples(numbers: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def _multiples(numbers: Tensor, most: int, tolerance: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
     """Numbers as multiples of one float16 for each row of them: [O, S, n] to whole numbers, and the unit, [O, S, 1].
 
     Whoever chose the numbers made the largest `most` times the unit, as a rule; every smaller multiple is tried too.
+    A number may be off by 1e-5 of itself and by `tolerance`.
 
     Raises:
         ValueError: there is no such unit.
@@ -308,10 +309,8 @@ def _multiples(numbers: Tensor, most: int) -> tuple[Tensor, Tensor]:
             return steps, unit
         guess = (largest / multiple).half().float()
         found = (numbers / guess.clamp(min=torch.finfo(torch.float32).tiny)).round()
-        near = torch.isclose(found * guess, numbers, rtol=1e-5, atol=0).all(-1, keepdim=True) & (
-            found.amax(-1, keepdim=True) <= most
-        )
-        near &= open_
+        near = ((found * guess - numbers).abs() <= 1e-5 * numbers.abs() + tolerance).all(-1, keepdim=True)
+        near &= open_ & (found.amax(-1, keepdim=True) <= most)
         steps, unit = torch.where(near, found, steps), torch.where(near, guess, unit)
         open_ &= ~near
     if open_.any():
