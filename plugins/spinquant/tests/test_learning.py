@@ -1,15 +1,18 @@
 """Learned rotations: the loss falls, the function is kept, the same bits in every run, bad input."""
 
+import json
+
 import pytest
 import torch
 
-from coldpress import ModelError
+from coldpress import ModelError, oneshot
 from coldpress.numerics import random_orthogonal
 from coldpress.plugin import QuantizationArgs, State
 from coldpress.recipe import Recipe
 from coldpress.registry import find
 from coldpress.run.job import Job
-from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama
+from coldpress.testing.interrupt import interrupted
+from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress.testing.rounding import Rounding
 from coldpress.testing.trial import Parts
 from coldpress_spinquant import SpinQuantModifier
@@ -91,3 +94,23 @@ def test_a_pipeline_that_suspends_batches_learns_the_same():
     second = run(tiny_llama(), modifier, Rounding(**W8A3), pipeline=find("pipelines", "sequential")())
 
     assert losses(first) == losses(second)
+
+
+def test_a_model_that_is_streamed_learns_the_same_bytes_also_when_it_is_interrupted(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    learn = {"learnable": True, "num_steps": 2, "rotations": ["R1", "R2", "R4"]}
+    recipe = json.dumps({"modifiers": [{"SpinQuantModifier": learn}, {"QuantizationModifier": W8A3}]})
+    data = [{"input_ids": row.tolist()} for batch in batches(rows=4) for row in batch["input_ids"]]
+
+    def compress(name, model):
+        settings = {"tokenizer": str(tmp_path / "model"), "dataset": data, "max_seq_length": 16, "quiet": True}
+        oneshot(model, recipe, output_dir=str(tmp_path / name), **settings)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    with interrupted(2):
+        compress("killed", str(tmp_path / "model"))
+    in_memory = compress("in memory", tiny_llama())
+
+    assert compress("streamed", str(tmp_path / "model")) == in_memory
+    assert compress("killed", str(tmp_path / "model")) == in_memory

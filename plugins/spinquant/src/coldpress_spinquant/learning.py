@@ -7,7 +7,7 @@ every step                             one batch, the gradient of the loss for a
 
 import base64
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -30,13 +30,14 @@ class Reader:
     Attributes:
         layer: its name.
         rotation: the name of what rotates its inputs; None for nothing.
-        gain: what the norm before it multiplies its channels by, [I]; None for ones.
+        gain: says what the norm before it multiplies its channels by, [I], once the norm has run, so that its weight
+            is in memory; None for ones.
         args: how its inputs are rounded.
     """
 
     layer: str
     rotation: str | None
-    gain: Tensor | None
+    gain: Callable[[], Tensor] | None
     args: QuantizationArgs
 
 
@@ -66,7 +67,7 @@ def learn(
         NumericsError: the loss is not finite.
     """
     model: Any = state.model
-    device = next(model.parameters()).device
+    device = _device(model)
     rotations = {name: matrix.to(device, torch.float32) for name, matrix in start.items()}
     with ExitStack() as stack, torch.enable_grad():
         stack.enter_context(_without_gradients(model))
@@ -112,6 +113,12 @@ def dynamic(args: QuantizationArgs) -> QuantizationArgs:
     return args if args.dynamic is True else evolve(args, strategy="token", dynamic=True, observer=None)
 
 
+def _device(model: nn.Module) -> torch.device:
+    """Where batches go: the weights of a model that is streamed are not there yet, but its buffers are."""
+    tensors = (*model.parameters(), *model.buffers())
+    return next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
+
+
 def _loss(model: Any, batch: Mapping[str, Any], device: torch.device) -> Tensor:
     """The mean cross-entropy of the tokens that come next, of a batch."""
     batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
@@ -127,8 +134,8 @@ def _loss(model: Any, batch: Mapping[str, Any], device: torch.device) -> Tensor:
 
 def _round(reader: Reader, rotations: Mapping[str, Tensor], module: nn.Module, args: tuple[Any, ...]) -> Any:
     rotation = None if reader.rotation is None else rotations[reader.rotation]
-    x = args[0]
-    rounded = rounded_rotated(x.float(), rotation, reader.gain, reader.args)
+    x, gain = args[0], None if reader.gain is None else reader.gain()
+    rounded = rounded_rotated(x.float(), rotation, gain, reader.args)
     return (rounded.to(x.dtype), *args[1:])
 
 

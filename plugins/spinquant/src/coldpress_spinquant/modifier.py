@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -239,7 +240,7 @@ class SpinQuantModifier(Rotator):
         """The layers whose inputs the recipe quantizes, with what rotates and scales them."""
         stream = stream_of(state) if "R1" in rotations else None
         norms = () if stream is None else stream.norms
-        gains = {name: found for pair in norms for name, found in _gains(state, pair).items()}
+        gains = {member.name: partial(_gain, state, pair, member) for pair in norms for member in pair.members}
         residual = set() if stream is None else {site.parameter.removesuffix(".weight") for site in stream.readers}
         heads = {
             site.parameter.removesuffix(".weight"): f"R2 {name}"
@@ -289,8 +290,7 @@ def _whole(state: State) -> Stage:
     return Stage.whole(state.model)
 
 
-def _gains(state: State, pair: Any) -> dict[str, Tensor]:
-    """Name of each reader of a norm to what the norm multiplies its channels by, [I]; ones where that is zero."""
+def _gain(state: State, pair: Any, member: Any) -> Tensor:
+    """What a norm multiplies the channels of a reader by, [I]; ones where that is zero."""
     found = gain(state.model, pair)
-    found = torch.where(found == 0, 1.0, found)
-    return {member.name: found[member.channels] for member in pair.members}
+    return torch.where(found == 0, 1.0, found)[member.channels]
