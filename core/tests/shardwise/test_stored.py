@@ -1,10 +1,15 @@
 """What a checkpoint has in its files, and says little of: what it is taken for, and what is refused before any work."""
 
+import json
+
 import pytest
 import torch
-from checkpoints import write
+from checkpoints import config_of, differing, tensors_of, write
 
-from coldpress import CheckpointError, convert
+from coldpress import CheckpointError, convert, model_free_ptq, oneshot
+from coldpress.testing.models import tiny_llama
+from coldpress_magnitude import MagnitudePruningModifier
+from coldpress_quantization import QuantizationModifier
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "unheard_of"])
@@ -21,3 +26,27 @@ def test_joint_experts_of_codes_without_a_word_in_the_configuration_are_refused(
     with pytest.raises(CheckpointError, match=f"has the dtype {str(dtype).removeprefix('torch.')}"):
         convert(tmp_path / "model", tmp_path / "out", "dense", quiet=True)
     assert [one.name for one in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.fixture
+def unsaid(tmp_path):
+    """A tiny Llama in float16 whose configuration names no dtype."""
+    tiny_llama(hidden=128).half().save_pretrained(tmp_path / "model")
+    config = {key: value for key, value in config_of(tmp_path / "model").items() if not key.endswith("dtype")}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        QuantizationModifier(scheme="W4A16", group_size=64, ignore=["lm_head"]),
+        MagnitudePruningModifier(init_sparsity=0.0, final_sparsity=0.5, ignore=["lm_head"]),
+    ],
+)
+def test_a_dtype_that_the_configuration_does_not_name_is_that_of_the_files(recipe, unsaid, tmp_path):
+    oneshot(str(unsaid), recipe, output_dir=tmp_path / "whole", return_model=False, quiet=True)
+
+    model_free_ptq(unsaid, tmp_path / "shards", recipe=recipe, quiet=True)
+
+    assert differing(tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "shards")) == []

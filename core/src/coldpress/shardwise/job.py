@@ -92,7 +92,7 @@ class ShardwiseJob:
         )
 
     def dtype(self) -> torch.dtype:
-        """The dtype of the model: what its configuration says, or else bfloat16."""
+        """The dtype of the model; bfloat16 where neither configuration nor files tell."""
         return self.opened.dtype() or torch.bfloat16
 
     def plan(self) -> tuple[Fates, list[Shard]]:

@@ -1,5 +1,6 @@
 """Opening: a folder of safetensors files, read as whatever its configuration says that it holds."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from coldpress.registry import names
 from coldpress.source import Weights
 
 QUANTIZATION = ("quantization_config", "compression_config")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that a model is computed in
 _INNER = ("text_config", "language_config", "llm_config")
 
 
@@ -48,8 +50,15 @@ class Opened:
     left_out: frozenset[str] = frozenset()
 
     def dtype(self) -> torch.dtype | None:
-        """The dtype of the model, as its configuration has it."""
-        return dtype_of(self.config)
+        """The dtype of the model: what its configuration says, or else that of most bytes that are no codes."""
+        return dtype_of(self.config) or self._usual_dtype()
+
+    def _usual_dtype(self) -> torch.dtype | None:
+        sizes = Counter[torch.dtype]()
+        for name in self.weights.names():
+            if tuple(self.weights.made_of(name)) == (name,) and self.stored.dtype(name) in _DTYPES:
+                sizes[self.stored.dtype(name)] += self.stored.nbytes(name)
+        return max(sizes, key=sizes.__getitem__, default=None)
 
     def attachments(self) -> AttachmentLookup:
         """What the configuration says of attachments of modules."""
