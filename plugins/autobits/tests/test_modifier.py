@@ -9,7 +9,7 @@ from safetensors import safe_open
 from coldpress import SchemeError, oneshot
 from coldpress.testing.interrupt import interrupted
 from coldpress.testing.mixtures import tiny_mixture
-from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
+from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 
 QUANTIZE = {"scheme": "W4A16", "group_size": 32, "ignore": ["lm_head"]}
 
@@ -119,6 +119,23 @@ def test_floats_and_rounded_inputs_are_candidates(tmp_path):
     compress(recipe(candidates=["NVFP4", "MXFP4", "FP8_DYNAMIC"], target_bits=5.5), tmp_path / "out")
 
     assert len(groups(tmp_path / "out")) > 1
+
+
+def kl_of(model, data):
+    """The mean KL from the original, a token of the data."""
+    log_p, log_q = (logits(one, data).float().log_softmax(-1) for one in (tiny_llama(), model))
+    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+
+
+def test_plans_are_compared_with_the_inputs_that_they_round(tmp_path):
+    weights, coarse = {"num_bits": 4, "group_size": 32}, {"num_bits": 2, "strategy": "token", "dynamic": True}
+    candidates = [{"weights": weights}, {"weights": {**weights, "num_bits": 8}, "input_activations": coarse}]
+    compressed = compress(recipe(candidates=candidates, group_size=None, target_bits=9.5), tmp_path / "out")
+
+    rows = [line.split("|") for line in (tmp_path / "out" / "autobits.md").read_text().splitlines()]
+    found = [float(row[4]) for row in rows if len(row) == 6 and row[4].strip()[:1].isdigit()]
+    assert min(found) == pytest.approx(kl_of(compressed, batches()), rel=0.1)
+    assert max(found) > 5 * min(found)  # of plans that round inputs so coarsely
 
 
 def test_an_interrupted_streamed_run_gives_the_bytes_of_a_whole_one(tmp_path):

@@ -302,17 +302,21 @@ class AutoBitsModifier(Modifier):
         return plans
 
     def _compared(self, state: State, plans: Sequence[Plan]) -> list[Plan]:
-        """The plans with their KL on calibration tokens, weights rounded to nearest; as they are where streamed."""
+        """The plans with their KL on calibration tokens, rounded to nearest; as they are where streamed."""
         if any(parameter.is_meta for parameter in state.model.parameters()):
             log.info("the model is streamed, so plans are not compared: %r is taken", plans[0].name)
             return list(plans[:1])
+        layers = {layer.name: layer for layer in self.layers(Stage.whole(state.model))}
+        return [evolve(plan, kl=self._divergence(state, layers, plan)) for plan in plans]
+
+    def _divergence(self, state: State, layers: Mapping[str, Layer], plan: Plan) -> float:
+        """The KL from the original of a plan."""
         schemes = self.schemes()
-
-        def weight(name: str, option: int) -> Tensor:
-            (layer,) = [one for one in self.layers(Stage.whole(state.model)) if one.name == name]
-            return rounded(layer.weight, schemes[option], None).to(layer.weight.dtype)
-
-        return [evolve(plan, kl=divergence_of(state, plan, weight, self.num_check_tokens)) for plan in plans]
+        chosen = {layers[name]: schemes[choice.option] for choice in plan.choices for name in choice.unit.layers}
+        weights = {layer: rounded(layer.weight, one, None).to(layer.weight.dtype) for layer, one in chosen.items()}
+        inputs = {layer: args for layer, one in chosen.items() if (args := one.input_activations) is not None}
+        noises = {layer: InputNoise(args=args) for layer, args in inputs.items()}
+        return divergence_of(state, weights, noises, self.num_check_tokens)
 
 
 @frozen(eq=False)

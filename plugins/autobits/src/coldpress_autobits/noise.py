@@ -20,15 +20,18 @@ class InputNoise(Statistic):
 
     def update(self, value: Average | None, x: Tensor) -> Average:
         """Add the tokens, [T, I]."""
-        seen = Average((self._rounded(x).float() - x.float()).square().sum(0).double(), len(x))
+        seen = Average((self.rounded(x).float() - x.float()).square().sum(0).double(), len(x))
         return seen if value is None else self.merge(value, seen)
 
     def merge(self, a: Average, b: Average) -> Average:
         """Add both."""
         return Average(a.total + b.total, a.count + b.count)
 
-    def _rounded(self, x: Tensor) -> Tensor:
+    def rounded(self, x: Tensor) -> Tensor:
+        """Inputs, [T, I], on the grid; where no token comes, as they are."""
         args = self.args
+        if not len(x):
+            return x
         if args.dynamic is False:
             low, high = x.amin().clamp(max=0).reshape(1), x.amax().clamp(min=0).reshape(1)
             return fake_quantize(x, *calculate_qparams(low, high, args), args)

@@ -1,15 +1,16 @@
 """Units, plans of them, how far a plan is from the original, and how a plan looks."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
-import torch
 from attrs import field, frozen
-from torch import Tensor
-from torch.func import functional_call
+from torch import Tensor, nn
 
-from coldpress.plugin import State
+from coldpress.plugin import Layer, State, counted_tokens, simulated
+from coldpress_autobits.noise import InputNoise
 
 _CHUNK = 128  # tokens whose log-probabilities are held at once
 
@@ -106,38 +107,46 @@ class Plan:
         }
 
 
-def divergence_of(state: State, plan: Plan, weight: Callable[[str, int], Tensor], tokens: int) -> float:
-    """Mean KL from the original to the model with other weights, on the last calibration tokens.
+def divergence_of(
+    state: State, weights: Mapping[Layer, Tensor], noises: Mapping[Layer, InputNoise], tokens: int
+) -> float:
+    """Mean KL from the original to the model with other weights and rounded inputs, on the last calibration tokens.
 
     Args:
-        state: with the model in memory and the batches.
-        plan: which candidate each layer gets.
-        weight: a layer's weight by a candidate, as its module stores it.
+        state: with the model in memory and the batches, whose padding does not count.
+        weights: of each layer, [O, I], in the dtype of its own.
+        noises: how the inputs of layers are rounded, where they are.
         tokens: how many at least, if there are so many.
     """
-    model = state.model
-    changed = {
-        f"{name}.weight": _stored(model, name, weight(name, choice.option))
-        for choice in plan.choices
-        for name in choice.unit.layers
-    }
-    total, count, device = 0.0, 0, next(model.parameters()).device
+    total, count, device = 0.0, 0, next(state.model.parameters()).device
     for batch in reversed(state.batches):
         inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-        wanted, said = model(**inputs).logits, functional_call(model, changed, kwargs=inputs).logits
-        for part, other in zip(wanted.flatten(0, 1).split(_CHUNK), said.flatten(0, 1).split(_CHUNK), strict=True):
+        wanted = state.model(**inputs).logits  # [B, S, vocabulary]
+        with simulated(weights), _rounded_inputs(noises):
+            said = state.model(**inputs).logits
+        mask = counted_tokens(wanted, batch)
+        pair = [one.flatten(0, 1) if mask is None else one[mask.to(one.device)] for one in (wanted, said)]
+        for part, other in zip(*(one.split(_CHUNK) for one in pair), strict=True):
             log_p, log_q = part.float().log_softmax(-1), other.float().log_softmax(-1)
             total += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
             count += len(part)
         if count >= tokens:
             break
-    return total / count
+    return total / max(count, 1)
 
 
-def _stored(model: torch.nn.Module, name: str, weight: Tensor) -> Tensor:
-    """A weight [O, I] the way round that its module has it."""
-    module: Any = model.get_submodule(name)
-    return weight if module.weight.shape == weight.shape and type(module).__name__ != "Conv1D" else weight.t()
+@contextmanager
+def _rounded_inputs(noises: Mapping[Layer, InputNoise]) -> Iterator[None]:
+    """Inside, layers see their inputs rounded."""
+
+    def seen(module: nn.Module, inputs: tuple[Tensor, ...], noise: InputNoise) -> tuple[Tensor, ...]:
+        x, *others = inputs
+        return noise.rounded(x.flatten(0, -2)).view_as(x), *others
+
+    with ExitStack() as hooks:
+        for layer, noise in noises.items():
+            hooks.callback(layer.module.register_forward_pre_hook(partial(seen, noise=noise)).remove)
+        yield
 
 
 def picture(value: Mapping[str, Any], names: Sequence[str]) -> str:
