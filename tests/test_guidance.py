@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from coldpress import CalibrationError, oneshot
-from coldpress.plugin import GUIDANCE
+from coldpress.calibration.gradient_store import GradientStore
+from coldpress.plugin import GUIDANCE, TokenWeight
 from coldpress.run import reverse
 from coldpress.testing.interrupt import interrupted
 from coldpress.testing.mixtures import tiny_mixture
@@ -66,6 +67,33 @@ def test_guidance_changes_what_is_chosen():
 
     down = "model.layers.0.mlp.down_proj.weight"
     assert not torch.equal(plain.state_dict()[down], guided.state_dict()[down])
+
+
+def test_what_was_found_of_experts_follows_them_when_others_are_dropped():
+    store, statistic = GradientStore(), TokenWeight()
+    for number in range(4):
+        store.values[f"mlp.experts.{number}.up_proj", statistic] = number
+    store.values["mlp.gate", statistic] = "router"
+
+    store.keep_experts({"mlp.experts": [1, 3]})
+
+    assert {name: value for (name, _), value in store.values.items()} == {
+        "mlp.experts.0.up_proj": 1,
+        "mlp.experts.1.up_proj": 3,
+        "mlp.gate": "router",
+    }
+
+
+def test_a_run_that_drops_experts_tells_what_gradients_were_found_of(monkeypatch):
+    told = []
+    monkeypatch.setattr(GradientStore, "keep_experts", lambda store, kept: told.append(kept))
+
+    model = tiny_mixture("qwen3_moe", experts=8)
+    compress(model, None, [{"REAPPruningModifier": {"keep": 4}}, *RECIPES["gptq"]])
+
+    assert [{name: len(some) for name, some in kept.items()} for kept in told] == [
+        {f"model.layers.{number}.mlp.experts": 4 for number in (0, 1)}
+    ]
 
 
 def test_a_pipeline_without_backwards_is_refused():

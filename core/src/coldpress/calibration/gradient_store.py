@@ -54,6 +54,22 @@ class GradientStore:
             )
         return whole.to(x.device)
 
+    def keep_experts(self, kept: Mapping[str, Sequence[int]]) -> None:
+        """Experts have other numbers now; what was found of those that are gone is forgotten.
+
+        Args:
+            kept: name of each module of experts to the numbers, in order, of those that stay.
+        """
+        moved = {f"{home}.{old}.": f"{home}.{new}." for home, stay in kept.items() for new, old in enumerate(stay)}
+        found: dict[tuple[str, GradientStatistic], object] = {}
+        for (name, statistic), value in self.values.items():
+            home = next((one for one in kept if name.startswith(f"{one}.")), None)
+            expert = "" if home is None else f"{home}.{name[len(home) + 1 :].partition('.')[0]}."
+            if not expert or expert in moved:
+                found[moved.get(expert, "") + name.removeprefix(expert), statistic] = value
+        self.values = found
+        self._weights.clear()
+
     def to_tensors(self) -> tuple[list[list[str]], dict[str, Tensor]]:
         """Everything, for `fill`: names of layers and statistics, and tensors."""
         names, tensors = [], {}

@@ -315,6 +315,7 @@ class Job:
 
     def _drop_experts(self, kept: Mapping[str, Sequence[int]]) -> None:
         keep_experts(self.state, kept, self.weights)
+        self.gradients.keep_experts(kept)
         self._plan()
 
     def _compress(self, modifiers: Sequence[Modifier], kept: Sequence[Mapping[str, Any]] | None) -> None:
