@@ -88,6 +88,7 @@ def test_streamed_it_writes_the_same_bytes_and_goes_on_where_it_was_interrupted(
 
     memory, *others = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("memory", "streamed", "out"))
     assert all(other == memory for other in others)
+    assert mixtures_of(tmp_path / "out") == mixtures_of(tmp_path / "streamed") != []
     assert load_model(tmp_path / "out", device="cpu").config.num_experts == 4
 
 

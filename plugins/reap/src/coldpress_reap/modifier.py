@@ -116,8 +116,10 @@ class REAPPruningModifier(Modifier):
         Raises:
             ColdpressError: names the layer and says what to do.
         """
-        if state.decision(self) is not None:
-            return  # they are gone
+        decided = state.decision(self)
+        if decided is not None:  # they are gone, and an interrupted run knows of them from here
+            state.report |= {line["name"]: LayerReport.from_dict(line) for line in decided["mixtures"]}
+            return
         experts = linear_experts(state.model)
         self._check_experts(state, experts)
         for name, module in experts.items():
@@ -146,7 +148,8 @@ class REAPPruningModifier(Modifier):
             path = Path(self.report_path).expanduser()
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-        return Decision(value={"kept": kept}, kept_experts=kept)
+        lines = [state.report[name].to_dict() for name in kept]
+        return Decision(value={"mixtures": lines}, kept_experts=kept)
 
     def _experts(self, stage: Stage) -> Iterator[tuple[str, LinearExperts]]:
         for name, module in stage.modules.items():
