@@ -120,6 +120,9 @@ class WeightStream:
         shortened = {name: Picked(places[name], rows) for name, rows in dropped.rows.items() if name in places}
         self.places = {**places, **moved, **shortened}
         self._owners.clear()
+        if self._hooks:  # they know modules by the names that these had
+            self.__exit__(None, None, None)
+            self.__enter__()
 
     def _put(self, parameter: nn.Parameter, tensor: Tensor) -> None:
         self._replace(parameter, tensor.to(self.device, parameter.dtype))
