@@ -122,6 +122,22 @@ def test_groups_of_a_router_lose_as_many_each_or_none():
         oneshot(tiny_mixture("deepseek_v3"), REAPPruningModifier(keep=3), dataset=batches())
 
 
+def test_data_that_reach_too_few_experts_of_one_group_are_refused():
+    model = tiny_mixture("deepseek_v3", experts=8)
+    model.model.layers[1].mlp.gate.e_score_correction_bias.data[4:] = -100  # so that the second group is never chosen
+
+    with pytest.raises(ColdpressError, match=r"reach \d of 8 experts, and 4 are to stay, as many of each of 2 groups"):
+        oneshot(model, REAPPruningModifier(keep=4), dataset=batches())
+
+
+def test_layers_with_other_numbers_of_experts_are_refused_before_the_run():
+    model, other = tiny_mixture("mixtral", experts=8), tiny_mixture("mixtral", experts=4)
+    model.model.layers[1].mlp = other.model.layers[1].mlp
+
+    with pytest.raises(ColdpressError, match="layers of a MixtralForCausalLM have 4 or 8 experts"):
+        oneshot(model, REAPPruningModifier(keep=3), dataset=batches())
+
+
 def test_data_that_reach_too_few_experts_are_refused():
     with pytest.raises(ColdpressError, match="reach 2 of 16 experts, and 12 are to stay"):
         oneshot(

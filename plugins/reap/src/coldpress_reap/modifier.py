@@ -169,6 +169,12 @@ class REAPPruningModifier(Modifier):
             raise TargetError(
                 f"a {type(state.model).__name__} has no mixture of experts that coldpress knows: there is none to drop"
             )
+        counts = sorted({module.count for module in experts.values()})
+        if len(counts) > 1:
+            raise TargetError(
+                f"layers of a {type(state.model).__name__} have {' or '.join(map(str, counts))} experts, and a smaller "
+                "configuration has one number for all: none of them can be dropped"
+            )
         ignored = [name for name in experts if any(matches_name(pattern, name) for pattern in self.ignore)]
         if ignored:
             raise TargetError(
@@ -234,11 +240,12 @@ class REAPPruningModifier(Modifier):
         scores = saliency(totals, self.criterion)
         router = self._router(state, name, module)
         keep = self._count(len(scores), router.groups)
-        reached = int((totals[:, 0] > 0).sum())
-        if reached < keep:
+        seen = totals[:, 0] > 0  # [E]
+        if min(int(group.sum()) for group in seen.chunk(router.groups)) < keep // router.groups:
+            grouped = f", as many of each of {router.groups} groups" if router.groups > 1 else ""
             raise CalibrationError(
-                f"{name}: the calibration data reach {reached} of {len(scores)} experts, and {keep} are to stay: which "
-                "of the others matter is not known; calibrate with more data"
+                f"{name}: the calibration data reach {int(seen.sum())} of {len(scores)} experts, and {keep} are to "
+                f"stay{grouped}: which of the others matter is not known; calibrate with more data"
             )
         if not uneven(scores.tolist()):
             log.warning("%s: all experts are worth the same on the calibration data; the first %d stay", name, keep)
