@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from coldpress import load_model, oneshot
-from coldpress.errors import ColdpressError
+from coldpress.errors import ColdpressError, RecipeError
 from coldpress.testing.interrupt import interrupted
 from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
+from coldpress_autobits import AutoBitsModifier
 from coldpress_gptq import GPTQModifier
 from coldpress_quantization import QuantizationModifier
 from coldpress_reap import REAPPruningModifier
@@ -145,6 +146,19 @@ def test_data_that_reach_too_few_experts_are_refused():
             REAPPruningModifier(keep=12),
             dataset=[{"input_ids": torch.tensor([[5]])}],
         )
+
+
+def test_two_that_drop_experts_are_refused():
+    with pytest.raises(RecipeError, match="REAPPruningModifier and REAPPruningModifier drop experts"):
+        oneshot(tiny_mixture("mixtral"), [REAPPruningModifier(keep=3), REAPPruningModifier(keep=2)], dataset=batches())
+
+
+def test_schemes_that_are_chosen_for_the_whole_model_are_refused_beside_it():
+    bits = AutoBitsModifier(target_bits=6, candidates=["W4A16", "W8A16"], group_size=32, ignore=["lm_head"])
+    recipe = [REAPPruningModifier(keep=2), bits, GPTQModifier(scheme="W4A16", group_size=32, ignore=["lm_head"])]
+
+    with pytest.raises(RecipeError, match="AutoBitsModifier has chosen schemes for layers of experts"):
+        oneshot(tiny_mixture("mixtral"), recipe, dataset=batches())
 
 
 def test_a_quantized_model_is_refused():

@@ -14,7 +14,7 @@ from zlib import crc32
 import torch
 from attrs import evolve, frozen
 
-from coldpress.errors import BrokenPluginError, CheckpointError
+from coldpress.errors import BrokenPluginError, CheckpointError, RecipeError
 from coldpress.modifier import Decision, Modifier
 from coldpress.pipeline import Pipeline
 from coldpress.planned import Running
@@ -70,13 +70,20 @@ class Measuring:
         """Leave the model the experts that a decision keeps.
 
         Raises:
-            BrokenPluginError: two modifiers drop experts.
+            RecipeError: another modifier has decided schemes for the layers of the whole model.
         """
         named = [record["kept_experts"] for record in made if record["kept_experts"]]
-        if len(named) > 1:
-            raise BrokenPluginError("two modifiers of the recipe drop experts: the numbers of one are not the other's")
-        if named:
-            self.drop_experts(named[0])
+        if not named:
+            return
+        choosing = [one for one, record in zip(self.run.modifiers, made, strict=True) if record["schemes"]]
+        if choosing:
+            raise RecipeError(
+                [
+                    f"{type(choosing[0]).__name__} has chosen schemes for layers of experts of which some are dropped: "
+                    "drop experts in a run of their own first, and choose schemes for what is left"
+                ]
+            )
+        self.drop_experts(named[0])
 
     def _decision(self, modifier: Modifier, measured: Sequence[Any]) -> Decision:
         state = self.run.state

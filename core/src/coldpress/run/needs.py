@@ -8,7 +8,7 @@ import torch
 from coldpress import registry
 from coldpress.calibration.batch import count_tokens
 from coldpress.errors import BrokenPluginError, CalibrationError, RecipeError
-from coldpress.modifier import Modifier, Needs
+from coldpress.modifier import DROPS_EXPERTS, Modifier, Needs
 from coldpress.pipeline import Pipeline
 from coldpress.state import State
 
@@ -19,11 +19,17 @@ def _refuse_training(needs: Iterable[tuple[str, Needs]]) -> None:
             raise RecipeError([f"{name} acts while a model is trained, and in nothing else: use coldpress.train"])
 
 
+def _refuse_two_that_drop(modifiers: Sequence[Modifier]) -> None:
+    dropping = [type(modifier).__name__ for modifier in modifiers if DROPS_EXPERTS in modifier.traits]
+    if len(dropping) > 1:
+        raise RecipeError([f"{' and '.join(dropping)} drop experts, each of the whole model: keep one of them"])
+
+
 def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State) -> None:
     """Refuse a recipe whose modifiers need what the data or the pipeline do not give.
 
     Raises:
-        RecipeError: a modifier acts in training only.
+        RecipeError: a modifier acts in training only, or two drop experts.
         CalibrationError: says which modifier needs what and what to do, or which batch is empty.
         BrokenPluginError: what a modifier needs contradicts itself.
     """
@@ -31,6 +37,7 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
     for name, one in needs:
         _check_consistent(name, one)
     _refuse_training(needs)
+    _refuse_two_that_drop(modifiers)
     learning = ", ".join(name for name, one in needs if one.gradients or one.loss_gradients)
     if learning and torch.is_inference_mode_enabled():
         raise CalibrationError(f"{learning} needs gradients: call it outside of torch.inference_mode()")
