@@ -69,6 +69,17 @@ def test_guidance_changes_what_is_chosen():
     assert not torch.equal(plain.state_dict()[down], guided.state_dict()[down])
 
 
+def test_data_without_a_label_are_refused():
+    recipe = json.dumps({"modifiers": [{"GPTQModifier": {**QUANTIZE, "guidance": "data"}}]})
+
+    with pytest.raises(CalibrationError, match="no token of the data has a label"):
+        oneshot(tiny_llama(), recipe, dataset=[{"input_ids": torch.tensor([[5]])}], quiet=True)
+
+
+def test_a_seed_may_be_larger_than_what_labels_are_numbered_by():
+    compress(tiny_llama(), None, "gptq", seed=2**32)
+
+
 def test_what_was_found_of_experts_follows_them_when_others_are_dropped():
     store, statistic = GradientStore(), TokenWeight()
     for number in range(4):

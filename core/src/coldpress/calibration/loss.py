@@ -58,7 +58,7 @@ class CrossEntropy:
         row = sum(_rows(batch) for batch in self.batches[:index])
         drawn = torch.empty(logits.shape[:2], dtype=torch.int64, device=logits.device)
         for number in range(len(logits)):
-            generator = torch.Generator().manual_seed((self.seed << 32) + row + number)
+            generator = torch.Generator().manual_seed(((self.seed << 32) + row + number) % 2**64)
             uniform = torch.rand(logits.shape[1], generator=generator, dtype=torch.float64).to(logits.device)  # [S]
             for part, u, into in zip(*map(_chunks, (logits[number], uniform, drawn[number])), strict=True):
                 reached = part.float().softmax(-1).cumsum(-1)  # [t, V]

@@ -106,7 +106,12 @@ class ReverseSweep:
                 self.release(before)
         nats = sum(value for value, _ in loss.losses.values())
         tokens = sum(count for _, count in loss.losses.values())
-        self.state.log.append({"gradients": loss.labels, "tokens": tokens, "loss": round(nats / max(tokens, 1), 4)})
+        if not tokens:
+            raise CalibrationError(
+                f"no token of the data has a label (labels {loss.labels}): samples of one token predict nothing, and "
+                "padding and loss masks leave some out; use longer samples"
+            )
+        self.state.log.append({"gradients": loss.labels, "tokens": tokens, "loss": round(nats / tokens, 4)})
         log.info("gradients of the loss, labels %s: %d tokens, %.4f nats each", loss.labels, tokens, nats / tokens)
 
     def _replay(self, step: ReverseStep, wanted: Wanted) -> None:
