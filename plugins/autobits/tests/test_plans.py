@@ -10,6 +10,12 @@ from coldpress_autobits.noise import InputNoise
 from coldpress_autobits.plans import divergence_of
 
 
+@pytest.fixture(autouse=True)
+def without_graphs():
+    with torch.no_grad():
+        yield
+
+
 def layers_of(model, *ignore):
     return Stage.whole(model).layers(["Linear"], ["lm_head", *ignore])
 

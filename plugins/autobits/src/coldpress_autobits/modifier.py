@@ -1,7 +1,7 @@
 """AutoBitsModifier: settings and wiring of the choice of bits."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from coldpress.numerics import calculate_global_scale, dequantize, factorize, qu
 from coldpress.plugin import (
     CalibrationError,
     Decision,
-    FusedLayers,
     Gamma,
     Labels,
     Layer,
@@ -27,7 +26,6 @@ from coldpress.plugin import (
     State,
     hookimpl,
     preset,
-    siblings,
     weight_qparams,
     write_recipe,
 )
@@ -35,7 +33,7 @@ from coldpress.schemes import check_fit, check_supported, describe
 from coldpress_autobits.algorithm import cost, ends_first, fed_back_cost, input_cost, solve, uniform
 from coldpress_autobits.bytes import in_bytes
 from coldpress_autobits.noise import InputNoise
-from coldpress_autobits.plans import Choice, Plan, Unit, divergence_of, picture
+from coldpress_autobits.plans import Choice, Plan, Unit, divergence_of, picture, together
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +254,7 @@ class AutoBitsModifier(Modifier):
 
     def _units(self, state: State, layers: Mapping[str, Mapping[str, Any]]) -> list[Unit]:
         """Layers that must have one scheme, together."""
-        units = [Unit.of(names, [layers[name] for name in names]) for names in _together(state, self, layers)]
+        units = [Unit.of(names, [layers[name] for name in names]) for names in together(state, self, layers)]
         lost = [unit.name for unit in units if not unit.options]
         if lost:
             raise SchemeError(f"{lost[0]}: no candidate fits all of its layers; name one with another group_size")
@@ -369,30 +367,3 @@ def _grouped(name: str, group_size: int) -> Scheme:
     found = preset(name)
     free = found.weights is not None and found.weights.strategy == "group" and found.weights.scale_dtype is None
     return preset(name, group_size=group_size) if free else found
-
-
-def _together(state: State, modifier: Modifier, layers: Mapping[str, Any]) -> list[list[str]]:
-    """Names of layers in groups that must have one scheme, in model order."""
-    fused, parents = state.fact(FusedLayers), {name: name for name in layers}
-
-    def root(name: str) -> str:
-        while parents[name] != name:
-            name = parents[name]
-        return name
-
-    def join(a: str, others: Iterable[str]) -> None:
-        for other in others:
-            if other in parents:
-                parents[root(other)] = root(a)
-
-    homes: dict[str, str] = {}
-    for layer in modifier.layers(Stage.whole(state.model)):
-        if layer.name in parents:
-            join(layer.name, (one.name for one in fused.beside(layer)))
-            if siblings(state.model, layer):  # an expert's: all projections of all experts
-                home = layer.name.rpartition(".")[0].rpartition(".")[0]
-                join(layer.name, [homes.setdefault(home, layer.name)])
-    groups: dict[str, list[str]] = {}
-    for name in layers:
-        groups.setdefault(root(name), []).append(name)
-    return list(groups.values())

@@ -1,7 +1,7 @@
 """Units, plans of them, how far a plan is from the original, and how a plan looks."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from attrs import field, frozen
 from torch import Tensor, nn
 
-from coldpress.plugin import Layer, State, counted_tokens, simulated
+from coldpress.plugin import FusedLayers, Layer, Modifier, Stage, State, counted_tokens, siblings, simulated
 from coldpress_autobits.noise import InputNoise
 
 _CHUNK = 128  # tokens whose log-probabilities are held at once
@@ -105,6 +105,33 @@ class Plan:
             "predicted_kl": self.predicted,
             "measured_kl": self.kl,
         }
+
+
+def together(state: State, modifier: Modifier, layers: Mapping[str, Any]) -> list[list[str]]:
+    """Names of layers in groups that must have one scheme, in model order."""
+    fused, parents = state.fact(FusedLayers), {name: name for name in layers}
+
+    def root(name: str) -> str:
+        while parents[name] != name:
+            name = parents[name]
+        return name
+
+    def join(a: str, others: Iterable[str]) -> None:
+        for other in others:
+            if other in parents:
+                parents[root(other)] = root(a)
+
+    homes: dict[str, str] = {}
+    for layer in modifier.layers(Stage.whole(state.model)):
+        if layer.name in parents:
+            join(layer.name, (one.name for one in fused.beside(layer)))
+            if siblings(state.model, layer):  # an expert's: all projections of all experts
+                home = layer.name.rpartition(".")[0].rpartition(".")[0]
+                join(layer.name, [homes.setdefault(home, layer.name)])
+    groups: dict[str, list[str]] = {}
+    for name in layers:
+        groups.setdefault(root(name), []).append(name)
+    return list(groups.values())
 
 
 def divergence_of(
