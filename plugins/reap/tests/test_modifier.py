@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import coldpress
 from coldpress import load_model, oneshot
 from coldpress.errors import ColdpressError, RecipeError
 from coldpress.testing.interrupt import interrupted
@@ -198,3 +199,16 @@ def test_the_saliencies_of_a_first_layer_are_those_that_its_own_forward_has(tmp_
     torch.testing.assert_close(
         torch.tensor(notes["saliency"], dtype=torch.float64), sums / counts.clamp(min=1), rtol=1e-4, atol=1e-6
     )
+
+
+def test_a_plan_says_that_its_sizes_are_those_before_experts_go(tmp_path):
+    folder, out = saved(tiny_mixture("mixtral"), tmp_path / "model"), tmp_path / "out"
+    planned = coldpress.plan(folder, REAPPruningModifier(sparsity=0.5), dataset=batches(rows=2), quiet=True)
+
+    oneshot(folder, REAPPruningModifier(sparsity=0.5), dataset=batches(rows=2), output_dir=out, quiet=True)
+
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["measured"]["bytes_after"] < planned.after
+    note = "REAPPruningModifier decides after it has seen data: sizes are those before its decision"
+    assert note in planned.notes
+    assert report["predicted"]["notes"] == list(planned.notes)

@@ -19,7 +19,8 @@ _ONLY_RUNNING = ("log_dir", "quiet", "model_free", "max_workers")
 def plan(*, output: Path | None = None, as_json: bool = False, **options: Any) -> None:
     """Say what a run will write, hold in memory and take, layer by layer; no weight is read.
 
-    Sizes are exact; memory and time are estimates.  What could not end well is refused, as `compress` would.
+    Sizes are exact, but where data decide on them; memory and time are estimates.  What could not end well is refused,
+    as `compress` would.
 
     coldpress plan smollm2 --scheme W4A16 --group-size 64
     """

@@ -21,8 +21,9 @@ def plan(model: Any = None, recipe: Any = None, **arguments: Any) -> Prediction:
 
         plan("smollm2", QuantizationModifier(scheme="W4A16", group_size=64, ignore=["lm_head"])).after
 
-    Recipe, model, data and plan of layers are prepared by the code that a run begins with.  Sizes are exact; memory and
-    time are estimates, from shapes and from products that are measured for a quarter of a second.
+    Recipe, model, data and plan of layers are prepared by the code that a run begins with.  Sizes are exact, but
+    where experts are dropped or bits are chosen from data; memory and time are estimates, from shapes and from products
+    that are measured for a quarter of a second.
 
     Args:
         model: as for `oneshot`.

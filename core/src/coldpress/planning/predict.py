@@ -59,7 +59,7 @@ def predict(job: Job) -> Prediction:
         data=job.state.calibration,
         engines=tuple(_engines(job)),
         rates=asdict(costs.rates),
-        notes=tuple(_notes(contents, costs.forward)),
+        notes=tuple(_notes(job, contents, costs.forward)),
     )
 
 
@@ -190,7 +190,10 @@ def _engines(job: Job) -> Iterator[EngineVerdict]:
         yield EngineVerdict(engine=engine, verdict=word, why=why if loads else f"{words}: {why}")
 
 
-def _notes(contents: PlannedContents, forward: Forward | None) -> Iterator[str]:
+def _notes(job: Job, contents: PlannedContents, forward: Forward | None) -> Iterator[str]:
+    for modifier in job.modifiers:
+        if modifier.needs().measuring_pass:
+            yield f"{type(modifier).__name__} decides after it has seen data: sizes are those before its decision"
     for name in contents.uncounted:
         yield f"the tensors of {name} are not counted: only data tell their shapes"
     if contents.publishes:

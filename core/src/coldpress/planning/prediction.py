@@ -72,8 +72,9 @@ class Prediction:
     Attributes:
         weights: numbers of the model.
         before: bytes of the model's tensors as they are stored; where a source decodes them, in the model's dtype.
-        after: bytes of the checkpoint's tensors; exact.
-        files: bytes of its safetensors files with their headers; exact; None where the format writes other files.
+        after: bytes of the checkpoint's tensors; exact, but where experts are dropped or bits are chosen from data.
+        files: bytes of its safetensors files with their headers, exact as `after`; None where the format writes other
+            files.
         disk: bytes on the disk while the run works, at most.
         now: bytes that the process holds before the run.
         stages: one after the other.
