@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from coldpress import CheckpointError, oneshot
 from coldpress.report.difference import difference_of
 from coldpress.report.page.compared import page_of_difference
-from coldpress.testing.models import tiny_llama, tiny_tokenizer
+from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
 
 RECIPE = "QuantizationModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}"
 UP = "model.layers.1.mlp.up_proj"
@@ -56,6 +56,23 @@ def test_one_changed_code_is_one_changed_code(quantized, tmp_path):
     assert found.counts()["differs"] == 1
     assert changed.codes_changed == pytest.approx(1 / (64 * 128))
     assert changed.largest == pytest.approx(float(tensors[f"{UP}.weight_scale"][0, 0]), rel=1e-5)
+
+
+def test_other_scales_of_static_inputs_are_no_equal_checkpoint(model, tmp_path):
+    recipe = "QuantizationModifier: {scheme: FP8, ignore: [lm_head]}"
+    data = {"dataset": batches(rows=2), "quiet": True}
+    oneshot(str(model), recipe, output_dir=str(tmp_path / "fp8"), **data)
+    other = shutil.copytree(tmp_path / "fp8", tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    tensors[f"{UP}.input_scale"] *= 2
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+
+    found = difference_of(tmp_path / "fp8", other)
+
+    assert not found.is_equal()
+    assert by_name(found)[f"{UP}.weight"].status == "other input scales"
+    assert found.counts()["equal"] == len(found.tensors) - 1
+    assert "other input scales" in page_of_difference(found)
 
 
 def test_beside_its_original_it_is_as_far_as_the_report_says(model, quantized):

@@ -85,7 +85,7 @@ def _layers(changed: "list[TensorDifference]") -> "RenderableType":
             tensor.schemes[0] or "whole",
             tensor.schemes[1] or "whole",
             "" if tensor.codes_changed is None else f"{tensor.codes_changed:.2%}",
-            tensor.status if tensor.error is None else f"{tensor.error:.2%}",
+            f"{tensor.error:.2%}" if tensor.status == "differs" else tensor.status,
         )
         for tensor in ordered[:_MOST_LAYERS]
     ]

@@ -17,6 +17,7 @@ from coldpress.checkpoint.published import format_of, open_folder, quantization_
 from coldpress.checkpoint.reader import read_json
 from coldpress.errors import CheckpointError
 from coldpress.numerics import relative_error
+from coldpress.quantized import Quantized
 from coldpress.schemes import Scheme, describe
 from coldpress.source import Weights
 
@@ -38,8 +39,8 @@ class TensorDifference:
 
     Attributes:
         name: of the tensor.
-        status: `equal` as stored; `same weights`, stored in another way; `differs`; `other shape`; `only in A`, `only
-            in B`.
+        status: `equal` as stored; `same weights`, stored in another way; `other input scales`, of the same weights;
+            `differs`; `other shape`; `only in A`, `only in B`.
         schemes: in words, of A and B; None where it is not quantized or not there.
         codes_changed: share of codes that differ; None where the two are not codes of one grid.
         error: Frobenius norm of B - A over that of A; None where they cannot be compared.
@@ -75,7 +76,7 @@ class Difference:
     files: dict[str, str]
 
     def is_equal(self) -> bool:
-        """Whether both would be served as the same model."""
+        """Whether both hold the same weights, and the same scales of inputs where both are static."""
         same = all(tensor.status in ("equal", "same weights") for tensor in self.tensors)
         return same and set(self.config) <= {"quantization_config", "transformers_version"}
 
@@ -158,12 +159,13 @@ def _compared(name: str, first: _Opened, second: _Opened) -> TensorDifference:
         return TensorDifference(name, "only in B" if sizes[0] is None else "only in A", schemes, nbytes=whole)
     if tuple(first.weights.shape(name)) != tuple(second.weights.shape(name)):
         return TensorDifference(name, "other shape", schemes, nbytes=whole)
-    changed = _codes_changed(name, first.weights, second.weights)
+    changed, inputs_alike = _codes(name, first.weights, second.weights)
     old, new = first.weights.read(name), second.weights.read(name)
     same = bool(torch.equal(old.float(), new.float()))
     error, largest = (0.0, 0.0) if same else _distance(old, new)
     stored_alike = same and schemes[0] == schemes[1] and sizes[0] == sizes[1] and old.dtype == new.dtype and not changed
     status = "equal" if stored_alike else "same weights" if same else "differs"
+    status = "other input scales" if same and not inputs_alike else status
     return TensorDifference(name, status, schemes, changed, error, largest, whole)
 
 
@@ -178,16 +180,27 @@ def _in_words(checkpoint: "_Opened", name: str) -> str | None:
     return None if scheme is None else describe(scheme) + (f" ({scheme.format})" if scheme.format else "")
 
 
-def _codes_changed(name: str, first: Weights, second: Weights) -> float | None:
-    """The share of codes that differ, where both are codes of one number format."""
+def _codes(name: str, first: Weights, second: Weights) -> tuple[float | None, bool]:
+    """The share of codes that differ, where both are codes of one number format; whether inputs have one grid."""
     schemes = first.scheme(name), second.scheme(name)
     if schemes[0] is None or schemes[1] is None:
-        return None
-    a, b = first.quantized(name).codes, second.quantized(name).codes
+        return None, True
+    old, new = first.quantized(name), second.quantized(name)
+    a, b = old.codes, new.codes
     alike = _grid(schemes[0]) == _grid(schemes[1])
     if a is None or b is None or not alike or a.shape != b.shape:
-        return None
-    return float((a.float() != b.float()).float().mean())
+        return None, _inputs_alike(old, new)
+    return float((a.float() != b.float()).float().mean()), _inputs_alike(old, new)
+
+
+def _inputs_alike(old: Quantized, new: Quantized) -> bool:
+    """Whether scales and zero points of inputs are equal, where both are static."""
+    pairs = (
+        (old.input_scale, new.input_scale),
+        (old.input_zero_point, new.input_zero_point),
+        (old.input_global_scale, new.input_global_scale),
+    )
+    return all(a is None or b is None or torch.equal(a.float(), b.float()) for a, b in pairs)
 
 
 def _grid(scheme: Scheme) -> tuple[object, ...]:

@@ -46,7 +46,7 @@ def page_of_difference(found: Difference) -> str:
                 one.schemes[0] or "whole",
                 one.schemes[1] or "whole",
                 "" if one.codes_changed is None else f"{one.codes_changed:.2%}",
-                one.status if one.error is None else f"{one.error:.2%}",
+                f"{one.error:.2%}" if one.status == "differs" else one.status,
             )
             for one in sorted(changed, key=lambda one: -(one.error or 0.0))
         ],
