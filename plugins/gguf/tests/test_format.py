@@ -4,13 +4,18 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from coldpress import CheckpointError, ModelError, SchemeError, load_model, oneshot
+from coldpress.plugin import CheckpointReader
 from coldpress.schemes import preset
 from coldpress.testing.interrupt import interrupted
-from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
+from coldpress.testing.models import VOCABULARY, batches, filled, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress_gguf import GgufFormat
+from coldpress_gguf.architecture import architecture_of
 from coldpress_gguf.file import GgufFile
+from coldpress_gguf.writing import entries_of
 
 
 def compress(
@@ -158,6 +163,47 @@ def test_what_llama_cpp_does_not_compute_is_refused(tmp_path):
     model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     with pytest.raises(ModelError, match="rope_type is 'dynamic'"):
         compress(tmp_path / "out", model=model)
+
+
+def mixture():
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2, "sliding_window": None}
+    return filled(MixtralForCausalLM(MixtralConfig(**sizes, **heads)), torch.float32, 0)
+
+
+@pytest.mark.parametrize(
+    ("ignored", "groups", "words"),
+    [
+        ('"re:.*experts.1.*"', "", r"experts\.0\.\w+ is Q4_0 and .*experts\.1\.\w+ is not quantized"),
+        ("lm_head", 'one: {targets: ["re:.*experts.1.*"], weights: {num_bits: 5, group_size: 32}}', "Q4_0 and .* Q5_0"),
+    ],
+)
+def test_experts_of_different_types_are_refused_before_the_run(tmp_path, ignored, groups, words):
+    recipe = f"""QuantizationModifier:
+      ignore: [lm_head, "re:.*gate$", {ignored}]
+      config_groups:
+        rest: {{targets: [Linear], weights: {{num_bits: 4, group_size: 32}}}}
+        {groups}"""
+
+    with pytest.raises(SchemeError, match=words):
+        compress(tmp_path / "out", model=mixture(), recipe=recipe)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_expert_alone_is_completed():
+    name = "model.layers.0.mlp.experts.1.up_proj"
+
+    assert GgufFormat().complete({name: preset("Q4_K")}, {name: (64, 256)}) == {name: preset("Q4_K")}
+
+
+def test_experts_of_different_types_are_not_made_one_tensor(tmp_path):
+    names = [f"model.layers.0.block_sparse_moe.experts.{number}.w1" for number in (0, 1)]
+    blocks = {f"{name}.blocks": torch.zeros(64, 36, dtype=torch.uint8) for name in names}
+    save_file(blocks, tmp_path / "model.safetensors")
+    parts, config = CheckpointReader(tmp_path), mixture().config
+
+    with pytest.raises(CheckpointError, match="2 experts are one tensor, and differ in type"):
+        entries_of(parts, config, architecture_of(config), dict(zip(names, ("Q4_0", "NVFP4"), strict=True)))
 
 
 def test_a_damaged_configuration_is_told(tmp_path):

@@ -140,6 +140,12 @@ def expert_of(module: str) -> int | None:
     return int(matched[2]) if matched else None
 
 
+def stack_of(module: str) -> str | None:
+    """What all experts have in common whose matrices are one tensor with this one; None of what is no expert."""
+    matched = _EXPERT.fullmatch(module)
+    return f"{matched[1]}.*.{matched[3]}" if matched else None
+
+
 def heads_of(module: str, config: Any, architecture: Architecture) -> int | None:
     """How many heads the rows of a module are that are put in another order; None where they are not."""
     last = module.rpartition(".")[2]

@@ -27,7 +27,7 @@ from coldpress.plugin import (
 from coldpress_gguf.architecture import Names, architecture_of
 from coldpress_gguf.mix import label_of, mixed
 from coldpress_gguf.reading import FILE, GgufTensors
-from coldpress_gguf.types import obstacle, type_of
+from coldpress_gguf.types import check_experts, obstacle, type_of
 from coldpress_gguf.vocabulary import vocabulary_of
 from coldpress_gguf.writing import BLOCKS, FACTOR, Header, entries_of, write_file
 
@@ -49,8 +49,14 @@ class GgufFormat(Format):
     split_max_size: int = field(default=0, validator=ge(0))
 
     def complete(self, schemes: Mapping[str, Scheme], shapes: Mapping[str, tuple[int, int]]) -> Mapping[str, Scheme]:
-        """Scales in float16; and of a mix, such as Q4_K_M, the type of each layer."""
-        return {name: _in_float16(scheme) for name, scheme in mixed(schemes, shapes).items()}
+        """Scales in float16; and of a mix, such as Q4_K_M, the type of each layer.
+
+        Raises:
+            SchemeError: experts of a block are of different types.
+        """
+        found = {name: _in_float16(scheme) for name, scheme in mixed(schemes, shapes).items()}
+        check_experts(found)
+        return found
 
     def check(self, scheme: Scheme, name: str, shape: tuple[int, int]) -> None:
         """Refuse what no type of ggml holds as it is."""
@@ -59,12 +65,16 @@ class GgufFormat(Format):
             raise SchemeError(f"{name}, {shape[0]} x {shape[1]}, cannot be written as gguf: {reason}")
 
     def check_model(self, state: State, names: Sequence[str]) -> None:
-        """Refuse an architecture or tokenizer that llama.cpp does not have.
+        """Refuse an architecture or tokenizer that llama.cpp does not have, and experts that are not of one type.
 
         Raises:
             ModelError: says what it lacks.
+            SchemeError: some experts of a block are quantized, and others are not.
         """
         model: Any = state.model
+        schemes = {**state.schemes, **{name: planned.scheme for name, planned in state.plan.items()}}
+        layers = (name.removesuffix(".weight") for name, _ in model.named_parameters() if name.endswith(".weight"))
+        check_experts({name: schemes.get(name) for name in layers})
         places = Names(model.config, architecture_of(model.config))
         for name in names:
             places.of(name.rpartition(".")[0])

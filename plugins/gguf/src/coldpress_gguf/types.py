@@ -1,8 +1,11 @@
 """Which type of ggml holds a scheme, and why none does."""
 
+from collections.abc import Mapping
+
 import torch
 
-from coldpress.plugin import QuantizationArgs, Scheme
+from coldpress.plugin import QuantizationArgs, Scheme, SchemeError
+from coldpress_gguf.architecture import stack_of
 from coldpress_gguf.blocks import TYPES, BlockType
 
 _SUPER = {4: "Q4_K", 5: "Q5_K"}
@@ -13,6 +16,29 @@ def type_of(scheme: Scheme) -> BlockType:
     name = _name(scheme.weights) if scheme.weights is not None else None
     assert name is not None
     return TYPES[name]
+
+
+def check_experts(schemes: Mapping[str, Scheme | None]) -> None:
+    """Refuse experts of different types: those of a block are one tensor in a file, which has one type.
+
+    Args:
+        schemes: layer name to scheme, None of layers that are not quantized.
+
+    Raises:
+        SchemeError: names two of them.
+    """
+    known: dict[str, tuple[str, str | None]] = {}
+    for name, scheme in schemes.items():
+        stack, args = stack_of(name), None if scheme is None else scheme.weights
+        if stack is None:
+            continue
+        kind = None if args is None else _name(args)
+        first, other = known.setdefault(stack, (name, kind))
+        if kind != other:
+            raise SchemeError(
+                f"{first} is {other or 'not quantized'} and {name} is {kind or 'not quantized'}, and the experts of a "
+                "block are one tensor of one type in a GGUF file: give all of them one scheme, or ignore all of them"
+            )
 
 
 def obstacle(scheme: Scheme, shape: tuple[int, int]) -> str | None:

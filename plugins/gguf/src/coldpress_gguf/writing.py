@@ -9,7 +9,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from coldpress.plugin import Parts
+from coldpress.plugin import CheckpointError, Parts
 from coldpress_gguf.architecture import (
     Architecture,
     Names,
@@ -112,6 +112,9 @@ def _entry(
     stacked = expert_of(module) is not None
     members = sorted(members, key=lambda one: expert_of(one.rpartition(".")[0]) or 0)
     shape, dtype = parts.shape(members[0]), parts.dtype(members[0])
+    found = {(kinds.get(one.rpartition(".")[0]), parts.shape(one), parts.dtype(one)) for one in members}
+    if len(found) > 1:  # refused by `check_experts`
+        raise CheckpointError(f"{name} cannot be written: {len(members)} experts are one tensor, and differ in type")
     said = str(dtype).removeprefix("torch.")
     if suffix == FACTOR:
         numbers = [float(parts.read(one)) for one in members]
