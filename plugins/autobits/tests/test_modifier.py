@@ -61,14 +61,28 @@ def test_a_plain_recipe_replays_the_choice(mixed, tmp_path):
     assert tensors(tmp_path / "again") == tensors(mixed)
 
 
-def test_a_size_of_the_whole_file_is_kept_to_the_byte(tmp_path):
-    compress(recipe(target_bits=None, target_size=430_000), tmp_path / "out")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("ignore", [["lm_head"], ["lm_head", "re:.*down_proj"]], ids=["all", "some"])
+def test_a_size_of_the_whole_file_is_kept_to_the_byte(tmp_path, ignore, tied):
+    bits = recipe(target_bits=None, target_size=430_000, ignore=ignore)
+    compress(bits, tmp_path / "out", model=tiny_llama(tied=tied))
 
     total = sum(sizes(tmp_path / "out").values())
 
     assert total <= 430_000
     text = (tmp_path / "out" / "autobits.md").read_text()
     assert f"{total:,} bytes" in text
+
+
+def test_a_quantized_head_is_no_longer_the_embedding_that_it_was_tied_to(tmp_path):
+    bits = json.loads(recipe(target_bits=None, target_size=430_000))
+    bits["modifiers"][1]["QuantizationModifier"] = {**QUANTIZE, "ignore": []}
+    compress(json.dumps(bits), tmp_path / "out", model=tiny_llama(tied=True))
+
+    total = sum(sizes(tmp_path / "out").values())
+
+    assert total <= 430_000
+    assert f"{total:,} bytes" in (tmp_path / "out" / "autobits.md").read_text()
 
 
 def test_layers_that_engines_fuse_have_one_scheme(mixed):

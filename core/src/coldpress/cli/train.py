@@ -54,7 +54,7 @@ def train(
     resume: Annotated[bool, option(_TRAINER, "--resume", None, "Go on from the last checkpoint.")] = False,
     output: Annotated[Path, option(_OUTPUT, "--output/-o", "DIR", "The checkpoint to write.")],
     overwrite: Annotated[bool, option(_OUTPUT, "--overwrite", None, "Replace DIR if it exists.")] = False,
-    restart: Annotated[bool, option(_OUTPUT, "--restart", None, "Write over checkpoints of an earlier run.")] = False,
+    restart: Annotated[bool, option(_OUTPUT, "--restart", None, "Delete checkpoints of an earlier run.")] = False,
     dtype: Dtype = DTYPE,
     device: Device = None,
     seed: Seed = SEED,

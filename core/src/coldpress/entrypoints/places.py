@@ -1,5 +1,7 @@
 """Whether what a run writes may lie where it is asked for, beside what the run reads; looked at before any work."""
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,43 @@ from coldpress.arguments import Arguments
 from coldpress.checkpoint.destination import Destination, resolved
 from coldpress.errors import ArgumentError, CheckpointError
 from coldpress.models.origin import origin_folder
+
+_STATE = "trainer_state.json"  # which a Trainer writes into each of its checkpoints, after the weights
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """What a Trainer takes for its checkpoints, by their names, as it does."""
+    return sorted(
+        one for one in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", one.name) and one.is_dir()
+    )
+
+
+def check_deletable(folder: Path, *used: Any) -> None:
+    """Refuse to delete checkpoints of which one is no Trainer's, or is needed.
+
+    Args:
+        folder: of the checkpoints.
+        *used: models that the run reads, in memory or texts that name them; None is none.
+
+    Raises:
+        CheckpointError: names what is to be moved.
+    """
+    for one in checkpoints_in(folder):
+        if one.is_symlink() or not (one / _STATE).is_file():
+            raise CheckpointError(
+                f"restart=True deletes the checkpoints in {folder}, and {one.name} is not known for one, as it has no "
+                f"{_STATE}: move it, or delete it"
+            )
+        for model in used:
+            if model is not None:
+                check_apart(one, model)
+
+
+def delete_checkpoints(folder: Path) -> None:
+    """Delete what `check_deletable` was asked about, and nothing beside it."""
+    for one in checkpoints_in(folder):
+        if not one.is_symlink() and (one / _STATE).is_file():
+            shutil.rmtree(one)
 
 
 def check_log(arguments: Arguments) -> None:

@@ -13,7 +13,7 @@ from coldpress.calibration.training_rows import load_training_rows, padding_coll
 from coldpress.entrypoints import oneshot as one_shot
 from coldpress.entrypoints.job import beside, tokenizer_of
 from coldpress.entrypoints.opening import Opened, open_model
-from coldpress.entrypoints.places import check_apart
+from coldpress.entrypoints.places import check_apart, check_deletable, checkpoints_in, delete_checkpoints
 from coldpress.entrypoints.trained import Trained, save_adapters, write_trained
 from coldpress.entrypoints.training_arguments import (
     TrainArguments,
@@ -141,6 +141,8 @@ def _train(arguments: TrainArguments, recipe: Recipe) -> Trained:
     callback.attach(run.model)  # before the Trainer makes its folder: what cannot be trained leaves nothing behind
     try:
         trainer = _trainer(run, rows, callback)
+        if _begins_anew(arguments) and trainer.is_world_process_zero():
+            delete_checkpoints(arguments.checkpoints())  # a later resume must not find them
         outcome = trainer.train(resume_from_checkpoint=_resumed(arguments))
     finally:
         callback.detach()
@@ -289,23 +291,29 @@ def _check_places(arguments: TrainArguments) -> None:
     """See that nothing is in the way, before any work.
 
     Raises:
-        CheckpointError: the output or checkpoints of an earlier run are there.
+        CheckpointError: the output or checkpoints of an earlier run are there, or what would be deleted is needed.
     """
     output = arguments.common.output
     check_apart(str(output.output_dir), arguments.common.model.model)
     one_shot.check_writable(output)
     folder = arguments.checkpoints()
-    there = sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []
+    there = checkpoints_in(folder)
     resumed = arguments.training.resume_from_checkpoint
     if there and not resumed and not output.restart:
         raise CheckpointError(
             f"{folder} holds {len(there)} checkpoints of an earlier run: resume_from_checkpoint=True goes on from the "
-            "last, restart=True begins anew and writes over them"
+            "last, restart=True begins anew and deletes them"
         )
+    if _begins_anew(arguments):
+        check_deletable(folder, arguments.common.model.model, arguments.training.distill_teacher)
     if resumed is True and not there:
         raise CheckpointError(f"resume_from_checkpoint=True, and {folder} holds no checkpoint")
     if isinstance(resumed, str) and not Path(str(_resumed(arguments))).is_dir():
         raise CheckpointError(f"resume_from_checkpoint: there is no folder {resumed!r}")
+
+
+def _begins_anew(arguments: TrainArguments) -> bool:
+    return arguments.common.output.restart and not arguments.training.resume_from_checkpoint
 
 
 def _resumed(arguments: TrainArguments) -> Any:
