@@ -25,6 +25,11 @@ GROUP = {"targets": ["Linear"], "weights": WEIGHTS, "input_activations": TOKENS}
 W8A3 = {"config_groups": {"group_0": GROUP}, "ignore": ["lm_head"]}
 
 
+def without(*layers):
+    """W8A3 of all layers but these."""
+    return {**W8A3, "ignore": ["lm_head", *(f"re:.*{name}" for name in layers)]}
+
+
 def run(model, *modifiers, pipeline=None):
     state = State(model=model, batches=batches(rows=8, batch_size=8))
     Job(recipe=Recipe(modifiers), state=state, pipeline=pipeline or Parts()).run()
@@ -57,6 +62,23 @@ def test_learned_rotations_keep_the_function():
     assert (logits(model, data) - before).norm() < 0.05 * before.norm()  # what rounding to 8 bits costs
 
 
+@pytest.mark.parametrize(
+    ("ignored", "learned"),
+    [
+        ("o_proj", {"R1"}),
+        ("layers.0.self_attn.o_proj", {"R1", "R2 model.layers.1"}),
+        ("(q|k|v|gate|up)_proj", {"R2 model.layers.0", "R2 model.layers.1"}),
+    ],
+)
+def test_only_rotations_that_a_layer_with_quantized_inputs_reads_are_learned(ignored, learned):
+    modifier = SpinQuantModifier(learnable=True, num_steps=1)
+
+    state = run(tiny_llama(), modifier, Rounding(**without(ignored)))
+
+    assert state.decision(modifier).keys() == learned
+    assert state.report["model.layers.0.self_attn.v_proj"].notes["rotated"] == "fused"
+
+
 def test_gradients_reach_the_rotation_through_the_rounding():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 32, generator=generator)
@@ -81,6 +103,11 @@ def test_matrices_survive_json_exactly():
         (tiny_llama, [SpinQuantModifier(learnable=True)], "no later modifier quantizes inputs"),
         (tiny_llama, [SpinQuantModifier(learnable=True, rotations=["R4"]), Rounding(**W8A3)], "rotations has neither"),
         (tiny_conv1d, [SpinQuantModifier(learnable=True), Rounding(**W8A3)], "learn R2 alone"),
+        (
+            tiny_llama,
+            [SpinQuantModifier(learnable=True, rotations=["R2"]), Rounding(**without("o_proj"))],
+            "no layer whose inputs are quantized reads what R1 or R2",
+        ),
     ],
 )
 def test_what_cannot_be_learned_is_refused(model, modifiers, message):

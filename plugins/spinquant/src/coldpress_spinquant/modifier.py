@@ -141,12 +141,13 @@ class SpinQuantModifier(Rotator):
         start = {**{f"R2 {name}": self._head(state, name, heads) for name, heads in self._heads(state, _whole(state))}}
         if "R1" in self.rotations:
             start["R1"] = self._residual(state).matrix()
-        learned, online = list(start), dict(self._last(state, _whole(state)))
+        turned, online = list(start), dict(self._last(state, _whole(state)))
         for name, one in online.items():
             size = one.block_size or state.model.get_submodule(name).weight.shape[1]  # type: ignore[index]
             start.setdefault(f"R4 {size}", one.rotation(int(size)).matrix())
-        readers = list(self._readers(state, start, online))
-        steps, rate = self.num_steps, self.learning_rate
+        readers = list(self._readers(state, online))
+        read, steps, rate = {reader.rotation for reader in readers}, self.num_steps, self.learning_rate
+        learned = [name for name in turned if name in read]
         return Decision(value=to_text(learn(state, readers, start, learned, steps=steps, learning_rate=rate)))
 
     @hookimpl
@@ -215,7 +216,7 @@ class SpinQuantModifier(Rotator):
     def _head(self, state: State, block: str, heads: Heads) -> Tensor:
         """R2 of a block, [head_dim, head_dim]."""
         learned = state.decision(self)
-        if learned is not None:
+        if learned is not None and f"R2 {block}" in learned:
             return from_text(learned, f"R2 {block}")
         return rotation_of(heads.head_dim, self._kind(), generator=seeded(state.seed, f"R2 {block}")).matrix()
 
@@ -233,27 +234,32 @@ class SpinQuantModifier(Rotator):
             )
         if "R1" in self.rotations and stream_of(state).keeps_ones:
             raise ModelError("learnable: R1 of a model whose norms subtract the mean is not learned; learn R2 alone")
+        read = self._read(state, dict(self._last(state, _whole(state)))).values()
+        if not any(name is not None and name.startswith(("R1", "R2")) for name in read):
+            raise ModelError(
+                "learnable: no layer whose inputs are quantized reads what R1 or R2 rotates; set learnable=False"
+            )
 
-    def _readers(
-        self, state: State, rotations: Mapping[str, Tensor], online: Mapping[str, InputRotation]
-    ) -> Iterator[Reader]:
+    def _readers(self, state: State, online: Mapping[str, InputRotation]) -> Iterator[Reader]:
         """The layers whose inputs the recipe quantizes, with what rotates and scales them."""
-        stream = stream_of(state) if "R1" in rotations else None
-        norms = () if stream is None else stream.norms
+        norms = stream_of(state).norms if "R1" in self.rotations else ()
         gains = {member.name: partial(_gain, state, pair, member) for pair in norms for member in pair.members}
-        residual = set() if stream is None else {site.parameter.removesuffix(".weight") for site in stream.readers}
-        heads = {
-            site.parameter.removesuffix(".weight"): f"R2 {name}"
-            for name, one in self._heads(state, _whole(state))
-            for site in one.readers
-        }
-        for layer, planned in state.plan.items():
-            if planned.scheme.input_activations is not None:
-                name = "R1" if layer in residual else heads.get(layer)
-                if layer in online:
-                    width: Any = state.model.get_submodule(layer).weight.shape[1]  # type: ignore[index]
-                    name = f"R4 {online[layer].block_size or width}"
-                yield Reader(layer, name, gains.get(layer), dynamic(planned.scheme.input_activations))
+        for layer, rotation in self._read(state, online).items():
+            args = state.plan[layer].scheme.input_activations
+            assert args is not None
+            yield Reader(layer, rotation, gains.get(layer), dynamic(args))
+
+    def _read(self, state: State, online: Mapping[str, InputRotation]) -> dict[str, str | None]:
+        """Name of each layer whose inputs the recipe quantizes to that of the rotation of its inputs."""
+        residual = stream_of(state).readers if "R1" in self.rotations else ()
+        names = {site.parameter.removesuffix(".weight"): "R1" for site in residual}
+        for block, heads in self._heads(state, _whole(state)):
+            names |= {site.parameter.removesuffix(".weight"): f"R2 {block}" for site in heads.readers}
+        for name, one in online.items():
+            width: Any = state.model.get_submodule(name).weight.shape[1]  # type: ignore[index]
+            names[name] = f"R4 {one.block_size or width}"
+        planned = state.plan.items()
+        return {layer: names.get(layer) for layer, one in planned if one.scheme.input_activations is not None}
 
     def _heads(self, state: State, stage: Stage) -> Iterator[tuple[str, Heads]]:
         """Name of a block and value heads of it that R2 rotates."""
