@@ -231,8 +231,8 @@ class AutoBitsModifier(Modifier):
             fits = _fits(scheme, weight)
             sizes.append(state.stored_nbytes(layer, scheme) if fits else None)
             costs.append((0.0 if known is None else self._cost(state, layer, scheme, known)) if fits else None)
-        numbers = {"weights": weight.numel(), "bytes": weight.numel() * weight.itemsize}
-        return {"costs": costs, "sizes": sizes, **numbers, "tokens": 0 if known is None else known.tokens}
+        tokens = 0 if known is None else known.tokens
+        return {"costs": costs, "sizes": sizes, "weights": weight.numel(), "tokens": tokens}
 
     def _known(self, gram: Any, gamma: Tensor) -> "_Known":
         factor = factorize(gram.total, dampening_frac=0.01) if self.error_feedback else None
@@ -262,9 +262,10 @@ class AutoBitsModifier(Modifier):
 
     def _budget(self, state: State, layers: Mapping[str, Mapping[str, Any]], units: Sequence[Unit]) -> tuple[int, int]:
         """Bytes for the layers, and of all other weights of the checkpoint."""
-        unique = {id(parameter): parameter for parameter in state.model.parameters()}.values()
-        dense = sum(parameter.numel() * parameter.element_size() for parameter in unique)
-        fixed = dense - sum(found["bytes"] for found in layers.values())
+        own, named = {f"{name}.weight" for name in state.plan}, state.model.named_parameters(remove_duplicate=False)
+        dense = {id(parameter): parameter.nbytes for name, parameter in named if name not in own}
+        others = [one for one in Stage.whole(state.model).every_layer if one.name in state.plan.keys() - layers.keys()]
+        fixed = sum(dense.values()) + sum(state.stored_nbytes(one, state.plan[one.name].scheme) for one in others)
         if self.target_bits is not None:
             budget = int(self.target_bits * sum(found["weights"] for found in layers.values()) / 8)
         else:
