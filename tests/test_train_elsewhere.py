@@ -75,6 +75,16 @@ def test_adapters_alone_are_written_as_peft_writes_them(compressed, tmp_path):
     assert (tmp_path / "out" / "training_curve.svg").is_file()
 
 
+@pytest.mark.parametrize("targets", ["re:.*q_proj", "re:.*q_proj.base_layer"])
+@pytest.mark.parametrize("kind", [Constant, Magnitude])
+def test_adapters_that_would_fill_zeros_are_refused(kind, targets):
+    pruned = coldpress.oneshot(tiny_llama(), Magnitude(mask_structure="2:4", **LINEAR))
+    settings = {"sparsity": 0.5} if kind is Magnitude else {}
+
+    with pytest.raises(ModelError, match=r"q_proj.*: adapters \(PEFT\) are added to its weight"):
+        CompressionCallback(kind(targets=targets, **settings)).attach(peft.get_peft_model(pruned, adapters()))
+
+
 def test_merged_weights_are_off_their_grid_until_they_are_rounded(compressed):
     model = peft.get_peft_model(coldpress.load_model(compressed), adapters())
     for name, parameter in model.named_parameters():

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from coldpress.errors import ModelError
 from coldpress.lifecycle import Lifecycle, Training
 from coldpress.stage import Layer, input_dim
 
@@ -24,7 +25,17 @@ class MaskedTraining(Lifecycle):
         self.gone: dict[str, Tensor] = {}
 
     def claim(self, layers: Sequence[Layer]) -> None:
-        """Act on these layers from now on; none of their weights is masked yet."""
+        """Act on these layers from now on; none of their weights is masked yet.
+
+        Raises:
+            ModelError: adapters are added to one of them.
+        """
+        adapted = [layer.name for layer in layers if _has_adapters(layer)]
+        if adapted:
+            raise ModelError(
+                f"{adapted[0]}: adapters (PEFT) are added to its weight, and would fill its zeros when they are "
+                "merged: train the weights themselves, without adapters"
+            )
         self.layers = list(layers)
 
     def mask(self, layer: Layer, gone: Tensor) -> None:
@@ -73,6 +84,11 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The inverse of `pack_bits`, bool."""
     bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
     return bits.flatten()[: torch.Size(shape).numel()].view(shape).bool()
+
+
+def _has_adapters(layer: Layer) -> bool:
+    """Whether PEFT computes its weight, or wraps it."""
+    return layer.module._parameters.get("weight") is None or layer.name.endswith(".base_layer")
 
 
 def _placed_as(mask: Tensor, weight: Tensor) -> Tensor:
