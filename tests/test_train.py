@@ -182,6 +182,40 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(pruned, dense, tmp_pa
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_restart_forgets_the_run_before_it(pruned, tmp_path):
+    out, saving = tmp_path / "out", {**SHORT, "save_strategy": "steps", "save_steps": 1}
+    coldpress.train(pruned, Constant(**LINEAR), output_dir=out, **saving)
+    (tmp_path / "out.checkpoints" / "checkpoint-best").mkdir()
+    (tmp_path / "out.checkpoints" / "checkpoint-9").write_text("mine")
+
+    with pytest.raises(KeyboardInterrupt):
+        coldpress.train(
+            pruned, Constant(**LINEAR), output_dir=out, overwrite=True, restart=True, callbacks=[Killed(2)], **saving
+        )
+
+    left = {path.name for path in (tmp_path / "out.checkpoints").iterdir()}
+    assert left == {"checkpoint-1", "checkpoint-9", "checkpoint-best"}
+    with pytest.raises(CheckpointError, match="is the folder of the model"):
+        coldpress.train(
+            str(tmp_path / "out.checkpoints" / "checkpoint-1"),
+            Constant(),
+            output_dir=tmp_path / "out",
+            overwrite=True,
+            restart=True,
+            **saving,
+        )
+
+
+def test_a_restart_deletes_nothing_that_no_trainer_wrote(pruned, tmp_path):
+    mine = tmp_path / "out.checkpoints" / "checkpoint-7"
+    mine.mkdir(parents=True)
+
+    with pytest.raises(CheckpointError, match=r"checkpoint-7 is not known for one, as it has no trainer_state\.json"):
+        coldpress.train(pruned, Constant(**LINEAR), output_dir=tmp_path / "out", restart=True, **SHORT)
+
+    assert mine.is_dir()
+
+
 def test_stages_run_one_after_the_other(dense, tmp_path):
     recipe = """
 prune_stage:
