@@ -97,7 +97,7 @@ def divergence(
     return _summary(found)
 
 
-def _summary(found: Sequence[Tensor]) -> Divergence:
+def _summary(found: list[Tensor]) -> Divergence:
     """What the tokens of all windows come to.
 
     Args:
