@@ -46,3 +46,23 @@ def test_a_damaged_report_is_refused(coldpress, compressed, tmp_path, content):
     assert "report.json" in answer.err
     assert (folder / "report.html").read_bytes() == before
     assert json.loads((folder / "manifest.json").read_text())
+
+
+def test_a_damaged_evaluation_is_named(coldpress, compressed, tmp_path):
+    folder = shutil.copytree(compressed, tmp_path / "folder")
+    (folder / "evaluation.json").write_text('{"perplexity": {"value": "low"}}')
+
+    answer = coldpress("report", folder)
+
+    assert answer.code == 2, answer.err
+    assert "evaluation.json" in answer.err.replace("\n", "")
+
+
+def test_a_folder_is_no_place_for_the_page(coldpress, compressed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    answers = [coldpress("report", compressed, "--output", place) for place in (".", tmp_path)]
+
+    assert [answer.code for answer in answers] == [2, 2]
+    assert all("it is a folder" in answer.err for answer in answers)
+    assert list(tmp_path.iterdir()) == []

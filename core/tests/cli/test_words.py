@@ -42,6 +42,7 @@ def test_times_are_short(seconds, words):
         (0.01234, 0.00056, "0.01234 ± 0.00056"),
         (1234.5, 47, "1234 ± 47"),
         (3.14159, float("nan"), "3.142"),
+        (float("inf"), float("inf"), "inf"),
     ],
 )
 def test_a_value_has_the_digits_that_its_error_allows(value, error, words):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -180,6 +181,16 @@ def test_an_evaluation_is_kept_beside_others_and_shown(folder, tmp_path):
     files = json.loads((folder / "manifest.json").read_text())["files"]
     assert {"report.html", "evaluation.json"} <= files.keys()  # a later run may replace them
     assert write_page(folder, tmp_path / "page.html").read_text(encoding="utf-8") == page
+
+
+def test_a_perplexity_that_is_not_finite_is_shown_as_that(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    infinite, before = {"value": None, "standard_error": None, "tokens": 99}, {"value": 32.0, "standard_error": 1.0}
+
+    keep_evaluation(copy, {"perplexity": infinite, "reference_perplexity": before})
+
+    page = write_page(copy).read_text(encoding="utf-8")
+    assert "Perplexity 32 became not finite." in page
 
 
 @pytest.mark.parametrize(("name", "place"), [

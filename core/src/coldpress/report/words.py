@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+from math import inf
+
 
 def in_bytes(count: float | None) -> str:
     """Three digits and a decimal unit: `113 MB`; a dash for None."""
@@ -23,7 +25,7 @@ def in_count(count: int) -> str:
 
 def in_error(value: float, error: float, *, digits: int = 2) -> str:
     """A value with its standard error, `18.42 ± 0.31`; the error has so many digits, and the value no further ones."""
-    if not error > 0:
+    if not 0 < error < inf:
         return f"{value:.4g}"
     places = max(0, digits - 1 - _exponent(error))
     return f"{value:.{places}f} ± {error:.{places}f}"

@@ -35,14 +35,15 @@ def render_folder(folder: Path) -> str:
         return page_of(report, recipe=text, manifest=_table(folder / MANIFEST), evaluation=read_evaluation(folder))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{folder / REPORT} is not as coldpress writes it ({reason})") from error
+        names = f"{REPORT} or {EVALUATION}" if (folder / EVALUATION).is_file() else REPORT
+        raise CheckpointError(f"{folder / names} is not as coldpress writes it ({reason})") from error
 
 
 def write_page(folder: Path, output: Path | None = None) -> Path:
     """Write the page of a folder, in the folder itself or to a file, and return where it is.
 
     Raises:
-        CheckpointError: it has no report, or the disk is full.
+        CheckpointError: it has no report, the file is a folder, or the disk is full.
     """
     page, place = render_folder(folder), output or folder / PAGE
     _write(place, page)
@@ -83,6 +84,8 @@ def _table(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     """Write a file by one rename, so that it is whole or not there."""
+    if path.is_dir():
+        raise CheckpointError(f"cannot write {path}: it is a folder, and the page is a file")
     draft = path.with_name(f"{path.name}.partial")
     with telling(path):
         draft.write_text(text, encoding="utf-8")

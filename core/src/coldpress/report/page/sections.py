@@ -34,13 +34,17 @@ def _judged(evaluation: Json) -> str:
     if not found:
         return " What the text lost is not measured: coldpress evaluate MODEL --against ORIGINAL --report DIR adds it."
     if not reference:
-        return f" Perplexity {found['value']:.4g}."
-    return f" Perplexity {reference['value']:.4g} became {found['value']:.4g} ({_change(evaluation)})."
+        return f" Perplexity {_number(found['value'])}."
+    before, after, change = _number(reference["value"]), _number(found["value"]), _change(evaluation)
+    return f" Perplexity {before} became {after}{f' ({change})' if change else ''}."
 
 
 def _change(evaluation: Json) -> str:
-    """By how much perplexity changed; its error is that of paired windows."""
-    ratio = evaluation["perplexity"]["value"] / evaluation["reference_perplexity"]["value"]
+    """By how much perplexity changed; its error is that of paired windows.  Empty where one is not finite."""
+    new, old = evaluation["perplexity"]["value"], evaluation["reference_perplexity"]["value"]
+    if new is None or old is None:
+        return ""
+    ratio = new / old
     error = (evaluation.get("divergence") or {}).get("log_ratio_standard_error") or 0
     words = in_error(100 * (ratio - 1), 100 * ratio * error) if error else f"{100 * (ratio - 1):.1f}"
     return f"{'+' if ratio >= 1 else ''}{words} %"
@@ -87,7 +91,12 @@ def _evaluated(evaluation: Json) -> list[tuple[str, str, str]]:
 
 
 def _plus_minus(measured: Json) -> str:
-    return in_error(measured["value"], measured["standard_error"] or 0)
+    return _number(measured["value"], measured["standard_error"])
+
+
+def _number(value: float | None, error: float | None = None) -> str:
+    """A number with its error; JSON has null for one that is not finite."""
+    return "not finite" if value is None else in_error(value, error or 0)
 
 
 def evaluation_rows(evaluation: Json) -> list[tuple[str, str]]:
@@ -97,7 +106,8 @@ def evaluation_rows(evaluation: Json) -> list[tuple[str, str]]:
     if found:
         rows += [("tokens", str(found["tokens"])), ("perplexity", _plus_minus(found))]
     if found and reference:
-        rows.append(("perplexity of the original", f"{_plus_minus(reference)}, change {_change(evaluation)}"))
+        change = _change(evaluation)
+        rows.append(("perplexity of the original", _plus_minus(reference) + (f", change {change}" if change else "")))
     if distance:
         rows.append(("KL divergence", in_error(distance["kl"], distance["kl_standard_error"] or 0) + " nats a token"))
         rows += [(f"KL, {name}", f"{value:.4g}") for name, value in (distance.get("kl_percentiles") or {}).items()]
@@ -117,7 +127,7 @@ def task_rows(evaluation: Json) -> list[tuple[str, str, str, str, str]]:
     for task, content in tasks.get("results", {}).items():
         for metric, found in content["metrics"].items():
             other = others.get("results", {}).get(task, {}).get("metrics", {}).get(metric)
-            numbers = [in_error(one["value"], one["standard_error"] or 0) if one else "" for one in (found, other)]
+            numbers = [_plus_minus(one) if one else "" for one in (found, other)]
             rows.append((task, metric, *numbers, str(content["samples"])))
     return rows
 
