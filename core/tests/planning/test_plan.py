@@ -146,6 +146,17 @@ def test_what_engines_do_with_it_is_told(folders):
     assert [table["vLLM 0.32 on a CPU"] for table in verdicts] == ["loads", "refuses"]
 
 
+@pytest.mark.parametrize("name", ["gptq", "awq"])
+def test_what_engines_do_is_told_of_the_format_that_they_were_given(folders, name):
+    modifier = rounding("W4A16_ASYM" if name == "awq" else "W4A16", group_size=32)
+
+    alone = coldpress.plan(str(folders / "tied"), modifier, format=name, quiet=True)
+    beside = coldpress.plan(str(folders / "tied"), modifier, format=[name, "compressed-tensors"], quiet=True)
+
+    assert alone.engines == ()
+    assert beside.engines
+
+
 def test_layers_of_one_kind_are_one_line_and_rules_without_layers_are_told(folders):
     modifier = QuantizationModifier(scheme="W8A8", ignore=["lm_head", "re:vision_tower.*"])
 

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from attrs import asdict
 
+from coldpress import registry
 from coldpress.arguments import DEFAULT_IGNORE
 from coldpress.bases.online_rotation import OnlineRotation
 from coldpress.calibration.batch import count_places
 from coldpress.checkpoint.pickled import PickledReader
 from coldpress.checkpoint.reader import CheckpointReader
+from coldpress.checkpoint.several import SeveralFormats
 from coldpress.dataflow.fused import FusedLayers, split_groups
+from coldpress.format import Format
 from coldpress.planning.contents import PlannedContents, planned_contents
 from coldpress.planning.empty import empty_copy
 from coldpress.planning.forward import Forward, forward_of
@@ -26,7 +29,7 @@ from coldpress.run.job import Job
 from coldpress.run.outcome import reason_untouched
 from coldpress.run.stage_run import is_divisible
 from coldpress.schemes import describe
-from coldpress.schemes.engines import engines_for
+from coldpress.schemes.engines import FORMAT, engines_for
 from coldpress.stage import Layer, class_names, find_layers, matches
 from coldpress.state import State
 
@@ -172,8 +175,8 @@ def _unmatched(job: Job) -> Iterator[tuple[str, str]]:
 
 
 def _engines(job: Job) -> Iterator[EngineVerdict]:
-    """What engines do with the checkpoint: the worst that any of its schemes meets."""
-    if job.output is None or not job.output.format.fuses_layers:
+    """What engines do with the checkpoint: the worst that any of its schemes meets; nothing where none was tried."""
+    if job.output is None or not _was_tried(job.output.format):
         return
     schemes = {planned.scheme for planned in job.state.plan.values()} | set(job.state.schemes.values())
     found: dict[str, list[Any]] = {}
@@ -188,6 +191,12 @@ def _engines(job: Job) -> Iterator[EngineVerdict]:
         loads, words, why = min(verdicts, key=lambda verdict: {False: 0, None: 1, True: 2}[verdict[0]])
         word = {True: "loads", False: "refuses", None: "unknown"}[loads]
         yield EngineVerdict(engine=engine, verdict=word, why=why if loads else f"{words}: {why}")
+
+
+def _was_tried(form: Format) -> bool:
+    """Whether engines were given checkpoints of this format, or of one of several."""
+    tried = registry.find("formats", FORMAT) if FORMAT in registry.names("formats") else ()
+    return any(isinstance(one, tried) for one in (form.forms.values() if isinstance(form, SeveralFormats) else [form]))
 
 
 def _notes(job: Job, contents: PlannedContents, forward: Forward | None) -> Iterator[str]:

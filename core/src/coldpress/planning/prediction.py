@@ -84,7 +84,7 @@ class Prediction:
         unmatched: modifier and pattern of rules that match nothing.
         split: layers that engines fuse and that would not have one scheme.
         data: what is calibrated on; None where no data are read.
-        engines: what is known of engines.
+        engines: what they do with checkpoints of this format; empty where that was not tried.
         rates: of this machine, by name.
         notes: what could not be counted.
     """

@@ -9,6 +9,9 @@ from coldpress.schemes.presets import preset, preset_names
 from coldpress.schemes.quantization_args import QuantizationArgs
 from coldpress.schemes.scheme import Scheme
 
+FORMAT = "compressed-tensors"
+"""The format of the checkpoints that engines were given; nothing is known here of others."""
+
 TRANSFORMERS, LIBRARY = "transformers 5.23", "compressed-tensors 0.20"
 VLLM_CPU, VLLM = "vLLM 0.32 on a CPU", "vLLM 0.32 elsewhere"
 
