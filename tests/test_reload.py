@@ -1,12 +1,15 @@
 """What `oneshot` wrote, read again by `load_model`, is the model that `oneshot` returned."""
 
+import json
+
 import pytest
 import torch
+import transformers
 
 from coldpress import oneshot
 from coldpress.attachment import every_attachment
 from coldpress.models import load_model, load_tokenizer
-from coldpress.testing.models import batches, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
+from coldpress.testing.models import batches, filled, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 
 SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A8", "W4A8", "FP8", "FP8_DYNAMIC", "FP8_BLOCK")
 
@@ -37,3 +40,25 @@ def test_settings_of_generation_that_transformers_would_not_save_come_through(tm
     oneshot(model, "modifiers: [QuantizationModifier: {scheme: W8A8}]", output_dir=tmp_path / "out", quiet=True)
 
     assert load_model(tmp_path / "out", device="cpu").generation_config.temperature == 0.5
+
+
+def test_what_the_configuration_of_the_language_model_says_of_quantization_counts(tmp_path):
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**sizes, image_size=28, patch_size=14),
+        text_config=transformers.LlamaConfig(**sizes, vocab_size=264, bos_token_id=1, eos_token_id=2, pad_token_id=0),
+        image_token_index=260,
+        vision_feature_layer=-1,
+        image_seq_length=4,
+    )
+    model = filled(transformers.LlavaForConditionalGeneration(config), torch.float32, 0)
+    recipe = "modifiers: [QuantizationModifier: {scheme: W8A8, ignore: [lm_head, 're:.*vision.*']}]"
+    returned = oneshot(model, recipe, output_dir=tmp_path / "out", quiet=True)
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    saved["text_config"]["quantization_config"] = saved.pop("quantization_config")
+    (tmp_path / "out" / "config.json").write_text(json.dumps(saved))
+
+    reloaded = load_model(tmp_path / "out", device="cpu")
+
+    assert all(torch.equal(weight, returned.state_dict()[name]) for name, weight in reloaded.state_dict().items())
+    assert not hasattr(reloaded.config.get_text_config(), "quantization_config")

@@ -50,6 +50,12 @@ def blocks(weight, side=128):
     return {"weight": codes, "weight_scale_inv": scale}
 
 
+def rows(weight):
+    """FP8 with a scale for each row."""
+    scale = weight.abs().amax(1, keepdim=True) / 448
+    return {"weight": (weight / scale).to(torch.float8_e4m3fn), "weight_scale": scale}
+
+
 def of_blocks(codes, scale, side=128):
     """What they stand for, one row after the other."""
     return torch.stack(

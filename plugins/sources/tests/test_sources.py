@@ -1,6 +1,8 @@
 """What is read, against decoding that is written differently, and what becomes of it without a model."""
 
 import json
+import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from containers import (
     nvfp4,
     of_blocks,
     of_nibbles,
+    rows,
     write,
 )
 from safetensors.torch import load_file
@@ -170,6 +173,23 @@ def test_oneshot_streams_fp8(tmp_path):
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert config_of(tmp_path / "one")["quantization_config"]["format"] == "int-quantized"
+
+
+@pytest.mark.parametrize("said", [{"activation_scheme": "static"}, {"weight_block_size": [64, 64]}])
+def test_what_the_configuration_of_the_language_model_says_counts_too(said, tmp_path):
+    encode = partial(blocks, side=64) if "weight_block_size" in said else rows
+    source = llama(tmp_path / "top", {"quant_method": "fp8", **said}, encode)
+    shutil.copytree(source, tmp_path / "nested")
+    config = config_of(source)
+    inner = {"text_config": {"quantization_config": config.pop("quantization_config")}}
+    (tmp_path / "nested" / "config.json").write_text(json.dumps({**config, **inner}))
+
+    for name in ("top", "nested"):
+        convert(tmp_path / name, tmp_path / f"{name}-out", quiet=True)
+
+    top, nested = (config_of(tmp_path / f"{name}-out") for name in ("top", "nested"))
+    assert nested["text_config"]["quantization_config"] == top["quantization_config"]
+    assert tensors_of(tmp_path / "nested-out").keys() == tensors_of(tmp_path / "top-out").keys()
 
 
 def test_mxfp4_becomes_compressed_tensors_with_the_same_codes_and_exponents(tmp_path):

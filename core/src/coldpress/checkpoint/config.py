@@ -1,28 +1,36 @@
-"""The configuration that a checkpoint gets: what the model says of itself, and nothing of how it was stored before."""
+"""The configuration of a checkpoint: what it says of how weights are stored, and one that says nothing of it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_STORED = ("quantization_config", "compression_config")  # the second is what compressed-tensors once wrote
+QUANTIZATION = ("quantization_config", "compression_config")  # the second is what compressed-tensors once wrote
+_INNER = ("text_config", "language_config", "llm_config")
+
+
+def quantization_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a `config.json`, or a configuration inside of it, says of how weights are stored; empty if nothing."""
+    for table in tables(config):
+        for name in QUANTIZATION:
+            if isinstance(table.get(name), Mapping) and table[name]:
+                return table[name]  # type: ignore[no-any-return]
+    return {}
+
+
+def tables(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A configuration and those of language models inside of it."""
+    return [config, *(config[name] for name in _INNER if isinstance(config.get(name), Mapping))]
 
 
 def without_quantization(config: Any) -> Any:
     """The configuration, changed in place: it and those inside of it, such as `text_config`, name no quantization."""
-    for name in _STORED:
+    for name in QUANTIZATION:
         config.__dict__.pop(name, None)
     for part in list(config.__dict__.values()):
         if hasattr(part, "to_dict") and hasattr(part, "model_type"):
             without_quantization(part)
     return config
-
-
-def names_quantization(config: Any) -> bool:
-    """Whether a configuration, or one inside of it, says that weights are stored in some quantized form."""
-    if any(config.__dict__.get(name) for name in _STORED):
-        return True
-    parts = [part for part in config.__dict__.values() if hasattr(part, "to_dict") and hasattr(part, "model_type")]
-    return any(names_quantization(part) for part in parts)
 
 
 def is_generation_config_of(model: Any, path: Path) -> bool:

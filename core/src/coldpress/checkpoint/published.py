@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from coldpress import registry
+from coldpress.checkpoint.config import quantization_in
 from coldpress.checkpoint.reader import CheckpointReader, read_json
 from coldpress.errors import BrokenPluginError, CheckpointError, UnknownPluginError
 from coldpress.format import Format
@@ -12,12 +13,11 @@ from coldpress.source import Weights
 
 
 def quantization_of(folder: Path) -> Mapping[str, Any]:
-    """`quantization_config` of a folder's config.json; empty where it says nothing, or cannot be read."""
+    """What a folder's config.json says of how weights are stored; empty where it says nothing, or cannot be read."""
     try:
-        found = read_json(folder / "config.json").get("quantization_config")
+        return quantization_in(read_json(folder / "config.json"))
     except CheckpointError:
         return {}
-    return found if isinstance(found, Mapping) else {}
 
 
 def format_of(quantization: Mapping[str, Any]) -> Format | None:

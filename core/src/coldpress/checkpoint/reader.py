@@ -1,6 +1,7 @@
 """A checkpoint folder, read by memory map: nothing is loaded until a tensor is asked for, and then only that."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from coldpress import registry
+from coldpress.checkpoint.config import quantization_in
 from coldpress.checkpoint.shard import Entry, read_header, read_tensor
 from coldpress.errors import CheckpointError, suggest
 from coldpress.source import Weights
@@ -106,6 +108,14 @@ class CheckpointReader(Weights):
             CheckpointError: it is missing or not a JSON object.
         """
         return read_json(self.folder / "config.json")
+
+    def quantization(self) -> Mapping[str, Any]:
+        """What `config.json`, or the configuration of a language model inside of it, says of how weights are stored.
+
+        Raises:
+            CheckpointError: as `config`.
+        """
+        return quantization_in(self.config())
 
     def _entry(self, name: str) -> Entry:
         return self._header(self._place(name))[name]

@@ -10,6 +10,7 @@ from attrs import evolve, field, fields_dict, frozen
 
 from coldpress.arguments import Arguments, ModelArguments
 from coldpress.checkpoint.companion import Origin
+from coldpress.checkpoint.config import quantization_in
 from coldpress.checkpoint.pickled import open_files, pickled_files
 from coldpress.checkpoint.place import Found, find_places
 from coldpress.checkpoint.reader import read_json
@@ -230,7 +231,7 @@ def _has_weights(folder: Path) -> bool:
 
 def is_compressed(folder: Path) -> bool:
     """Whether a folder's config.json says that its weights are quantized."""
-    return bool(read_json(folder / "config.json").get("quantization_config"))
+    return bool(quantization_in(read_json(folder / "config.json")))
 
 
 def _is_whole(model: Any, stored: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from coldpress import registry
 from coldpress.attachment import Attached, Attachment, attach
 from coldpress.bases.quantized_inputs import quantize_inputs
 from coldpress.checkpoint import Format, SchemeLookup
+from coldpress.checkpoint.config import without_quantization
 from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
 from coldpress.checkpoint.published import format_of, open_folder
 from coldpress.errors import CheckpointError, ModelError, suggest
@@ -51,7 +52,7 @@ def load_compressed(
         CheckpointError: a file is damaged, or tensors are missing.
     """
     form = _format(folder, quantization)
-    config = _dense(_config(folder, trust_remote_code) if config is None else config)
+    config = without_quantization(_config(folder, trust_remote_code) if config is None else config)
     kind = (getattr(config, "dtype", None) or torch.bfloat16) if dtype == "auto" else dtype
     skeleton = _skeleton(config, kind, trust_remote_code)
     reader = open_folder(folder, form)
@@ -78,13 +79,6 @@ def _config(folder: Path, trust_remote_code: bool) -> Any:
 
     with reading(f"transformers cannot read the configuration of {str(folder)!r}", ModelError):
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-
-
-def _dense(config: Any) -> Any:
-    """The configuration without what it says of quantization."""
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    return config
 
 
 def _skeleton(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from coldpress.arguments.hub import hub_is_reachable
+from coldpress.checkpoint.config import without_quantization
 from coldpress.errors import ModelError
 from coldpress.foreign import reading
 from coldpress.models.location import locate
@@ -28,9 +29,7 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
             trust_remote_code=trust_remote_code,
             local_files_only=not there and not hub_is_reachable(),
         )
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    return config
+    return without_quantization(config)
 
 
 def read_generation_settings(model: Any, folder: Path) -> None:

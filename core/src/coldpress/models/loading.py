@@ -10,6 +10,7 @@ import torch
 
 from coldpress.arguments import PRECISIONS
 from coldpress.arguments.hub import hub_is_reachable
+from coldpress.checkpoint.config import quantization_in
 from coldpress.checkpoint.pickled import open_files, pickled_files
 from coldpress.checkpoint.reader import read_json
 from coldpress.errors import ArgumentError, CheckpointError, ModelError, suggest
@@ -213,8 +214,7 @@ def _best_device() -> torch.device:
 
 
 def _load_folder(name: str, folder: Path, dtype: Any, more: Mapping[str, Any]) -> Any:
-    config = _read_config(folder / "config.json")
-    quantization = config.get("quantization_config")
+    quantization = quantization_in(_read_config(folder / "config.json"))
     if quantization:
         from coldpress.models.compressed import load_compressed
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from coldpress.checkpoint.config import quantization_in
 from coldpress.checkpoint.published import format_of, open_folder
 from coldpress.checkpoint.reader import read_json
 from coldpress.format import Format
@@ -123,7 +124,7 @@ def contents_of(folder: Path) -> Contents:
         CheckpointError: it is not one, or a file of it is damaged.
     """
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    quantization = config.get("quantization_config") or {}
+    quantization = quantization_in(config)
     form, report = format_of(quantization), read_report(folder)
     lines = None if report is None else report.get("layers", [])
     weights = open_folder(folder, form)

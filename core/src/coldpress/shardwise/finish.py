@@ -14,12 +14,13 @@ from attrs import frozen
 from coldpress.attachment import Attached
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.companion import CONFIG, GENERATION_CONFIG, Origin, copy_companions
+from coldpress.checkpoint.config import QUANTIZATION, tables
 from coldpress.checkpoint.disk import as_utf8, telling
 from coldpress.checkpoint.parts import INDEX, StageParts
 from coldpress.errors import CheckpointError
 from coldpress.report import Report, manifest_of
 from coldpress.report.page import PAGE, page_of
-from coldpress.shardwise.opening import QUANTIZATION, Opened, tables
+from coldpress.shardwise.opening import Opened
 from coldpress.shardwise.outline import Outline
 from coldpress.shardwise.plan import Fates, Shard
 from coldpress.state import State

@@ -9,6 +9,7 @@ import torch
 from attrs import frozen
 
 from coldpress.checkpoint import CheckpointReader
+from coldpress.checkpoint.config import quantization_in, tables
 from coldpress.checkpoint.decoded import FormatWeights
 from coldpress.checkpoint.published import format_of
 from coldpress.errors import ModelError, suggest
@@ -20,9 +21,7 @@ from coldpress.models.location import Location, locate
 from coldpress.registry import names
 from coldpress.source import Weights
 
-QUANTIZATION = ("quantization_config", "compression_config")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that a model is computed in
-_INNER = ("text_config", "language_config", "llm_config")
 
 
 @frozen(eq=False)
@@ -98,20 +97,6 @@ def open_checkpoint(model: str, *, revision: str = "main") -> Opened:
     if form is None:
         raise _unknown(found.name, quantization)
     return Opened(found.name, found.path, stored, FormatWeights(stored, form, quantization), config, quantization, form)
-
-
-def quantization_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a configuration, or one inside of it, says of how weights are stored; empty where it says nothing."""
-    for table in tables(config):
-        for name in QUANTIZATION:
-            if isinstance(table.get(name), Mapping) and table[name]:
-                return table[name]  # type: ignore[no-any-return]
-    return {}
-
-
-def tables(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A configuration and those of language models inside of it."""
-    return [config, *(config[name] for name in _INNER if isinstance(config.get(name), Mapping))]
 
 
 def dtype_of(config: Mapping[str, Any]) -> torch.dtype | None:

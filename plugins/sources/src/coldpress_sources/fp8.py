@@ -43,7 +43,7 @@ class FP8Source(Source):
         """The tensors of the dense model; weights in float32, in which float8 times a scale is rounded once."""
         reader = CheckpointReader(self.path)
         reader.check()
-        said = reader.config().get("quantization_config") or {}
+        said = reader.quantization()
         known, coded = Known(reader), {}
         for name in known.names:
             if name.endswith(".weight"):
