@@ -61,7 +61,7 @@ class QuIPModifier(Rotator):
             TargetError: a target is no linear layer.
             ModelError: a width cannot be rotated; says which block sizes would do.
         """
-        for layer in self.layers(Stage.whole(state.model)):
+        for layer in self._chosen(state, Stage.whole(state.model)):
             if "Linear" not in layer.classes:
                 raise TargetError(f"{layer.name} is no linear layer, and has no inputs to rotate: ignore it")
             for online, dim in self._online(state):
