@@ -51,6 +51,15 @@ def test_the_loss_falls_and_every_run_gives_the_same_bits():
     assert all(torch.equal(t, weights[name]) for name, t in first.model.state_dict().items())
 
 
+@pytest.mark.parametrize("scheme", ["W8A8", "FP8", "NVFP4", "MXFP4"])
+def test_inputs_of_every_kind_of_scheme_can_be_learned_for(scheme):
+    modifier = SpinQuantModifier(learnable=True, num_steps=1, rotations=["R1"])
+
+    state = run(tiny_llama(layers=1), modifier, Rounding(scheme=scheme, ignore=["lm_head"]))
+
+    assert state.decision(modifier).keys() == {"R1"}
+
+
 def test_learned_rotations_keep_the_function():
     model, data = tiny_llama(), batches(rows=8, batch_size=8)
     before = logits(model, data)

@@ -110,7 +110,9 @@ def from_text(value: Mapping[str, Any], name: str) -> Tensor:
 
 def dynamic(args: QuantizationArgs) -> QuantizationArgs:
     """How inputs are rounded while rotations are learned: scales of static inputs are not known yet."""
-    return args if args.dynamic is True else evolve(args, strategy="token", dynamic=True, observer=None)
+    if args.dynamic is True:
+        return args
+    return evolve(args, strategy="group" if args.group_size else "token", dynamic=True, observer=None)
 
 
 def _device(model: nn.Module) -> torch.device:
