@@ -15,10 +15,11 @@ _OTHERS = ("attn", "attn_head_dim")
 
 
 def check_mappings(state: State, mappings: Any) -> None:
-    """See that a mapping is true.
+    """See that a mapping is true; what is null in it is not looked at.
 
     Raises:
-        TargetError: it has unknown keys, matches nothing, or names a layer that does not read or write the stream.
+        TargetError: it has unknown keys, matches nothing, or names a layer that does not read or write the stream, or
+            a module of attention without value heads.
     """
     if not isinstance(mappings, Mapping) or mappings.keys() - {*_READERS, *_WRITERS, *_OTHERS}:
         known = ", ".join((*_WRITERS, *_READERS, *_OTHERS))
@@ -26,14 +27,18 @@ def check_mappings(state: State, mappings: Any) -> None:
     stream = stream_of(state)
     readers = {site.parameter.removesuffix(".weight") for site in stream.readers}
     writers = {site.parameter.removesuffix(".weight") for site in stream.writers}
-    for key, patterns in mappings.items():
+    given = {key: patterns for key, patterns in mappings.items() if patterns is not None}
+    for key, patterns in given.items():
         if key in _READERS or key in _WRITERS:
-            told, role = (readers, "read") if key in _READERS else (writers, "add to")
+            sites, role = (readers, "read") if key in _READERS else (writers, "add to")
             for name in _matched(state, f"mappings.{key}", patterns):
-                if name not in told:
+                if name not in sites:
                     raise TargetError(f"mappings.{key}: {name} does not {role} the residual stream")
-    size = mappings.get("attn_head_dim")
-    found = {heads.head_dim for name in block_names(state.model) for heads in rotations_of(state, name).heads}
+    heads = [one for name in block_names(state.model) for one in rotations_of(state, name).heads]
+    for name in _matched(state, "mappings.attn", given.get("attn", ())):
+        if not any(one.pair.producer.startswith(f"{name}.") for one in heads):
+            raise TargetError(f"mappings.attn: {name} has no value heads in it")
+    size, found = given.get("attn_head_dim"), {one.head_dim for one in heads}
     if size is not None and found - {size}:
         raise TargetError(f"mappings.attn_head_dim is {size}; value heads have {', '.join(map(str, sorted(found)))}")
 
