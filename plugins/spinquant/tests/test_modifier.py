@@ -172,9 +172,40 @@ def test_blocks_that_do_not_divide_are_refused_before_the_run():
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
+def sized(**sizes):
+    """A small model with other sizes; no Hadamard matrix of order 92 is known."""
+    config = transformers.LlamaConfig(**{**tiny_llama(layers=1).config.to_dict(), **sizes})
+    return filled(transformers.LlamaForCausalLM(config), torch.float32, 0)
+
+
+def test_what_a_width_is_checked_with_is_the_rotation_that_will_be_used():
+    with pytest.raises(ModelError, match=r"R4: .*down_proj: .*blocks of 4, 2; .*'random-matrix'"):
+        run(sized(intermediate_size=92), SpinQuantModifier(rotations=["R4"]))
+    modifier = SpinQuantModifier(rotations=["R4"], transform_type="random-matrix")
+    assert change(sized(intermediate_size=92), modifier) < 1e-6
+
+
+def test_a_width_of_which_no_block_can_be_rotated_is_refused_as_that():
+    with pytest.raises(ModelError, match=r"order 67 is known here; no blocks would do either; .*'random-matrix'"):
+        run(sized(intermediate_size=67), SpinQuantModifier(rotations=["R4"]))
+
+
+@pytest.mark.parametrize(("rotation", "where"), [("R2", "v_proj"), ("R3", "self_attn")])
+def test_heads_without_a_hadamard_matrix_are_refused_before_the_run(rotation, where):
+    model = sized(head_dim=92)
+    before = deepcopy(model.state_dict())
+
+    with pytest.raises(ModelError, match=rf"{rotation}: .*{where}: .*heads of 92 channels; .*leave {rotation} out"):
+        run(model, SpinQuantModifier(rotations=["R1", rotation]))
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert change(model, SpinQuantModifier(rotations=[rotation], transform_type="random-matrix")) < 1e-6
+
+
 TRUE = {
     "embedding": "re:.*embed_tokens$",
+    "attn": "re:.*self_attn$",
     "attn_q": "re:.*q_proj$",
+    "attn_k": None,
     "attn_o": "re:.*o_proj$",
     "attn_head_dim": 32,
     "mlp_in": ["re:.*up_proj$", "re:.*gate_proj$"],
@@ -195,6 +226,7 @@ def test_a_true_mapping_is_taken():
         ({"mappings": {**TRUE, "mlp_in": ["re:.*down_proj$"]}}, "down_proj does not read the residual stream"),
         ({"mappings": {**TRUE, "attn_o": "re:.*v_proj$"}}, "v_proj does not add to the residual stream"),
         ({"mappings": {**TRUE, "lm_head": "head"}}, "'head' matches no module"),
+        ({"mappings": {**TRUE, "attn": "re:.*mlp$"}}, "mlp has no value heads in it"),
         ({"mappings": {**TRUE, "attn_head_dim": 64}}, "value heads have 32"),
         ({"mappings": {"mlp": "up"}}, "a table with some of"),
         ({"norm_mappings": {"norm": "re:.*input_layernorm$", "linears": ["re:.*q_proj$"]}}, "is not listed and reads"),

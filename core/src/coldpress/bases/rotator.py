@@ -6,6 +6,8 @@ initialize    norms folded, parameters of the stage rotated in float64, online r
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +15,7 @@ from attrs import define, field, frozen
 from attrs.validators import in_, instance_of, optional
 from torch import Tensor, nn
 
+from coldpress.attention import AttentionStates, attention_modules, attention_tapped
 from coldpress.bases.online_rotation import OnlineRotation
 from coldpress.bases.probing import call_of, dataflow_of, kind_of
 from coldpress.dataflow import shared_parameters, token_batch
@@ -44,18 +47,23 @@ class BlockRotations:
         residual: how its residual stream can be rotated; or why it cannot.
         heads: its value projections and what reads them.
         last: layers whose outputs reach the output of the block, and whose inputs no fused rotation reaches.
+        attention: modules whose attention can be tapped, and channels of a head of their queries and keys.
     """
 
     residual: Residual | str
     heads: tuple[Heads, ...]
     last: tuple[str, ...]
+    attention: tuple[tuple[str, int], ...]
 
     def within(self, prefix: str) -> "BlockRotations":
         """The same, named from the module that holds the block as `prefix`."""
         head = f"{prefix}." if prefix else ""
         residual = self.residual if isinstance(self.residual, str) else self.residual.within(prefix)
         return BlockRotations(
-            residual, tuple(one.within(prefix) for one in self.heads), tuple(head + name for name in self.last)
+            residual,
+            tuple(one.within(prefix) for one in self.heads),
+            tuple(head + name for name in self.last),
+            tuple((head + name, size) for name, size in self.attention),
         )
 
 
@@ -186,7 +194,22 @@ def _probed(state: State, block: str) -> BlockRotations:
         residual = str(error)
     if not isinstance(residual, str) and any(site.parameter in shared for site in residual.sites):
         residual = f"{next(iter(shared))} is shared with another block, and would be rotated twice"
-    return BlockRotations(residual, heads, last)
+    return BlockRotations(residual, heads, last, _attention(bench))
+
+
+def _attention(bench: StreamBench) -> tuple[tuple[str, int], ...]:
+    """Names of the modules whose attention can be tapped, and channels of a head of what it is called with."""
+    found: dict[str, int] = {}
+
+    def seen(name: str, module: nn.Module, states: AttentionStates) -> AttentionStates:
+        found[name] = states.keys.shape[-1]
+        return states
+
+    with ExitStack() as taps:
+        for name, module in attention_modules(dict(bench.block.named_modules())):
+            taps.enter_context(attention_tapped(module, partial(seen, name)))
+        bench.run()
+    return tuple(found.items())
 
 
 def _is_shared(heads: Heads, shared: Mapping[str, Any]) -> bool:

@@ -45,15 +45,14 @@ def hadamard_orders(n: int) -> tuple[int, ...]:
     found = _orders(n)
     if found is None:
         blocks = ", ".join(map(str, hadamard_block_sizes(n)[:4]))
-        raise NumericsError(
-            f"no Hadamard matrix of order {n} is known here; its columns can be rotated in blocks of {blocks}"
-        )
+        advice = f"its columns can be rotated in blocks of {blocks}" if blocks else "no blocks would do either"
+        raise NumericsError(f"no Hadamard matrix of order {n} is known here; {advice}")
     return found
 
 
 def hadamard_block_sizes(width: int) -> list[int]:
-    """The orders by which a width can be divided into blocks that are rotated each by itself, the largest first."""
-    return [n for n in range(width, 0, -1) if width % n == 0 and _orders(n) is not None]
+    """The orders, from 2 on, of blocks that divide a width and can be rotated each by itself, the largest first."""
+    return [n for n in range(width, 1, -1) if width % n == 0 and _orders(n) is not None]
 
 
 def apply_hadamard(x: Tensor, n: int) -> Tensor:

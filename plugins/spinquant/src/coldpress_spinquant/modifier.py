@@ -1,7 +1,7 @@
 """SpinQuantModifier: settings and wiring of the rotations R1 to R4."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -108,15 +108,20 @@ class SpinQuantModifier(Rotator):
         if "R1" in self.rotations:
             self._check_stream(state)
         whole = Stage.whole(state.model)
+        heads, online = list(self._heads(state, whole)), dict(self._last(state, whole))
+        attention = dict(self._attention(state, whole))
         reasons = {
-            "R2": any(True for _ in self._heads(state, whole)) or "no block has value heads that a rotation passes",
-            "R3": any(True for _ in self._attention(state, whole))
-            or "transformers dispatches no attention of the model",
-            "R4": any(True for _ in self._last(state, whole)) or "a fused rotation reaches the inputs of all layers",
+            "R2": bool(heads) or "no block has value heads that a rotation passes",
+            "R3": bool(attention) or "transformers dispatches no attention of the model",
+            "R4": bool(online) or "a fused rotation reaches the inputs of all layers",
         }
+        for _, one in heads:
+            self._check_head("R2", one.pair.producer, one.head_dim)
+        for name, size in self._attention_sizes(state, attention):
+            self._check_head("R3", name, size)
         for layer in whole.every_layer:
-            if layer.name in dict(self._last(state, whole)):
-                self._check_width(layer)
+            if layer.name in online:
+                _check_width(layer, online[layer.name])
         missing = {name: reason for name, reason in reasons.items() if name in self.rotations and reason is not True}
         for name, reason in missing.items():
             if set(self.rotations) <= missing.keys():
@@ -182,11 +187,14 @@ class SpinQuantModifier(Rotator):
         except (ModelError, NumericsError) as error:
             raise ModelError(f"R1: {error}; rotations=['R2', 'R4'] do not need it") from error
 
-    def _check_width(self, layer: Layer) -> None:
+    def _check_head(self, rotation: str, name: str, size: int) -> None:
         try:
-            InputRotation(group="R4", block_size=self.transform_block_size).rotation(layer.weight.shape[1])
+            rotation_of(size, self._kind())
         except NumericsError as error:
-            raise ModelError(f"R4: {layer.name}: {error}; set transform_block_size") from error
+            raise ModelError(
+                f"{rotation}: {name}: no Hadamard matrix is known here for heads of {size} channels; set "
+                f"transform_type='random-matrix', or leave {rotation} out of rotations"
+            ) from error
 
     def _residual(self, state: State) -> Rotation:
         """R1."""
@@ -276,6 +284,13 @@ class SpinQuantModifier(Rotator):
         for name, _ in attention_modules(stage.modules):
             yield name, online
 
+    def _attention_sizes(self, state: State, attention: Container[str]) -> Iterator[tuple[str, int]]:
+        """Channels of a head of the queries and keys that R3 rotates, of modules in blocks."""
+        for block in self._blocks(state, _whole(state)) if "R3" in self.rotations else ():
+            for name, size in rotations_of(state, block).attention:
+                if name in attention:
+                    yield name, size
+
     def _last(self, state: State, stage: Stage) -> Iterator[tuple[str, InputRotation]]:
         if "R4" not in self.rotations:
             return
@@ -294,6 +309,14 @@ class SpinQuantModifier(Rotator):
 
 def _whole(state: State) -> Stage:
     return Stage.whole(state.model)
+
+
+def _check_width(layer: Layer, online: InputRotation) -> None:
+    try:
+        online.rotation(layer.weight.shape[1])
+    except NumericsError as error:
+        advice = "set transform_block_size, or transform_type='random-matrix'"
+        raise ModelError(f"R4: {layer.name}: {error}; {advice}") from error
 
 
 def _gain(state: State, pair: Any, member: Any) -> Tensor:
