@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from coldpress.numerics import factorize
-from coldpress_autobits.algorithm import _hull, _Relaxed, cost, ends_first, fed_back_cost, input_cost, solve
+from coldpress_autobits.algorithm import (
+    _hull,
+    _Relaxed,
+    cost,
+    ends_first,
+    fed_back_cost,
+    input_cost,
+    pivots_by_activity,
+    solve,
+)
 
 
 def problem(seed, units=5, options=3):
@@ -100,8 +109,25 @@ def test_errors_that_are_fed_back_cost_no_more():
     factor = factorize(gram, dampening_frac=0.0)
 
     assert fed_back_cost(error, factor.pivots, gamma) < cost(error.abs(), gram.abs(), gamma)
+    pivots = pivots_by_activity(gram)
+    assert pivots is not None
+    assert fed_back_cost(error, pivots, gamma) < cost(error.abs(), gram.abs(), gamma)
     white = torch.eye(12)
     assert fed_back_cost(error, torch.ones(12), gamma) == pytest.approx(cost(error, white, gamma), rel=1e-5)
+
+
+def test_what_is_fed_back_does_not_depend_on_the_order_of_the_columns():
+    x, error, gamma = layer()
+    x = x * torch.logspace(0, 1, 12)[torch.randperm(12, generator=torch.Generator().manual_seed(0))]
+    gram, turned = x.T @ x / len(x), torch.arange(11, -1, -1)
+
+    found = fed_back_cost(error, pivots_by_activity(gram), gamma)
+    other = fed_back_cost(error[:, turned], pivots_by_activity(gram[turned][:, turned]), gamma)
+
+    assert other == pytest.approx(found, rel=1e-5)
+    order = gram.diagonal().argsort(descending=True)
+    solved = factorize(gram[order][:, order], dampening_frac=0.01).pivots  # as GPTQ goes
+    assert found == pytest.approx(fed_back_cost(error[:, order], solved, gamma), rel=1e-5)
 
 
 def test_rounded_inputs_cost_what_their_noise_does_to_the_outputs():

@@ -14,9 +14,10 @@ from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 QUANTIZE = {"scheme": "W4A16", "group_size": 32, "ignore": ["lm_head"]}
 
 
-def recipe(quantizer="QuantizationModifier", **settings):
+def recipe(quantizer="QuantizationModifier", weight_observer=None, **settings):
     bits = {"target_bits": 5, "candidates": [3, 4, 8], "group_size": 32, "ignore": ["lm_head"], "num_check_tokens": 64}
-    return json.dumps({"modifiers": [{"AutoBitsModifier": {**bits, **settings}}, {quantizer: QUANTIZE}]})
+    quantize = {**QUANTIZE, "weight_observer": weight_observer}
+    return json.dumps({"modifiers": [{"AutoBitsModifier": {**bits, **settings}}, {quantizer: quantize}]})
 
 
 def compress(text, output=None, model=None, **settings):
@@ -59,6 +60,27 @@ def test_a_plain_recipe_replays_the_choice(mixed, tmp_path):
 
     assert "AutoBits" not in (mixed / "autobits_recipe.yaml").read_text()
     assert tensors(tmp_path / "again") == tensors(mixed)
+
+
+def test_observers_of_the_quantizer_are_those_of_what_is_chosen_and_of_the_recipe_that_replays_it(tmp_path):
+    observed = recipe(num_check_tokens=0, weight_observer="mse")
+    for name, text in (("plain", recipe(num_check_tokens=0)), ("observed", observed)):
+        compress(text, tmp_path / name)
+    compress((tmp_path / "observed" / "autobits_recipe.yaml").read_text(), tmp_path / "again")
+
+    assert tensors(tmp_path / "observed") != tensors(tmp_path / "plain")
+    assert tensors(tmp_path / "again") == tensors(tmp_path / "observed")
+
+
+def test_what_is_rounded_by_itself_is_replayed_by_the_quantizer_that_rounds(tmp_path):
+    bits = {"target_bits": 5, "group_size": 32, "ignore": ["lm_head"], "num_check_tokens": 0, "rounds": True}
+    compress(json.dumps({"modifiers": [{"AutoBitsModifier": bits}]}), tmp_path / "out")
+
+    replayed = (tmp_path / "out" / "autobits_recipe.yaml").read_text()
+    compress(replayed, tmp_path / "again")
+
+    assert "QuantizationModifier" in replayed
+    assert tensors(tmp_path / "again") == tensors(tmp_path / "out")
 
 
 @pytest.mark.parametrize("tied", [False, True])

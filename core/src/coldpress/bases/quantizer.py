@@ -140,7 +140,16 @@ class Quantizer(Modifier):
         else:
             pairs = [(name, [t] if isinstance(t, str) else t) for name, t in self.scheme.items()]
             schemes = [evolve(self._preset(name), targets=tuple(targets)) for name, targets in pairs]
-        return [self._observed(scheme) for scheme in schemes]
+        return [self.observed(scheme) for scheme in schemes]
+
+    def observed(self, scheme: Scheme) -> Scheme:
+        """A scheme with the observers that its settings name in place of the scheme's."""
+        named = self.observer or {}
+        return evolve(
+            scheme,
+            weights=_with_observer(scheme.weights, named.get("weights", self.weight_observer)),
+            input_activations=_with_observer(scheme.input_activations, named.get("input", self.input_observer)),
+        )
 
     def scheme_for(self, layer: Layer) -> Scheme | None:
         """The scheme whose target means this layer most exactly: a name before a pattern, a pattern before a class.
@@ -314,14 +323,6 @@ class Quantizer(Modifier):
 
     def _preset(self, name: str) -> Scheme:
         return preset(name) if self.group_size is None else preset(name, group_size=self.group_size)
-
-    def _observed(self, scheme: Scheme) -> Scheme:
-        named = self.observer or {}
-        return evolve(
-            scheme,
-            weights=_with_observer(scheme.weights, named.get("weights", self.weight_observer)),
-            input_activations=_with_observer(scheme.input_activations, named.get("input", self.input_observer)),
-        )
 
 
 def scheme_of(state: State, layer: Layer) -> Scheme:

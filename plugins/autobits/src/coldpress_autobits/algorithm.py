@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from coldpress.numerics import factorize
+
 
 def cost(error: Tensor, gram: Tensor, gamma: Tensor) -> float:
     """The rise of KL a token by an error of a weight, (1).
@@ -30,12 +32,28 @@ def cost(error: Tensor, gram: Tensor, gamma: Tensor) -> float:
     return float(0.5 * (gamma.double() * ((error @ gram) * error).sum(1).double()).sum())
 
 
+def pivots_by_activity(gram: Tensor) -> Tensor | None:
+    """What a squared error of each column weighs after later ones made up for it, [I].
+
+    Later are those of less active inputs: GPTQ goes from the most to the least active one.
+
+    Args:
+        gram: G, [I, I] float32.
+
+    Returns:
+        The pivots, in the order of the columns of G; None where it cannot be factorized.
+    """
+    order = gram.diagonal().argsort(descending=True, stable=True)
+    factor = factorize(gram.index_select(0, order).index_select(1, order), dampening_frac=0.01)
+    return None if factor is None else torch.empty_like(factor.pivots).scatter_(0, order, factor.pivots)
+
+
 def fed_back_cost(error: Tensor, pivots: Tensor, gamma: Tensor) -> float:
     """The same where errors are fed back to later columns, as GPTQ does: each weighs what these cannot make up for.
 
     Args:
-        error: of rounding to nearest, [O, I], in the order of columns that the solver takes.
-        pivots: of the factor of G in that order, [I].
+        error: of rounding to nearest, [O, I].
+        pivots: of G, [I].
         gamma: [O] float32.
     """
     return float(0.5 * (gamma.double() * (error.float().square() @ pivots).double()).sum())

@@ -9,7 +9,7 @@ from attrs import evolve, field, frozen
 from attrs.validators import ge, gt, in_, optional
 from torch import Tensor
 
-from coldpress.numerics import calculate_global_scale, dequantize, factorize, quantize
+from coldpress.numerics import calculate_global_scale, dequantize, quantize
 from coldpress.plugin import (
     CalibrationError,
     Decision,
@@ -30,7 +30,15 @@ from coldpress.plugin import (
     write_recipe,
 )
 from coldpress.schemes import check_fit, check_supported, describe
-from coldpress_autobits.algorithm import cost, ends_first, fed_back_cost, input_cost, solve, uniform
+from coldpress_autobits.algorithm import (
+    cost,
+    ends_first,
+    fed_back_cost,
+    input_cost,
+    pivots_by_activity,
+    solve,
+    uniform,
+)
 from coldpress_autobits.bytes import in_bytes
 from coldpress_autobits.noise import InputNoise
 from coldpress_autobits.plans import Choice, Plan, Unit, divergence_of, picture, together
@@ -101,7 +109,9 @@ class AutoBitsModifier(Modifier):
         """Itself, and rounding to nearest where that is its own business."""
         if not self.rounds:
             return (self,)
-        quantizer = Quantizer(config_groups={"all": self.schemes()[0]}, targets=self.targets, ignore=self.ignore)
+        quantizer = QuantizationModifier(
+            config_groups={"all": self.schemes()[0]}, targets=self.targets, ignore=self.ignore
+        )
         return evolve(self, rounds=False), quantizer
 
     def needs(self) -> Needs:
@@ -174,8 +184,8 @@ class AutoBitsModifier(Modifier):
             "costs": {choice.unit.name: list(choice.unit.costs) for choice in best.choices},
         }
         log.info("%s: %.3f bits a weight, plan %r", type(self).__name__, value["bits"], best.name)
-        kept = {name: (state.plan[name].scheme.targets, schemes[option]) for name, option in chosen.items()}
-        return Decision(value=value, schemes={name: evolve(new, targets=old) for name, (old, new) in kept.items()})
+        decided = {name: _decided(state, name, schemes[option]) for name, option in chosen.items()}
+        return Decision(value=value, schemes=decided)
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
@@ -235,9 +245,8 @@ class AutoBitsModifier(Modifier):
         return {"costs": costs, "sizes": sizes, "weights": weight.numel(), "tokens": tokens}
 
     def _known(self, gram: Any, gamma: Tensor) -> "_Known":
-        factor = factorize(gram.total, dampening_frac=0.01) if self.error_feedback else None
-        pivots = None if factor is None else factor.pivots / gram.count
-        return _Known(gram.total / gram.count, pivots, gamma, gram.count)
+        mean = gram.total / gram.count
+        return _Known(mean, pivots_by_activity(mean) if self.error_feedback else None, gamma, gram.count)
 
     def _cost(self, state: State, layer: Layer, scheme: Scheme, known: "_Known") -> float:
         weight = layer.weight
@@ -318,6 +327,11 @@ class AutoBitsModifier(Modifier):
         return divergence_of(state, weights, noises, self.num_check_tokens)
 
 
+@frozen(kw_only=True, eq=False)
+class QuantizationModifier(Quantizer):
+    """Rounding to nearest, under the name that recipes have for it."""
+
+
 @frozen(eq=False)
 class _Known:
     """What is known of a layer: the mean of x x^T, its pivots where errors are fed back, gamma, and its tokens."""
@@ -326,6 +340,14 @@ class _Known:
     pivots: Tensor | None
     gamma: Tensor
     tokens: int
+
+
+def _decided(state: State, name: str, scheme: Scheme) -> Scheme:
+    """A candidate with the targets, and the observers, that the quantizer of a layer has."""
+    planned = state.plan[name]
+    if isinstance(planned.quantizer, Quantizer):
+        scheme = planned.quantizer.observed(scheme)
+    return evolve(scheme, targets=planned.scheme.targets)
 
 
 def _of_all_tokens(found: Mapping[str, Any], most: int) -> dict[str, Any]:
