@@ -269,6 +269,8 @@ def test_scales_that_are_fitted_again_leave_less_error():
 
     assert torch.equal(fitted.quantized[DOWN].codes, plain.quantized[DOWN].codes)
     assert fitted.report[DOWN].notes["output_error"] < plain.report[DOWN].notes["output_error"]
+    assert "rounding_ratio" in plain.report[DOWN].notes
+    assert "rounding_ratio" not in fitted.report[DOWN].notes  # rounding had other scales
 
 
 @pytest.mark.parametrize("scheme", ["NVFP4A16", "MXFP4A16", "FP8_BLOCK"])

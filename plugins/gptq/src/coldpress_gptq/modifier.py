@@ -246,7 +246,7 @@ class GPTQModifier(Quantizer):
             state.set_quantized(layer, quantized)
             losses.append(float(found.loss.sum()))
         dampening = prepared.factor.dampening
-        known = self.magr_alpha is None  # else it is that of other weights than those whose outputs are wanted
+        known = self.magr_alpha is None and not self.refit_scales  # else it is that of other weights, or other scales
         rounding = [float(one.rounding_loss.sum()) for one in solutions if known and one.rounding_loss is not None]
         note_fit(state, layers, tokens=fit.tokens, dampening=dampening, losses=losses, rounding_losses=rounding)
 
