@@ -166,10 +166,39 @@ def test_experts_that_no_token_reached_are_rounded_and_said(tmp_path):
     assert all("block_error" in line["notes"] for line in experts if line not in fallen)
 
 
-def test_the_head_is_rounded_and_said():
-    state = run(autoround(ignore=[]))
+def test_experts_that_no_step_saw_are_told_apart(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    settings = {**QUICK, "iters": 1, "batch_size": 1, "ignore": ["lm_head", "re:.*gate$"]}
+    coldpress.oneshot(
+        tiny_mixture("qwen3_moe"),
+        json.dumps({"modifiers": [{"AutoRoundModifier": settings}]}),
+        tokenizer=tiny_tokenizer(),
+        dataset=[{"input_ids": torch.randint(3, 50, (2,), generator=draw).tolist()} for _ in range(12)],
+        output_dir=str(tmp_path / "out"),
+        quiet=True,
+        batch_size=1,
+        moe_calibrate_all_experts=False,
+    )
+    lines = json.loads((tmp_path / "out" / "report.json").read_text())["layers"]
+
+    reasons = {line["reason"] for line in lines if ".experts." in line["name"] and line["status"] == "fallback"}
+    unlearned = "rounded to nearest in searched ranges and not learned"
+    assert f"{unlearned}: no token of the samples that were learned from reached it" in reasons
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        ("rtn", "rounded to nearest and"),
+        ("searched", "rounded to nearest in searched"),
+        ("gptq", "solved as GPTQ does"),
+    ],
+)
+def test_of_the_head_it_is_said_what_it_is(start, what):
+    state = run(autoround(ignore=[], start=start))
 
     assert state.report["lm_head"].status == "fallback"
+    assert state.report["lm_head"].reason.startswith(what)
     assert "no block" in state.report["lm_head"].reason
 
 

@@ -36,6 +36,14 @@ FIRMNESS = 0.0
 """How far offsets that lead to GPTQ's codes reach beyond the border to the nearest other code, in units."""
 
 
+_STATISTICS = {"searched": "second_moment", "gptq": "gram"}  # that a start needs
+_BEGUN = {
+    "rtn": "rounded to nearest",
+    "searched": "rounded to nearest in searched ranges",
+    "gptq": "solved as GPTQ does",
+}
+
+
 @frozen(kw_only=True, eq=False)
 class AutoRoundModifier(Quantizer):
     """Learn how weights are rounded and how far scales reach, by signed gradient descent, block by block.
@@ -43,7 +51,7 @@ class AutoRoundModifier(Quantizer):
     A block is shown the outputs of the compressed blocks before it, and learns to say what the original model's block
     says (SignRound, arXiv 2309.05516).
     Further settings are those of `Quantizer`: `scheme` or `config_groups`, `targets`, `ignore`, observers.
-    Layers outside of blocks, embeddings and experts that no token reached are rounded to nearest.
+    Layers outside of blocks, embeddings and experts that no token reached are not learned.
 
     Attributes:
         iters: steps of descent for each block; 0 leaves everything as it starts.
@@ -97,7 +105,7 @@ class AutoRoundModifier(Quantizer):
     def initialize(self, state: State, stage: Stage) -> None:
         """Ask for the activity of columns, or for Gram matrices, where the start needs them."""
         super().initialize(state, stage)
-        which = {"searched": "second_moment", "gptq": "gram"}.get(self.starts())
+        which = _STATISTICS.get(self.starts())
         for layer in self.planned(state, stage):
             if which is not None and _weights(state, layer) is not None and "Linear" in layer.classes:
                 state.request(layer, which)
@@ -141,7 +149,8 @@ class AutoRoundModifier(Quantizer):
         first, last = rounded(weight, start), rounded(weight, found.learned[layer])
         state.set_quantized(layer, _encoded(quantized, weight, found.learned[layer]))
         if layer not in found.reached:
-            state.fall_back(layer, "rounded to nearest: no token of the calibration data reached it")
+            data = "samples that were learned from" if self._is_seen(state, layer) else "calibration data"
+            state.fall_back(layer, f"{self._begun(state, layer)}: no token of the {data} reached it")
             return
         state.report[layer.name].notes |= {
             "block_error": found.after,
@@ -158,7 +167,18 @@ class AutoRoundModifier(Quantizer):
             learned = self._beginning(state, layer, weight)
             state.set_quantized(layer, _encoded(self.quantized(state, layer), weight, learned))
         if reason is not None:
-            state.fall_back(layer, f"rounded to nearest: {reason}")
+            state.fall_back(layer, f"{self._begun(state, layer)}: {reason}")
+
+    def _is_seen(self, state: State, layer: Layer) -> bool:
+        """Whether calibration data are not known to have missed it."""
+        which = _STATISTICS.get(self.starts())
+        return which is None or state.statistic(layer, which) is not None
+
+    def _begun(self, state: State, layer: Layer) -> str:
+        """What a layer is that was not learned."""
+        if "Linear" not in layer.classes or not self._is_seen(state, layer):
+            return "rounded to nearest"
+        return f"{_BEGUN[self.starts()]} and not learned"
 
     def _fixed(self, state: State, layer: Layer) -> Fixed:
         """The layer's weight with the ranges that descent starts from."""
