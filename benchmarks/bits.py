@@ -87,9 +87,10 @@ def rank(options: argparse.Namespace) -> tuple[str, Any]:
     found = torch.tensor([pair["measured"] for pair in pairs])
     rho = spearman(expected, found)
     r = float(torch.corrcoef(torch.stack([expected.log(), found.clamp(min=1e-9).log()]))[0, 1])
+    spent = "" if options.untimed else f" in {seconds:.0f} CPU seconds"
     text = (
         f"{len(pairs)} linear layers, each alone in int3 with one scale a row; KL on {options.tokens} tokens, "
-        f"expected from {options.samples} x 512 others in {seconds:.0f} CPU seconds.\n\n"
+        f"expected from {options.samples} x 512 others{spent}.\n\n"
         f"Spearman's rank correlation {rho:.2f}, Pearson's of the logarithms {r:.2f}; the median of expected by "
         f"measured is {float((expected / found).median()):.2f}.\n"
     )
@@ -120,10 +121,15 @@ def mixed(options: argparse.Namespace) -> tuple[str, Any]:
             with mock.patch.object(AutoBitsModifier, "_plans", only_ends if label.startswith("both") else PLANS):
                 seconds = compress(model, modifiers, options, tokenizer)
             kl = divergence(model, original, tokenizer, max_tokens=options.tokens).kl
-            rows.append({"quantizer": name, "choice": label, "kl": kl, "cpu_seconds": seconds})
+            spent = {} if options.untimed else {"cpu_seconds": seconds}
+            rows.append({"quantizer": name, "choice": label, "kl": kl, **spent})
             print(rows[-1], file=sys.stderr, flush=True)
-    table = ["| quantizer | choice | KL | CPU seconds |", "|---|---|--:|--:|"]
-    table += [f"| {r['quantizer']} | {r['choice']} | {r['kl']:.4f} | {r['cpu_seconds']:.0f} |" for r in rows]
+    more = [] if options.untimed else ["CPU seconds"]
+    table = [f"| {' | '.join(['quantizer', 'choice', 'KL', *more])} |", f"|---|---|--:|{'--:|' * len(more)}"]
+    for row in rows:
+        spent = [f"{row['cpu_seconds']:.0f}"] if more else []
+        cells = [row["quantizer"], row["choice"], f"{row['kl']:.4f}", *spent]
+        table.append(f"| {' | '.join(cells)} |")
     said = f"{options.samples} x 512 tokens; candidates {CANDIDATES}, group {GROUP}; KL on {options.tokens} tokens.\n\n"
     return said + "\n".join(table) + "\n", rows
 
@@ -149,6 +155,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--quantizers", nargs="+", default=["QuantizationModifier", "GPTQModifier"])
     parser.add_argument("--only", nargs="+", help="lines that begin so")
+    parser.add_argument("--untimed", action="store_true", help="leave the seconds out: other things run meanwhile")
     parser.add_argument("--write", action="store_true", help="write results/bits-WHAT.{md,json}")
     options = parser.parse_args()
     text, found = {"rank": rank, "mixed": mixed}[options.what](options)
