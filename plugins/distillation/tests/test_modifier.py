@@ -78,6 +78,18 @@ def test_a_sum_is_divided_by_the_labels_of_the_whole_step():
     assert part.item() == pytest.approx(whole.item() / 4, rel=1e-5)
 
 
+def test_what_is_logged_is_a_mean_over_tokens_whatever_the_loss_is_divided_by():
+    logged = []
+    for inputs in ({}, {"num_items_in_batch": torch.tensor(120)}):
+        lifecycles = Lifecycles([OutputDistillationModifier()], tiny_llama().train(), tiny_llama(seed=1))
+        lifecycles.attach()
+        (batch,) = batches(rows=2, batch_size=2)
+        lifecycles.training.model(**batch, labels=batch["input_ids"], **inputs)
+        logged.append(lifecycles.training.metrics["distillation_loss"])
+
+    assert logged[1] == pytest.approx(logged[0], rel=1e-5)
+
+
 def test_without_gradients_nothing_is_distilled():
     model = tiny_llama()
     lifecycles = Lifecycles([OutputDistillationModifier()], model, tiny_llama(seed=1))

@@ -122,7 +122,7 @@ class Distillation(Lifecycle):
         """The loss so far and the comparison, each with its scale."""
         modifier = self._modifier
         term = self._hidden(forward) if self._modules else self._logits(forward)
-        training.metrics["distillation_loss"] = float(term.detach())
+        training.metrics["distillation_loss"] = float(term.detach() * _batches(forward))
         return modifier.orig_scale * forward.loss + modifier.distill_scale * term.to(forward.loss)
 
     def detach(self, training: Training) -> None:
@@ -150,3 +150,8 @@ class Distillation(Lifecycle):
                 )
             total = total + weight * square_head(one[:, :-1][counted], other[:, :-1][counted])
         return forward.scaled(total * counted.sum())  # a mean over this batch, with its share in the step
+
+
+def _batches(forward: Forward) -> Tensor | float:
+    """How many batches like this one a step has, by its labels, so that what is logged is a mean over tokens."""
+    return 1.0 if forward.num_items is None else forward.num_items / forward.counted().sum().clamp(min=1)
