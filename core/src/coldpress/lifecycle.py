@@ -30,7 +30,7 @@ class Training:
         teacher: of distillation, in evaluation mode, whose parameters require no gradient; None where there is none.
         step: optimizer steps that are done; in `step`, the one just made is counted.
         num_steps: optimizer steps of the whole run; None where that is not known.
-        epoch: passes over the data that are done, with their fraction.
+        epoch: passes over the data that are done, with their fraction; None where they are not counted.
         num_epochs: passes over the data of the whole run; None where that is not known.
         observed: names of modules whose outputs are kept in each forward, of the model and of the teacher.
         metrics: numbers that are logged beside the loss, such as a sparsity.
@@ -40,7 +40,7 @@ class Training:
     teacher: nn.Module | None = None
     step: int = 0
     num_steps: int | None = None
-    epoch: float = 0.0
+    epoch: float | None = None
     num_epochs: float | None = None
     observed: set[str] = field(factory=set)
     metrics: dict[str, float] = field(factory=dict)

@@ -117,6 +117,12 @@ def test_final_sparsity_is_the_peers_word_and_the_schedule_has_no_effect():
         ({"sparsity": 0.5, "update_scheduler": "multi_step"}, "needs values"),
         ({"sparsity": 0.5, "start": 2.0, "end": 1.0}, "comes before start"),
         ({"sparsity": 0.5, "update": -1}, "update counts epochs"),
+        ({"sparsity": 0.5, "update": 0}, "update must be above 0"),
+        ({"sparsity": 0.5, "init_sparsity": 0.8}, r"init_sparsity: 0\.8 is above the final sparsity, 0\.5"),
+        (
+            {"sparsity": 0.5, "update_scheduler": "multi_step", "scheduler_args": {"values": [0.2, 0.7]}},
+            r"values: 0\.7 is above",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings, said):

@@ -28,7 +28,7 @@ class GradualPruning(MaskedTraining):
         self._updates = torch.zeros((), dtype=torch.long)  # masks that were made
 
     def attach(self, training: Training) -> None:
-        """See that the structure fits, and make the first mask if it is time.
+        """See that the structure fits; masks come with the steps.
 
         Raises:
             SchemeError: names the layer that the structure does not divide.
@@ -42,14 +42,15 @@ class GradualPruning(MaskedTraining):
         self.claim(modifier.layers(training.stage()))
 
     def step(self, training: Training) -> None:
-        """Make the mask that is due, and put zeros back."""
-        modifier = self._modifier
-        end = modifier.end if modifier.end is not None else training.num_epochs
-        if end is None:
-            raise SchemeError("end is missing: the length of training is not known, say at which epoch pruning ends")
+        """Make the mask that is due, and put zeros back.
+
+        Raises:
+            SchemeError: the schedule does not fit the training, or its epochs are not counted.
+        """
+        modifier, (epoch, end) = self._modifier, self._times(training)
         last = training.num_steps is not None and training.step >= training.num_steps
-        progress = 1.0 if last else self._progress(training.epoch, end)
-        due = _UPDATES if modifier.update is None else max(round((end - modifier.start) / (modifier.update or end)), 1)
+        progress = 1.0 if last else self._progress(epoch, end)
+        due = _UPDATES if modifier.update is None else max(round((end - modifier.start) / modifier.update), 1)
         number = 0 if progress < 0 else 1 + int(min(progress, 1.0) * due + 1e-9)
         if number > int(self._updates):
             self._updates = torch.tensor(number)
@@ -66,6 +67,25 @@ class GradualPruning(MaskedTraining):
         """Both as they were."""
         self._updates = state["updates"]
         super().load_state_dict(state)
+
+    def _times(self, training: Training) -> tuple[float, float]:
+        """The epoch that it is, and that of the last mask."""
+        start, end, whole = self._modifier.start, self._modifier.end, training.num_epochs
+        if end is None and whole is None:
+            raise SchemeError("end is missing: the length of training is not known, say at which epoch pruning ends")
+        if training.epoch is None:
+            raise SchemeError(
+                "epochs are not counted, so no mask would ever be due: pass num_steps and num_epochs to attach, or "
+                "epoch to step"
+            )
+        last = end if end is not None else whole
+        assert last is not None
+        if whole is not None and (start >= whole or last > whole + 1e-6):
+            raise SchemeError(
+                f"masks from start={start:g} to end={last:g} do not fit into the {whole:.4g} epochs of training: lower "
+                "them, or train longer"
+            )
+        return training.epoch, last
 
     def _progress(self, epoch: float, end: float) -> float:
         """Share of the schedule that is over; below 0 before it begins."""

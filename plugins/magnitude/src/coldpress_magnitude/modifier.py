@@ -62,7 +62,7 @@ class MagnitudePruningModifier(BlockTargets):
     start: float = field(default=0.0)
     end: float | None = field(default=None)
     update: float | None = field(default=None)
-    leave_enabled: bool = False
+    leave_enabled: bool = field(default=False)
     apply_globally: bool = False
 
     @sparsity.validator
@@ -106,12 +106,23 @@ class MagnitudePruningModifier(BlockTargets):
         if not isinstance(exponent, int | float) or exponent <= 0:
             raise SchemeError(f"scheduler_args: exponent must be above 0, got {exponent!r}")
 
+    @leave_enabled.validator
+    def _check_rise(self, attribute: object, value: object) -> None:
+        steps, goal = self.scheduler_args.get("values", []), self.share()
+        name, first = ("values", max(steps)) if steps else ("init_sparsity", self.init_sparsity)
+        if goal is not None and first > goal:
+            raise SchemeError(
+                f"{name}: {first:g} is above the final sparsity, {goal:g}, and what was pruned once stays so"
+            )
+
     @start.validator
     @end.validator
     @update.validator
     def _check_times(self, attribute: "Attribute[float | None]", value: float | None) -> None:
         if value is not None and value < 0:
             raise SchemeError(f"{attribute.name} counts epochs, and must not be negative, got {value!r}")
+        if attribute.name == "update" and value == 0:
+            raise SchemeError("update must be above 0, epochs between two masks; leave it out for twenty masks")
         if attribute.name == "end" and value is not None and value < self.start:
             raise SchemeError(f"end={value!r} comes before start={self.start!r}")
 
