@@ -156,6 +156,68 @@ def test_one_threshold_for_all_layers_prunes_them_unequally(tmp_path):
     assert (model.model.layers[0].mlp.up_proj.weight == 0).float().mean() < 0.1
 
 
+@pytest.mark.parametrize("times", [{"start": 2.0}, {"end": 2.5}])
+def test_masks_after_the_end_of_training_are_refused(tmp_path, times):
+    made = trainer(tiny_llama(), CompressionCallback(Magnitude(sparsity=0.5, **times, **LINEAR)), tmp_path, max_steps=8)
+
+    with pytest.raises(coldpress.SchemeError, match=r"do not fit into the 2 epochs of training"):
+        made.train()
+
+
+@pytest.mark.parametrize(
+    ("length", "said"), [({}, "end is missing"), ({"num_steps": 6}, "end is missing"), ({"end": 1.0}, "not counted")]
+)
+def test_a_schedule_whose_epochs_nobody_counts_is_refused(length, said):
+    callback = CompressionCallback(Magnitude(sparsity=0.5, end=length.pop("end", None), **LINEAR))
+    callback.attach(tiny_llama(), **length)
+
+    with pytest.raises(coldpress.SchemeError, match=said):
+        callback.step()
+
+
+# --- going on
+
+
+def test_the_state_of_another_recipe_is_refused():
+    states = {}
+    for name, recipe in {"masks": Constant(**LINEAR), "rising": Magnitude(sparsity=0.75, **LINEAR)}.items():
+        callback = CompressionCallback(recipe)
+        callback.attach(pruned(), num_steps=2, num_epochs=1)
+        callback.step()
+        states[name] = callback, callback.state_dict()
+
+    for name, other in (("masks", "rising"), ("rising", "masks")):
+        with pytest.raises(coldpress.CheckpointError, match="the checkpoint is that of another recipe, as it has"):
+            states[name][0].load_state_dict(states[other][1])
+        states[name][0].load_state_dict(states[name][1])
+
+
+def test_the_checkpoint_of_another_run_in_the_place_of_its_own_is_refused(tmp_path):
+    for name, rate in (("one", 1e-2), ("other", 1e-3)):
+        made = trainer(pruned(), CompressionCallback(Constant(**LINEAR)), tmp_path / name, learning_rate=rate)
+        made.args.save_strategy, made.args.save_steps, made.args.logging_steps = "steps", 2, 1
+        made.args.logging_strategy = "steps"
+        made.train()
+
+    made = trainer(pruned(), CompressionCallback(Constant(**LINEAR)), tmp_path / "one")
+    with pytest.raises(coldpress.CheckpointError, match="is that of another run: set resume_from_checkpoint of its"):
+        made.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-2"))
+    made.args.resume_from_checkpoint = str(tmp_path / "other" / "checkpoint-2")
+    made.train(resume_from_checkpoint=made.args.resume_from_checkpoint)
+
+
+def test_after_training_the_loss_is_the_models_own(tmp_path):
+    callback = CompressionCallback(Distill(), distill_teacher=tiny_llama(seed=1))
+    made = trainer(tiny_llama(), callback, tmp_path, label_names=["labels"])
+    made.compute_loss_func = callback.loss
+    made.train()
+
+    found = made.evaluate(rows())["eval_loss"]
+
+    made.compute_loss_func = None
+    assert found == pytest.approx(made.evaluate(rows())["eval_loss"], rel=1e-5)
+
+
 # --- layers that are quantized
 
 
@@ -253,6 +315,9 @@ def test_what_cannot_be_trained_is_refused_before_a_step(recipe, teacher, error,
         CompressionCallback(recipe, distill_teacher=teachers[teacher]).attach(model)
 
     assert same(model, tiny_llama())
+    assert all(
+        parameter.requires_grad for other in (model, *teachers.values()) if other for parameter in other.parameters()
+    )
 
 
 def test_packed_weights_and_frozen_models_are_refused():

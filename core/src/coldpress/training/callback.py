@@ -15,6 +15,7 @@
 A distilled loss needs nothing of the loop: a hook on the model's forward puts it in place of the model's own.
 """
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,9 @@ class CompressionCallback(TrainerCallback):  # type: ignore[misc]
         Args:
             model: as the loop calls it.
             optimizer: if it is there already; where scales are learned, it must be made after this call.
-            num_steps: optimizer steps of the whole run, for schedules.
-            num_epochs: passes over the data of the whole run, for schedules.
+            num_steps: optimizer steps of the whole run.
+            num_epochs: passes over the data of the whole run.  Schedules, such as that of gradual pruning, need it and
+                `num_steps`, or `num_epochs` and the `epoch` of `step`, or an `end` of their own and the `epoch`.
 
         Raises:
             ColdpressError: one of its kinds; the model is as it was then.
@@ -93,17 +95,18 @@ class CompressionCallback(TrainerCallback):  # type: ignore[misc]
             labels: [B, S], -100 where a token has no loss.
             num_items_in_batch: labels of the whole optimizer step; None for a mean over the batch.
         """
-        lifecycles = self._begun()
-        if not lifecycles.training.model.training:
+        lifecycles = self.lifecycles if self.lifecycles is not None else self._begun()
+        if not lifecycles.training.model.training:  # also after training
             model: Any = lifecycles.training.model
             return model.loss_function(outputs.logits, labels, model.config.get_text_config().vocab_size)
-        return lifecycles.loss(outputs, labels, num_items_in_batch)
+        return self._begun().loss(outputs, labels, num_items_in_batch)
 
     def step(self, epoch: float | None = None) -> None:
         """After each `optimizer.step()`.
 
         Args:
-            epoch: passes over the data that are done, with their fraction; None takes the share of `num_steps`.
+            epoch: passes over the data that are done, with their fraction; None takes the share of `num_steps`, or
+                leaves it unknown where `num_steps` or `num_epochs` is.
         """
         lifecycles = self._begun()
         training = lifecycles.training
@@ -206,12 +209,26 @@ def _checkpoint(args: Any, state: Any) -> Path:
     """The folder that a Trainer goes on from.
 
     Raises:
-        CheckpointError: it is not where it was asked to be.
+        CheckpointError: it is not where it is expected, or what is there is the checkpoint of another run.
     """
     own = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-    asked = getattr(args, "resume_from_checkpoint", None)
-    places = [Path(asked)] if isinstance(asked, str) and asked.lower() not in ("true", "1") else []
-    for folder in [*places, own]:
-        if folder.is_dir():
-            return folder
-    raise CheckpointError(f"the run goes on at step {state.global_step}, and there is no {own}: its masks are unknown")
+    named = getattr(args, "resume_from_checkpoint", None)
+    if isinstance(named, str) and named.lower() not in ("true", "1") and Path(named).is_dir():
+        return Path(named)
+    advice = "set resume_from_checkpoint of its TrainingArguments to the folder that it goes on from"
+    if not own.is_dir():
+        raise CheckpointError(f"the run goes on at step {state.global_step}, and there is no {own}: {advice}")
+    if not _is_of(own, state):
+        raise CheckpointError(
+            f"the run goes on at step {state.global_step}, and {own} is that of another run: {advice}"
+        )
+    return own
+
+
+def _is_of(folder: Path, state: Any) -> bool:
+    """Whether a checkpoint has the history that a Trainer goes on with."""
+    try:
+        found = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return json.dumps(found.get("log_history")) == json.dumps(state.log_history)

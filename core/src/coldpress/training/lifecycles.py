@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from coldpress.attachment import attachments_on
 from coldpress.bases.quantized_training import QuantizedTraining, QuantizedWeight, is_trained_quantized
-from coldpress.errors import ArgumentError, ModelError, RecipeError, TargetError
+from coldpress.errors import ArgumentError, CheckpointError, ModelError, RecipeError, TargetError
 from coldpress.lifecycle import Lifecycle, Training
 from coldpress.modifier import Modifier, expanded
 from coldpress.stage import Layer, Stage
@@ -50,7 +50,7 @@ class Lifecycles:
                 ]
             )
         check_trainable(model)
-        self.training = Training(model=model, teacher=None if teacher is None else freeze(teacher))
+        self.training = Training(model=model, teacher=teacher)
         self.all: list[Lifecycle] = [lifecycle for _, lifecycle in found if lifecycle is not None]
         self._modifiers = [one for one, _ in found]
         self._hook: ForwardHook | None = None
@@ -83,6 +83,8 @@ class Lifecycles:
                 lifecycle.detach(self.training)
             raise
         self.all = done
+        if self.training.teacher is not None:
+            freeze(self.training.teacher)  # when nothing is refused any more
         self._save = vars(self.training.model).pop(_SAVE, None)  # checkpoints on the way hold dense weights
         self._hook = ForwardHook(self.training, self.all)
         self._hook.install()
@@ -136,16 +138,32 @@ class Lifecycles:
     def state_dict(self) -> dict[str, Tensor]:
         """What must be kept beside the weights so that a run can go on."""
         return {
-            f"{number}:{name}": tensor.contiguous()
-            for number, lifecycle in enumerate(self.all)
+            prefix + name: tensor.contiguous()
+            for prefix, lifecycle in self._prefixed()
             for name, tensor in lifecycle.state_dict().items()
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave, after `attach`."""
-        for number, lifecycle in enumerate(self.all):
-            own = {key.partition(":")[2]: value for key, value in state.items() if key.startswith(f"{number}:")}
-            lifecycle.load_state_dict(own)
+        """Go on from what `state_dict` gave, after `attach`.
+
+        Raises:
+            CheckpointError: it is that of another recipe; nothing is loaded.
+        """
+        own = self.state_dict().keys()
+        prefixes = tuple(prefix for prefix, _ in self._prefixed())
+        other = [*sorted(own - state.keys()), *(key for key in sorted(state) if not key.startswith(prefixes))]
+        if other:
+            has = "has no" if other[0] in own else "has"
+            raise CheckpointError(
+                f"the checkpoint is that of another recipe, as it {has} {other[0]!r}: go on with the recipe that it "
+                "was made with, or begin anew"
+            )
+        for prefix, lifecycle in self._prefixed():
+            lifecycle.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+    def _prefixed(self) -> list[tuple[str, Lifecycle]]:
+        """What the keys of each begin with: its place in the recipe, and what it is."""
+        return [(f"{number}:{type(one).__name__}:", one) for number, one in enumerate(self.all)]
 
     def _check_targets(self) -> None:
         stage = self.training.stage()
