@@ -98,6 +98,8 @@ def test_no_step_leaves_a_compressed_checkpoint_with_the_same_bytes(dense, tmp_p
 
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    report = json.loads((tmp_path / "second" / "report.json").read_text())
+    assert {line["reason"] for line in report["layers"] if line["name"].endswith("proj")} == {"not trained"}
 
 
 def test_a_compressed_checkpoint_is_trained_on_its_grids(dense, tmp_path):
@@ -182,6 +184,33 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(pruned, dense, tmp_pa
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_run_goes_on_from_a_checkpoint_elsewhere_whatever_lies_in_its_own_folder(dense, tmp_path):
+    settings = {**SHORT, "save_strategy": "steps", "save_steps": 1}
+    for name, sparsity in (("one", 0.6), ("other", 0.9)):
+        pruning = Magnitude(final_sparsity=sparsity, update=0.1, **LINEAR)
+        coldpress.train(dense, pruning, output_dir=tmp_path / name, **settings)
+    shutil.rmtree(tmp_path / "other")
+
+    pruning, where = Magnitude(final_sparsity=0.6, update=0.1, **LINEAR), tmp_path / "one.checkpoints" / "checkpoint-2"
+    coldpress.train(dense, pruning, output_dir=tmp_path / "other", resume_from_checkpoint=str(where), **settings)
+
+    assert same(tensors(tmp_path / "one"), tensors(tmp_path / "other"))
+
+
+def test_each_tensor_is_written_in_its_own_dtype(tmp_path):
+    model = tiny_llama(dtype=torch.bfloat16)
+    model.model.norm.float()
+
+    trained = coldpress.train(
+        model, Magnitude(sparsity=0.5, **LINEAR), tokenizer=tiny_tokenizer(), output_dir=tmp_path / "out", **SHORT
+    )
+
+    found = tensors(tmp_path / "out")
+    assert {name for name, tensor in found.items() if tensor.dtype == torch.float32} == {"model.norm.weight"}
+    assert all(found[name].dtype == parameter.dtype for name, parameter in trained.named_parameters())
+    assert {buffer.dtype for buffer in trained.buffers()} == {torch.float32}
+
+
 def test_a_restart_forgets_the_run_before_it(pruned, tmp_path):
     out, saving = tmp_path / "out", {**SHORT, "save_strategy": "steps", "save_steps": 1}
     coldpress.train(pruned, Constant(**LINEAR), output_dir=out, **saving)
@@ -240,6 +269,37 @@ quantize_stage:
     assert "quantization_config" in json.loads((out / folders[-1] / "config.json").read_text())
 
 
+STAGED = """
+quantize_stage:
+  quantize_modifiers:
+    QuantizationModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}
+train_stage:
+  train_modifiers:
+    QATModifier: {ranges: frozen}
+"""
+
+
+def test_stages_that_were_stopped_go_on_with_the_stage_that_was_not_ended(dense, tmp_path):
+    settings = {**SHORT, "save_strategy": "steps", "save_steps": 1, "run_stages": True, "return_model": False}
+    coldpress.train(dense, STAGED, output_dir=tmp_path / "whole", **settings)
+    cut = {"output_dir": tmp_path / "cut", **settings}
+    with pytest.raises(KeyboardInterrupt):
+        coldpress.train(dense, STAGED, callbacks=[Killed(3)], **cut)
+    first = (tmp_path / "cut" / "0-quantize_stage" / "report.json").stat().st_mtime_ns
+
+    with pytest.raises(ArgumentError, match=r"'checkpoint-2' names one checkpoint, and run_stages"):
+        coldpress.train(dense, STAGED, resume_from_checkpoint="checkpoint-2", **cut)
+    with pytest.raises(CheckpointError, match=r"0-quantize_stage was made by another recipe"):
+        coldpress.train(dense, STAGED.replace("W4A16", "W8A16"), resume_from_checkpoint=True, **cut)
+    with pytest.raises(CheckpointError, match="holds neither a stage that was ended nor a checkpoint"):
+        coldpress.train(dense, STAGED, resume_from_checkpoint=True, **{**cut, "output_dir": tmp_path / "none"})
+    coldpress.train(dense, STAGED, resume_from_checkpoint=True, **cut)
+
+    last = "1-train_stage/model.safetensors"
+    assert (tmp_path / "cut" / "0-quantize_stage" / "report.json").stat().st_mtime_ns == first
+    assert (tmp_path / "cut" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
@@ -290,6 +350,17 @@ def test_an_output_that_is_there_is_kept(pruned, tmp_path):
 
     with pytest.raises(ColdpressError, match="exists"):
         coldpress.train(pruned, Constant(**LINEAR), output_dir=tmp_path / "out", **SHORT)
+
+
+@pytest.mark.parametrize("setting", ["output_dir=elsewhere", "seed=5", "max_steps=3"])
+def test_what_has_an_option_of_its_own_is_not_set(setting, capsys, monkeypatch):
+    line = f"coldpress train model -o out --max-steps 2 --set {setting}"
+    monkeypatch.setattr("sys.argv", line.split())
+
+    with pytest.raises(SystemExit):
+        main()
+
+    assert f"--set {setting}: {setting.partition('=')[0]} is given by an option of its own" in capsys.readouterr().err
 
 
 def test_the_command_line_trains(pruned, tmp_path, capsys, monkeypatch):

@@ -57,7 +57,10 @@ def test_adapters_beside_compressed_weights_are_merged_and_rounded_again(compres
     assert before.keys() == after.keys()
     assert moved
     assert all(name.endswith(("q_proj.weight_packed", "v_proj.weight_packed")) for name in moved)
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["training"]["requantized_layers"] == 4
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["training"]["requantized_layers"] == 4
+    trained = {line["name"] for line in report["layers"] if line["reason"] != "not trained"}
+    assert trained == {f"model.layers.{block}.self_attn.{kind}_proj" for block in (0, 1) for kind in "qv"}
     coldpress.load_model(tmp_path / "out")
 
 

@@ -71,30 +71,27 @@ def train(
         "gradient_accumulation_steps": gradient_accumulation_steps,
     }
     given = {name: value for name, value in trainer.items() if value is not None}
-    _run(
-        {
-            "model": model,
-            "recipe": recipe,
-            "recipe_args": recipe_arg or None,
-            "stage": stage,
-            "run_stages": run_stages,
-            "distill_teacher": teacher,
-            "dataset": dataset,
-            "max_train_samples": max_train_samples,
-            "max_seq_length": max_seq_length,
-            "text_column": text_column,
-            "resume_from_checkpoint": resume or None,
-            "output_dir": output,
-            "overwrite": overwrite,
-            "restart": restart,
-            "precision": dtype,
-            "device": device,
-            "seed": seed,
-            "quiet": quiet,
-            **given,
-            **_settings(set or [], given),
-        }
-    )
+    ours = {
+        "model": model,
+        "recipe": recipe,
+        "recipe_args": recipe_arg or None,
+        "stage": stage,
+        "run_stages": run_stages,
+        "distill_teacher": teacher,
+        "dataset": dataset,
+        "max_train_samples": max_train_samples,
+        "max_seq_length": max_seq_length,
+        "text_column": text_column,
+        "resume_from_checkpoint": resume or None,
+        "output_dir": output,
+        "overwrite": overwrite,
+        "restart": restart,
+        "precision": dtype,
+        "device": device,
+        "seed": seed,
+        "quiet": quiet,
+    }
+    _run({**ours, **given, **_settings(set or [], {**ours, **given})})
 
 
 def _settings(texts: list[str], given: dict[str, Any]) -> dict[str, Any]:
@@ -111,8 +108,10 @@ def _settings(texts: list[str], given: dict[str, Any]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise ArgumentError(f"--set takes NAME=VALUE, got {text!r}")
-        if name in given or name in found:
-            raise ArgumentError(f"{name} is given twice")
+        if name in given:
+            raise ArgumentError(f"--set {text}: {name} is given by an option of its own")
+        if name in found:
+            raise ArgumentError(f"--set gives {name} twice")
         try:
             found[name] = YAML(typ="safe").load(value)
         except YAMLError as error:

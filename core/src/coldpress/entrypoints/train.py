@@ -1,6 +1,7 @@
 """train: a model is trained with the modifiers of a recipe active, on the Trainer of transformers."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,13 +15,9 @@ from coldpress.entrypoints import oneshot as one_shot
 from coldpress.entrypoints.job import beside, tokenizer_of
 from coldpress.entrypoints.opening import Opened, open_model
 from coldpress.entrypoints.places import check_apart, check_deletable, checkpoints_in, delete_checkpoints
-from coldpress.entrypoints.trained import Trained, save_adapters, write_trained
-from coldpress.entrypoints.training_arguments import (
-    TrainArguments,
-    for_stage,
-    parse_train_arguments,
-    trainer_arguments,
-)
+from coldpress.entrypoints.trained import How, Trained, save_adapters, write_trained
+from coldpress.entrypoints.training_arguments import TrainArguments, parse_train_arguments, trainer_arguments
+from coldpress.entrypoints.training_stages import for_stage, stage_folder, stages_done
 from coldpress.errors import ArgumentError, CheckpointError, ModelError, RecipeError
 from coldpress.evaluation import perplexity
 from coldpress.models import load_processor
@@ -28,8 +25,9 @@ from coldpress.models.handed_over import handed_over
 from coldpress.modifier import QUANTIZES, expanded
 from coldpress.quantized import encoding_of
 from coldpress.recipe import Recipe, read_recipe
-from coldpress.training.adapters import requantize_merged
+from coldpress.training.adapters import requantize_merged, trained_modules
 from coldpress.training.callback import CompressionCallback
+from coldpress.training.dtypes import dtypes_of, restore_dtypes
 
 log = logging.getLogger(__name__)
 
@@ -86,17 +84,27 @@ def _run_stages(arguments: TrainArguments, recipe: Recipe) -> Trained:
     names = list(dict.fromkeys(recipe.stages))
     if None in names:
         raise RecipeError(["run_stages: every modifier of the recipe must be in a named stage"])
-    model, found = arguments.common.model.model, None
-    for number, name in enumerate(names):
-        kept = [one for one, stage in zip(recipe.modifiers, recipe.stages, strict=True) if stage == name]
-        part = evolve(recipe, modifiers=kept, stages=[name] * len(kept))
-        stage = for_stage(arguments, f"{number}-{name}", model, recipe=part, recipe_args=None, stage=None)
-        log.info("stage %s: %s", name, ", ".join(type(one).__name__ for one in kept))
+    parts = {
+        f"{number}-{name}": evolve(
+            recipe,
+            modifiers=[one for one, other in zip(recipe.modifiers, recipe.stages, strict=True) if other == name],
+            stages=[name] * recipe.stages.count(name),
+        )
+        for number, name in enumerate(names)
+    }
+    done = stages_done(arguments, parts)
+    model: Any = stage_folder(arguments, list(parts)[done - 1]) if done else arguments.common.model.model
+    found = None
+    for number, (folder, part) in list(enumerate(parts.items()))[done:]:
+        stage = for_stage(arguments, folder, model, recipe=part, recipe_args=None, stage=None)
+        if number > done or not checkpoints_in(stage.checkpoints()):
+            stage = evolve(stage, training=evolve(stage.training, resume_from_checkpoint=None))
+        log.info("stage %s: %s", folder, ", ".join(type(one).__name__ for one in part.modifiers))
         if _acting(part):
             found = _train(stage, part)
         else:
             state = one_shot.run(stage.common)
-            found = Trained(state.model, {"stage": name}, part)
+            found = Trained(state.model, {"stage": part.stages[0]}, part)
         model = found.model
     assert found is not None
     return found
@@ -113,7 +121,8 @@ class Run:
         base: the model without adapters.
         opened: where it came from.
         tokenizer: of the model.
-        dtype: of the model's own weights, in which the result is written.
+        dtypes: of the model's own tensors by name, in which the result is written.
+        names: of the modules of the base.
         use_cache: of the model's configuration; None where it has no such setting.
         start: when the run began.
     """
@@ -124,7 +133,8 @@ class Run:
     base: Any
     opened: Opened
     tokenizer: Any
-    dtype: torch.dtype | None
+    dtypes: Mapping[str, torch.dtype]
+    names: frozenset[str]
     use_cache: bool | None
     start: float = field(factory=perf_counter)
 
@@ -158,12 +168,13 @@ def _prepare(arguments: TrainArguments, recipe: Recipe) -> Run:
     opened = open_model(common)
     model = opened.model
     _check_causal(model)
-    dtype = getattr(model, "dtype", None)
     before = [one for one in recipe.modifiers if not any(s.training() is not None for s in one.expand())]
     if before:
         model = _calibrated(arguments, common, evolve(recipe, modifiers=before, stages=[None] * len(before)), model)
-    if dtype in _HALF and common.model.precision == "auto":
-        log.info("%s: trained in float32, written in its own dtype", dtype)
+    dtypes, names = dtypes_of(model), frozenset(name for name, _ in model.named_modules())
+    half = next((one for one in dtypes.values() if one in _HALF), None)
+    if half is not None and common.model.precision == "auto":
+        log.info("%s: trained in float32, written in its own dtype", half)
         model.float()
     tokenizer = tokenizer_of(common.model, opened.model)
     adapted = _with_adapters(model, arguments.training.peft_config)
@@ -174,7 +185,8 @@ def _prepare(arguments: TrainArguments, recipe: Recipe) -> Run:
         base=model,
         opened=opened,
         tokenizer=tokenizer,
-        dtype=dtype,
+        dtypes=dtypes,
+        names=names,
         use_cache=getattr(model.config, "use_cache", None),
     )
 
@@ -220,6 +232,7 @@ def _trainer(run: Run, rows: Any, callback: CompressionCallback) -> Any:
 
     run.model.train()
     settings = trainer_arguments(run.arguments)
+    settings.resume_from_checkpoint = _resumed(run.arguments)  # where the callback looks
     try:
         trainer = Trainer(
             model=run.model,
@@ -251,6 +264,7 @@ def _measured(run: Run) -> dict[str, float]:
 def _finish(run: Run, trainer: Any, outcome: Any, before: dict[str, float]) -> Trained:
     """Merge, measure, write."""
     model, training = run.model, run.arguments.training
+    moved = trained_modules(model, run.names) if outcome.global_step else frozenset[str]()
     model.eval()
     if run.use_cache is not None:
         run.base.config.use_cache = run.use_cache  # which a Trainer switches off
@@ -265,14 +279,15 @@ def _finish(run: Run, trainer: Any, outcome: Any, before: dict[str, float]) -> T
         told["requantized_layers"] = len(requantize_merged(model))
     found = evolve(run, model=model, base=model if training.merge_adapters else run.base)
     told["held_out_after"] = _measured(found)
-    trained = Trained(model, told, run.recipe, seconds=perf_counter() - run.start)
+    if training.merge_adapters:  # also where there are none
+        restore_dtypes(model, run.dtypes)
+    how: How = "trained" if training.peft_config is None else "adapters were merged"
+    trained = Trained(model, told, run.recipe, seconds=perf_counter() - run.start, moved=moved, how=how)
     if not trainer.is_world_process_zero():
         return trained
     if training.peft_config is not None and not training.merge_adapters:
         save_adapters(model, run.arguments, trained)
         return trained
-    if run.dtype is not None:
-        model.to(run.dtype)
     write_trained(trained, run.arguments, opened=run.opened, tokenizer=run.tokenizer)
     return trained
 

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attrs import evolve, field, frozen
 
@@ -23,7 +23,14 @@ from coldpress.report.curve import NAME as CURVE
 from coldpress.report.curve import training_curve
 from coldpress.report.page import PAGE, page_of
 from coldpress.run.job import Job
+from coldpress.stage import find_layers
 from coldpress.state import State
+
+How = Literal["trained", "adapters were merged"]
+_ON_GRID: dict[How, str] = {
+    "trained": "trained on its grid",
+    "adapters were merged": "adapters were merged, and it was rounded again",
+}
 
 
 @frozen(eq=False)
@@ -35,12 +42,16 @@ class Trained:
         told: numbers of the run, losses on the way among them.
         recipe: that it was trained by.
         seconds: of the whole run.
+        moved: names of the modules that were trained.
+        how: as the report says it.
     """
 
     model: Any
     told: Mapping[str, Any]
     recipe: Recipe
     seconds: float = 0.0
+    moved: frozenset[str] = frozenset()
+    how: How = "trained"
 
 
 @frozen(kw_only=True, eq=False)
@@ -55,16 +66,18 @@ class WritingJob(Job):
 
     def _plan(self) -> None:
         super()._plan()
+        layers = {one.name: one for one in find_layers(self.state.model.named_modules())}
         for name, line in self.state.report.items():
-            module = self.state.model.get_submodule(name) if line.kind != "Tensor" else None
-            layer = None if module is None else next((one for one in self._layers() if one.name == name), None)
-            if layer is not None:
-                weight = whole_weight(layer)
-                line.sparsity = 1 - weight.count_nonzero().item() / weight.numel()
-                if line.status == "untouched":
-                    line.status, line.reason = "changed", "trained"
-                else:
-                    line.reason = "trained on its grid"
+            if name not in layers:
+                continue
+            weight = whole_weight(layers[name])
+            line.sparsity = 1 - weight.count_nonzero().item() / weight.numel()
+            if name not in self.trained.moved:
+                line.reason = "not trained"
+            elif line.status == "untouched":
+                line.status, line.reason = "changed", self.trained.how
+            else:
+                line.reason = _ON_GRID[self.trained.how]
 
     def files(self, form: Format, report: Report) -> dict[str, Any]:
         """Recipe of the training, report and manifest with its numbers, and its curve."""
@@ -80,11 +93,6 @@ class WritingJob(Job):
             CURVE: training_curve(told.get("history", [])),
             "manifest.json": manifest,
         }
-
-    def _layers(self) -> Any:
-        from coldpress.stage import find_layers
-
-        return list(find_layers(self.state.model.named_modules()))
 
 
 def write_trained(trained: Trained, arguments: TrainArguments, *, opened: Opened, tokenizer: Any) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, fields_dict, frozen
+from attrs import fields_dict, frozen
 
 from coldpress.arguments import Arguments, TrainingArguments, argument_names, parse_arguments
 from coldpress.errors import ArgumentError, ModelError, suggest
@@ -94,23 +94,6 @@ def trainer_arguments(arguments: TrainArguments) -> Any:
         return OfTransformers(**settings)
     except (TypeError, ValueError, ImportError) as error:
         raise ArgumentError(f"transformers' TrainingArguments refuse this: {error}") from error
-
-
-def for_stage(arguments: TrainArguments, folder: str, model: Any, **recipe: Any) -> TrainArguments:
-    """The same for one stage of a recipe, with an output and a model of its own."""
-    common, output = arguments.common, str(Path(str(arguments.common.output.output_dir)) / folder)
-    place = arguments.training.checkpoint_dir
-    return evolve(
-        arguments,
-        common=common._replace(
-            model=evolve(common.model, model=model),
-            recipe=evolve(common.recipe, **recipe),
-            output=evolve(common.output, output_dir=output),
-        ),
-        training=evolve(
-            arguments.training, run_stages=False, checkpoint_dir=None if place is None else str(Path(place) / folder)
-        ),
-    )
 
 
 def _check_trainer(passed: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Adapters (PEFT) beside frozen compressed weights: merged, and rounded to the grids that the weights were on."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -26,3 +27,18 @@ def requantize_merged(model: Any) -> list[str]:
             requantize(layer, encoding.quantized)
             rounded.append(layer.name)
     return rounded
+
+
+def trained_modules(model: Any, names: Collection[str]) -> frozenset[str]:
+    """Which modules have something to train, adapters on them among it.
+
+    Args:
+        model: as it is trained, with adapters if there are any.
+        names: of the modules that it has without adapters.
+    """
+    found = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        path = name.removeprefix("base_model.model.").split(".")  # which PEFT puts in front
+        if parameter.requires_grad:
+            found.add(next(one for i in range(len(path) - 1, -1, -1) if (one := ".".join(path[:i])) in names))
+    return frozenset(found)
