@@ -75,6 +75,7 @@ def trained(name: str, start: Path, recipe: Any, options: argparse.Namespace) ->
             distill_teacher=options.model,
             dataset="coldpress/short",
             max_seq_length=options.length,
+            concatenate_data=True,
             output_dir=folder,
             max_steps=options.steps,
             per_device_train_batch_size=options.batch,
@@ -214,11 +215,11 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512, help="of perplexity")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=5e-5)
+    parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--bits", type=int, default=3)
     parser.add_argument("--ranges", default="learned")
-    parser.add_argument("--save", type=int, default=20)
+    parser.add_argument("--save", type=int, default=40)
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", action="store_true")
