@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from coldpress.quantized import Quantized
     from coldpress.recipe import Measured, ReadyRecipe, Recipe, write_recipe
     from coldpress.routed import RoutedTokens
-    from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset
+    from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset, with_float16_scales
     from coldpress.source import Cut, Source, Weights
     from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor, matches_name
     from coldpress.state import State
@@ -210,6 +210,7 @@ __all__ = [
     "stream_of",
     "weight_qparams",
     "weight_range",
+    "with_float16_scales",
     "write_recipe",
 ]
 
@@ -289,7 +290,7 @@ __getattr__, __dir__ = lazy_names(
         "pipeline": ("Outline", "Pipeline"),
         "planned": ("LossGradient", "ReverseStep"),
         "routed": ("RoutedTokens",),
-        "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset"),
+        "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset", "with_float16_scales"),
         "source": ("Cut", "Source", "Weights"),
         "stage": ("Batch", "Call", "Layer", "Pass", "Stage", "first_tensor", "matches_name"),
         "layer_report": ("LayerReport",),

@@ -58,6 +58,8 @@ def test_a_checkpoint_is_read_as_it_was_in_memory(tmp_path, size):
         ("W8A16", (64, 128), "not int8"),
         ("W4A16_ASYM", (36, 128), "36 outputs do not fill words"),
         ("W8A8", (64, 128), "leaves inputs as they are"),
+        ("Q4_K", (64, 256), "scales of 6 bits, as in Q4_K, are for the format gguf"),
+        ("Q6_K", (64, 256), "not int6"),
     ],
 )
 def test_what_its_readers_cannot_read_is_refused(scheme, shape, words):

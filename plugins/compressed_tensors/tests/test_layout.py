@@ -290,11 +290,14 @@ TENSOR = QuantizationArgs(strategy="tensor")
         (scheme(num_bits=4, type="float"), "float4 weights"),
         (scheme(type="float", strategy="channel", scale_dtype="float8_e4m3fn"), "scales in torch.float8_e4m3fn"),
         (scheme(format="gguf"), "no layout 'gguf'"),
+        (preset("Q4_K"), "scales of 6 bits, as in Q4_K, are for the format gguf"),
+        (preset("Q4_K_M"), "scales of 6 bits"),
+        (preset("Q6_K"), "scales of 8 bits"),
     ],
 )
 def test_what_cannot_be_written_is_refused_with_its_reason(wanted, reason):
     with pytest.raises(SchemeError, match=f"^lm_head cannot be written.*{reason}"):
-        FORMAT.check(wanted, "lm_head", (128, 128))
+        FORMAT.check(wanted, "lm_head", (128, 256))
 
 
 @pytest.mark.parametrize("missing", ["weight_packed", "weight_scale", "weight_shape", "weight_zero_point"])

@@ -101,6 +101,8 @@ def test_an_interrupted_run_gives_the_same_files(tmp_path):
         ("MXFP4A16", (64, 64), "not float4"),
         ("W4A16", (36, 128), "36 rows of 4 bits do not fill words"),
         ("W3A16", (48, 128), "48 rows of 3 bits do not fill words"),
+        ("Q4_K", (64, 256), "scales of 6 bits, as in Q4_K, are for the format gguf"),
+        ("Q6_K", (64, 256), "not int6"),
     ],
 )
 def test_what_its_readers_cannot_read_is_refused(scheme, shape, words):

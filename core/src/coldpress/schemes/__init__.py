@@ -5,7 +5,7 @@ from coldpress.schemes.fit import check_fit
 from coldpress.schemes.number_format import FloatFormat, IntegerFormat, NumberFormat, number_format
 from coldpress.schemes.presets import preset, preset_names
 from coldpress.schemes.quantization_args import QuantizationArgs, is_microscaled
-from coldpress.schemes.scheme import Scheme
+from coldpress.schemes.scheme import Scheme, with_float16_scales
 from coldpress.schemes.support import check_supported
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "number_format",
     "preset",
     "preset_names",
+    "with_float16_scales",
 ]

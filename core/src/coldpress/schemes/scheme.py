@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from attrs import Attribute, field, frozen
+import torch
+from attrs import Attribute, evolve, field, frozen
 
 from coldpress.errors import SchemeError
 from coldpress.schemes.quantization_args import QuantizationArgs, check_fields, dumped
@@ -83,6 +84,18 @@ class Scheme:
             **{name: args.to_dict() if args else None for name, args in tensors.items()},
             "format": self.format,
         }
+
+
+def with_float16_scales(scheme: Scheme) -> Scheme:
+    """The scheme with scales in float16, where it leaves the dtype of those of int weights open.
+
+    For formats that store them so: codes are then chosen for the scales that are stored.  Scales that have bits of
+    their own (`scale_bits`) have no dtype.
+    """
+    args = scheme.weights
+    if args is None or args.type != "int" or args.scale_dtype is not None or args.scale_bits is not None:
+        return scheme
+    return evolve(scheme, weights=evolve(args, scale_dtype=torch.float16))
 
 
 def _args_at(path: str, data: Any) -> QuantizationArgs:

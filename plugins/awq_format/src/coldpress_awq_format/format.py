@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
 from torch import Tensor
 
 from coldpress.numerics import scale_shape
@@ -17,6 +17,7 @@ from coldpress.plugin import (
     SchemeError,
     SchemeLookup,
     Stored,
+    with_float16_scales,
 )
 from coldpress_awq_format.algorithm import NUM_BITS, Packed, pack, unpack
 from coldpress_awq_format.config import read_config, write_config
@@ -36,7 +37,7 @@ class AWQFormat(Format):
         Raises:
             SchemeError: layers have different schemes, and the configuration has place for one.
         """
-        found = {name: _in_float16(scheme) for name, scheme in schemes.items()}
+        found = {name: with_float16_scales(scheme) for name, scheme in schemes.items()}
         first: tuple[str, Any] | None = None
         for name, scheme in found.items():
             args = scheme.weights
@@ -106,14 +107,6 @@ class AWQFormat(Format):
         return {**counts, "qweight": stored["qweight"].nbytes() * 8 // NUM_BITS}
 
 
-def _in_float16(scheme: Scheme) -> Scheme:
-    """The scheme with scales in float16, where it leaves their dtype open."""
-    args = scheme.weights
-    if args is None or args.type != "int" or args.scale_dtype is not None:
-        return scheme
-    return evolve(scheme, weights=evolve(args, scale_dtype=torch.float16))
-
-
 def _obstacle(scheme: Scheme, shape: tuple[int, int]) -> str | None:
     args, rows = scheme.weights, shape[0]
     if args is None or scheme.input_activations is not None or scheme.output_activations is not None:
@@ -124,6 +117,8 @@ def _obstacle(scheme: Scheme, shape: tuple[int, int]) -> str | None:
         return "its codes have zero points; choose W4A16_ASYM, or the format gptq"
     if args.strategy not in ("group", "channel"):
         return f"scales are those of groups or rows, not of strategy {args.strategy!r}"
+    if args.scale_bits is not None:
+        return f"scales of {args.scale_bits} bits, as in Q4_K, are for the format gguf; choose W4A16_ASYM"
     if args.scale_dtype != torch.float16:
         return f"scales are float16, not {args.scale_dtype}; leave scale_dtype out"
     if args.zp_dtype is not None and args.zp_dtype.is_floating_point:

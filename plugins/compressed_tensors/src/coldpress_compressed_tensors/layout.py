@@ -69,6 +69,8 @@ def without_float16(scheme: Scheme) -> Scheme:
 
 def obstacle(scheme: Scheme, layout: str) -> str | None:
     """Why a layer of this scheme cannot be written in this layout; None when it can."""
+    if scheme.weights is not None and scheme.weights.scale_bits is not None:
+        return f"scales of {scheme.weights.scale_bits} bits, as in Q4_K, are for the format gguf; choose W4A16"
     if layout not in LAYOUTS:
         return f"there is no layout {layout!r}; there are {', '.join(LAYOUTS)}"
     if scheme.weights is None:

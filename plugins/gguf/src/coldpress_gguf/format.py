@@ -23,6 +23,7 @@ from coldpress.plugin import (
     State,
     Stored,
     Weights,
+    with_float16_scales,
 )
 from coldpress_gguf.architecture import Names, architecture_of
 from coldpress_gguf.mix import label_of, mixed
@@ -54,7 +55,7 @@ class GgufFormat(Format):
         Raises:
             SchemeError: experts of a block are of different types.
         """
-        found = {name: _in_float16(scheme) for name, scheme in mixed(schemes, shapes).items()}
+        found = {name: with_float16_scales(scheme) for name, scheme in mixed(schemes, shapes).items()}
         check_experts(found)
         return found
 
@@ -157,14 +158,6 @@ def _schemes(config: Mapping[str, Any]) -> dict[str, Scheme]:
     except (KeyError, TypeError, SchemeError) as error:
         raise CheckpointError(f"quantization_config: groups cannot be read: {error}") from error
     return {name: group for group in groups for name in group.targets}
-
-
-def _in_float16(scheme: Scheme) -> Scheme:
-    """The scheme with scales in float16, where it leaves their dtype open."""
-    args = scheme.weights
-    if args is None or args.type != "int" or args.scale_dtype is not None or args.scale_bits is not None:
-        return scheme
-    return evolve(scheme, weights=evolve(args, scale_dtype=torch.float16))
 
 
 def _quantization(folder: Path) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from coldpress.plugin import (
     SchemeError,
     SchemeLookup,
     Stored,
+    with_float16_scales,
 )
 from coldpress_gptq_format.algorithm import Packed, pack, unpack
 from coldpress_gptq_format.config import V1, V2, VERSIONS, read_config, write_config
@@ -49,7 +50,7 @@ class GPTQFormat(Format):
     def complete(self, schemes: Mapping[str, Scheme], shapes: Mapping[str, tuple[int, int]]) -> Mapping[str, Scheme]:
         """Scales in float16, and one version for all layers."""
         version = self._version(schemes.values())
-        return {name: evolve(_in_float16(scheme), format=version) for name, scheme in schemes.items()}
+        return {name: evolve(with_float16_scales(scheme), format=version) for name, scheme in schemes.items()}
 
     def check(self, scheme: Scheme, name: str, shape: tuple[int, int]) -> None:
         """Refuse what GPTQ's readers cannot read: other numbers, inputs, and widths that do not fill words."""
@@ -121,14 +122,6 @@ class GPTQFormat(Format):
         return told or (V1 if plain else V2)
 
 
-def _in_float16(scheme: Scheme) -> Scheme:
-    """The scheme with scales in float16, where it leaves their dtype open."""
-    args = scheme.weights
-    if args is None or args.type != "int" or args.scale_dtype is not None:
-        return scheme
-    return evolve(scheme, weights=evolve(args, scale_dtype=torch.float16))
-
-
 def _obstacle(scheme: Scheme, shape: tuple[int, int], version: str) -> str | None:
     args, (rows, width) = scheme.weights, shape
     if args is None or scheme.input_activations is not None or scheme.output_activations is not None:
@@ -138,6 +131,8 @@ def _obstacle(scheme: Scheme, shape: tuple[int, int], version: str) -> str | Non
         return f"its codes are integers of {known} bits, not {args.type}{args.num_bits}"
     if args.strategy not in ("group", "channel"):
         return f"scales are those of groups or rows, not of strategy {args.strategy!r}"
+    if args.scale_bits is not None:
+        return f"scales of {args.scale_bits} bits, as in Q4_K, are for the format gguf; choose W4A16"
     if args.scale_dtype != torch.float16:
         return f"scales are float16, not {args.scale_dtype}; leave scale_dtype out"
     if args.zp_dtype is not None and args.zp_dtype.is_floating_point:
