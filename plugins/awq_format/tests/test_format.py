@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from coldpress import CheckpointError, SchemeError, load_model, oneshot
 from coldpress.schemes import preset
+from coldpress.testing.interrupt import interrupted
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress_awq_format import AWQFormat
 from coldpress_awq_format.algorithm import pack, unpack
@@ -20,9 +22,9 @@ def layer():
     return codes, torch.rand(24, 2, generator=generator).half(), points
 
 
-def compress(output, *, recipe="W4A16_ASYM", size=32, **settings):
-    recipe = f"QuantizationModifier: {{scheme: {recipe}, group_size: {size}, ignore: [lm_head]}}\n"
-    model = tiny_llama(hidden=64)
+def compress(output, *, recipe="W4A16_ASYM", size=32, ignore="[lm_head]", model=None, **settings):
+    recipe = f"QuantizationModifier: {{scheme: {recipe}, group_size: {size}, ignore: {ignore}}}\n"
+    model = model or tiny_llama(hidden=64)
     return oneshot(model, recipe, output_dir=output, tokenizer=tiny_tokenizer(), quiet=True, format="awq", **settings)
 
 
@@ -49,6 +51,28 @@ def test_a_checkpoint_is_read_as_it_was_in_memory(tmp_path, size):
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert (config["quant_method"], config["version"], config["group_size"]) == ("awq", "gemm", size)
     assert "lm_head" in config["modules_to_not_convert"]
+
+
+def test_a_streamed_run_gives_the_files_of_one_in_memory(tmp_path):
+    tiny_llama(hidden=64, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+
+    compress(tmp_path / "streamed", model=str(tmp_path / "model"), return_model=False)
+    compress(tmp_path / "memory", model=load_model(tmp_path / "model"))
+
+    streamed, memory = (load_file(tmp_path / name / "model.safetensors") for name in ("streamed", "memory"))
+    assert streamed.keys() == memory.keys()
+    assert all(torch.equal(tensor, memory[name]) for name, tensor in streamed.items())
+
+
+def test_an_interrupted_run_gives_the_same_files(tmp_path):
+    compress(tmp_path / "whole")
+
+    with interrupted(2):
+        compress(tmp_path / "resumed")
+    compress(tmp_path / "resumed")
+
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -84,6 +108,22 @@ def test_a_configuration_that_cannot_be_read_is_told(change):
 
     with pytest.raises(CheckpointError, match="quantization_config"):
         AWQFormat().read({**config, **change})
+
+
+def test_a_quantized_head_is_refused_before_the_run(tmp_path):
+    with pytest.raises(SchemeError, match="lm_head, .* take the output layer for dense; ignore it"):
+        compress(tmp_path / "out", ignore="[]")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("more", "dense"), [({}, True), ({"lm_head": True}, False)])
+def test_the_head_of_other_tools_files_is_dense_unless_they_say_otherwise(more, dense):
+    config = {"quant_method": "awq", "bits": 4, "group_size": 32, "modules_to_not_convert": None, **more}
+
+    lookup = AWQFormat().read(config)
+
+    assert (lookup("lm_head", ("Linear",)) is None) == dense
+    assert lookup("model.layers.1.mlp.up_proj", ("Linear",)) is not None
 
 
 def test_names_that_are_left_out_mean_whole_parts_of_names():

@@ -4,6 +4,7 @@
      "modules_to_not_convert": ["lm_head"]}
 
 A name that is left out is looked for anywhere in the name of a layer, so it also means the layers below a module.
+The output layer is dense, named or not, where `lm_head` is not true.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from coldpress.plugin import CheckpointError, QuantizationArgs, Scheme, SchemeEr
 from coldpress_awq_format.algorithm import NUM_BITS
 
 QUANT_METHOD, VERSION = "awq", "gemm"
+HEAD = "lm_head"
 
 
 def write_config(schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dict[str, Any]:
@@ -44,16 +46,23 @@ class ConfigLookup:
     Attributes:
         scheme: of all layers.
         dense: parts of the names of those that are dense.
+        head: whether the output layer is quantized.
     """
 
     scheme: Scheme
     dense: tuple[str, ...]
+    head: bool = False
 
     def __call__(self, name: str, class_names: Sequence[str]) -> Scheme | None:
         """The scheme of a layer, None when it is dense."""
         if "Linear" not in class_names or any(_means(part, name) for part in self.dense):
             return None
-        return self.scheme
+        return None if is_head(name) and not self.head else self.scheme
+
+
+def is_head(name: str) -> bool:
+    """Whether a layer is the output layer, by its name."""
+    return name.rpartition(".")[2] == HEAD
 
 
 def read_config(config: Mapping[str, Any]) -> ConfigLookup:
@@ -79,7 +88,8 @@ def read_config(config: Mapping[str, Any]) -> ConfigLookup:
     except SchemeError as error:
         raise CheckpointError(f"quantization_config: {error}") from error
     dense = config.get("modules_to_not_convert") or []
-    return ConfigLookup(Scheme(targets=("Linear",), weights=args), tuple(str(part) for part in dense))
+    scheme, head = Scheme(targets=("Linear",), weights=args), bool(config.get(HEAD))
+    return ConfigLookup(scheme, tuple(str(part) for part in dense), head)
 
 
 def _means(part: str, name: str) -> bool:

@@ -20,9 +20,10 @@ from coldpress.plugin import (
     with_float16_scales,
 )
 from coldpress_awq_format.algorithm import NUM_BITS, Packed, pack, unpack
-from coldpress_awq_format.config import read_config, write_config
+from coldpress_awq_format.config import is_head, read_config, write_config
 
 _WORD = 8  # codes
+_HEAD = "readers of awq take the output layer for dense; ignore it, or choose the format gptq"
 
 
 @frozen(kw_only=True)
@@ -51,8 +52,11 @@ class AWQFormat(Format):
         return found
 
     def check(self, scheme: Scheme, name: str, shape: tuple[int, int]) -> None:
-        """Refuse what AWQ's readers cannot read: other numbers, symmetric ones, inputs, outputs that fill no words."""
-        reason = _obstacle(scheme, shape)
+        """Refuse what AWQ's readers cannot read: other numbers, symmetric ones, inputs, outputs that fill no words.
+
+        And the output layer, which transformers takes for dense whatever the configuration says.
+        """
+        reason = _HEAD if is_head(name) else _obstacle(scheme, shape)
         if reason:
             raise SchemeError(f"{name}, {shape[0]} x {shape[1]}, cannot be written as awq: {reason}")
 
