@@ -123,6 +123,12 @@ def _int8(**inputs: Any) -> Case:
     return Case({"config_groups": {"all": group}})
 
 
+def _of_format(name: str, scheme: str, group_size: int = 64, **arguments: Any) -> Case:
+    """A scheme in the format `gptq` or `awq`, whose scales are float16."""
+    settings = {"scheme": scheme, "group_size": group_size}
+    return Case(settings, arguments={"format": name, **arguments}, dtype="float16")
+
+
 CASES: dict[str, Case] = {
     "the original": Case({}),
     **{name: _of_preset(name) for name in preset_names() if name not in ("UNQUANTIZED", "INT8")},
@@ -168,6 +174,15 @@ CASES: dict[str, Case] = {
         differs=("leaves queries as they are, cuts off", cut_off),
     ),
     "KV cache in int8": Case({"kv_cache_scheme": CACHE | {"type": "int"}}),
+    "gptq, int4": _of_format("gptq", "W4A16"),
+    "gptq_v2, int4": _of_format("gptq", "W4A16", quantization_format="gptq_v2"),
+    "gptq, int4, one scale a row": _of_format("gptq", "W4A16", -1),
+    "gptq_v2, int4 with zero points": _of_format("gptq", "W4A16_ASYM"),
+    "gptq, int2": _of_format("gptq", "W2A16"),
+    "gptq, int3": _of_format("gptq", "W3A16"),
+    "gptq, int8": _of_format("gptq", "W8A16"),
+    "awq": _of_format("awq", "W4A16_ASYM"),
+    "awq, one scale a row": _of_format("awq", "W4A16_ASYM", -1),
     "W8A8 and KV cache in float8": Case(
         {"scheme": "W8A8", "kv_cache_scheme": CACHE}, differs=("divides by 127, cuts off", by_127_and_cut_off)
     ),

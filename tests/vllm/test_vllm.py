@@ -34,12 +34,19 @@ REFUSED = {
     **dict.fromkeys(("W2A16", "W3A16", "W5A16", "W6A16", "W7A16", "W8A16"), "not supported by CPUWNA16"),
     **dict.fromkeys(("W2A8", "W3A8", "W5A8", "W6A8", "W7A8", "W2A4", "W3A4"), "not supported by CPUWNA16"),
     "float8 weights alone": "Failed to find a kernel that can implement the ScaledMM linear layer",
+    "gptq_v2, int4 with zero points": "Unsupported quantization config: bits=4, sym=False",
+    "gptq, int2": "Unsupported quantization config: bits=2, sym=True",
+    "gptq, int3": "Unsupported quantization config: bits=3, sym=True",
+    "gptq, int8": "Marlin does not support weight_bits = uint8b128",
     "KV cache in int8": "Currently supported kv cache quantization is num_bits=8, type=float",
 }
 FIRST_LAYER = {"float32": 1e-3, "float16": 0.02}  # bounds of the median difference of the first layer
 WHOLE = {"float32": 1e-3, "float16": 0.05}  # of the mean difference of the whole model, beside twice the noise
-# Prompts that go on with the expected word, where rounding to nearest has lost one: in our model as well.
-EXPECTED = dict.fromkeys(("W4A8 in int-quantized", "int8, static inputs", "int8, static asymmetric inputs"), 2)
+# Prompts that go on with the expected word, where rounding to nearest has lost some: in our model as well.
+EXPECTED = {
+    **dict.fromkeys(("W4A8 in int-quantized", "int8, static inputs", "int8, static asymmetric inputs"), 2),
+    "awq, one scale a row": 1,
+}
 
 
 def slow_unless_quick(names):

@@ -80,6 +80,17 @@ def test_gptq_chooses_codes_for_scales_in_float16(tmp_path):
     assert torch.equal(logits(model, data), logits(load_model(tmp_path / "out", dtype="float32"), data))
 
 
+def test_a_streamed_run_gives_the_files_of_one_in_memory(tmp_path):
+    tiny_llama(hidden=64, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+
+    compress(tmp_path / "streamed", model=str(tmp_path / "model"), return_model=False, format="gptq")
+    compress(tmp_path / "memory", model=load_model(tmp_path / "model"), format="gptq")
+
+    streamed, memory = (load_file(tmp_path / name / "model.safetensors") for name in ("streamed", "memory"))
+    assert streamed.keys() == memory.keys()
+    assert all(torch.equal(tensor, memory[name]) for name, tensor in streamed.items())
+
+
 def test_an_interrupted_run_gives_the_same_files(tmp_path):
     settings = {"format": "gptq", "recipe": "W4A16_ASYM"}
     compress(tmp_path / "whole", **settings)
