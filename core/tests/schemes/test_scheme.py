@@ -98,6 +98,7 @@ def test_any_field_of_the_weights_can_be_overridden():
         ("w4a16", {"group": 64}, "W4A16: weights have no setting 'group'; did you mean 'group_size'?"),
         ("w4a16", {"group_size": 0}, "W4A16: weights: group_size must be a positive integer"),
         ("MXFP4", {"group_size": 64}, "MXFP4 has groups of 32 by definition"),
+        ("Q4_K_M", {"group_size": 64}, "Q4_K_M has groups of 32 by definition"),
         ("UNQUANTIZED", {"group_size": 64}, "UNQUANTIZED quantizes no weights"),
     ],
 )

@@ -1,11 +1,12 @@
 """Whole checkpoints: read again, refused, split, resumed."""
 
 import json
+import weakref
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from coldpress import CheckpointError, ModelError, SchemeError, load_model, oneshot
 from coldpress.plugin import CheckpointReader
@@ -13,9 +14,10 @@ from coldpress.schemes import preset
 from coldpress.testing.interrupt import interrupted
 from coldpress.testing.models import VOCABULARY, batches, filled, logits, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress_gguf import GgufFormat
-from coldpress_gguf.architecture import architecture_of
+from coldpress_gguf.architecture import architecture_of, keys_of
 from coldpress_gguf.file import GgufFile
-from coldpress_gguf.writing import entries_of
+from coldpress_gguf.reading import GgufTensors
+from coldpress_gguf.writing import Entry, entries_of
 
 
 def compress(
@@ -165,10 +167,45 @@ def test_what_llama_cpp_does_not_compute_is_refused(tmp_path):
         compress(tmp_path / "out", model=model)
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "words"),
+    [
+        ("Llama", {"rope_parameters": {**YARN, "beta_fast": 16.0}}, "beta_fast of yarn is 16.0, not 32"),
+        ("Llama", {"rope_parameters": {**YARN, "beta_slow": 2.0}}, "beta_slow of yarn is 2.0, not 1"),
+        ("Llama", {"rope_parameters": {**YARN, "truncate": False}}, "truncate of yarn is False"),
+        ("Llama", {"rope_parameters": {**YARN, "attention_factor": 1.5}}, "attention_factor of yarn"),
+        ("Llama", {"rope_parameters": {**YARN, "mscale": 0.5, "mscale_all_dim": 1.5}}, "mscale and mscale_all_dim"),
+        ("Gemma2", {"attn_logit_softcapping": None}, "attn_logit_softcapping is null"),
+        ("Gemma2", {"final_logit_softcapping": None}, "final_logit_softcapping is null"),
+        ("Gemma3Text", {"attention_bias": True}, "attention_bias is true"),
+        ("Qwen3", {"attention_bias": True}, "attention_bias is true"),
+        ("Qwen3Moe", {"attention_bias": True, "norm_topk_prob": True}, "attention_bias is true"),
+        ("Olmo2", {"attention_bias": True}, "attention_bias is true"),
+        ("SmolLM3", {"mlp_bias": True}, "mlp_bias is true"),
+        ("GptOss", {"rope_parameters": {**YARN, "truncate": False}}, "truncate of yarn is False"),
+        ("GptOss", {"rope_parameters": YARN, "swiglu_limit": 5.0}, "swiglu_limit is 5.0, not 7.0"),
+        ("Starcoder2", {"use_bias": False, "sliding_window": None}, "use_bias is false"),
+    ],
+)
+def test_settings_that_llama_cpp_does_not_compute_are_refused(family, settings, words):
+    with pytest.raises(ModelError, match=f"llama.cpp does not compute what this .* does: {words}"):
+        architecture_of(getattr(transformers, f"{family}Config")(**settings))
+
+
+@pytest.mark.parametrize("mscale", [{"mscale": 0.707}, {"mscale": 1.0, "mscale_all_dim": 0.0}, {"beta_fast": 32.0}])
+def test_settings_of_yarn_that_change_nothing_are_written(mscale):
+    config = transformers.LlamaConfig(rope_parameters={**YARN, **mscale})
+
+    assert "rope.scaling.factor" in keys_of(config, architecture_of(config))
+
+
 def mixture():
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2, "sliding_window": None}
-    return filled(MixtralForCausalLM(MixtralConfig(**sizes, **heads)), torch.float32, 0)
+    return filled(transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads)), torch.float32, 0)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +231,57 @@ def test_an_expert_alone_is_completed():
     name = "model.layers.0.mlp.experts.1.up_proj"
 
     assert GgufFormat().complete({name: preset("Q4_K")}, {name: (64, 256)}) == {name: preset("Q4_K")}
+
+
+@pytest.mark.parametrize("ignored", ["", ', "re:.*experts.*"'])
+def test_experts_are_read_one_by_one(tmp_path, monkeypatch, ignored):
+    recipe = f'QuantizationModifier: {{scheme: Q4_0, ignore: [lm_head, "re:.*gate$"{ignored}]}}'
+    compress(tmp_path / "out", model=mixture(), recipe=recipe)
+    places, found = [], GgufFile._place
+    monkeypatch.setattr(GgufFile, "_place", lambda *args: places.append(found(*args)) or places[-1])
+
+    tensors = GgufTensors(tmp_path / "out")
+    read = {name: tensors.read(name) for name in tensors.names() if ".experts." in name}
+
+    assert len(read) == len(places) == 6  # three matrices of two experts
+    assert len({place.begin for place in places}) == 6
+    file = GgufFile(tmp_path / "out/model.gguf")
+    for name, tensor in read.items():
+        stack, number, _ = tensors._places[name]
+        assert torch.equal(tensor, (file.get(stack) if ignored else file.raw(stack))[number])
+
+
+@pytest.mark.parametrize(("scheme", "factor"), [("Q4_0", 1e8), ("Q4_K", 1e11), ("Q4_K", 1e-8), ("Q6_K", 1e11)])
+def test_scales_that_float16_cannot_hold_are_refused_before_a_code_is_chosen(tmp_path, scheme, factor):
+    model = tiny_llama(hidden=256)
+    model.model.layers[0].mlp.up_proj.weight.data.mul_(factor)
+
+    with pytest.raises(
+        SchemeError, match=r"layers\.0\.mlp\.up_proj: the scales of its weights do not fit into float16"
+    ):
+        compress(tmp_path / "out", model=model, scheme=scheme)
+
+
+def test_one_tensor_of_the_file_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    made, alive, make = [], [], Entry.made
+
+    def watched(entry, parts):
+        alive.append(sum(tensor() is not None for tensor in made))
+        tensor = make(entry, parts)
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(Entry, "made", watched)
+    compress(tmp_path / "out")
+
+    assert len(made) > 12
+    assert max(alive) <= 1  # the one before, while the next is made
+
+
+def test_a_mix_with_other_weights_is_refused():
+    scheme = preset("Q4_K_M", symmetric=True, scale_bits=None)
+    with pytest.raises(SchemeError, match="x: Q4_K_M has symmetric False by definition, True is not Q4_K_M"):
+        GgufFormat().complete({"x": scheme}, {"x": (64, 256)})
 
 
 def test_experts_of_different_types_are_not_made_one_tensor(tmp_path):

@@ -29,12 +29,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 GEMMA = {"head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 8, "tie_word_embeddings": True}
 FAMILIES = {
     "llama": ("Llama", {"head_dim": 64}),
     "llama3": ("Llama", {"rope_parameters": LLAMA3}),
     "llama linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
-    "llama bias": ("Llama", {"attention_bias": True}),
+    "llama yarn": ("Llama", {"rope_parameters": YARN}),
+    "llama bias": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
     "qwen2": ("Qwen2", {}),
@@ -51,6 +53,16 @@ FAMILIES = {
     ),
     "gemma2": ("Gemma2", GEMMA),
     "gemma3": ("Gemma3", GEMMA),
+    "gpt_oss": (
+        "GptOss",
+        {
+            "head_dim": 64,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "rope_parameters": {**YARN, "truncate": True},
+        },
+    ),
     "phi3": ("Phi3", {"sliding_window": None}),
     "granite": (
         "Granite",
@@ -104,7 +116,7 @@ modifiers:
 @pytest.mark.parametrize("family", _some_fast(FAMILIES, {"llama3", "mixtral", "gemma3"}))
 def test_an_architecture_is_computed_as_by_transformers(tmp_path, family):
     model = tiny(family)
-    experts = "" if "mi" not in family and "moe" not in family else ', "re:.*gate$"'
+    experts = ', "re:.*(gate|router)$"' if hasattr(model.config, "num_experts_per_tok") else ""
 
     engine = Engine(export(tmp_path / "out", model, "Q8_0", ignore=f"[lm_head{experts}]"))
 

@@ -27,13 +27,13 @@ def super_block_qparams(minimum: Tensor, maximum: Tensor, args: QuantizationArgs
     grid, per_block = number_format(args), SUPER_BLOCK // _size(args)
     if args.symmetric:
         half = (grid.maximum - grid.minimum) / 2
-        step, unit = _multiples(torch.maximum(-minimum, maximum) / half, per_block, _most(args))
+        step, unit = _multiples(torch.maximum(-minimum, maximum) / half, per_block, largest_multiple(args))
         scale = (step.clamp(min=1) * unit).flatten(-2)
         return scale, torch.zeros_like(scale, dtype=torch.int8)
     steps = grid.maximum - grid.minimum
-    step, unit = _multiples((maximum - minimum) / steps, per_block, _most(args))
+    step, unit = _multiples((maximum - minimum) / steps, per_block, largest_multiple(args))
     scale = step.clamp(min=1) * unit  # [..., S, n]
-    low, low_unit = _multiples(-minimum, per_block, _most(args))
+    low, low_unit = _multiples(-minimum, per_block, largest_multiple(args))
     low = torch.minimum(low, (steps * scale / low_unit).floor())
     return scale.flatten(-2), (grid.minimum + low * low_unit / scale).flatten(-2)
 
@@ -47,8 +47,8 @@ def _multiples(numbers: Tensor, per_block: int, most: int) -> tuple[Tensor, Tens
     return (blocks / unit).round().clamp_(0, most), unit
 
 
-def _most(args: QuantizationArgs) -> int:
-    """The largest multiple."""
+def largest_multiple(args: QuantizationArgs) -> int:
+    """The scale of a group over the float16 of its super-block, at most."""
     assert args.scale_bits is not None
     return int(2 ** (args.scale_bits - args.symmetric) - 1)
 

@@ -6,6 +6,7 @@ import torch
 
 from coldpress.errors import SchemeError
 from coldpress.numerics.finite import DAMAGED, check_finite
+from coldpress.numerics.super_block import largest_multiple
 from coldpress.planned import Planned
 from coldpress.schemes import number_format
 from coldpress.stage import Stage
@@ -34,10 +35,11 @@ def check_scales(stage: Stage, plan: Mapping[str, Planned]) -> None:
     """
     for layer in stage.every_layer:
         args = plan[layer.name].scheme.weights if layer.name in plan else None
-        if args is None or args.scale_dtype != torch.float16 or not layer.weight.numel():
+        if args is None or not (args.scale_dtype == torch.float16 or args.scale_bits) or not layer.weight.numel():
             continue
         grid, largest = number_format(args), float(layer.weight.abs().amax())
         scale, limits = largest / (grid.maximum - grid.minimum), torch.finfo(torch.float16)
+        scale /= largest_multiple(args) if args.scale_bits else 1
         if scale > limits.max / 2 or 0 < scale < limits.smallest_normal / 2**10:
             raise SchemeError(
                 f"{layer.name}: the scales of its weights do not fit into float16, which this format stores: its "

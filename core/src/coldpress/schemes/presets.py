@@ -129,7 +129,7 @@ def _override(name: str, weights: QuantizationArgs | None, overrides: dict[str, 
         if setting not in settings:
             raise SchemeError(f"{name}: weights have no setting {setting!r}{suggest(setting, settings)}")
     size = overrides.get("group_size")
-    if size is not None and weights.scale_dtype and size != weights.group_size:
+    if size is not None and (weights.scale_dtype or weights.scale_bits) and size != weights.group_size:
         raise SchemeError(f"{name} has groups of {weights.group_size} by definition, group_size={size!r} is not {name}")
     if size is not None and "strategy" not in overrides:
         channel = size == -1

@@ -121,6 +121,17 @@ class Names:
         number = next(one for one in MODEL_ARCH if MODEL_ARCH_NAMES[one] == architecture.name)
         self._map = get_tensor_name_map(number, config.num_hidden_layers)
 
+    def tensor(self, name: str) -> str:
+        """What a tensor is called; one that is no weight of a module, such as sinks of attention, as if it were.
+
+        Raises:
+            ModelError: this architecture has no such tensor.
+        """
+        module, _, suffix = name.rpartition(".")
+        if suffix in ("weight", "bias"):
+            return f"{self.of(module)}.{suffix}"
+        return f"{self.of(name)}.weight"
+
     def of(self, module: str) -> str:
         """What a module is called, that of an expert as all experts together.
 
@@ -169,17 +180,28 @@ def _scaling(rope: Mapping[str, Any]) -> Keys:
     keys: Keys = {"rope.scaling.factor": float(rope["factor"])}
     if rope["rope_type"] == "yarn":
         keys["rope.scaling.original_context_length"] = int(rope["original_max_position_embeddings"])
-        for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
-            if rope.get(ours) is not None:
-                keys[f"rope.scaling.{theirs}"] = float(rope[ours])
     return keys
 
 
 def _common_obstacles(config: Any) -> list[str]:
-    kind = str(_rope(config).get("rope_type") or "default")
-    found = [] if kind in ("default", "linear", "llama3", "yarn") else [f"rope_type is {kind!r}"]
-    if _rope(config).get("attention_factor") is not None:
+    rope = _rope(config)
+    kind = str(rope.get("rope_type") or "default")
+    if kind == "yarn":
+        return _yarn(rope)
+    return [] if kind in ("default", "linear", "llama3") else [f"rope_type is {kind!r}"]
+
+
+def _yarn(rope: Mapping[str, Any]) -> list[str]:
+    """Settings of yarn that a file has no key for, or that llama.cpp does not read from it."""
+    found = [
+        f"{name} of yarn is {rope[name]}, not {usual}"
+        for name, usual in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True))
+        if rope.get(name) not in (None, usual)
+    ]
+    if rope.get("attention_factor") is not None:
         found.append("attention_factor of yarn is set")
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        found.append("mscale and mscale_all_dim of yarn are set")
     return found
 
 
@@ -189,6 +211,15 @@ def _activation(*known: str) -> Callable[[Any], list[str]]:
         return [] if name in known else [f"its activation is {name!r}, not {known[0]!r}"]
 
     return obstacles
+
+
+def _silu_without_biases(config: Any) -> list[str]:
+    return _activation("silu")(config) + _biases(config)
+
+
+def _biases(config: Any) -> list[str]:
+    """Biases, in architectures where llama.cpp has no place for them."""
+    return [f"{name} is true" for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
 
 
 def _llama(config: Any) -> list[str]:
@@ -208,8 +239,12 @@ def _qwen2(config: Any) -> list[str]:
     return _activation("silu")(config) + (["it has a sliding window"] if sliding else [])
 
 
+def _qwen3(config: Any) -> list[str]:
+    return _qwen2(config) + _biases(config)
+
+
 def _qwen3_moe(config: Any) -> list[str]:
-    found = _qwen2(config)
+    found = _qwen3(config)
     if not config.norm_topk_prob:
         found.append("norm_topk_prob is false, and llama.cpp always makes the weights of experts add up to 1")
     if config.mlp_only_layers or config.decoder_sparse_step != 1:
@@ -224,12 +259,17 @@ def _experts(config: Any) -> Keys:
     return {**keys, "expert_feed_forward_length": int(width)} if width else keys
 
 
+def _gemma(config: Any) -> list[str]:
+    return _activation("gelu_pytorch_tanh")(config) + _biases(config) + _gemma_scale(config)
+
+
 def _gemma2(config: Any) -> list[str]:
-    return _activation("gelu_pytorch_tanh")(config) + _gemma_scale(config) + _windows(config, 2)
+    caps = [name for name in ("attn_logit_softcapping", "final_logit_softcapping") if not getattr(config, name, None)]
+    return _gemma(config) + _windows(config, 2) + [f"{name} is null" for name in caps]
 
 
 def _gemma3(config: Any) -> list[str]:
-    found = _activation("gelu_pytorch_tanh")(config) + _gemma_scale(config) + _windows(config, 6)
+    found = _gemma(config) + _windows(config, 6)
     return found + (["attn_logit_softcapping is set"] if getattr(config, "attn_logit_softcapping", None) else [])
 
 
@@ -284,12 +324,25 @@ def _granite_keys(config: Any) -> Keys:
 
 def _smollm3(config: Any) -> list[str]:
     usual = [int((i + 1) % 4 != 0) for i in range(config.num_hidden_layers)]
-    found = _qwen2(config)
+    found = _qwen3(config)
     return found + ([] if list(config.no_rope_layers) == usual else ["not each fourth layer is without rotation"])
 
 
+def _gpt_oss(config: Any) -> list[str]:
+    usual = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0, "attention_bias": True}
+    values = {name: getattr(config, name, value) for name, value in usual.items()}
+    found = [f"{name} is {value}, not {usual[name]}" for name, value in values.items() if value != usual[name]]
+    return _activation("silu")(config) + _windows(config, 2) + found
+
+
+def _gpt_oss_keys(config: Any) -> Keys:
+    width = {"expert_feed_forward_length": int(config.intermediate_size)}
+    return {**_experts(config), **width, "attention.sliding_window": int(config.sliding_window)}
+
+
 def _starcoder2(config: Any) -> list[str]:
-    return _activation("gelu_pytorch_tanh")(config) + _window(config)
+    found = _activation("gelu_pytorch_tanh")(config) + _window(config)
+    return found + ([] if config.use_bias else ["use_bias is false"])
 
 
 ARCHITECTURES = {
@@ -297,14 +350,15 @@ ARCHITECTURES = {
     "mistral": Architecture("llama", rotates_pairs=True, obstacles=_llama),
     "mixtral": Architecture("llama", rotates_pairs=True, more=_experts, obstacles=_llama),
     "qwen2": Architecture("qwen2", obstacles=_qwen2),
-    "qwen3": Architecture("qwen3", obstacles=_qwen2),
+    "qwen3": Architecture("qwen3", obstacles=_qwen3),
     "qwen3_moe": Architecture("qwen3moe", more=_experts, obstacles=_qwen3_moe),
     "gemma2": Architecture("gemma2", norms=1.0, more=_gemma2_keys, obstacles=_gemma2),
     "gemma3_text": Architecture("gemma3", norms=1.0, more=_gemma3_keys, obstacles=_gemma3),
+    "gpt_oss": Architecture("gpt-oss", more=_gpt_oss_keys, obstacles=_gpt_oss),
     "phi3": Architecture("phi3", more=_phi3_keys, obstacles=_phi3),
     "granite": Architecture("granite", rotates_pairs=True, more=_granite_keys, obstacles=_activation("silu")),
     "smollm3": Architecture("smollm3", rotates_pairs=True, obstacles=_smollm3),
-    "olmo2": Architecture("olmo2", obstacles=_activation("silu")),
+    "olmo2": Architecture("olmo2", obstacles=_silu_without_biases),
     "starcoder2": Architecture("starcoder2", obstacles=_starcoder2),
 }
 """`model_type` of transformers to the architecture of llama.cpp; each is compared with llama.cpp in the tests."""

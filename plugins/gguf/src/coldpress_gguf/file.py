@@ -76,25 +76,34 @@ class GgufFile:
         rows = place.shape[:-1]
         return (*rows, (place.end - place.begin) // prod(rows))
 
-    def raw(self, name: str) -> Tensor:
-        """The bytes of a tensor, uint8, a copy."""
-        place = self._places[name]
-        whole = torch.frombuffer(bytearray(self._bytes[place.begin : place.end]), dtype=torch.uint8)
-        return whole.reshape(self.byte_shape(name))
+    def raw(self, name: str, number: int | None = None) -> Tensor:
+        """The bytes of a tensor, or of one matrix of a stack of them; uint8, a copy."""
+        shape, place = self.byte_shape(name), self._place(name, number)
+        copied = torch.frombuffer(bytearray(self._bytes[place.begin : place.end]), dtype=torch.uint8)
+        return copied.reshape(shape if number is None else shape[1:])
 
-    def get(self, name: str) -> Tensor:
-        """One tensor, decoded to float32."""
+    def get(self, name: str, number: int | None = None) -> Tensor:
+        """One tensor, or one matrix of a stack of them, decoded to float32."""
         import numpy
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        place = self._places[name]
+        place = self._place(name, number)
         raw = numpy.frombuffer(self._bytes, numpy.uint8, place.end - place.begin, place.begin)
         kind = GGMLQuantizationType(place.kind)
         if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
             plain = raw.view(numpy.float32 if kind == GGMLQuantizationType.F32 else numpy.float16)
             return torch.from_numpy(plain.reshape(place.shape).astype(numpy.float32))
         return torch.from_numpy(dequantize(raw.reshape(*place.shape[:-1], -1), kind).reshape(place.shape))
+
+    def _place(self, name: str, number: int | None) -> _Place:
+        """Where a tensor lies, or one of the first dimension of a stack."""
+        place = self._places[name]
+        if number is None:
+            return place
+        size = (place.end - place.begin) // place.shape[0]
+        begin = place.begin + number * size
+        return _Place(place.shape[1:], place.kind, begin, begin + size)
 
 
 def _mapped(path: Path) -> mmap.mmap:

@@ -78,7 +78,7 @@ class GgufFormat(Format):
         check_experts({name: schemes.get(name) for name in layers})
         places = Names(model.config, architecture_of(model.config))
         for name in names:
-            places.of(name.rpartition(".")[0])
+            places.tensor(name)
         if state.tokenizer is not None:
             vocabulary_of(state.tokenizer, model.config.vocab_size, self.pre_tokenizer)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from attrs import evolve
 
-from coldpress.plugin import QuantizationArgs, Scheme
+from coldpress.plugin import QuantizationArgs, Scheme, SchemeError
 
 
 def _legacy(num_bits: int, symmetric: bool = True) -> QuantizationArgs:
@@ -67,6 +67,9 @@ def mixed(schemes: Mapping[str, Scheme], shapes: Mapping[str, tuple[int, int]]) 
     Args:
         schemes: layer name to scheme.
         shapes: of the weights, (O, I).
+
+    Raises:
+        SchemeError: the weights of a mix were changed, which has types of its own.
     """
     count = 1 + max((_block_of(name) or 0 for name in shapes), default=0)
     return {
@@ -87,8 +90,17 @@ def _of_layer(scheme: Scheme, name: str, shape: tuple[int, int], count: int) -> 
     kind = _kind(mix, name, count)
     kind = _FALLBACK[kind] if shape[1] % _SUPER_BLOCK else kind
     given: Any = scheme.weights
+    _check_unchanged(mix, name, given)
     args = evolve(ARGS[kind], observer=given.observer, observer_kwargs=given.observer_kwargs, actorder=given.actorder)
     return evolve(scheme, weights=args, format=None)
+
+
+def _check_unchanged(mix: str, name: str, given: Any) -> None:
+    usual = ARGS[MIXES[mix]]
+    for setting in ("type", "num_bits", "symmetric", "strategy", "group_size", "scale_bits", "scale_dtype", "zp_dtype"):
+        value, own = getattr(given, setting, None), getattr(usual, setting)
+        if value != own:
+            raise SchemeError(f"{name}: {mix} has {setting} {own!r} by definition, {value!r} is not {mix}")
 
 
 def _kind(mix: str, name: str, count: int) -> str:

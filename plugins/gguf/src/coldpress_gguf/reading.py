@@ -68,8 +68,8 @@ class GgufTensors(Weights):
         if said["reciprocals"] is not None:
             return torch.tensor([said["reciprocals"][number]], dtype=self.dtype(name))
         file = self._homes[home]
-        tensor = file.raw(home) if name.endswith(f".{BLOCKS}") else file.get(home)
-        tensor = tensor[number] if said["stacked"] else tensor
+        of_stack = number if said["stacked"] else None
+        tensor = file.raw(home, of_stack) if name.endswith(f".{BLOCKS}") else file.get(home, of_stack)
         if said["heads"]:
             tensor = apart(tensor, said["heads"])
         if said["more"]:

@@ -92,8 +92,8 @@ def entries_of(parts: Parts, config: Any, architecture: Architecture, kinds: Map
     names, groups = Names(config, architecture), dict[str, list[str]]()
     for name in parts.names():
         module, _, suffix = name.rpartition(".")
-        home = names.of(module)
-        groups.setdefault(f"{home}.{_SUFFIXES.get(suffix, suffix)}", []).append(name)
+        home = f"{names.of(module)}.{_SUFFIXES[suffix]}" if suffix in _SUFFIXES else names.tensor(name)
+        groups.setdefault(home, []).append(name)
     return [_entry(name, members, parts, config, architecture, kinds) for name, members in groups.items()]
 
 
