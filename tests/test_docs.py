@@ -10,6 +10,7 @@ from coldpress.arguments import WITHOUT_EFFECT
 from coldpress.cli.app import app
 
 DOCS = Path(__file__).parents[1] / "docs"
+BENCHMARKS = DOCS.parent / "benchmarks"
 PROGRAM = typer.main.get_command(app)
 EVERYWHERE = {"--help", "-h", "--debug", "--version"}
 
@@ -46,3 +47,11 @@ def test_every_argument_without_effect_has_a_line():
     text = sections("llm-compressor.md")["What is accepted and does nothing"]
 
     assert re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE) == sorted(WITHOUT_EFFECT)
+
+
+def test_every_benchmark_has_its_command_in_their_list():
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    programs = [path for path in BENCHMARKS.glob("*.py") if f"\n    python benchmarks/{path.name}" in path.read_text()]
+
+    assert len(programs) > 20
+    assert [path.name for path in programs if f"python benchmarks/{path.name}" not in text] == []
