@@ -30,3 +30,16 @@ def test_infinities_and_nans_are_counted_apart(dtype):
 
     with pytest.raises(NumericsError, match="1 NaN and 2 Inf"):
         check_finite("w", tensor)
+
+
+@pytest.mark.parametrize("size", [16, 254, 256])
+def test_every_byte_of_float8_is_looked_at(size):
+    numbers = torch.tensor([byte for byte in range(256) if byte & 0x7F != 0x7F] + [0, 0], dtype=torch.uint8)[-size:]
+
+    check_finite("w", numbers.view(torch.float8_e4m3fn))
+    for place in (0, 7, size - 1):
+        for byte in (0x7F, 0xFF):
+            damaged = numbers.clone()
+            damaged[place] = byte
+            with pytest.raises(NumericsError, match=f"1 NaN among its {size} values"):
+                check_finite("w", damaged.view(torch.float8_e4m3fn))

@@ -21,6 +21,16 @@ def test_json_holds_what_the_table_says(coldpress, model, tmp_path):
     assert json.loads(answer.out)["size"]["bytes_after"] == found["bytes"]
 
 
+def test_a_run_without_the_model_is_planned(coldpress, model, tmp_path):
+    words = (model, "--scheme", "W4A16", "--group-size", 32, "--model-free")
+    told, answer = coldpress("plan", *words), coldpress("plan", *words, "--max-workers", 2, "--json")
+    coldpress("compress", *words, "--output", tmp_path / "out")
+
+    assert "model.layers.*" in told.out
+    found = json.loads(coldpress("inspect", tmp_path / "out", "--json").out)
+    assert json.loads(answer.out)["size"]["bytes_after"] == found["bytes"]
+
+
 def test_what_could_not_end_well_exits_with_2(coldpress, model, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("mine")
@@ -29,6 +39,8 @@ def test_what_could_not_end_well_exits_with_2(coldpress, model, tmp_path):
         (tmp_path / "nothing", "--scheme", "W8A8"),
         (model, "--scheme", "W4A16"),
         (model,),
+        (model, "--scheme", "W8A8", "--max-workers", 2),
+        (model, "--scheme", "W8A8", "--model-free", "--dtype", "float32"),
         (model, "--scheme", "W8A8", "--output", tmp_path / "out"),
     ):
         answer = coldpress("plan", *words)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import coldpress
-from coldpress import CheckpointError, ModelError, SchemeError, TargetError, oneshot
+from coldpress import CheckpointError, SchemeError, TargetError, oneshot
 from coldpress.dataflow.partition import partition
 from coldpress.planning.empty import empty_copy
 from coldpress.planning.forward import forward_of
@@ -189,11 +189,24 @@ def test_a_disk_without_room_is_refused(folders, tmp_path, monkeypatch):
         coldpress.plan(str(folders / "tied"), rounding("W8A8"), output_dir=str(tmp_path / "out"), quiet=True)
 
 
-def test_a_compressed_folder_cannot_be_planned_without_its_weights(folders, tmp_path):
-    run(folders / "tied", rounding("W8A8"), tmp_path / "out")
+@pytest.mark.parametrize(
+    ("first", "second", "more"),
+    [
+        (rounding("W8A8", targets=["re:.*self_attn.*"]), rounding("W4A16", targets=["re:.*mlp.*"]), {}),
+        (rounding("FP8", kv_cache_scheme=CACHE), rounding("W4A16"), {"dataset": batches(rows=2)}),
+    ],
+)
+def test_a_compressed_folder_is_planned(folders, tmp_path, first, second, more, monkeypatch):
+    run(folders / "tied", first, tmp_path / "once", **more)
+    with monkeypatch.context() as patched:
+        patched.setattr("coldpress.checkpoint.shard.read_tensor", lambda *_: pytest.fail("weights are read"))
+        planned = coldpress.plan(str(tmp_path / "once"), second, quiet=True)
 
-    with pytest.raises(ModelError, match="compressed already"):
-        coldpress.plan(str(tmp_path / "out"), rounding("W4A16"), quiet=True)
+    run(tmp_path / "once", second, tmp_path / "twice")
+
+    assert planned.before == contents_of(tmp_path / "once").nbytes()
+    assert planned.after == contents_of(tmp_path / "twice").nbytes()
+    assert planned.host_nbytes() - planned.now > planned.weights * 2  # it is decoded as a whole
 
 
 def test_a_weight_that_layers_share_counts_once(folders):

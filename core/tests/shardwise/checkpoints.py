@@ -43,6 +43,22 @@ def randn(*shape, dtype=torch.bfloat16, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def mixture(*, rows=256, columns=128, experts=4):
+    """Tensors of a mixture with an attention, routers, an embedding and a head."""
+    found = {"model.embed_tokens.weight": randn(rows, columns), "lm_head.weight": randn(rows, columns, seed=1)}
+    prefix = "model.layers.0"
+    for number, name in enumerate(["q_proj", "k_proj", "v_proj", "o_proj"]):
+        found[f"{prefix}.self_attn.{name}.weight"] = randn(columns, columns, seed=number) * (number + 1)
+    found[f"{prefix}.mlp.gate.weight"] = randn(experts, columns)
+    for expert in range(experts):
+        for number, name in enumerate(["gate_proj", "up_proj"]):
+            found[f"{prefix}.mlp.experts.{expert}.{name}.weight"] = randn(64, columns, seed=expert) * (number + 1)
+        found[f"{prefix}.mlp.experts.{expert}.down_proj.weight"] = randn(columns, 64, seed=expert)
+    found[f"{prefix}.linear_attn.conv1d.weight"] = randn(columns, 1, 4)
+    found[f"{prefix}.input_layernorm.weight"] = randn(columns)
+    return found
+
+
 def differing(a, b):
     """Names of tensors that are not the same bytes in two dictionaries."""
     return sorted({name for name in a.keys() | b.keys() if not (name in a and name in b and same(a[name], b[name]))})

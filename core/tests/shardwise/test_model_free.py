@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from checkpoints import config_of, differing, files_of, randn, same, tensors_of, write
+from checkpoints import config_of, differing, files_of, mixture, randn, same, tensors_of, write
 
-from coldpress import CheckpointError, ModelError, SchemeError, TargetError, model_free_ptq, oneshot
+from coldpress import CheckpointError, TargetError, model_free_ptq, oneshot
 from coldpress.checkpoint.writer import CheckpointWriter
 from coldpress.testing.models import tiny_conv1d, tiny_llama
 from coldpress_magnitude import MagnitudePruningModifier
@@ -128,22 +128,6 @@ def test_another_recipe_does_not_go_on(folder, tmp_path, monkeypatch):
 
 
 # --- what is a layer
-
-
-def mixture(*, rows=256, columns=128, experts=4):
-    """Tensors of a mixture with an attention, routers, an embedding and a head."""
-    found = {"model.embed_tokens.weight": randn(rows, columns), "lm_head.weight": randn(rows, columns, seed=1)}
-    prefix = "model.layers.0"
-    for number, name in enumerate(["q_proj", "k_proj", "v_proj", "o_proj"]):
-        found[f"{prefix}.self_attn.{name}.weight"] = randn(columns, columns, seed=number) * (number + 1)
-    found[f"{prefix}.mlp.gate.weight"] = randn(experts, columns)
-    for expert in range(experts):
-        for number, name in enumerate(["gate_proj", "up_proj"]):
-            found[f"{prefix}.mlp.experts.{expert}.{name}.weight"] = randn(64, columns, seed=expert) * (number + 1)
-        found[f"{prefix}.mlp.experts.{expert}.down_proj.weight"] = randn(columns, 64, seed=expert)
-    found[f"{prefix}.linear_attn.conv1d.weight"] = randn(columns, 1, 4)
-    found[f"{prefix}.input_layernorm.weight"] = randn(columns)
-    return found
 
 
 def test_embeddings_heads_routers_and_convolutions_are_left_alone(tmp_path):
@@ -287,130 +271,6 @@ def test_joint_experts_that_are_ignored_stay_joint(tmp_path):
 
     found = tensors_of(tmp_path / "out")
     assert all(same(found[name], tensor) for name, tensor in tensors.items())
-
-
-# --- bad input
-
-
-def refusal(tmp_path, kind, match, source=None, **settings):
-    with pytest.raises(kind, match=match):
-        model_free_ptq(source or tmp_path / "model", tmp_path / "out", **{"scheme": "W8A8", "quiet": True, **settings})
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []
-
-
-def test_a_group_that_does_not_divide_is_refused_before_a_file_is_written(tmp_path):
-    write(tmp_path / "model", [mixture(columns=96)])
-
-    refusal(tmp_path, SchemeError, "group_size 128 does not divide the 96 columns", scheme="W4A16")
-
-
-def test_blocks_need_not_divide_rows(tmp_path):
-    write(tmp_path / "model", [{"a.q_proj.weight": randn(144, 256)}])
-
-    model_free_ptq(tmp_path / "model", tmp_path / "out", scheme="FP8_BLOCK", quiet=True)
-
-    assert tensors_of(tmp_path / "out")["a.q_proj.weight_scale"].shape == (2, 2)
-
-
-def test_blocks_whose_inputs_do_not_divide_are_refused_before_a_file_is_written(tmp_path):
-    write(tmp_path / "model", [{"a.q_proj.weight": randn(128, 200)}])
-
-    refusal(tmp_path, SchemeError, "group_size 128 does not divide the 200 columns", scheme="FP8_BLOCK")
-
-
-@pytest.mark.parametrize("scheme", ["FP8", "NVFP4"])
-def test_static_inputs_are_refused(scheme, tmp_path):
-    write(tmp_path / "model", [mixture()])
-
-    refusal(tmp_path, TargetError, "reads calibration data.*use oneshot", scheme=scheme)
-
-
-def test_nan_is_refused_by_name(tmp_path):
-    for name in ("model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"):
-        tensors = mixture()
-        tensors[name][3, 5] = float("nan")
-        write(tmp_path / "model", [tensors])
-
-        with pytest.raises(Exception, match=f"{name}.*1 NaN"):
-            model_free_ptq(tmp_path / "model", tmp_path / "out", scheme="W8A8", quiet=True)
-        assert not (tmp_path / "out").exists()
-
-
-def test_a_missing_shard_is_named(tmp_path):
-    write(tmp_path / "model", [mixture(), {"more.weight": randn(8, 8)}])
-    (tmp_path / "model" / "model-00002-of-00002.safetensors").unlink()
-
-    refusal(tmp_path, CheckpointError, "lacks model-00002-of-00002.safetensors")
-
-
-def test_a_truncated_shard_is_named(tmp_path):
-    write(tmp_path / "model", [mixture()])
-    path = tmp_path / "model" / "model-00001-of-00001.safetensors"
-    path.write_bytes(path.read_bytes()[:-10])
-
-    refusal(tmp_path, CheckpointError, "model-00001-of-00001.safetensors.*truncated")
-
-
-def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path):
-    write(tmp_path / "model", [mixture()])
-    index = {"weight_map": dict.fromkeys(mixture(), "../model-00001-of-00001.safetensors")}
-    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
-
-    refusal(tmp_path, CheckpointError, "not a file of this folder")
-
-
-def test_an_index_that_lies_is_refused(tmp_path):
-    write(tmp_path / "model", [mixture()])
-    index = tmp_path / "model" / "model.safetensors.index.json"
-    said = json.loads(index.read_text())
-    said["weight_map"]["model.layers.9.q_proj.weight"] = "model-00001-of-00001.safetensors"
-    index.write_text(json.dumps(said))
-
-    refusal(tmp_path, CheckpointError, r"model.layers.9.q_proj.weight.*it does not")
-
-
-def test_a_tensor_in_two_files_is_refused(tmp_path):
-    write(tmp_path / "model", [mixture(), {"lm_head.weight": randn(256, 128)}])
-    (tmp_path / "model" / "model.safetensors.index.json").unlink()
-
-    refusal(tmp_path, CheckpointError, "both hold tensor 'lm_head.weight'")
-
-
-def test_a_layer_of_whole_numbers_without_a_word_in_the_configuration_is_refused(tmp_path):
-    write(tmp_path / "model", [{"a.q_proj.weight": torch.zeros(8, 8, dtype=torch.int8)}])
-
-    refusal(tmp_path, CheckpointError, "'a.q_proj.weight' has the dtype int8")
-
-
-def test_unknown_quantization_is_refused(tmp_path):
-    write(tmp_path / "model", [mixture()], {"quantization_config": {"quant_method": "compresed-tensors"}})
-
-    refusal(tmp_path, ModelError, "says 'compresed-tensors', which no installed format or source reads; did you mean")
-
-
-def test_a_model_that_is_not_there_is_refused(tmp_path):
-    refusal(tmp_path, ModelError, "is not there", source=tmp_path / "nowhere" / "at" / "all")
-
-
-def test_a_disk_that_is_full_leaves_finished_files(folder, tmp_path, monkeypatch):
-    import errno
-    import os
-
-    allocate = os.posix_fallocate
-    sizes = []
-
-    def full(descriptor, begin, size):
-        sizes.append(size)
-        if len(sizes) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        allocate(descriptor, begin, size)
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-
-    with pytest.raises(CheckpointError, match="the disk is full"):
-        compressed(folder, tmp_path / "out", max_workers=1)
-
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_output_may_not_be_the_checkpoint(folder):

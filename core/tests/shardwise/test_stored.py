@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from checkpoints import config_of, differing, tensors_of, write
+from checkpoints import config_of, differing, randn, tensors_of, write
 
-from coldpress import CheckpointError, convert, model_free_ptq, oneshot
-from coldpress.testing.models import tiny_llama
+from coldpress import CheckpointError, SchemeError, convert, model_free_ptq, oneshot
+from coldpress.testing.models import batches, tiny_llama
 from coldpress_magnitude import MagnitudePruningModifier
 from coldpress_quantization import QuantizationModifier
 
@@ -50,3 +50,40 @@ def test_a_dtype_that_the_configuration_does_not_name_is_that_of_the_files(recip
     model_free_ptq(unsaid, tmp_path / "shards", recipe=recipe, quiet=True)
 
     assert differing(tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "shards")) == []
+
+
+@pytest.mark.parametrize("form", ["dense", "gptq"])
+def test_scales_of_keys_and_values_are_refused_where_the_format_cannot_tell_them(form, tmp_path):
+    cache = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+    recipe = QuantizationModifier(scheme="W4A16", group_size=32, kv_cache_scheme=cache, ignore=["lm_head"])
+    model = tiny_llama(hidden=128).half()
+    oneshot(model, recipe, dataset=batches(rows=2), output_dir=tmp_path / "model", quiet=True)
+
+    with pytest.raises(SchemeError, match=r"self_attn cannot have the attachment 'kv_cache' in this format"):
+        convert(tmp_path / "model", tmp_path / "out", form, quiet=True)
+    assert [one.name for one in tmp_path.iterdir()] == ["model"]
+
+    convert(tmp_path / "model", tmp_path / "same", quiet=True)
+    before, after = (config_of(tmp_path / name)["quantization_config"] for name in ("model", "same"))
+    assert after["kv_cache_scheme"] == before["kv_cache_scheme"]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_quantization_is_written_where_it_was_read(inside, tmp_path):
+    write(tmp_path / "model", [{"a.q_proj.weight": randn(64, 64)}])
+    convert(tmp_path / "model", tmp_path / "plain", quiet=True)
+    assert not any(name.endswith("_config") for name in config_of(tmp_path / "plain"))
+    model_free_ptq(tmp_path / "model", tmp_path / "once", scheme="W8A8", quiet=True)
+    config = config_of(tmp_path / "once")
+    said = config.pop("quantization_config")
+    tables = [{"compression_config": said}, {"text_config": {"quantization_config": said}}]
+    config |= tables[1] if inside else {**tables[0], "text_config": {"quantization_config": said, "more": 1}}
+    (tmp_path / "once" / "config.json").write_text(json.dumps(config))
+
+    convert(tmp_path / "once", tmp_path / "twice", quiet=True)
+
+    found = config_of(tmp_path / "twice")
+    place, other = (found["text_config"], found) if inside else (found, found["text_config"])
+    assert place["quantization_config"] == said
+    assert not {"quantization_config", "compression_config"} & other.keys()
+    assert "compression_config" not in place

@@ -11,11 +11,30 @@ _INNER = ("text_config", "language_config", "llm_config")
 
 def quantization_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a `config.json`, or a configuration inside of it, says of how weights are stored; empty if nothing."""
+    found = _place(config)
+    return {} if found is None else found[0][found[1]]
+
+
+def replace_quantization(config: dict[str, Any], quantization: Mapping[str, Any] | None) -> None:
+    """Take out all that a `config.json` says of how weights are stored, and say this instead, in the same place.
+
+    Args:
+        config: changed.
+        quantization: None where weights are stored as they are.
+    """
+    found = _place(config)
+    place: Any = config if found is None else found[0]
     for table in tables(config):
         for name in QUANTIZATION:
-            if isinstance(table.get(name), Mapping) and table[name]:
-                return table[name]  # type: ignore[no-any-return]
-    return {}
+            table.pop(name, None)  # type: ignore[attr-defined]
+    if quantization is not None:
+        place[QUANTIZATION[0]] = quantization
+
+
+def _place(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | None:
+    """The configuration that says how weights are stored, and under which name: the outermost one."""
+    places = ((table, name) for table in tables(config) for name in QUANTIZATION)
+    return next((one for one in places if isinstance(found := one[0].get(one[1]), Mapping) and found), None)
 
 
 def tables(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -117,6 +117,11 @@ class CheckpointReader(Weights):
         """
         return quantization_in(self.config())
 
+    def passed_over(self) -> list[tuple[Path, str]]:
+        """File and name of tensors that lie in files where the index does not say that they do; nobody reads them."""
+        places = self._places()
+        return [(path, name) for path in self.files for name in self._header(path) if places.get(name) != path]
+
     def _entry(self, name: str) -> Entry:
         return self._header(self._place(name))[name]
 

@@ -126,25 +126,24 @@ def compress(
     coldpress compress smollm2 --scheme W4A16 --group-size 64 --output smollm2-w4a16
     """
     options = dict(locals())
-    of_model_free = options.pop("model_free"), options.pop("max_workers")
-    if not of_model_free[0] and of_model_free[1] is not None:
-        raise ArgumentError("--max-workers goes with --model-free")
-    if of_model_free[0] and scheme is not None and algorithm is None and quality is None:
-        options["algorithm"] = DEFAULT_ALGORITHM  # nothing runs, so no data can be read
     settings = settings_of(**options)
-    if of_model_free[0]:
+    if model_free:
         run_model_free(settings, max_workers=max_workers, quiet=quiet)
     else:
         _run(settings, quiet=quiet)
 
 
-def settings_of(**options: Any) -> dict[str, Any]:
+def settings_of(*, model_free: bool = False, max_workers: int | None = None, **options: Any) -> dict[str, Any]:
     """The arguments of `oneshot` that the options of the command mean.
 
     Raises:
         ArgumentError: options contradict each other.
     """
     given = dict(options)
+    if not model_free and max_workers is not None:
+        raise ArgumentError("--max-workers goes with --model-free")
+    if model_free and given["scheme"] is not None and given["algorithm"] is None and given["quality"] is None:
+        given["algorithm"] = DEFAULT_ALGORITHM  # nothing runs, so no data can be read
     chosen = {name: given.pop(name, None) for name in _CHOSEN}
     rest = {name: given[name] for name in ("recipe_arg", "stage")}
     _check_combination(**chosen, **rest)

@@ -58,25 +58,36 @@ def run_model_free(settings: Mapping[str, Any], *, max_workers: int | None, quie
         ArgumentError: an option acts on a model that runs.
     """
     from coldpress.entrypoints.model_free import output_form
+
+    given = of_model_free(settings)
+    recipe, model, output = given.pop("recipe"), given.pop("model"), given.pop("output_dir")
+    form = output_form(recipe, given.pop("format"))
+    _work(recipe, form, model, output, quiet=quiet, max_workers=max_workers, **given)
+
+
+def of_model_free(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `coldpress.plan(model_free=True)` that those of `oneshot` mean, but for `max_workers`.
+
+    Raises:
+        ArgumentError: an option acts on a model that runs.
+    """
     from coldpress.recipe import read_recipe
 
     for name, default in _OF_DATA.items():
-        if settings[name] != default:
+        if settings.get(name, default) != default:
             flag = "dtype" if name == "precision" else name.replace("_", "-")
             raise ArgumentError(f"--{flag} is for a model that runs, and with --model-free there is none")
     recipe = read_recipe(settings["recipe"], arguments=settings["recipe_args"], stage=settings["stage"])
-    names = ("device", "seed", "overwrite", "restart")
-    more = {name: settings[name] for name in names}
     named = settings["format"] or [None]
     if len(named) > 1:
         raise ArgumentError("--format is given once with --model-free: convert the result to the other formats")
-    form = output_form(recipe, named[0])
-    _work(recipe, form, settings["model"], settings["output_dir"], quiet=quiet, max_workers=max_workers, **more)
+    names = ("model", "output_dir", "device", "seed", "overwrite", "restart")
+    return {**{name: settings[name] for name in names}, "recipe": recipe, "format": named[0]}
 
 
 def _work(recipe: "Recipe", form: "Format", model: str, output: Path, *, quiet: bool, **settings: Any) -> None:
     """Do it, and say what came of it."""
-    from coldpress.entrypoints.model_free import ModelFreeArguments, prepare
+    from coldpress.entrypoints.model_free import ModelFreeArguments, prepare, run
     from coldpress.report import Progress
     from coldpress.report.memory import peak_memory, reset_peak_memory
 
@@ -84,7 +95,7 @@ def _work(recipe: "Recipe", form: "Format", model: str, output: Path, *, quiet: 
     start = perf_counter()
     arguments = ModelFreeArguments(model=model, output=output, **settings)
     job = prepare(recipe, form, arguments, progress=Progress(quiet=quiet))
-    job.run()
+    run(job)
     if quiet:
         print_path(output)
         return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from coldpress.cli.compress import advised, compress, settings_of
 from coldpress.cli.console import out, print_json
+from coldpress.cli.model_free import of_model_free
 from coldpress.cli.option import Json, option
 
 if TYPE_CHECKING:
@@ -13,10 +14,17 @@ if TYPE_CHECKING:
 
     from coldpress.planning import Prediction
 
-_ONLY_RUNNING = ("log_dir", "quiet", "model_free", "max_workers")
+_ONLY_RUNNING = ("log_dir", "quiet")
 
 
-def plan(*, output: Path | None = None, as_json: bool = False, **options: Any) -> None:
+def plan(
+    *,
+    output: Path | None = None,
+    as_json: bool = False,
+    model_free: bool = False,
+    max_workers: int | None = None,
+    **options: Any,
+) -> None:
     """Say what a run will write, hold in memory and take, layer by layer; no weight is read.
 
     Sizes are exact, but where data decide on them; memory and time are estimates.  What could not end well is refused,
@@ -26,9 +34,13 @@ def plan(*, output: Path | None = None, as_json: bool = False, **options: Any) -
     """
     from coldpress.entrypoints.plan import plan as predicted
 
-    settings = settings_of(output=output, **options)
+    settings = settings_of(output=output, model_free=model_free, max_workers=max_workers, **options)
+    if model_free:
+        settings = {**of_model_free(settings), "model_free": True, "max_workers": max_workers}
+    else:
+        settings["quiet"] = as_json
     with advised():
-        prediction = predicted(**{**settings, "quiet": as_json})
+        prediction = predicted(**settings)
     if as_json:
         print_json(prediction.to_dict())
         return

@@ -10,16 +10,19 @@ from attrs import evolve, field, frozen
 
 from coldpress import registry
 from coldpress.arguments import DEFAULT_FORMAT, DEFAULT_QUANTIZER
-from coldpress.arguments.checks import is_a, path
+from coldpress.arguments.checks import at_least, is_a, path
 from coldpress.checkpoint import CheckpointWriter
 from coldpress.entrypoints.places import check_apart, check_origin
 from coldpress.errors import ArgumentError, UnknownPluginError, suggest
 from coldpress.format import Format
 from coldpress.models.loading import placement
 from coldpress.modifier import Modifier
+from coldpress.planning import predict_model_free
+from coldpress.planning.prediction import summary_of
 from coldpress.recipe import Choice, Recipe, read_recipe, structure_settings
 from coldpress.report import SILENT, Progress, Report
 from coldpress.schemes import Scheme
+from coldpress.schemes.quantization_args import dumped
 from coldpress.shardwise.job import ShardwiseJob
 from coldpress.shardwise.opening import open_checkpoint
 from coldpress.shardwise.workers import workers_by_default
@@ -118,7 +121,7 @@ def convert(
     Args:
         model_stub: a folder of safetensors files, or a hub id.
         save_directory: the folder that is written.
-        to: name of a checkpoint format: `compressed-tensors` or `dense`.
+        to: name of a checkpoint format in safetensors files: `compressed-tensors`, `dense`, `gptq` or `awq`.
         max_workers: as for `model_free_ptq`.
         revision: as for `model_free_ptq`.
         overwrite: as for `model_free_ptq`.
@@ -167,7 +170,7 @@ class ModelFreeArguments:
     max_workers: int | str | None = None
     device: str | torch.device | None = None
     revision: str = field(default="main", validator=is_a(str))
-    seed: int = 0
+    seed: int = field(default=0, validator=at_least(0))
     overwrite: bool = field(default=False, validator=is_a(bool))
     restart: bool = field(default=False, validator=is_a(bool))
 
@@ -202,7 +205,13 @@ def prepare(
 
 def _run(recipe: Recipe, form: Format, *, quiet: bool, **settings: Any) -> Report:
     with torch.inference_mode(False):
-        return prepare(recipe, form, ModelFreeArguments(**settings), progress=Progress(quiet=quiet)).run()
+        return run(prepare(recipe, form, ModelFreeArguments(**settings), progress=Progress(quiet=quiet)))
+
+
+def run(job: ShardwiseJob) -> Report:
+    """Do what was prepared; the report keeps what was predicted beside what happened."""
+    job.predicted.update(summary_of(predict_model_free(job)))
+    return job.run()
 
 
 def _recipe(scheme: Any, config: Any, ignore: Any, recipe: Any) -> Recipe:
@@ -221,8 +230,8 @@ def _recipe(scheme: Any, config: Any, ignore: Any, recipe: Any) -> Recipe:
             raise ArgumentError("ignore goes with scheme or config; modifiers of a recipe have their own")
         return read_recipe(recipe)
     if config is not None:
-        table = config.model_dump() if hasattr(config, "model_dump") else config
-        if not isinstance(table, Mapping) or not isinstance(table.get("config_groups"), Mapping):
+        table = dumped(config)
+        if not isinstance(table, Mapping) or not _is_filled(table.get("config_groups")):
             raise ArgumentError(f"config must have config_groups, a table of schemes, got {config!r}")
         groups = {name: _scheme(group) for name, group in table["config_groups"].items()}
         cache = table.get("kv_cache_scheme")
@@ -233,10 +242,20 @@ def _recipe(scheme: Any, config: Any, ignore: Any, recipe: Any) -> Recipe:
     return Recipe(_quantizer(config_groups={"group_0": _scheme(scheme)}, ignore=ignored))
 
 
+def _is_filled(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value)
+
+
 def _scheme(value: Any) -> Scheme:
     """A scheme; one without targets means linear layers."""
-    found = value if isinstance(value, Scheme) else Scheme.from_dict(value)
-    return found if found.targets else evolve(found, targets=("Linear",))
+    table = dumped(value)
+    if isinstance(table, Mapping):
+        value = Scheme.from_dict({**table, "targets": table.get("targets") or ["Linear"]})
+    if not isinstance(value, Scheme):
+        raise ArgumentError(f"a scheme is the name of a preset, a Scheme or a table of its fields, got {value!r}")
+    if value.weights is None:
+        raise ArgumentError(f"a scheme needs weights, for without a model nothing else is quantized; got {value!r}")
+    return value if value.targets else evolve(value, targets=("Linear",))
 
 
 def _quantizer(**settings: Any) -> Modifier:
@@ -250,6 +269,8 @@ def _quantizer(**settings: Any) -> Modifier:
 
 def output_form(recipe: Recipe, named: str | None) -> Format:
     """The format that is named, or else that of the recipe, or else the default."""
+    if named is not None and not isinstance(named, str):
+        raise ArgumentError(f"format must be the name of a checkpoint format, got {named!r}")
     choice = Choice(named) if named else recipe.format or Choice(DEFAULT_FORMAT)
     form: Any = structure_settings(
         registry.find("formats", choice.name), choice.settings, where=f"format {choice.name}"
@@ -258,10 +279,10 @@ def output_form(recipe: Recipe, named: str | None) -> Format:
 
 
 def _patterns(value: Any) -> list[str]:
-    found = [value] if isinstance(value, str) else list(value or ())
-    if not all(isinstance(one, str) for one in found):
+    found = [value] if isinstance(value, str) else value or ()
+    if not isinstance(found, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in found):
         raise ArgumentError(f"ignore must be names, 're:' patterns or class names, got {value!r}")
-    return found
+    return list(found)
 
 
 def _workers(value: int | str | None) -> int:

@@ -18,6 +18,7 @@ from coldpress.checkpoint.stored import stored_otherwise
 from coldpress.errors import ArgumentError, ModelError
 from coldpress.layer_report import LayerReport
 from coldpress.models import load_model
+from coldpress.models.compressed import empty_compressed
 from coldpress.models.configuration import load_config
 from coldpress.models.dense import DenseCheckpoint, folder_checkpoint, source_checkpoint
 from coldpress.models.hub import hub_folder, on_this_disk
@@ -105,10 +106,7 @@ def open_empty(arguments: Arguments) -> Opened:
     folder = found if found.path is not None else evolve(found, path=hub_folder(found.name, settings.model_revision))
     assert folder.path is not None
     if folder.source is None and is_compressed(folder.path):
-        raise ModelError(
-            f"{folder.name!r} is compressed already, and is decoded as a whole before it is compressed again: load it, "
-            "and plan with the model in memory"
-        )
+        return _opened(_empty_compressed(settings, folder.path), folder, Found({}, ()), None, settings)
     try:
         weights = _stream(settings, folder)
     except NotStreamable as error:
@@ -117,6 +115,14 @@ def open_empty(arguments: Arguments) -> Opened:
             "memory"
         ) from error
     return _opened(weights.model, folder, Found(weights.places, weights.extra), weights.reader, settings, weights)
+
+
+def _empty_compressed(settings: ModelArguments, folder: Path) -> Any:
+    trust, name = settings.trust_remote_code_model, settings.config_name
+    dtype, _ = placement(settings.precision, settings.device)
+    config = None if name is None else load_config(name, trust_remote_code=trust)
+    quantization = quantization_in(read_json(folder / "config.json"))
+    return empty_compressed(folder, quantization, dtype=dtype, trust_remote_code=trust, config=config)
 
 
 def _opened(

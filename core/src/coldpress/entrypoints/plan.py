@@ -6,20 +6,24 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-from attrs import evolve
+from attrs import evolve, fields_dict
 
 from coldpress.arguments import Arguments, parse_arguments
 from coldpress.entrypoints.job import prepare
+from coldpress.entrypoints.model_free import ModelFreeArguments, output_form
+from coldpress.entrypoints.model_free import prepare as prepare_model_free
 from coldpress.entrypoints.opening import open_empty
-from coldpress.errors import CheckpointError
-from coldpress.planning import Prediction, predict
+from coldpress.errors import ArgumentError, CheckpointError, suggest
+from coldpress.planning import Prediction, predict, predict_model_free
+from coldpress.recipe import Recipe, read_recipe
 from coldpress.report.words import in_bytes
 
 
-def plan(model: Any = None, recipe: Any = None, **arguments: Any) -> Prediction:
+def plan(model: Any = None, recipe: Any = None, *, model_free: bool = False, **arguments: Any) -> Prediction:
     """Say what `oneshot` with the same arguments will write, hold in memory and take; no weight is read.
 
         plan("smollm2", QuantizationModifier(scheme="W4A16", group_size=64, ignore=["lm_head"])).after
+        plan("deepseek-ai/DeepSeek-V3", QuantizationModifier(scheme="W4A16"), model_free=True).after
 
     Recipe, model, data and plan of layers are prepared by the code that a run begins with.  Sizes are exact, but
     where experts are dropped or bits are chosen from data; memory and time are estimates, from shapes and from products
@@ -28,8 +32,11 @@ def plan(model: Any = None, recipe: Any = None, **arguments: Any) -> Prediction:
     Args:
         model: as for `oneshot`.
         recipe: as for `oneshot`.
-        **arguments: as for `oneshot`; without `output_dir` a run that writes one is planned, and free disk space is
-            not looked at.
+        model_free: plan what `model_free_ptq` will do, or `convert` where the recipe is None; of layers that stay
+            quantized as they are, one of each kind is read.
+        **arguments: as for `oneshot`, or with `model_free`: `format`, `device`, `max_workers`, `revision`, `seed`,
+            `overwrite`, `restart` and `output_dir`; without `output_dir` a run that writes one is planned, and free
+            disk space is not looked at.
 
     Returns:
         The prediction; `to_dict()` is what JSON holds.
@@ -37,6 +44,8 @@ def plan(model: Any = None, recipe: Any = None, **arguments: Any) -> Prediction:
     Raises:
         ColdpressError: the run could not end well; says why, and what to do.
     """
+    if model_free:
+        return _without_model(model, recipe, **arguments)
     parsed = parse_arguments({"model": model, "recipe": recipe, **arguments})
     asked = parsed.output.output_dir
     job = prepare(_with_output(parsed), open_with=open_empty)
@@ -46,12 +55,34 @@ def plan(model: Any = None, recipe: Any = None, **arguments: Any) -> Prediction:
     return prediction
 
 
+def _without_model(
+    model: Any, recipe: Any, *, format: str | None = None, output_dir: Any = None, **settings: Any
+) -> Prediction:
+    known = [one for one in fields_dict(ModelFreeArguments) if one not in ("model", "output")]
+    for name in settings:
+        if name not in known:
+            near = suggest(name, [*known, "format", "output_dir"])
+            raise ArgumentError(f"{name!r} is no argument of a plan with model_free=True{near}")
+    steps = Recipe(()) if recipe is None else read_recipe(recipe)
+    place = _nowhere() if output_dir is None else output_dir
+    job = prepare_model_free(
+        steps, output_form(steps, format), ModelFreeArguments(model=model, output=place, **settings)
+    )
+    prediction = predict_model_free(job)
+    if output_dir is not None:
+        _check_room(job.writer.output, prediction)
+    return prediction
+
+
 def _with_output(arguments: Arguments) -> Arguments:
     """The arguments with a place for the output, at which nothing is written."""
     if arguments.output.output_dir is not None:
         return arguments
-    nowhere = Path(gettempdir()) / f"coldpress-plan-{os.getpid()}"
-    return arguments._replace(output=evolve(arguments.output, output_dir=str(nowhere)))
+    return arguments._replace(output=evolve(arguments.output, output_dir=_nowhere()))
+
+
+def _nowhere() -> str:
+    return str(Path(gettempdir()) / f"coldpress-plan-{os.getpid()}")
 
 
 def _check_room(output: Path, prediction: Prediction) -> None:

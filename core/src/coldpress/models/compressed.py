@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from coldpress import registry
 from coldpress.attachment import Attached, Attachment, attach
 from coldpress.bases.quantized_inputs import quantize_inputs
+from coldpress.bases.without_data import without_data
 from coldpress.checkpoint import Format, SchemeLookup
 from coldpress.checkpoint.config import without_quantization
 from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
@@ -72,6 +73,40 @@ def load_compressed(
         quantize_inputs(layer.module, quantized[layer.name])
         set_encoding(layer.module, quantized[layer.name], layer.weight)
     return model
+
+
+def empty_compressed(
+    folder: Path, quantization: Mapping[str, Any], *, dtype: Any, trust_remote_code: bool = False, config: Any = None
+) -> Any:
+    """What `load_compressed` builds, without weights: every tensor is on the meta device, and none of them is read.
+
+    Args:
+        folder: as for `load_compressed`, like all others.
+        quantization: of its config.json.
+        dtype: of the weights.
+        trust_remote_code: run Python code that comes with the model.
+        config: instead of the folder's.
+
+    Raises:
+        ModelError: as `load_compressed`.
+        CheckpointError: a header is damaged.
+    """
+    form = _format(folder, quantization)
+    config = without_quantization(_config(folder, trust_remote_code) if config is None else config)
+    kind = (getattr(config, "dtype", None) or torch.bfloat16) if dtype == "auto" else dtype
+    model: Any = _skeleton(config, kind, trust_remote_code)
+    model.tie_weights()
+    reader, schemes, names = open_folder(folder, form), form.read(quantization), checkpoint_names(model)
+    stored = {names.in_memory(name).rpartition(".")[0] for name in reader.names()}
+    for layer in find_layers(model.named_modules()):
+        scheme = schemes(names.layer(layer.name), layer.classes) if layer.name in stored else None
+        if scheme is not None:
+            quantized = without_data(scheme, layer.weight)
+            quantize_inputs(layer.module, quantized)
+            set_encoding(layer.module, quantized, layer.weight)
+    for name, attachment, buffers in _take_attachments(reader, model, form, form.attachments(quantization), {}):
+        attach(model.get_submodule(name), attachment, {part: x.to("meta") for part, x in buffers.items()})
+    return model.eval()
 
 
 def _config(folder: Path, trust_remote_code: bool) -> Any:

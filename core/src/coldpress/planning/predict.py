@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -18,6 +18,7 @@ from coldpress.checkpoint.reader import CheckpointReader
 from coldpress.checkpoint.several import SeveralFormats
 from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.format import Format
+from coldpress.modifier import Modifier
 from coldpress.planning.contents import PlannedContents, planned_contents
 from coldpress.planning.empty import empty_copy
 from coldpress.planning.forward import Forward, forward_of
@@ -28,7 +29,7 @@ from coldpress.report.memory import memory_now
 from coldpress.run.job import Job
 from coldpress.run.outcome import reason_untouched
 from coldpress.run.stage_run import is_divisible
-from coldpress.schemes import describe
+from coldpress.schemes import Scheme, describe
 from coldpress.schemes.engines import FORMAT, engines_for
 from coldpress.stage import Layer, class_names, find_layers, matches
 from coldpress.state import State
@@ -57,7 +58,7 @@ def predict(job: Job) -> Prediction:
         spread=SPREAD,
         kinds=tuple(_kinds(job, contents)),
         left_alone=tuple(_left_alone(job)),
-        unmatched=tuple(_unmatched(job)),
+        unmatched=tuple(unmatched_rules(job.modifiers, job.state)),
         split=tuple(split_groups(job.state.model, schemes, lambda: job.state.fact(FusedLayers))),
         data=job.state.calibration,
         engines=tuple(_engines(job)),
@@ -115,6 +116,9 @@ def _stored(job: Job) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
 
 def _before(job: Job) -> int:
     """Bytes of the model's tensors as they are stored; where a source decodes them, in the dtype of the model."""
+    if job.weights is None and job.origin is not None and any(p.is_meta for p in job.state.model.parameters()):
+        files = CheckpointReader(job.origin.folder)  # of a compressed checkpoint
+        return sum(files.nbytes(name) for name in files.names())
     decoded = job.weights is not None and not isinstance(job.weights.reader, (CheckpointReader, PickledReader))
     held = next((p.dtype for p in job.state.model.parameters() if p.is_floating_point()), None) if decoded else None
     return sum(
@@ -164,11 +168,16 @@ def _left_alone(job: Job) -> Iterator[tuple[str, str]]:
         yield name, line.reason or (reason_untouched(layers[name], job.claims) if name in layers else "")
 
 
-def _unmatched(job: Job) -> Iterator[tuple[str, str]]:
-    """Rules of `ignore` that match nothing, but for the one for routers that every command has."""
-    modules = [(name, class_names(module)) for name, module in job.state.model.named_modules()]
-    modules += [(name, ()) for name in job.state.report]
-    for modifier in job.modifiers:
+def unmatched_rules(modifiers: Sequence[Modifier], state: State) -> Iterator[tuple[str, str]]:
+    """Rules of `ignore` that match nothing, but for the one for routers that every command has.
+
+    Args:
+        modifiers: of a recipe.
+        state: with the model, and a line of the report for every layer.
+    """
+    modules = [(name, class_names(module)) for name, module in state.model.named_modules()]
+    modules += [(name, ()) for name in state.report]
+    for modifier in modifiers:
         for pattern in modifier.ignore:
             if pattern not in DEFAULT_IGNORE[1:] and not any(matches(pattern, *one) for one in modules):
                 yield type(modifier).__name__, pattern
@@ -176,14 +185,24 @@ def _unmatched(job: Job) -> Iterator[tuple[str, str]]:
 
 def _engines(job: Job) -> Iterator[EngineVerdict]:
     """What engines do with the checkpoint: the worst that any of its schemes meets; nothing where none was tried."""
-    if job.output is None or not _was_tried(job.output.format):
+    if job.output is None or not was_tried(job.output.format):
         return
     schemes = {planned.scheme for planned in job.state.plan.values()} | set(job.state.schemes.values())
+    online = any(isinstance(attached.attachment, OnlineRotation) for _, attached in job.announced)
+    yield from engine_verdicts(schemes, online=online)
+
+
+def engine_verdicts(schemes: Iterable[Scheme], *, online: bool = False) -> Iterator[EngineVerdict]:
+    """What engines do with a checkpoint: the worst that any of its schemes meets.
+
+    Args:
+        schemes: of its layers.
+        online: whether rotations run in the forward.
+    """
     found: dict[str, list[Any]] = {}
     for scheme in schemes:
         for support in engines_for(scheme):
             found.setdefault(support.engine, []).append((support.loads, describe(scheme), support.why))
-    online = any(isinstance(attached.attachment, OnlineRotation) for _, attached in job.announced)
     for engine, verdicts in found.items():
         if online and engine.startswith("vLLM") and engine.endswith("CPU"):
             yield EngineVerdict(engine=engine, verdict="refuses", why="it runs no online rotation on a CPU")
@@ -193,7 +212,7 @@ def _engines(job: Job) -> Iterator[EngineVerdict]:
         yield EngineVerdict(engine=engine, verdict=word, why=why if loads else f"{words}: {why}")
 
 
-def _was_tried(form: Format) -> bool:
+def was_tried(form: Format) -> bool:
     """Whether engines were given checkpoints of this format, or of one of several."""
     tried = registry.find("formats", FORMAT) if FORMAT in registry.names("formats") else ()
     return any(isinstance(one, tried) for one in (form.forms.values() if isinstance(form, SeveralFormats) else [form]))

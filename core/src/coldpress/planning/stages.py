@@ -91,8 +91,13 @@ class StageCosts:
         return self.rates.device != "cpu"
 
     def _weights(self, stage: Stage) -> int:
-        """Bytes of weights that are read for the stage; those of a model in memory are there already."""
-        return _parameter_bytes(stage) if self.job.weights is not None else 0
+        """Bytes of weights that are read for the stage; those of a model in memory are there already.
+
+        A model that has no weights yet and is not streamed will be in memory as a whole.
+        """
+        if self.job.weights is not None:
+            return _parameter_bytes(stage)
+        return sum(parameter.nbytes for parameter in self.job.state.model.parameters() if parameter.is_meta)
 
     def _codes(self, stage: Stage) -> int:
         """Bytes of codes and scales until they are written."""

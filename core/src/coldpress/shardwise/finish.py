@@ -11,13 +11,11 @@ from typing import Any
 
 from attrs import frozen
 
-from coldpress.attachment import Attached
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.companion import CONFIG, GENERATION_CONFIG, Origin, copy_companions
-from coldpress.checkpoint.config import QUANTIZATION, tables
+from coldpress.checkpoint.config import replace_quantization
 from coldpress.checkpoint.disk import as_utf8, telling
 from coldpress.checkpoint.parts import INDEX, StageParts
-from coldpress.errors import CheckpointError
 from coldpress.report import Report, manifest_of
 from coldpress.report.page import PAGE, page_of
 from coldpress.shardwise.opening import Opened
@@ -78,37 +76,13 @@ class Finish:
     def config(self) -> dict[str, Any]:
         """`config.json` of the output: that of the checkpoint, with what the format says in place of how it was."""
         config: dict[str, Any] = copy.deepcopy(dict(self.opened.config))
-        place = config
-        for table in tables(config):
-            said = [name for name in QUANTIZATION if name in table]
-            for name in said:
-                place = table  # type: ignore[assignment]
-                del table[name]  # type: ignore[attr-defined]
         if self.opened.quantization:
             for name in _WITH_QUANTIZATION:
                 config.pop(name, None)
         ignored = [name for name in self.outline.matrices if name not in self.fates.schemes]
-        more = (attached,) if (attached := self.attached()) else ()
-        quantization = self.form.config(self.fates.schemes, ignored, *more)
-        if quantization is not None:
-            place["quantization_config"] = quantization
+        more = (attached,) if (attached := self.opened.attached()) else ()
+        replace_quantization(config, self.form.config(self.fates.schemes, ignored, *more))
         return config
-
-    def attached(self) -> list[Attached]:
-        """What the checkpoint has attached to modules, such as scales of keys and values."""
-        lookup, found = self.opened.attachments(), []
-        suffixes: dict[str, set[str]] = {}
-        for name in self.opened.weights.names():
-            owner, _, part = name.rpartition(".")
-            suffixes.setdefault(owner, set()).add(part)
-        for owner, own in suffixes.items():
-            found += [Attached(owner, ("Attention",), one) for one in lookup(owner, ("Attention",), own)]
-        other = next((one for one in found if not one.attachment.buffers()), None)
-        if other is not None:
-            raise CheckpointError(
-                f"{other.name} has the attachment {other.attachment.kind!r}, which belongs to a model: use oneshot"
-            )
-        return found
 
     def _publish(self, shards: Sequence[Shard], parts: StageParts, folder: Path) -> None:
         """Link the files under the names of the checkpoint's, and write their index where there are several."""

@@ -13,17 +13,19 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from coldpress.arguments import DEFAULT_ACTIVATION_OBSERVER, DEFAULT_WEIGHT_OBSERVER
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.made_with import MADE_WITH, made_with
+from coldpress.checkpoint.shard import read_header
 from coldpress.checkpoint.untouched import Untouched, read_files
 from coldpress.errors import SchemeError, TargetError
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import SILENT, Progress, Report, report_of
+from coldpress.report.memory import peak_memory
 from coldpress.run.blame import blaming
 from coldpress.run.job import Job
 from coldpress.run.preflight import shortened
@@ -56,6 +58,7 @@ class ShardwiseJob:
         max_workers: units that are worked on at the same time.
         seed: of everything random.
         progress: what a person sees meanwhile.
+        predicted: what is expected of the run, for its report; empty where nothing is.
         outline: what stands in for the model.
         state: with the plan and the report of every layer, after `plan`.
     """
@@ -68,6 +71,7 @@ class ShardwiseJob:
     max_workers: int
     seed: int = 0
     progress: Progress = SILENT
+    predicted: dict[str, Any] = field(factory=dict)
     outline: Outline = field(init=False)
     state: State = field(init=False)
     job: Job = field(init=False)
@@ -138,7 +142,7 @@ class ShardwiseJob:
         binding = binding_of(self.opened, recipe=recipe, form=self.form, device=self.device, seed=self.seed)
         parts, observers = (*self.job.modifiers, self.form), (DEFAULT_WEIGHT_OBSERVER, DEFAULT_ACTIVATION_OBSERVER)
         binding[MADE_WITH] = made_with([*parts, self.opened.stored], recipe=recipe, observers=observers)
-        unit_run = self._unit_run(fates)
+        unit_run = self.unit_run(fates)
         with self.writer, blaming():
             done = self._begin(binding)
             workers = Workers(
@@ -150,12 +154,13 @@ class ShardwiseJob:
             )
             workers.work([shard for shard in shards if shard.name not in done], total=len(shards), note=self._note)
             untouched.check()
-            report = report_of(self.state, recipe=recipe, seconds=perf_counter() - start)
+            report = self._report(shards, recipe, seconds=perf_counter() - start)
             finish = Finish(self.opened, self.outline, self.form, self.writer, fates)
             finish.write(shards, report, self.state, binding=binding, parts=(*self.job.modifiers, self.form))
         return report
 
-    def _unit_run(self, fates: Fates) -> UnitRun:
+    def unit_run(self, fates: Fates) -> UnitRun:
+        """What works on units of layers; it reads when it runs."""
         reader = LayerReader(self.opened.weights, self.outline, self.opened.stored, self.device)
         return UnitRun(
             modifiers=self.job.modifiers,
@@ -166,6 +171,14 @@ class ShardwiseJob:
             form=self.form,
             dtype=self.dtype(),
         )
+
+    def _report(self, shards: Sequence[Shard], recipe: str, *, seconds: float) -> Report:
+        """What became of every layer, and what the run took in the units of what was predicted."""
+        files = [self.writer.part(shard.number).with_suffix(".safetensors") for shard in shards]
+        nbytes = sum(entry.end - entry.begin for path in files for entry in read_header(path).values())
+        measured = {"bytes_after": nbytes, "seconds": round(seconds, 3), "host_bytes": peak_memory()}
+        report = report_of(self.state, recipe=recipe, seconds=seconds)
+        return evolve(report, predicted=self.predicted, measured=measured)
 
     def _begin(self, binding: Mapping[str, Any]) -> set[str]:
         """Names of the files that an interrupted run has finished."""
@@ -203,6 +216,8 @@ class ShardwiseJob:
             )
 
     def _check_writable(self, fates: Fates) -> None:
+        for attached in self.opened.attached():
+            self.form.check_attachment(attached)
         for name, scheme in fates.schemes.items():
             if fates.of[name] == "changed":
                 rows, columns = self.outline.matrices[name].shape

@@ -83,7 +83,7 @@ class Kinds:
 
     def _empty(self, scheme: Scheme, shape: tuple[int, int], device: str) -> Quantized:
         """A layer of this scheme whose codes are zeros."""
-        args, grid = scheme.weights, None
+        args = scheme.weights
         assert args is not None
         grid = number_format(args)
         points = torch.int8 if args.symmetric else args.zp_dtype or grid.code_dtype

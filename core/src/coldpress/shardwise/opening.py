@@ -1,5 +1,6 @@
 """Opening: a folder of safetensors files, read as whatever its configuration says that it holds."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,18 +9,21 @@ from typing import Any
 import torch
 from attrs import frozen
 
+from coldpress.attachment import Attached
 from coldpress.checkpoint import CheckpointReader
 from coldpress.checkpoint.config import quantization_in, tables
 from coldpress.checkpoint.decoded import FormatWeights
 from coldpress.checkpoint.published import format_of
-from coldpress.errors import ModelError, suggest
+from coldpress.errors import CheckpointError, ModelError, suggest
 from coldpress.foreign import reading
-from coldpress.format import AttachmentLookup, Format
+from coldpress.format import Format
 from coldpress.installed import extra_called
 from coldpress.models.hub import on_this_disk
 from coldpress.models.location import Location, locate
 from coldpress.registry import names
 from coldpress.source import Weights
+
+log = logging.getLogger(__name__)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that a model is computed in
 
@@ -59,11 +63,28 @@ class Opened:
                 sizes[self.stored.dtype(name)] += self.stored.nbytes(name)
         return max(sizes, key=sizes.__getitem__, default=None)
 
-    def attachments(self) -> AttachmentLookup:
-        """What the configuration says of attachments of modules."""
+    def attached(self) -> list[Attached]:
+        """What the checkpoint has attached to modules, such as scales of keys and values.
+
+        Raises:
+            CheckpointError: one of them is more than tensors beside the module.
+        """
         if self.form is None:
-            return lambda name, class_names, tensors: ()
-        return self.form.attachments(self.quantization)
+            return []
+        lookup, found = self.form.attachments(self.quantization), []
+        suffixes: dict[str, set[str]] = {}
+        for name in self.weights.names():
+            owner, _, part = name.rpartition(".")
+            suffixes.setdefault(owner, set()).add(part)
+        for owner, own in suffixes.items():
+            found += [Attached(owner, ("Attention",), one) for one in lookup(owner, ("Attention",), own)]
+        other = next((one for one in found if not one.attachment.buffers()), None)
+        if other is not None:
+            raise CheckpointError(
+                f"{other.name} of {self.name} has the attachment {other.attachment.kind!r}, which acts on the forward "
+                "of a model: use oneshot (leave out --model-free)"
+            )
+        return found
 
 
 def open_checkpoint(model: str, *, revision: str = "main") -> Opened:
@@ -76,7 +97,7 @@ def open_checkpoint(model: str, *, revision: str = "main") -> Opened:
     Raises:
         ModelError: there is no such model, it is no folder of safetensors files, or nothing installed reads how its
             weights are quantized.
-        CheckpointError: a file is missing, damaged, or holds a tensor that another one holds too.
+        CheckpointError: a file is missing, damaged, or holds a tensor that another one holds too; or there is none.
     """
     found = on_this_disk(locate(model), revision)
     assert found.path is not None
@@ -87,6 +108,9 @@ def open_checkpoint(model: str, *, revision: str = "main") -> Opened:
         )
     stored = CheckpointReader(found.path)
     stored.check()
+    if not stored.names():
+        raise CheckpointError(f"{found.path} has no tensors: name the folder that holds the model")
+    _warn_of_passed_over(stored)
     config = stored.config()
     quantization = quantization_in(config)
     if found.source is not None:
@@ -97,6 +121,16 @@ def open_checkpoint(model: str, *, revision: str = "main") -> Opened:
     if form is None:
         raise _unknown(found.name, quantization)
     return Opened(found.name, found.path, stored, FormatWeights(stored, form, quantization), config, quantization, form)
+
+
+def _warn_of_passed_over(stored: CheckpointReader) -> None:
+    found = stored.passed_over()
+    if found:
+        log.warning(
+            "%d tensors do not come along, because the index does not say that they lie in these files; the first is "
+            "%s in %s",
+            *(len(found), found[0][1], found[0][0]),
+        )
 
 
 def dtype_of(config: Mapping[str, Any]) -> torch.dtype | None:

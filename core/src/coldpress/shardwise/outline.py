@@ -184,6 +184,17 @@ def is_decoded(weights: Weights, name: str) -> bool:
     return tuple(weights.made_of(name)) != (name,)
 
 
+def is_parameter(outline: Outline, name: str) -> bool:
+    """Whether a tensor is a weight or a bias, by its name; others may be buffers, such as masks, which hold infinities.
+
+    Args:
+        outline: of the checkpoint.
+        name: of a tensor of the dense model.
+    """
+    experts = {tensor for one in outline.joint.values() for tensor in one.tensors}
+    return name.rpartition(".")[2] in ("weight", "bias") or name in experts or name in outline.refused
+
+
 def _check_number(weights: Weights, name: str) -> None:
     dtype = weights.dtype(name)
     if dtype not in _NUMBERS:

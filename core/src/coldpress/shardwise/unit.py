@@ -124,7 +124,7 @@ class UnitRun:
         kind = type(self.state.model.get_submodule(name))
         if fate == "kept":
             stored = evolve(self.reader.quantized(name), scheme=self.fates.schemes[name])
-            check_scales(name, stored)
+            check_scales(name, stored, self.form)
             return quantized_tensors(name, kind, stored, self.form)
         if fate == "changed" and state is not None:
             found = state.quantized.get(name)
@@ -144,7 +144,7 @@ def _release(name: str, state: State | None) -> None:
         module.weight = nn.Parameter(module.weight.detach().to("meta"), requires_grad=False)
 
 
-def check_scales(name: str, quantized: Quantized) -> None:
+def check_scales(name: str, quantized: Quantized, form: Format) -> None:
     """Refuse scales that the format of the output would round, for the codes of the layer are kept.
 
     Raises:
@@ -155,8 +155,9 @@ def check_scales(name: str, quantized: Quantized) -> None:
         return
     if not torch.equal(scale.half().to(scale.dtype), scale):
         raise CheckpointError(
-            f"{name}: its scales are no numbers of float16, which the output stores, so its codes cannot be "
-            "kept: quantize the model anew with --format, or convert to compressed-tensors"
+            f"{name}: float16, in which {type(form).__name__} stores scales, would round those of the checkpoint, and "
+            "its codes would stand for other weights: choose the format compressed-tensors, which keeps scales as they "
+            "are, or compress the dense model in this format"
         )
 
 

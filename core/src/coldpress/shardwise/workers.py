@@ -25,11 +25,11 @@ from coldpress.checkpoint.placed import PlacedFile
 from coldpress.checkpoint.shard import data_start
 from coldpress.layer_report import LayerReport
 from coldpress.models.heap import trim_heap
-from coldpress.numerics import check_finite
+from coldpress.numerics.finite import check_finite, check_no_nan
 from coldpress.report import Progress
 from coldpress.run.blame import blaming
 from coldpress.shardwise.kinds import Kinds
-from coldpress.shardwise.outline import is_decoded
+from coldpress.shardwise.outline import is_decoded, is_parameter
 from coldpress.shardwise.plan import Shard, Unit
 from coldpress.shardwise.unit import UnitRun
 
@@ -174,7 +174,8 @@ class Workers:
             one.file.write(name, part.of(weights.get(part.tensor)))
 
     def _copy(self, file: PlacedFile, name: str) -> None:
-        """Copy the bytes of a tensor, and see that they are finite."""
+        """Copy the bytes of a tensor, and see that they are numbers; those of a parameter finite ones."""
+        check = check_finite if is_parameter(self.run.reader.outline, name) else check_no_nan
         stored: Any = self.run.reader.stored
         entry, path = stored.entry(name), stored.homes()[name]
         size, position = entry.end - entry.begin, 0
@@ -188,7 +189,7 @@ class Workers:
                 if entry.dtype.is_floating_point:
                     whole = count - count % entry.dtype.itemsize
                     values: Tensor = torch.frombuffer(piece, dtype=torch.uint8)[:whole].view(entry.dtype)
-                    check_finite(name, values)
+                    check(name, values)
                 file.write_bytes(name, position, piece)
                 position += count
         file.note_whole(name)
