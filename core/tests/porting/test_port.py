@@ -4,6 +4,7 @@ import ast
 from textwrap import dedent
 
 import pytest
+import torch
 from attrs import fields
 
 from coldpress.errors import ArgumentError
@@ -11,6 +12,7 @@ from coldpress.porting import port
 from coldpress.porting.equivalents import Equivalent, find_equivalent
 from coldpress.porting.names import SCHEME_FIELDS
 from coldpress.schemes import QuantizationArgs, Scheme, presets
+from coldpress.testing.models import tiny_llama
 
 
 def ported(script: str) -> str:
@@ -215,9 +217,66 @@ def test_a_part_of_a_split_is_written_as_an_expression():
     assert "import" not in text
 
 
+def test_a_device_map_and_the_ranks_of_one_process_are_expressions():
+    text = ported("""
+        from compressed_tensors.offload import get_device_map
+        from llmcompressor.modifiers.autoround.utils import get_local_gpu_group_size, init_gpu_group_dist
+        devices = {to for _, to in get_device_map(model).values()}
+        rank, world_size, gpu = init_gpu_group_dist(get_local_gpu_group_size())
+    """)
+    names = {"model": tiny_llama(hidden=32, layers=1)}
+    exec(text, names)
+
+    assert names["devices"] == {torch.device("cpu")}
+    assert (names["rank"], names["world_size"], names["gpu"]) == (0, 1, 0)
+
+
+def test_what_reads_a_checkpoint_is_no_argument():
+    script = """
+        from compressed_tensors.entrypoints.convert import FP8BlockDequantizer, convert_checkpoint
+        from llmcompressor import model_free_ptq
+        convert_checkpoint(model_stub="a", save_directory="b", converter=FP8BlockDequantizer(["x"]), max_workers=4)
+        model_free_ptq(
+            model_stub="b",
+            scheme="FP8_BLOCK",
+            converter=FP8BlockDequantizer(
+                targets=["x"],
+            ),
+        )
+    """
+
+    assert ported(script) == dedent("""
+        from coldpress import convert as convert_checkpoint
+        from coldpress import model_free_ptq
+        convert_checkpoint(model_stub="a", save_directory="b", to="dense", max_workers=4)
+        model_free_ptq(
+            model_stub="b",
+            scheme="FP8_BLOCK",
+        )
+    """).lstrip("\n")
+
+
+def test_a_patch_for_tracing_goes():
+    script = """
+        from llmcompressor.modeling.patch.qwen3_omni_patch import fast_pos_embed_interpolate
+        model.visual.fast_pos_embed_interpolate = fast_pos_embed_interpolate.__get__(model.visual)
+        print(model)
+    """
+
+    assert ported(script) == "print(model)\n"
+
+
+def test_a_class_that_transformers_has_too_is_its_own():
+    script = "from llmcompressor.modeling.deepseekv32.model import DeepseekV32ForCausalLM\n"
+
+    assert ported(script) == "from transformers import DeepseekV32ForCausalLM\n"
+
+
 @pytest.mark.parametrize(
     "script",
     [
+        "from compressed_tensors.entrypoints.convert import FP8BlockDequantizer as F\nf = F()\n",
+        "from llmcompressor.modeling.kimi_k3 import KimiK3ForConditionalGeneration\n",
         "from llmcompressor.modifiers import *\n",
         "from llmcompressor.observers import Observer\n",
         "from llmcompressor.modifiers import Modifier\n",

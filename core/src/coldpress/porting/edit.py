@@ -42,7 +42,7 @@ class Source:
         """Index of a place, given as `ast` does: lines from 1, columns in bytes of UTF-8."""
         return self.starts[line - 1] + len(self.line(line).encode()[:column].decode())
 
-    def span(self, node: ast.stmt | ast.expr) -> tuple[int, int]:
+    def span(self, node: ast.stmt | ast.expr | ast.keyword) -> tuple[int, int]:
         """Where a node begins and ends."""
         assert node.end_lineno is not None
         assert node.end_col_offset is not None

@@ -3,6 +3,8 @@
 from llmcompressor.modifiers.quantization import GPTQModifier      moved to coldpress.modifiers
 from compressed_tensors.offload import dispatch_model              dropped: a call of it is its argument
 from llmcompressor.datasets.utils import get_rank_partition        an expression stands for it
+from compressed_tensors.entrypoints.convert import FP8BlockDequantizer  reader: the argument converter= goes
+from llmcompressor.modeling.patch.x import fast_pos_embed_interpolate   patch: the statement that assigns it goes
 from compressed_tensors.quantization import QuantizationStrategy   kept: it works as it is
 from llmcompressor.observers import Observer                       missing
 """
@@ -12,13 +14,14 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Literal
 
+import transformers
 from attrs import frozen
 
 import coldpress
 from coldpress import registry
 from coldpress.errors import BrokenPluginError
 
-Kind = Literal["moved", "dropped", "expression", "kept", "missing"]
+Kind = Literal["moved", "dropped", "expression", "reader", "patch", "kept", "missing"]
 
 PACKAGES = ("llmcompressor", "compressed_tensors")
 
@@ -37,6 +40,8 @@ _SAME = (
     "__version__",
 )
 
+_MODEL_CLASSES = ("ForCausalLM", "ForConditionalGeneration")
+
 _STAYS = "the model stays where it is; model.to(device) moves it"
 _EXPERTS = "experts are made linear layers by the run itself"
 
@@ -45,20 +50,38 @@ _DROPPED = {
     "dispatch_for_generation": _STAYS,
     "dispatch_model": _STAYS,
     "modify_save_pretrained": "save_pretrained writes the compressed model after oneshot as it is",
+    "prepare_cohere2_moe_for_spinquant": "what reads and writes the residual stream is found by probing",
     "prepare_for_calibration": _EXPERTS,
     "replace_modules_for_calibration": _EXPERTS,
 }
 
+_ONE_PROCESS = "with one process: rank 0 of 1"
+
+# Names that an expression stands for -> it, and what a user should know.
+_EXPRESSIONS = {
+    "fix_batch_if_needed": ("(lambda batch: batch)", "padding of samples is left out by the run itself"),
+    "get_device_map": (
+        "(lambda model: {name: (tensor.device, tensor.device) for name, tensor in model.named_parameters()})",
+        "no map is kept: every weight is where the model is",
+    ),
+    "get_local_gpu_group_size": ("(lambda: 1)", _ONE_PROCESS),
+    "get_rank_partition": ('"{}[:{}]".format', ""),  # dividing batches among processes is the run's business
+    "init_gpu_group_dist": ("(lambda *_: (0, 1, 0))", _ONE_PROCESS),
+    "update_offload_parameter": ("(lambda module, name, data: getattr(module, name).data.copy_(data))", ""),
+}
+
+# Converters of a checkpoint that is decoded, for which nothing has to be given.
+_READERS = ("AutoAWQConverter", "CompressedTensorsDequantizer", "FP8BlockDequantizer", "ModelOptNvfp4Converter")
+
+# Functions that a script puts in place of a model's own, so that it can be traced.
+_PATCHES = ("fast_pos_embed_interpolate",)
+
 _ADVICE = {
-    "CompressedTensorsDequantizer": "coldpress.load_model(folder) decodes a compressed checkpoint",
-    "FP8BlockDequantizer": "oneshot, model_free_ptq and `coldpress convert` read FP8 checkpoints by themselves",
     "Modifier": "a modifier of one's own is written for other hooks here: docs/plugins.md",
     "ModelCompressor": "coldpress.load_model(folder) decodes a compressed checkpoint",
     "Observer": "an observer of one's own has another contract here: docs/plugins.md",
     "Recipe": "pass the recipe's file or text to oneshot(recipe=...)",
     "TextGenerationDataset": "pass the data themselves to oneshot(dataset=...), or write a plugin: docs/plugins.md",
-    "convert_checkpoint": "coldpress.convert, or `coldpress convert IN OUT --to ...`",
-    "get_device_map": "no device map is kept: weights are streamed, or where the model is",
 }
 
 
@@ -68,7 +91,8 @@ class Equivalent:
 
     Attributes:
         kind: moved to another module; dropped, since a call of it is its argument; an expression that is written in
-            its place; kept, since it works as it is; or missing, and left in the script all the same.
+            its place; a reader of checkpoints, which goes with the argument that it is; a patch, which goes with the
+            statement; kept, since it works as it is; or missing, and left in the script all the same.
         module: where it is imported from; where nothing is, it is where the script has it from.
         name: what it is called there; or the expression.
         why: what a user should know; empty where nothing changes.
@@ -99,8 +123,14 @@ def find_equivalent(module: str, name: str) -> Equivalent:
     if name == "init_dist":
         why = "with one process: torchrun --nproc-per-node 1"
         return Equivalent("moved", "torch.distributed", "init_process_group", why)
-    if name == "get_rank_partition":  # split, num_samples; dividing batches among processes is the run's business
-        return Equivalent("expression", module, '"{}[:{}]".format')
+    if name in _EXPRESSIONS:
+        return Equivalent("expression", module, *_EXPRESSIONS[name])
+    if name in _PATCHES:
+        return Equivalent("patch", module, name, "nothing is traced: the model's own function will do")
+    if name in _READERS:
+        return Equivalent("reader", module, name, "what a checkpoint holds is read from its config.json")
+    if name == "convert_checkpoint":
+        return Equivalent("moved", "coldpress", "convert", "to= says how it is stored: 'dense' is whole weights")
     if module.partition(".")[0] == "llmcompressor":
         return _of_llmcompressor(module, name)
     return _of_compressed_tensors(module, name)
@@ -120,6 +150,8 @@ def _of_llmcompressor(module: str, name: str) -> Equivalent:
         return Equivalent("moved", "transformers", "AutoModelForCausalLM")
     if name.startswith("Traceable") and "For" in name:  # nothing is traced: transformers' own class will do
         return Equivalent("moved", "transformers", name.removeprefix("Traceable"))
+    if module.startswith("llmcompressor.modeling") and name.endswith(_MODEL_CLASSES) and hasattr(transformers, name):
+        return Equivalent("moved", "transformers", name)
     return Equivalent("missing", module, name, _ADVICE.get(name, "it has no equivalent"))
 
 

@@ -20,9 +20,12 @@ _KINDS: dict[Kind, RemarkKind] = {
     "moved": "note",
     "dropped": "dropped",
     "expression": "note",
+    "reader": "dropped",
+    "patch": "dropped",
     "kept": "kept",
     "missing": "missing",
 }
+_WITHOUT_IMPORT: tuple[Kind, ...] = ("dropped", "expression", "reader", "patch")
 _IMPORTERS = ("import_module", "__import__", "find_spec")
 
 
@@ -130,7 +133,7 @@ class _Port:
             local = alias.asname or alias.name
             found = self._module(module, alias.name, local) or self._settled(module, alias.name, local)
             self._remark(node.lineno, alias.name, found)
-            if found.kind in ("dropped", "expression"):
+            if found.kind in _WITHOUT_IMPORT:
                 continue
             if found == Equivalent("moved", "coldpress", "oneshot"):
                 self.uses.oneshots.update(self.program.uses.get(local, []))
@@ -145,11 +148,11 @@ class _Port:
         found = self.program.equivalent(module, name)
         if name == "*":
             return Equivalent("missing", module, name, "name what is used of it, and port again")
-        if found.kind not in ("dropped", "expression"):
+        if found.kind not in _WITHOUT_IMPORT:
             return found
         uses = [Use(node, local, found) for node in self.program.uses.get(local, [])]
         if local in self.program.own or not all(self.uses.can_change(use) for use in uses):
-            return Equivalent("missing", module, name, "a call of it would be dropped; it is used in other ways, too")
+            return Equivalent("missing", module, name, "a use of it would be dropped; it is used in other ways, too")
         for use in uses:
             self.uses.change(use)
         return found

@@ -35,18 +35,33 @@ class Uses:
             there = "".join(self.source.of(use.node).split()) == use.name
         except (UnicodeDecodeError, IndexError):
             there = False
-        return there and (use.equivalent.kind != "dropped" or self._argument(use) is not None)
+        return there and self._place(use) is not None
+
+    def _place(self, use: Use) -> ast.AST | None:
+        """What there must be around a use, or in it, for its change; None where it is missing."""
+        if use.equivalent.kind == "dropped":
+            return self._argument(use)
+        if use.equivalent.kind == "reader":
+            found = self._converter(use)
+            return None if found is None else found[0]
+        return self._assignment(use) if use.equivalent.kind == "patch" else use.node
 
     def change(self, use: Use, name: str = "") -> None:
         """Write what a name is here where it is used.
 
         Args:
-            use: of a name that has moved, is dropped, or is an expression.
+            use: of a name that has moved or goes, or that an expression stands for.
             name: what it is called after it has moved.
         """
         kind = use.equivalent.kind
         if kind == "dropped":
             self._drop(use)
+            return
+        if kind == "reader":
+            self._drop_converter(use)
+            return
+        if kind == "patch":
+            self.removed.add(self._assignment(use) or ast.Pass())
             return
         if use.equivalent.module == "coldpress" and use.equivalent.name == "oneshot":
             self.oneshots.add(use.node)
@@ -60,6 +75,37 @@ class Uses:
         named = [word.value for word in call.keywords if word.arg in _FIRST]
         found = [*call.args[:1], *named]
         return found[0] if found and not isinstance(found[0], ast.Starred) else None
+
+    def _assignment(self, use: Use) -> ast.stmt | None:
+        """The statement that puts a patch in place; None where the name is used in another way."""
+        node: ast.AST = use.node
+        while isinstance(node, ast.expr):
+            node = self.program.parents[node]
+        patched = isinstance(node, ast.Assign) and all(isinstance(target, ast.Attribute) for target in node.targets)
+        return node if patched and isinstance(node, ast.Assign) else None
+
+    def _converter(self, use: Use) -> tuple[ast.Call, ast.keyword] | None:
+        """The call of which a reader is the argument converter=, and that argument; None where it is used otherwise."""
+        made = self.program.parents[use.node]
+        word = self.program.parents.get(made)
+        if not isinstance(made, ast.Call) or made.func is not use.node or not isinstance(word, ast.keyword):
+            return None
+        call = self.program.parents[word]
+        return (call, word) if isinstance(call, ast.Call) and word.arg == "converter" else None
+
+    def _drop_converter(self, use: Use) -> None:
+        """Take the argument away; where a checkpoint is converted, it is said what to: whole weights."""
+        found = self._converter(use)
+        assert found is not None
+        call, word = found
+        start, end = self.source.span(word)
+        function = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        if function == "convert_checkpoint":
+            self.edits.append(Edit(start, end, 'to="dense"'))
+            return
+        ends = [self.source.span(one)[1] for one in call.args]
+        ends += [self.source.span(one)[1] for one in call.keywords]
+        self.edits.append(Edit(max((one for one in ends if one <= start), default=start), end))
 
     def _drop(self, use: Use) -> None:
         call, argument = self.program.parents[use.node], self._argument(use)
