@@ -14,6 +14,7 @@ from coldpress.arguments.pipeline import PipelineArguments
 from coldpress.arguments.recipe import RecipeArguments
 from coldpress.arguments.without_effect import WITHOUT_EFFECT
 from coldpress.errors import ArgumentError, suggest
+from coldpress.foreign import check_interpreter
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +69,10 @@ def parse_arguments(arguments: Mapping[str, Any]) -> Arguments:
     Arguments in `WITHOUT_EFFECT` that are set to something other than their default are logged as warnings.
 
     Raises:
-        ArgumentError: an unknown name (all of them at once, each with a suggestion), a missing model, a bad value.
+        ArgumentError: an unknown name (all of them at once, each with a suggestion), a missing model, a bad value; or
+            an interpreter in which transformers does not work.
     """
+    check_interpreter()
     known = _own_names()
     others = {name: value for name, value in arguments.items() if name not in known}
     settings = pipeline_setting_names() if others else []

@@ -1,0 +1,56 @@
+"""Closed and full streams, warnings that raise, no docstrings: the command runs, or says why it does not."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+from coldpress.cli.surroundings import mend_streams
+mend_streams()
+with open(sys.argv[1], "w") as file:
+    print("result")
+    print("progress" * 5000, file=sys.stderr)
+    sys.stdin.read()
+    file.write(f"{file.fileno() > 2}")
+"""
+
+
+def shell(redirection, *words):
+    command = f'exec "$0" "$@" {redirection}'
+    return subprocess.run(["bash", "-c", command, sys.executable, *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("redirection", ["<&- >&- 2>&-", "<&-", "</dev/null 2>&-", "</dev/null 2>/dev/full"])
+def test_files_never_take_the_place_of_a_closed_stream(tmp_path, redirection):
+    done = shell(redirection, "-c", PROGRAM, tmp_path / "file")
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_text() == "True"
+    assert done.stdout == ("" if ">&-" in redirection.replace("2>&-", "") else "result\n")
+
+
+def test_progress_that_nobody_reads_stops_nothing(tmp_path):
+    done = shell("2> >(exec <&-; sleep 0.1)", "-c", PROGRAM, tmp_path / "file")
+
+    assert done.returncode == 0
+    assert (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("redirection", ["", "2>&-"])
+def test_an_interpreter_without_docstrings_is_refused(redirection):
+    done = shell(redirection, "-OO", "-m", "coldpress", "compress", "model", "-s", "W8A8", "-o", "out")
+
+    assert done.returncode == 2
+    assert ("python -OO" in done.stderr) == (redirection == "")
+
+
+def test_warnings_of_libraries_do_not_end_a_command():
+    program = (
+        "import warnings; from coldpress.cli.surroundings import mend_warnings as mend; mend(); warnings.warn('x')"
+    )
+    done = shell("", "-W", "error", "-c", program)
+
+    assert done.returncode == 0
+    assert "UserWarning: x" in done.stderr
