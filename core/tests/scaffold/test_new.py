@@ -50,6 +50,14 @@ def test_a_modifier_s_comments_say_which_needs_a_method_wants(tmp_path):
         ("modifier", "../rows", "small letters and digits"),
         ("observer", "minmax", "offers the observer 'minmax' already"),
         ("format", "dense", "offers the format 'dense' already"),
+        ("observer", "min-max", "offers the observer 'minmax' already"),
+        ("modifier", "gptq", "offers the modifier 'GPTQModifier' already"),
+        ("dataset", "datasets", "there is a package coldpress-datasets already"),
+        ("modifier", "compressed-tensors", "there is a package coldpress-compressed-tensors already"),
+        ("observer", "none", "Python has a name 'None'"),
+        ("observer", "warning", "Python has a name 'Warning'"),
+        ("observer", "tensor", "'Tensor' would hide another one"),
+        ("pipeline", "stage", "'Stage' would hide another one"),
     ],
 )
 def test_what_cannot_be_a_package_is_refused(kind, name, message, tmp_path):

@@ -6,9 +6,14 @@ templates/<kind>/         its module, the test of its promises, and what else a 
 A file's name and its text hold @...@ where the name of the plugin goes; `.template` is cut off.
 """
 
+import ast
+import builtins
+import keyword
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, requires
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,28 +73,73 @@ def new_package(kind: str, name: str, folder: Path) -> list[Path]:
         The files, in the order in which they are worth reading.
 
     Raises:
-        ArgumentError: there is no such kind, no package can be called so, it is there already, or an installed package
-            offers a plugin of the name.
+        ArgumentError: there is no such kind, no package can be called so, it is there already, an installed package
+            offers a plugin of the name, or a package, a module or a class of the name would hide another one.
     """
     if kind not in SCAFFOLDED:
         raise ArgumentError(f"{kind!r} is no kind of plugin{suggest(kind, SCAFFOLDED)}; one of {', '.join(SCAFFOLDED)}")
     if not _NAME.fullmatch(name):
         raise ArgumentError(f"{name!r} must be small letters and digits, with dashes between words: `top-rows`")
     values = _Naming(kind, name).values()
-    if values["@entry@"] in registry.names(f"{kind}s"):
-        raise ArgumentError(
-            f"an installed package offers the {kind} {values['@entry@']!r} already: choose another name"
-        )
+    filled = [(_filled(path, values), _filled(text, values)) for path, text in _templates(kind)]
+    _check_free(f"{kind}s", values, [text for path, text in filled if path.endswith(".py")])
     target = folder / values["@distribution@"]
     if target.exists():
         raise ArgumentError(f"{target} is there already: choose another name, or another folder")
     written = []
-    for path, text in _templates(kind):
-        place = target / _filled(path, values)
+    for path, text in filled:
+        place = target / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(_filled(text, values), encoding="utf-8")
+        place.write_text(text, encoding="utf-8")
         written.append(place)
     return written
+
+
+def _check_free(kind: str, values: Mapping[str, str], sources: Iterable[str]) -> None:
+    """Refuse names that something else has.
+
+    Args:
+        kind: as the registry has it.
+        values: of the placeholders.
+        sources: modules and tests of the package, filled.
+
+    Raises:
+        ArgumentError: says what has the name.
+    """
+    entry, distribution, module, name = (values[f"@{key}@"] for key in ("entry", "distribution", "module", "class"))
+    alike = {_letters(one): one for one in registry.names(kind)}
+    has = None
+    if _letters(entry) in alike:
+        has = f"an installed package offers the {kind[:-1]} {alike[_letters(entry)]!r} already"
+    elif distribution in _distributions() or find_spec(module) is not None:
+        has = f"there is a package {distribution} already"
+    elif keyword.iskeyword(name) or hasattr(builtins, name):
+        has = f"Python has a name {name!r} of its own"
+    elif any(name in _imported(text, but_from=module) for text in sources):
+        has = f"the class {name!r} would hide another one that its module imports"
+    if has is not None:
+        raise ArgumentError(f"{has}: choose another name")
+
+
+def _letters(name: str) -> str:
+    """A name without what people mix up: case, dashes and underscores."""
+    return re.sub(r"[-_]", "", name).casefold()
+
+
+def _distributions() -> set[str]:
+    """Names of the packages that coldpress has extras for, installed or not."""
+    try:
+        lines = requires("coldpress") or []
+    except PackageNotFoundError:
+        return set()
+    return {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines}
+
+
+def _imported(text: str, *, but_from: str) -> set[str]:
+    """The names that a module imports, but for those from a package."""
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    others = [node for node in found if not (getattr(node, "module", None) or "").startswith(but_from)]
+    return {alias.asname or alias.name for node in others for alias in node.names}
 
 
 def _templates(kind: str) -> Iterator[tuple[str, str]]:
