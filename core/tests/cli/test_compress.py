@@ -198,3 +198,32 @@ def test_a_name_that_is_none_is_refused(coldpress, model, tmp_path, words, messa
 
     assert answer.code == 2
     assert message in answer.err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--num-calibration-samples", 3),
+        ("--max-seq-length", 64),
+        ("--batch-size", 2),
+        ("--text-column", "words"),
+        ("--no-concatenate-data",),
+        ("--dtype", "float32"),
+    ],
+)
+def test_without_the_model_options_of_a_model_that_runs_are_refused(coldpress, model, tmp_path, option):
+    answer = coldpress("compress", model, "--scheme", "W8A8", "--model-free", *option, "-o", tmp_path / "out")
+
+    assert answer.code == 2
+    assert f"{option[0].replace('--no-', '--')} is for a model that runs" in answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_model_the_first_line_says_that_weights_are_rounded(coldpress, model, tmp_path):
+    words = ("compress", model, "--scheme", "W4A16", "--group-size", 32, "--model-free")
+
+    answers = [coldpress(*words, "-o", tmp_path / "out"), coldpress(*words, "-q", "-o", tmp_path / "quiet")]
+
+    assert [answer.code for answer in answers] == [0, 0], answers[0].err
+    assert answers[0].err.startswith("algorithm: rtn")
+    assert answers[1].err == ""

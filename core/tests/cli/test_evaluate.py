@@ -129,3 +129,10 @@ def test_tasks_without_lm_eval_end_with_the_way_out(coldpress, model, monkeypatc
 
     assert answer.code == 2
     assert "pip install 'coldpress[lm-eval]'" in answer.err
+
+
+def test_a_limit_goes_with_tasks(coldpress, tmp_path):
+    answer = coldpress("evaluate", tmp_path / "no model", "--limit", 5)
+
+    assert answer.code == 2
+    assert "--limit goes with --tasks" in answer.err

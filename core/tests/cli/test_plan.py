@@ -46,3 +46,10 @@ def test_what_could_not_end_well_exits_with_2(coldpress, model, tmp_path):
         answer = coldpress("plan", *words)
         assert answer.code == 2
         assert "error: " in answer.err
+
+
+def test_an_option_about_the_output_goes_with_one(coldpress, model):
+    answer = coldpress("plan", model, "--scheme", "W8A8", "--overwrite")
+
+    assert answer.code == 2
+    assert "--overwrite goes with --output" in answer.err

@@ -143,7 +143,9 @@ def settings_of(*, model_free: bool = False, max_workers: int | None = None, **o
     if not model_free and max_workers is not None:
         raise ArgumentError("--max-workers goes with --model-free")
     if model_free and given["scheme"] is not None and given["algorithm"] is None and given["quality"] is None:
-        given["algorithm"] = DEFAULT_ALGORITHM  # nothing runs, so no data can be read
+        given["algorithm"] = DEFAULT_ALGORITHM
+        if not given.get("quiet"):
+            say("algorithm", f"{DEFAULT_ALGORITHM}: without the model nothing runs, so no data are read", style="cyan")
     chosen = {name: given.pop(name, None) for name in _CHOSEN}
     rest = {name: given[name] for name in ("recipe_arg", "stage")}
     _check_combination(**chosen, **rest)

@@ -50,6 +50,8 @@ def evaluate(
 
     A compressed checkpoint is decoded, and the quantization of its activations is simulated.
     """
+    if limit is not None and tasks is None:
+        raise ArgumentError("--limit goes with --tasks; --max-tokens limits the text")
     words = None if text is None else _read(Path(path(text)))
     names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
     from coldpress.evaluation.tasks import check_tasks

@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coldpress.arguments import DEFAULT_DATASET, DEFAULT_FORMAT
+from coldpress.arguments import DEFAULT_DATASET, DEFAULT_FORMAT, DatasetArguments
 from coldpress.cli.console import out, print_path
-from coldpress.cli.option import Quiet, option
+from coldpress.cli.option import Quiet, default_of, option
 from coldpress.errors import ArgumentError
 
 if TYPE_CHECKING:
     from coldpress.format import Format
     from coldpress.recipe import Recipe
 
-_OF_DATA = {"dataset": DEFAULT_DATASET, "pipeline": None, "precision": "auto", "log_dir": None, "batch_size": None}
+_PREPARATION = ("num_calibration_samples", "max_seq_length", "batch_size", "text_column", "concatenate_data")
+_OF_RUNNING = {
+    **{"dataset": DEFAULT_DATASET, "pipeline": None, "precision": "auto", "log_dir": None},
+    **{name: default_of(DatasetArguments, name) for name in _PREPARATION},
+}
 """Options that act on a model that runs, and their defaults."""
 
 
@@ -73,7 +77,7 @@ def of_model_free(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     from coldpress.recipe import read_recipe
 
-    for name, default in _OF_DATA.items():
+    for name, default in _OF_RUNNING.items():
         if settings.get(name, default) != default:
             flag = "dtype" if name == "precision" else name.replace("_", "-")
             raise ArgumentError(f"--{flag} is for a model that runs, and with --model-free there is none")

@@ -8,6 +8,7 @@ from coldpress.cli.compress import advised, compress, settings_of
 from coldpress.cli.console import out, print_json
 from coldpress.cli.model_free import of_model_free
 from coldpress.cli.option import Json, option
+from coldpress.errors import ArgumentError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,6 +35,9 @@ def plan(
     """
     from coldpress.entrypoints.plan import plan as predicted
 
+    for name in ("overwrite", "restart"):
+        if options[name] and output is None:
+            raise ArgumentError(f"--{name} goes with --output: without one no folder is looked at")
     settings = settings_of(output=output, model_free=model_free, max_workers=max_workers, **options)
     if model_free:
         settings = {**of_model_free(settings), "model_free": True, "max_workers": max_workers}
