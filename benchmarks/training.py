@@ -5,17 +5,18 @@
     python benchmarks/training.py overhead --write
 
 Models are trained on the calibration text of coldpress/short and judged on its held-out text, which shares no work
-with it.  A run that is stopped, by hand or by `--minutes`, goes on at its last checkpoint when it is called again.
+with it.  A run that is stopped, by hand or by `--minutes`, goes on at its last checkpoint when it is called again;
+with `--now` it ends there, and what is measured is what the steps until then gave.
 """
 
 import argparse
 import json
-import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from remembered import Remembered
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import coldpress
@@ -68,6 +69,7 @@ def trained(name: str, start: Path, recipe: Any, options: argparse.Namespace) ->
     """The model that training makes of a compressed one, with the CPU seconds that it took here."""
     folder = OUT / f"{name}-{options.steps}"
     checkpoints = Path(f"{folder}.checkpoints")
+    done = sorted(int(one.name.partition("-")[2]) for one in checkpoints.glob("checkpoint-*"))
     if not folder.exists():
         coldpress.train(
             str(start),
@@ -77,14 +79,14 @@ def trained(name: str, start: Path, recipe: Any, options: argparse.Namespace) ->
             max_seq_length=options.length,
             concatenate_data=True,
             output_dir=folder,
-            max_steps=options.steps,
+            max_steps=done[-1] if done and options.now else options.steps,
             per_device_train_batch_size=options.batch,
             learning_rate=options.rate,
             lr_scheduler_type="cosine",
             warmup_steps=max(options.steps // 20, 1),
             save_steps=options.save,
             save_total_limit=1,
-            resume_from_checkpoint=any(checkpoints.glob("checkpoint-*")) or None,
+            resume_from_checkpoint=bool(done) or None,
             callbacks=[Stop(options.minutes)],
             device="cpu",
             measure=False,
@@ -147,7 +149,7 @@ def folder_of(name: str, options: argparse.Namespace) -> Path:
 def compared(name: str, start: Path, recipe: Any, options: argparse.Namespace) -> dict[str, Any]:
     """The original, the model before training and after it."""
     model = trained(name, start, recipe, options)
-    original = coldpress.load_model(options.model, dtype="float32", device="cpu")
+    original = Remembered(coldpress.load_model(options.model, dtype="float32", device="cpu"))
     tokenizer = coldpress.load_tokenizer(options.model)
     first = coldpress.load_model(start, dtype="float32", device="cpu")
     report = json.loads((folder_of(name, options) / "report.json").read_text())
@@ -164,20 +166,51 @@ def compared(name: str, start: Path, recipe: Any, options: argparse.Namespace) -
     return {**found, "share of lost perplexity that came back": back / lost}
 
 
+class Counted(CompressionCallback):
+    """A callback that counts the CPU seconds of its own, those at each forward among them."""
+
+    spent = 0.0
+
+    def attach(self, *args: Any, **more: Any) -> None:
+        """Count from here."""
+        super().attach(*args, **more)
+        assert self.lifecycles is not None
+        hook: Any = self.lifecycles._hook
+        hook._check = self._counting(hook._check)
+        self.spent = 0.0
+
+    def on_step_begin(self, *args: Any, **more: Any) -> None:
+        """Counted."""
+        self._counting(super().on_step_begin)(*args, **more)
+
+    def on_optimizer_step(self, *args: Any, **more: Any) -> None:
+        """Counted."""
+        self._counting(super().on_optimizer_step)(*args, **more)
+
+    def _counting(self, call: Any) -> Any:
+        def counted(*args: Any, **more: Any) -> Any:
+            begin = time.process_time()
+            found = call(*args, **more)
+            self.spent += time.process_time() - begin
+            return found
+
+        return counted
+
+
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a step with no callback, with one that has no modifier, and with masks, in turns."""
+    """CPU seconds of a step without a callback, and of the callback's own part, without a modifier and with masks."""
     tokenizer = coldpress.load_tokenizer(options.model)
     model = coldpress.load_model(options.model, dtype="float32", device="cpu")
     arguments = DatasetArguments(dataset="coldpress/short", max_seq_length=options.length)
     rows = load_training_rows(arguments, tokenizer, model=model, most=options.steps * options.batch)
     kinds = {"none": None, "no modifier": [], "masks": [ConstantPruningModifier(**LINEAR)]}
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.view(-1)[::2] = 0 if parameter.ndim == 2 else parameter.view(-1)[::2]
     for _ in range(options.repeats):
         for name, recipe in kinds.items():
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.view(-1)[::2] = 0 if parameter.ndim == 2 else parameter.view(-1)[::2]
-            callbacks = [] if recipe is None else [CompressionCallback(recipe)]
+            callback = None if recipe is None else Counted(recipe)
             settings = TrainingArguments(
                 output_dir=str(OUT / "overhead"),
                 max_steps=options.steps,
@@ -194,15 +227,20 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
                 args=settings,
                 train_dataset=rows,
                 data_collator=padding_collator(tokenizer),
-                callbacks=callbacks,
+                callbacks=[] if callback is None else [callback],
             )
-            begin = resource.getrusage(resource.RUSAGE_SELF)
+            begin = time.process_time()
             trainer.train()
-            end = resource.getrusage(resource.RUSAGE_SELF)
-            seconds[name].append((end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime) / options.steps)
+            spent = time.process_time() - begin if callback is None else callback.spent
+            seconds[name].append(spent / options.steps)
     least = {name: min(values) for name, values in seconds.items()}
-    more = {name: f"{100 * (value / least['none'] - 1):+.1f} %" for name, value in least.items()}
-    return {"CPU seconds of a step (least of the turns)": least, "more than without": more, "all": seconds}
+    share = {name: f"{100 * value / least['none']:.2f} %" for name, value in least.items() if name != "none"}
+    return {
+        "CPU seconds of a step without a callback": round(least["none"], 3),
+        "CPU seconds of the callback in a step": {name: round(least[name], 4) for name in share},
+        "share of a step": share,
+        "all": seconds,
+    }
 
 
 def main() -> None:
@@ -221,6 +259,7 @@ def main() -> None:
     parser.add_argument("--ranges", default="learned")
     parser.add_argument("--save", type=int, default=40)
     parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--now", action="store_true", help="end at the last checkpoint")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
