@@ -2,13 +2,21 @@
 
     python benchmarks/llama_cpp.py types --write
     python benchmarks/llama_cpp.py peer --write
-    python benchmarks/llama_cpp.py types Q4_0 Q8_0          some of them, printed
+    python benchmarks/llama_cpp.py types Q4_0 Q8_0          some of them, printed; with --write these rows of the table
 
 `types` rounds SmolLM2 to nearest in each type and opens the file with llama.cpp (the wheel xllamacpp):
 
-    engine         KL from our model in memory to what the engine computes, mean over prompts: its rounding of inputs
-    quantization   KL from the original to our model in memory, same prompts: what the type costs
-    same text      prompts of which 16 greedy tokens are those of our model in memory
+    engine         KL from our model to what the engine computes, mean over prompts
+    inputs         KL from our model to itself with inputs rounded as the engine rounds them on a CPU: 8 bits in blocks
+                   of 32 (Q8_0), in blocks of 256 for K-quants (Q8_K), bfloat16 before weights in bfloat16
+    quantization   KL from the original to our model, same prompts: what the type costs
+    same_text      prompts of which 16 greedy tokens are those of our model
+    margin         where texts part: by how many nats our model finds its token likelier than the engine's; the largest
+    noise          error of the engine in the difference of the two likeliest tokens, root of the mean square over all
+                   steps before texts part
+    noise_inputs   the same of our model with rounded inputs
+
+Our model is the folder of the file, read back with its codes and computed in float32.
 
 `peer` writes two files of the same types and size for each scheme: one by GPTQ, the other by llama.cpp's own quantizer
 (`ggml_quantize_chunk` of the same wheel) from the original weights, with the mean squares of the inputs of the same
@@ -20,6 +28,7 @@ import argparse
 import copy
 import ctypes
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import date
@@ -68,35 +77,103 @@ class Engine:
             out[one["id"]] = one["logprob"]
         return out.log_softmax(0)
 
-    def text(self, tokens: list[int], count: int) -> str:
-        """What it goes on with."""
-        asked = {"prompt": tokens, "n_predict": count, "temperature": 0, "cache_prompt": False}
-        found: str = self._server.handle_completions(asked)["choices"][0]["text"]
-        return found
+    def steps(self, tokens: list[int], count: int) -> list[tuple[int, dict[int, float]]]:
+        """The likeliest token again and again, each with the log-probabilities of the likeliest ten."""
+        request = {"prompt": tokens, "n_predict": count, "temperature": 0, "n_probs": 10, "cache_prompt": False}
+        content = self._server.handle_completions(request)["choices"][0]["logprobs"]["content"]
+        return [(step["id"], {one["id"]: one["logprob"] for one in step["top_logprobs"]}) for step in content]
 
 
 def types(schemes: Sequence[str]) -> dict[str, Any]:
     """The first table."""
-    tokenizer, original = load_tokenizer("smollm2"), load_model("smollm2")
+    tokenizer, original = load_tokenizer("smollm2"), load_model("smollm2", dtype=torch.float32)
     prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
     rows = {}
     for name in schemes:
         with tempfile.TemporaryDirectory() as folder:
-            model = copy.deepcopy(original)
-            file = export(Path(folder) / "out", model, "QuantizationModifier", name, tokenizer)
-            engine = Engine(file)
+            file = export(Path(folder) / "out", load_model("smollm2"), "QuantizationModifier", name, tokenizer)
+            model, engine = load_model(file.parent, dtype=torch.float32), Engine(file)
+            rounded = with_rounded_inputs(model, file)
             theirs = [engine.log_probabilities(prompt, original.config.vocab_size) for prompt in prompts]
-            ours, before = ([says(one, prompt) for prompt in prompts] for one in (model, original))
-            same = sum(engine.text(p, 16) == greedy(model, tokenizer, p, 16) for p in prompts)
+            ours, before, near = ([says(one, prompt) for prompt in prompts] for one in (model, original, rounded))
             rows[name] = {
                 "engine": mean_kl(ours, theirs),
+                "inputs": mean_kl(ours, near),
                 "quantization": mean_kl(before, ours),
-                "same_text": same,
+                **greedy([model, rounded], engine, prompts),
                 "megabytes": file.stat().st_size / 1e6,
             }
             print(name, rows[name], flush=True)
             del engine
     return {"prompts": len(prompts), "rows": rows}
+
+
+def greedy(models: Sequence[Any], engine: Engine, prompts: list[list[int]], count: int = 16) -> dict[str, float]:
+    """How the engine goes on beside a model, and beside its noise; see above.
+
+    Args:
+        models: ours, and ours with rounded inputs.
+    """
+    same, margin, errors = 0, 0.0, list[tuple[float, float]]()
+    for prompt in prompts:
+        steps = engine.steps(prompt, count)
+        ids = [token for token, _ in steps]
+        with torch.no_grad():
+            lines = [
+                model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+                for model in models
+            ]
+        for (token, theirs), ours, rounded in zip(steps, *lines, strict=True):
+            first, second = ours.topk(2).indices.tolist()
+            gap = float(ours[first] - ours[second])
+            if first in theirs and second in theirs:
+                errors.append((theirs[first] - theirs[second] - gap, float(rounded[first] - rounded[second]) - gap))
+            if token != first:
+                margin = max(margin, float(ours[first] - ours[token]))
+                break
+        else:
+            same += 1
+    noise, noise_inputs = (sum(x * x for x in one) ** 0.5 / len(errors) ** 0.5 for one in zip(*errors, strict=True))
+    return {"same_text": same, "margin": margin, "noise": noise, "noise_inputs": noise_inputs}
+
+
+def with_rounded_inputs(model: Any, file: Path) -> Any:
+    """A copy of the model whose linear layers have the inputs that llama.cpp makes of them on a CPU."""
+    from gguf import GGMLQuantizationType
+
+    from coldpress_gguf.writing import ORIGIN
+
+    places, copied = GgufFile(file), copy.deepcopy(model)
+    entries = json.loads(places.metadata[ORIGIN]).items()
+    kinds = {
+        entry["parts"][0].rpartition(".")[0]: GGMLQuantizationType(places._places[name].kind).name
+        for name, entry in entries
+    }
+    for name, layer in copied.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            kind = kinds.get(name, "BF16")  # a tied head
+            rounded = round_256 if kind.endswith("_K") else round_16 if kind == "BF16" else round_32
+            layer.register_forward_pre_hook(lambda _, args, rounded=rounded: (rounded(args[0]),))
+    return copied
+
+
+def round_16(x: torch.Tensor) -> torch.Tensor:
+    """As bfloat16."""
+    return x.bfloat16().float()
+
+
+def round_32(x: torch.Tensor) -> torch.Tensor:
+    """As Q8_0: 127 steps to the largest of 32, whose size is kept in float16."""
+    blocks = x.unflatten(-1, (-1, 32))
+    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    return ((blocks / scale.clamp(min=1e-30)).round() * scale.half().float()).flatten(-2)
+
+
+def round_256(x: torch.Tensor) -> torch.Tensor:
+    """As Q8_K: 127 steps to the largest of 256, which is exact."""
+    blocks = x.unflatten(-1, (-1, 256))
+    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    return ((blocks / scale.clamp(min=1e-30)).round() * scale).flatten(-2)
 
 
 def peer(schemes: Sequence[str], samples: int, length: int, tokens: int) -> dict[str, Any]:
@@ -193,13 +270,6 @@ def says(model: Any, tokens: list[int]) -> torch.Tensor:
     return found
 
 
-def greedy(model: Any, tokenizer: Any, tokens: list[int], count: int) -> str:
-    """What a model goes on with."""
-    found = model.generate(torch.tensor([tokens]), max_new_tokens=count, do_sample=False)[0, len(tokens) :]
-    text: str = tokenizer.decode(found, skip_special_tokens=True)
-    return text
-
-
 def mean_kl(reference: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     """KL(reference || other), mean over prompts."""
     pairs = zip(reference, other, strict=True)
@@ -240,8 +310,11 @@ def main() -> None:
     print(table(found))
     if arguments.write:
         name = f"llama_cpp-{arguments.what}"
+        path = RESULTS / f"{name}.json"
+        if arguments.schemes and path.exists():
+            found["rows"] = {**json.loads(path.read_text())["rows"], **found["rows"]}
         (RESULTS / f"{name}.json").write_text(json.dumps({**stamp, **found}, indent=2) + "\n")
-        command = f"python benchmarks/llama_cpp.py {arguments.what} --write"
+        command = f"python benchmarks/llama_cpp.py {' '.join(sys.argv[1:])}"
         facts = ", ".join(f"{key} {value}" for key, value in {**stamp, **found}.items() if key != "rows")
         (RESULTS / f"{name}.md").write_text(
             f"# SmolLM2 in llama.cpp: {arguments.what}\n\n`{command}`\n\n{facts}\n\n{table(found)}\n"

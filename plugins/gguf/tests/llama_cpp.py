@@ -29,10 +29,11 @@ class Engine:
             out[one["id"]] = one["logprob"]
         return out.log_softmax(0)
 
-    def continuation(self, prompt, count):
-        """The text that it goes on with, the likeliest token at every step."""
-        asked = {"prompt": prompt, "n_predict": count, "temperature": 0, "cache_prompt": False}
-        return self._server.handle_completions(asked)["choices"][0]["text"]
+    def steps(self, tokens, count):
+        """The likeliest token again and again, each with the log-probabilities of the likeliest ten by number."""
+        request = {"prompt": tokens, "n_predict": count, "temperature": 0, "n_probs": 10, "cache_prompt": False}
+        content = self._server.handle_completions(request)["choices"][0]["logprobs"]["content"]
+        return [(step["id"], {one["id"]: one["logprob"] for one in step["top_logprobs"]}) for step in content]
 
     def tokenize(self, text):
         """The numbers of a text's tokens, nothing added."""
