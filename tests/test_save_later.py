@@ -377,7 +377,7 @@ def test_layers_that_are_quantized_again_are_told(tmp_path, way, caplog):
     assert "6 layers were quantized before, the first is model.layers.0.mlp.gate_proj (int8" in caplog.text
     assert "rounded a second time" in caplog.text
     lines = {line["name"]: line for line in json.loads((tmp_path / "out" / "report.json").read_text())["layers"]}
-    assert lines["model.layers.0.mlp.up_proj"]["notes"]["quantized before"].startswith("int8")
+    assert lines["model.layers.0.mlp.up_proj"]["notes"]["quantized_before"].startswith("int8")
     again = load_model(tmp_path / "out")
     assert torch.equal(logits(again, batches(rows=2)), logits(model, batches(rows=2)))
 

@@ -3,9 +3,36 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from attrs import asdict, define, field
+from attrs import asdict, define, field, frozen
 
 Status = Literal["quantized", "changed", "fallback", "untouched"]
+
+
+@frozen
+class Note:
+    """What is meant by one of the notes on layers.
+
+    Attributes:
+        key: of the note, in `LayerReport.notes`.
+        unit: of its value; empty for words, ratios and what is true or not.
+        meaning: in a line.
+    """
+
+    key: str
+    unit: str
+    meaning: str
+
+
+CORE_NOTES = (
+    Note("tokens", "tokens", "of the calibration data that reached the layer"),
+    Note("few_tokens", "", "whether the layer of an expert saw fewer tokens than it has input channels"),
+    Note("dampening", "of the mean diagonal", "what was added to the diagonal of the Gram matrix of its inputs"),
+    Note("output_error", "squared, a token", "error of its outputs on the calibration data"),
+    Note("rounding_ratio", "", "that error over the one of rounding to nearest with the same scales; a gain below 1"),
+    Note("quantized_before", "", "the scheme that the layer came with, and which the run replaced"),
+    Note("remarks", "", "why a modifier left a layer alone that another one changed"),
+)
+"""Notes of core itself, and of functions of core that modifiers call."""
 
 
 @define
@@ -22,7 +49,8 @@ class LayerReport:
         weight_error: size of the change over the size of the weight (Frobenius norms); None when not measured.
         sparsity: share of weights that are zero; None when not measured.
         seconds: spent on this layer.
-        notes: what a modifier adds; `remarks` are the reasons of modifiers that left alone what others changed.
+        notes: what modifiers add, under the keys that they declare (`Modifier.notes`).
+        histograms: of its weights and inputs, `weights` and `inputs`; of the layers that lose most only.
     """
 
     name: str
@@ -35,6 +63,7 @@ class LayerReport:
     sparsity: float | None = None
     seconds: float = 0.0
     notes: dict[str, Any] = field(factory=dict)
+    histograms: dict[str, Any] = field(factory=dict)
 
     def become(self, status: Status, *, reason: str | None = None, scheme: str | None = None) -> None:
         """Take a status, and the scheme if one is given; the reason of an earlier status becomes a remark."""
@@ -50,7 +79,10 @@ class LayerReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The line as `report.json` has it."""
-        return asdict(self)
+        content = asdict(self)
+        if not self.histograms:
+            del content["histograms"]
+        return content
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "LayerReport":
@@ -64,6 +96,6 @@ class LayerReport:
         numbers = (*line.shape, line.seconds, line.weight_error or 0, line.sparsity or 0)
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(x, int | float) for x in numbers):
             raise TypeError(f"the line of {line.name!r} in the report has a field of another type")
-        if not isinstance(line.notes, dict):
-            raise TypeError(f"the notes on {line.name!r} are no table")
+        if not isinstance(line.notes, dict) or not isinstance(line.histograms, dict):
+            raise TypeError(f"the notes or histograms of {line.name!r} are no table")
         return line

@@ -7,6 +7,7 @@ from attrs import field, fields, frozen
 
 from coldpress.attachment import Attachment
 from coldpress.errors import must_implement
+from coldpress.layer_report import CORE_NOTES, Note
 from coldpress.schemes import Scheme
 from coldpress.stage import Layer, Stage
 from coldpress.statistic import GradientStatistic
@@ -99,11 +100,13 @@ class Cost:
     Attributes:
         flops: operations of matrix products and factorizations.
         elements: numbers that elementwise operations go over, counted once for each pass.
+        steps: operations one after the other that are over in no time and cost the call alone.
         nbytes: held at once beside the weights, their codes and statistics.
     """
 
     flops: float = 0.0
     elements: float = 0.0
+    steps: float = 0.0
     nbytes: int = 0
 
 
@@ -132,12 +135,15 @@ class Modifier(metaclass=_TakesHousekeeping):
     Its fields are the recipe schema: renaming one is a breaking change.
     `eq=False`, because two equal steps of a recipe are still two steps.
 
+    A class declares what it notes of layers in `notes`; those of its bases are declared too.
+
     Attributes:
         targets: layers to change: exact names, `re:` patterns, or class names.
         ignore: layers to leave alone, in the same forms; wins over `targets`.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset()
+    notes: ClassVar[tuple[Note, ...]] = ()
 
     targets: list[str] = field(factory=lambda: ["Linear"], converter=names)
     ignore: list[str] = field(factory=list, converter=names)
@@ -244,3 +250,10 @@ def expanded(modifiers: Sequence[Modifier]) -> list[Modifier]:
     """The steps of a recipe in the order in which they run, those that are short for several written out."""
     steps = [step for modifier in modifiers for step in modifier.expand()]
     return sorted(steps, key=lambda step: RUNS_LAST in step.traits)
+
+
+def declared_notes(modifiers: Iterable[Modifier]) -> dict[str, Note]:
+    """Key to what it means, of all that core and these modifiers note of layers."""
+    classes = (base for modifier in modifiers for base in type(modifier).__mro__)
+    own = (note for base in classes for note in vars(base).get("notes", ()))
+    return {note.key: note for note in (*CORE_NOTES, *own)}

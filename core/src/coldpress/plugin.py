@@ -293,7 +293,7 @@ __getattr__, __dir__ = lazy_names(
         "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset", "with_float16_scales"),
         "source": ("Cut", "Source", "Weights"),
         "stage": ("Batch", "Call", "Layer", "Pass", "Stage", "first_tensor", "matches_name"),
-        "layer_report": ("LayerReport",),
+        "layer_report": ("LayerReport", "Note"),
         "lifecycle": ("Forward", "Lifecycle", "Seen", "Training"),
         "quantized": ("Quantized",),
         "recipe": ("Measured", "ReadyRecipe", "Recipe", "write_recipe"),

@@ -67,6 +67,36 @@ def test_a_run_writes_a_page_with_a_mark_for_each_layer(folder, report):
     assert "scheme: W4A16" in words
 
 
+def test_the_worst_layers_have_histograms_with_a_bar_for_each_bin(report):
+    plots, _ = rendered(report)
+
+    worst = sorted((line for line in report["layers"] if line["weight_error"]), key=lambda x: -x["weight_error"])[:5]
+    assert [line["name"] for line in report["layers"] if "histograms" in line] == [
+        line["name"] for line in report["layers"] if line in worst
+    ]
+    drawing = plots["Weights and inputs of the worst layers"]
+    parts = [line["histograms"]["weights"] for line in worst]
+    low = min(max(2 ** part["lowest"], 1e-3 * part["rms"]) for part in parts) / 1.1
+    bars = [
+        count
+        for part in parts
+        for step, count in enumerate(part["counts"])
+        if count and 2 ** (part["lowest"] + (step + 1) / 4) > low
+    ]
+    assert len(marks(drawing, "bar")) == len(bars) > 5 * 20
+    assert len(marks(drawing, "reference")) == 5
+    assert "inputs:" not in "".join(drawing.itertext())
+
+
+def test_notes_have_a_meaning_on_the_page(report):
+    report = copy.deepcopy(report)
+    report["notes"] = [{"key": "codes_moved", "unit": "of the codes", "meaning": "share that is <not> the nearest"}]
+
+    _, root = rendered(report)
+
+    assert "codes movedof the codesshare that is <not> the nearest" in "".join(root.itertext())
+
+
 def test_sizes_by_kind_are_those_of_the_plan(folder, report):
     plots, _ = drawn((folder / "report.html").read_text(encoding="utf-8"))
     kinds = report["predicted"]["layers"]
@@ -101,6 +131,20 @@ def test_an_outlier_is_named_and_listed_first(report):
     assert "1 mlp.up_proj" in texts
     words = "".join(root.itertext())
     assert words.index("The worst layers") < words.index("model.layers.1.mlp.up_proj", words.index("The worst layers"))
+
+
+def test_names_of_outliers_do_not_cover_each_other(report):
+    report = copy.deepcopy(report)
+    for line in report["layers"]:
+        if line["name"].startswith("model.layers.1.") and "_proj" in line["name"]:
+            line["weight_error"] *= 9
+
+    plots, _ = rendered(report)
+
+    texts = plots["Weight error by block and kind"].iter(f"{SVG}text")
+    heights = sorted(float(node.get("y")) for node in texts if node.text.startswith("1 "))
+    assert len(heights) == 5
+    assert all(second - first >= 12 for first, second in pairwise(heights))
 
 
 def test_rounding_is_a_line_at_one(report):

@@ -14,6 +14,7 @@ from coldpress.bases.guidance import GUIDANCE, guiding
 from coldpress.dataflow.partition import block_names
 from coldpress.errors import SchemeError, must_implement
 from coldpress.hookspecs import hookimpl
+from coldpress.layer_report import Note
 from coldpress.modifier import PRUNES, Decision, Needs
 from coldpress.numerics.mask import check_n_of_m, parse_n_of_m
 from coldpress.stage import Layer, Stage
@@ -44,6 +45,9 @@ class Pruner(BlockTargets):
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({PRUNES})
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note("sparsity_asked", "of the weights", "share that was to be zero, where layers have shares of their own"),
+    )
 
     sparsity: float | list[float] | None = field(default=None)
     sparsity_profile: Literal["owl"] | None = field(default=None)

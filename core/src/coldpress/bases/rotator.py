@@ -29,6 +29,7 @@ from coldpress.dataflow.rotate import Folding, RotationSite, rotate
 from coldpress.dataflow.stream_bench import StreamBench, shell, unreached_outside
 from coldpress.dataflow.unreached import same_place
 from coldpress.errors import ModelError
+from coldpress.layer_report import Note
 from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.numerics import TRANSFORM_TYPES, Rotation, TransformType
 from coldpress.stage import Layer, Stage, find_layers
@@ -82,6 +83,10 @@ class Rotator(Modifier):
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({TRANSFORMS})
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note("rotated", "", "whether the rotation is in the weights, is done online, or both"),
+        Note(_FOLDED, "", "what norms multiplied by, until the stage of their readers is reached"),
+    )
 
     transform_type: TransformType = field(default="hadamard", validator=in_(TRANSFORM_TYPES))
     transform_block_size: int | None = field(default=None, validator=optional(instance_of(int)))

@@ -13,6 +13,7 @@ from coldpress.dataflow import Pair, fold, parse_mappings, plain_mapping, resolv
 from coldpress.dataflow.partition import block_names
 from coldpress.errors import ModelError, NumericsError, must_implement
 from coldpress.hookspecs import hookimpl
+from coldpress.layer_report import Note
 from coldpress.modifier import SPARES_QUANTIZED, TRANSFORMS, Modifier, Needs
 from coldpress.numerics import check_finite
 from coldpress.stage import Layer, Stage, class_names
@@ -57,6 +58,11 @@ class Smoother(Modifier):
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({TRANSFORMS, SPARES_QUANTIZED})
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note("smoothed_in", "", "the module that takes up the scales of its inputs"),
+        Note("largest_scale", "", "what the input channel that is scaled most is divided by"),
+        Note("not_smoothed", "", "why its inputs are not smoothed"),
+    )
 
     mappings: list[Any] | None = field(default=None, converter=_plain_mappings)
 

@@ -2,14 +2,16 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 
 from coldpress.errors import CheckpointError
-from coldpress.layer_report import LayerReport
+from coldpress.layer_report import LayerReport, Note
+from coldpress.modifier import Modifier, declared_notes
+from coldpress.report.histogram import keep_worst
 from coldpress.state import State
 
 NAME = "report.json"
@@ -27,6 +29,7 @@ class Report:
         calibration: what the model was calibrated on; None where no data are read.
         predicted: what was expected before the run began (`coldpress plan`); empty where nothing was.
         measured: what came of it, in the same units.
+        notes: what the keys of notes on layers mean.
         training: how the model was trained, in numbers, and the losses on the way; None where it was not.
     """
 
@@ -37,6 +40,7 @@ class Report:
     calibration: Mapping[str, Any] | None = None
     predicted: Mapping[str, Any] = field(factory=dict)
     measured: Mapping[str, Any] = field(factory=dict)
+    notes: tuple[Note, ...] = ()
     training: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,6 +52,7 @@ class Report:
             "predicted": dict(self.predicted),
             "measured": dict(self.measured),
             **({} if self.training is None else {"training": dict(self.training)}),
+            "notes": [asdict(note) for note in self.notes],
             "stages": [dict(entry) for entry in self.log],
             "layers": [line.to_dict() for line in self.layers],
         }
@@ -57,9 +62,12 @@ class Report:
         return dict(Counter(line.status for line in self.layers))
 
 
-def report_of(state: State, *, recipe: str, seconds: float) -> Report:
-    """The report of a finished run."""
-    return Report(tuple(state.report.values()), recipe, seconds, tuple(state.log), state.calibration)
+def report_of(state: State, modifiers: Sequence[Modifier], *, recipe: str, seconds: float) -> Report:
+    """The report of a finished run; of a resumed one too, the layers that lost most are those with histograms."""
+    keep_worst(state.report)
+    keys = {key for line in state.report.values() for key in line.notes}
+    notes = tuple(note for key, note in declared_notes(modifiers).items() if key in keys)
+    return Report(tuple(state.report.values()), recipe, seconds, tuple(state.log), state.calibration, notes=notes)
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:

@@ -186,7 +186,7 @@ class Job:
             self._pass(last, kept)
         check_complete(self.state, self.claims, self.pipeline)
         self._check_finished("a hook")
-        report = report_of(self.state, recipe=recipe, seconds=perf_counter() - start)
+        report = report_of(self.state, self.modifiers, recipe=recipe, seconds=perf_counter() - start)
         report = evolve(report, predicted=self.predicted, measured=self._measured(report))
         if self.output is not None:
             self.save(self.output, report)

@@ -39,7 +39,7 @@ def keep_schemes(state: State, claims: Sequence[Claim]) -> None:
     for name, scheme in schemes_before(state.model).items():
         line = state.report[name]
         if name in changed:
-            line.notes["quantized before"] = describe(scheme)
+            line.notes["quantized_before"] = describe(scheme)
         else:
             state.schemes[name] = scheme
             line.status, line.scheme, line.reason = "quantized", describe(scheme), "kept from an earlier run"

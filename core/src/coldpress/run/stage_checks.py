@@ -1,10 +1,12 @@
 """What the weights of a stage must be, before and after it is compressed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
-from coldpress.errors import SchemeError
+from coldpress.errors import BrokenPluginError, SchemeError
+from coldpress.layer_report import LayerReport
+from coldpress.modifier import Modifier, declared_notes
 from coldpress.numerics.finite import DAMAGED, check_finite
 from coldpress.numerics.super_block import largest_multiple
 from coldpress.planned import Planned
@@ -44,4 +46,28 @@ def check_scales(stage: Stage, plan: Mapping[str, Planned]) -> None:
             raise SchemeError(
                 f"{layer.name}: the scales of its weights do not fit into float16, which this format stores: its "
                 f"largest weight is {largest:.3g}; ignore the layer, or choose a format that keeps the dtype of weights"
+            )
+
+
+def check_notes(
+    lines: Mapping[str, LayerReport], known: Mapping[str, Collection[str]], modifiers: Sequence[Modifier]
+) -> None:
+    """Refuse notes that no modifier declares, which a reader of the report would have to guess at.
+
+    Args:
+        lines: of the report.
+        known: name of each layer of a stage to the keys that it had before these modifiers.
+        modifiers: that have compressed the stage.
+
+    Raises:
+        BrokenPluginError: names the layer and the key.
+    """
+    declared = declared_notes(modifiers)
+    for layer, before in known.items():
+        unknown = lines[layer].notes.keys() - declared.keys() - set(before)
+        if unknown:
+            names = " or ".join(dict.fromkeys(type(modifier).__name__ for modifier in modifiers))
+            raise BrokenPluginError(
+                f"{layer}: the note {min(unknown)!r} is not declared: add Note(key, unit, meaning) to `notes` of "
+                f"{names}, so that the report can say what it means"
             )

@@ -24,7 +24,9 @@ from coldpress.pipeline import Pipeline
 from coldpress.planned import Running
 from coldpress.report import Progress
 from coldpress.run.hooks import Hooks
+from coldpress.run.stage_checks import check_notes
 from coldpress.run.watch import Watch
+from coldpress.run.worst import StageHistograms
 from coldpress.stage import Pass, Stage
 from coldpress.state import State
 
@@ -78,14 +80,18 @@ class StageRun:
 
     def _compress(self, stage: Stage) -> None:
         try:
+            known = {layer.name: set(self.state.report[layer.name].notes) for layer in stage.every_layer}
+            histograms = StageHistograms.of(one for modifier in self.modifiers for one in modifier.layers(stage))
             self._initialize_all(stage)
             self._keep_originals(stage)
-            swept = self._sweep(stage, self.modifiers, self.hooks.reading_batches(self.modifiers))
+            swept = self._sweep(stage, self.modifiers, self.hooks.reading_batches(self.modifiers), histograms)
             for position, modifier in enumerate(self.modifiers):
                 if self._is_stale(modifier, stage):
                     self._sweep_again(stage, self.modifiers[position:], swept)
                 self._finalize(modifier, stage)
             report_unseen(self.state, stage.every_layer)
+            check_notes(self.state.report, known, self.modifiers)
+            histograms.keep(self.state.report)
         finally:
             self._clear()
 
@@ -158,13 +164,20 @@ class StageRun:
             )
         self.state.originals = None
 
-    def _sweep(self, stage: Stage, modifiers: Sequence[Modifier], readers: Sequence[Modifier]) -> int:
+    def _sweep(
+        self,
+        stage: Stage,
+        modifiers: Sequence[Modifier],
+        readers: Sequence[Modifier],
+        histograms: StageHistograms | None = None,
+    ) -> int:
         """Run the stage on every batch, if inputs of its layers are wanted.
 
         Args:
             stage: whose layers.
             modifiers: whose statistics are collected.
             readers: whose `calibrate_batch` is fired.
+            histograms: that count inputs; None where they are counted already.
 
         Returns:
             How many batches ran.
@@ -187,6 +200,8 @@ class StageRun:
             for seen, original in self.progress.track(found, description=bar, total=total, tokens=self._tokens):
                 self.store.see(seen, None if original is None else original.inputs())
                 count.see(seen)
+                if histograms is not None:
+                    histograms.see(seen)
                 for modifier in readers:
                     self.hooks.fire("calibrate_batch", modifier, self.state, stage, batch=seen.batch(read), watch=watch)
                 swept += 1

@@ -25,6 +25,7 @@ from coldpress.layer_report import LayerReport
 from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.recipe import Recipe, write_recipe
 from coldpress.report import SILENT, Progress, Report, report_of
+from coldpress.report.histogram import keep_worst
 from coldpress.report.memory import peak_memory
 from coldpress.run.blame import blaming
 from coldpress.run.job import Job
@@ -177,7 +178,7 @@ class ShardwiseJob:
         files = [self.writer.part(shard.number).with_suffix(".safetensors") for shard in shards]
         nbytes = sum(entry.end - entry.begin for path in files for entry in read_header(path).values())
         measured = {"bytes_after": nbytes, "seconds": round(seconds, 3), "host_bytes": peak_memory()}
-        report = report_of(self.state, recipe=recipe, seconds=seconds)
+        report = report_of(self.state, self.job.modifiers, recipe=recipe, seconds=seconds)
         return evolve(report, predicted=self.predicted, measured=measured)
 
     def _begin(self, binding: Mapping[str, Any]) -> set[str]:
@@ -195,6 +196,7 @@ class ShardwiseJob:
     def _note(self, lines: Sequence[LayerReport], entry: Mapping[str, Any]) -> None:
         """Take what a finished file says of its layers."""
         self.state.report.update({line.name: line for line in lines})
+        keep_worst(self.state.report)
         self.state.log.append(dict(entry))
 
     def _check_refused(self) -> None:

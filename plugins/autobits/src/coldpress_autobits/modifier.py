@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import evolve, field, frozen
 from attrs.validators import ge, gt, in_, optional
@@ -18,6 +18,7 @@ from coldpress.plugin import (
     Layer,
     Modifier,
     Needs,
+    Note,
     Quantizer,
     Recipe,
     Scheme,
@@ -68,6 +69,8 @@ class AutoBitsModifier(Modifier):
         num_check_tokens: plans are compared by their KL on so many of the last calibration tokens, rounded to nearest;
             0 takes the first plan.  Of a model that is streamed none are compared.
     """
+
+    notes: ClassVar[tuple[Note, ...]] = (Note("bits", "", "the scheme that was chosen for the layer"),)
 
     target_bits: float | None = field(default=None, validator=optional(gt(0)))
     target_size: int | str | None = field(default=None)

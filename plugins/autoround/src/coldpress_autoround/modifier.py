@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from attrs import evolve, field, frozen
@@ -14,6 +14,7 @@ from coldpress.plugin import (
     CalibrationError,
     Layer,
     Needs,
+    Note,
     QuantizationArgs,
     Quantized,
     Quantizer,
@@ -65,6 +66,12 @@ class AutoRoundModifier(Quantizer):
         device_ids: understood and without effect: a block is tuned where the model is.
         disable_opt_rtn: understood and without effect: `start` says where ranges come from.
     """
+
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note("block_error", "squared, a number", "error of the block's outputs after the descent"),
+        Note("block_error_at_start", "squared, a number", "that error before the first step"),
+        Note("codes_moved", "of the codes", "share that is not the nearest one any more"),
+    )
 
     iters: int = field(default=200, validator=ge(0))
     batch_size: int = field(default=8, validator=ge(1))

@@ -1,7 +1,7 @@
 """AWQModifier: settings and wiring of AWQ."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from attrs import evolve, field, frozen
@@ -15,6 +15,7 @@ from coldpress.plugin import (
     Layer,
     Modifier,
     Needs,
+    Note,
     QuantizationArgs,
     Quantizer,
     Scheme,
@@ -84,6 +85,17 @@ class AWQModifier(Smoother):
         bypass_divisibility_checks: understood and without effect.
         offload_device: understood and without effect: no activations are kept.
     """
+
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note("ratio", "", "exponent of the activity of inputs in the scales that were chosen; 0 is no scaling"),
+        Note("duo_scaling", "", "whether these scales are divided by the size of the weights too"),
+        Note(
+            "predicted_gain",
+            "of the error",
+            "share of what rounding costs that the scales save, by the search",
+        ),
+        Note("clipped_to", "of the range", "share of the range of its weights that the scales cover, on average"),
+    )
 
     duo_scaling: bool | Literal["both"] = field(default=True, validator=in_((True, False, "both")))
     n_grid: int = field(default=20, validator=ge(1))

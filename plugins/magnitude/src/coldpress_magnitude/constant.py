@@ -11,6 +11,7 @@ from coldpress.plugin import (
     Layer,
     Lifecycle,
     MaskedTraining,
+    Note,
     SchemeError,
     Stage,
     State,
@@ -29,6 +30,9 @@ class ConstantPruningModifier(BlockTargets):
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({RUNS_LAST})
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note("zeros_put_back", "weights", "that were zero before the run, and were made zero again"),
+    )
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:

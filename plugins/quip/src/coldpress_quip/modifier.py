@@ -1,7 +1,7 @@
 """QuIPModifier: settings and wiring of incoherence processing."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import field, frozen
 from attrs.validators import in_
@@ -12,6 +12,7 @@ from coldpress.plugin import (
     InputRotation,
     Layer,
     ModelError,
+    Note,
     NumericsError,
     OnlineRotation,
     OutputRotation,
@@ -43,6 +44,10 @@ class QuIPModifier(Rotator):
         ignore: layers to leave alone.
         transform_type: `random-hadamard` unless set.
     """
+
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note("incoherence", "", "largest weight over the root mean square, before and after the rotations"),
+    )
 
     rotations: list[str] = field(factory=lambda: ["v"], converter=_lower)
     ignore: list[str] = field(factory=lambda: ["lm_head"], converter=list)

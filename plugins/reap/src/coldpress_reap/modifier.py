@@ -21,6 +21,7 @@ from coldpress.plugin import (
     ModelError,
     Modifier,
     Needs,
+    Note,
     RoutedTokens,
     SchemeError,
     Stage,
@@ -75,6 +76,15 @@ class REAPPruningModifier(Modifier):
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({DROPS_EXPERTS})
+
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note("criterion", "", "by which experts are ranked"),
+        Note("kept", "", "numbers of the experts that stay"),
+        Note("tokens_of_experts", "tokens", "that the router sent to each expert"),
+        Note("saliency", "", "what each expert is worth by the criterion"),
+        Note("saliency_kept", "of the sum", "share of that worth which stays"),
+        Note("router_minds_others", "", "whether weights of experts that stay depend on those that are gone"),
+    )
 
     targets: list[str] = field(factory=list, converter=list)
     sparsity: float | None = field(default=None)

@@ -1,14 +1,14 @@
 """SmoothQuantModifier: settings and wiring of SmoothQuant, and of logarithmic equalization."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from attrs import field, frozen
 from attrs.validators import in_
 from torch import Tensor
 
-from coldpress.plugin import Smoother, Smoothing, State, Statistic
+from coldpress.plugin import Note, Smoother, Smoothing, State, Statistic
 from coldpress_smoothquant.algorithm import (
     STRENGTHS,
     Reader,
@@ -33,6 +33,10 @@ class SmoothQuantModifier(Smoother):
         algorithm: `smoothquant`, or `log_equalization`, which looks at activations only and has no strength.
         num_calibration_steps: understood and without effect: all calibration data count.
     """
+
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note("smoothing_strength", "", "the strength that the search chose; none where no scaling was better"),
+    )
 
     smoothing_strength: float | Literal["auto"] = field(default=0.5)
     algorithm: Literal["smoothquant", "log_equalization"] = field(

@@ -3,6 +3,7 @@
 place    the block and the kind of a layer, by its name
 svg      marks of a plot, as XML; scales with their ticks
 figures  the plots
+histograms  weights and inputs of the worst layers
 sections verdict, large numbers, tables
 page     all of it, by the template page.html
 folder   the page of a folder that a run wrote, and what evaluations add

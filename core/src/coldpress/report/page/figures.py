@@ -17,6 +17,7 @@ _COLOURS, _SHADES = 8, 8
 _OUTLIER, _FAR = 1.15, 6.0  # times the median of its kind, and median deviations of the logarithm above it
 _MOST_OUTLIERS = 5
 _ROW = 18
+_LINE, _NAME = 12, 150  # height and width that a name takes
 
 
 @frozen
@@ -62,10 +63,7 @@ def error_figure(lines: Sequence[Mapping[str, Any]], number: str, *, title: str,
         at = (_LEFT + index % 3 * 230, _TOP + index // 3 * _ROW)
         drawing.point(*at, index, class_=f"fill c{index % _COLOURS}", title=kind)
         drawing.text(at[0] + 10, at[1] + 4, kind)
-    for cell in _outliers(cells):
-        end = cell.block > (x.low + x.high) / 2
-        place = x(cell.block) + (-7 if end else 7)
-        drawing.text(place, y(cell.value) + 4, f"{cell.block} {cell.kind}", anchor="end" if end else "start")
+    _name_outliers(drawing, _outliers(cells), x, y)
     return Figure(title, str(drawing), caption)
 
 
@@ -76,6 +74,18 @@ def _series(drawing: Drawing, cells: Sequence[Cell], x: Axis, y: Axis, index: in
     drawing.add("polyline", points=path, class_=f"line {colour}")
     for cell in cells:
         drawing.point(x(cell.block), y(cell.value), index, class_=f"fill mark {colour}", title=cell.words())
+
+
+def _name_outliers(drawing: Drawing, cells: Sequence[Cell], x: Axis, y: Axis) -> None:
+    """Write the names of cells beside their points, each below those that it would cover."""
+    written: list[tuple[float, float]] = []
+    for cell in sorted(cells, key=lambda cell: -cell.value):
+        end = cell.block > (x.low + x.high) / 2
+        at, height = x(cell.block) + (-7 if end else 7), y(cell.value) + 4
+        while any(abs(height - other) < _LINE and abs(at - place) < _NAME for place, other in written):
+            height += 1
+        written.append((at, height))
+        drawing.text(at, height, f"{cell.block} {cell.kind}", anchor="end" if end else "start")
 
 
 def _outliers(cells: Sequence[Cell]) -> list[Cell]:
@@ -153,9 +163,7 @@ def size_figure(kinds: Sequence[Mapping[str, Any]]) -> Figure | None:
             width = max(x(kind[when]) - left, 0.5)
             drawing.bar((left, top + offset), (width, 11), class_=f"bar {when}", title=words)
             drawing.text(left + width + 4, top + offset + 10, in_bytes(kind[when]))
-    caption = (
-        "Each kind of layer as it was (light) and as it is stored now (dark), scales included: what stays long is "
-    )
+    caption = "Each kind of layer as it was (grey) and as it is stored now (blue), scales included: what stays long is "
     return Figure("Size by kind of layer", str(drawing), caption + "what to compress next.")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from coldpress.report.page import figures, sections
+from coldpress.report.page import figures, histograms, sections
 from coldpress.report.page.figures import Figure
 from coldpress.report.page.svg import printable
 
@@ -52,6 +52,9 @@ def page_of(
         "evaluation": sections.evaluation_rows(measured),
         "tasks": sections.task_rows(measured),
         "worst": sections.worst_layers(lines),
+        "meanings": [
+            (note["key"].replace("_", " "), note["unit"], note["meaning"]) for note in report.get("notes", [])
+        ],
         "fallbacks": sections.reasons(lines, "fallback"),
         "untouched": sections.reasons(lines, "untouched"),
         "engines": predicted.get("engines", []),
@@ -76,6 +79,7 @@ def _figures(report: Mapping[str, Any]) -> Iterable[Figure]:
         figures.time_figure(stages, predicted.get("stages", [])),
         figures.memory_figure(stages, predicted),
         figures.expert_figure(sections.mixtures(lines)),
+        histograms.histogram_figure(lines),
     )
     return (figure for figure in drawn if figure is not None)
 

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from coldpress.report.histogram import WORST
 from coldpress.report.page.place import values_of
 from coldpress.report.words import in_bytes, in_error, in_time
 
-_WORST = 5
 _STATUSES = (("quantized", "quantized"), ("changed", "changed"), ("fallback", "fell back"), ("untouched", "left alone"))
 
 Json = Mapping[str, Any]
@@ -134,10 +134,9 @@ def task_rows(evaluation: Json) -> list[tuple[str, str, str, str, str]]:
 
 def worst_layers(lines: Sequence[Json]) -> list[tuple[str, str, str, str]]:
     """The layers that lose most: name, scheme, weight error, notes."""
-    number = "rounding_ratio" if values_of(lines, "rounding_ratio") else "weight_error"
-    errors = values_of(lines, number)
+    errors = values_of(lines, "weight_error")
     by_name = {line["name"]: line for line in lines}
-    worst = sorted(errors, key=lambda name: -errors[name])[:_WORST]
+    worst = sorted(errors, key=lambda name: -errors[name])[:WORST]
     return [
         (name, by_name[name].get("scheme") or "", f"{by_name[name]['weight_error'] or 0:.2%}", notes(by_name[name]))
         for name in worst
