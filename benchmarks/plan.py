@@ -121,15 +121,19 @@ def runs() -> list[dict[str, Any]]:
             after = os.times()
             report = json.loads(Path(f"{folder}/{name}/report.json").read_text())
             predicted, measured = report["predicted"], report["measured"]
+            low, high = predicted["seconds"]["low"], predicted["seconds"]["high"]
+            host = predicted["memory"]["host_bytes"]
             found.append(
                 {
                     "recipe": name,
-                    "seconds_low": predicted["seconds"]["low"],
-                    "seconds_high": predicted["seconds"]["high"],
+                    "seconds_low": low,
+                    "seconds_high": high,
                     "seconds": measured["seconds"],
+                    "times_the_middle": round(measured["seconds"] / (low * high) ** 0.5, 2),
                     "cpu_seconds": round(after.children_user - before.children_user, 1),
-                    "host_predicted": predicted["memory"]["host_bytes"],
+                    "host_predicted": host,
                     "host_measured": measured["host_bytes"],
+                    "host_off": f"{host / measured['host_bytes'] - 1:+.1%}",
                     "bytes_predicted": predicted["size"]["bytes_after"],
                     "bytes_measured": measured["bytes_after"],
                 }

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import coldpress
-from coldpress import CheckpointError, SchemeError, TargetError, oneshot
+from coldpress import CheckpointError, SchemeError, TargetError, oneshot, registry
 from coldpress.dataflow.partition import partition
 from coldpress.planning.empty import empty_copy
 from coldpress.planning.forward import forward_of
 from coldpress.report.contents import contents_of
+from coldpress.stage import find_layers
 from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama, tiny_tokenizer
 from coldpress_gptq import GPTQModifier
@@ -114,6 +115,47 @@ def test_a_forward_without_data_counts_products_and_shared_inputs():
     assert named["q_proj"] == named["k_proj"] == named["v_proj"] != named["o_proj"]
     assert named["gate_proj"] == named["up_proj"] != named["down_proj"]
     assert found.layers["model.layers.0.mlp.down_proj"].tokens == 16
+
+
+def test_what_earlier_blocks_leave_in_a_cache_is_not_held():
+    model = empty_copy(tiny_llama(hidden=64, layers=3))
+    (batch,) = batches(rows=1, length=16)
+
+    found = forward_of(model, partition(model), batch)
+
+    first, *others = [found.stages[f"model.layers.{block}"] for block in range(3)]
+    assert others == [first, first]
+    down = [found.layers[f"model.layers.{block}.mlp.down_proj"].held for block in range(3)]
+    assert down == [down[0]] * 3
+    assert down[0] >= 3 * 16 * 64 * 4
+
+
+def test_tensors_that_are_written_as_they_are_take_no_room(folders):
+    plan = coldpress.plan(str(folders / "tied"), rounding("W4A16"), quiet=True)
+
+    parts = {stage.name: stage.parts for stage in plan.stages}
+    assert "written" not in parts["prologue"]
+    assert 0 < parts["model.layers.0"]["written"] < parts["model.layers.0"]["weights"]
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"SmoothQuantModifier": {"smoothing_strength": 0.5}}, {"SmoothQuantModifier": {"smoothing_strength": "auto"}}),
+        (
+            {"SparseGPTModifier": {"mask_structure": "2:4", "refine_passes": 0}},
+            {"SparseGPTModifier": {"mask_structure": "2:4", "refine_passes": 4}},
+        ),
+    ],
+)
+def test_what_a_modifier_searches_is_in_its_cost(less, more):
+    costs = []
+    for (name, settings), *_ in (less.items(), more.items()):
+        modifier = registry.find("modifiers", name)(**settings)
+        costs.append(modifier.cost(list(find_layers(empty_copy(tiny_llama(hidden=64)).named_modules()))[1:4], 4096))
+
+    assert costs[1].flops > costs[0].flops
+    assert costs[1].steps > costs[0].steps
 
 
 def test_a_router_that_looks_at_values_leaves_shapes_to_go_by():

@@ -35,7 +35,7 @@ class LayerCall:
     Attributes:
         input: a number that layers which read the same tensor have in common.
         tokens: that it is called with.
-        held: bytes that the forward holds when the layer is called, weights not counted.
+        held: bytes that the forward holds for its block when the layer is called, weights not counted.
     """
 
     input: int
@@ -50,7 +50,8 @@ class StageForward:
     Attributes:
         flops: operations of products.
         moved: bytes that operations write.
-        peak: bytes that the forward holds at most, weights not counted.
+        peak: bytes that the forward holds for the stage at most; neither weights count, nor what earlier blocks have
+            left, such as keys and values in a cache, which a run does without.
         arguments: bytes of the tensors that the stage is called with.
     """
 
@@ -149,6 +150,7 @@ class _Run:
     _storages: _Storages = field(factory=_Storages)
     _flops: FlopCounterMode = field(factory=lambda: FlopCounterMode(display=False))
     _since: tuple[float, int] = (0.0, 0)
+    _left: int = 0  # bytes that stages before have left
 
     def run(self, batch: Mapping[str, Any], tokens: int) -> Forward:
         """All of it."""
@@ -183,14 +185,16 @@ class _Run:
                 self._end(before, 0)
             else:
                 self._mark()
-            tensors = {id(x): x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-            self.found[name] = StageForward(arguments=sum(x.nbytes for x in tensors.values()))
+            arguments = _nbytes((args, kwargs))
+            self.found[name] = StageForward(arguments=arguments)
+            self._leave(arguments)
 
         return hook
 
     def _finish(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             self._end(name, self.found[name].arguments)
+            self._leave(_nbytes(output))
 
         return hook
 
@@ -199,7 +203,7 @@ class _Run:
             x = next((value for value in args if isinstance(value, Tensor)), None)
             if x is not None and layer.name not in self.layers:
                 tokens = x.numel() // max(1, x.shape[-1]) if x.is_floating_point() else x.numel()
-                self.layers[layer.name] = LayerCall(self._storages.number(x), tokens, self._storages.held)
+                self.layers[layer.name] = LayerCall(self._storages.number(x), tokens, self._storages.held - self._left)
 
         return hook
 
@@ -210,9 +214,21 @@ class _Run:
     def _end(self, name: str, arguments: int) -> None:
         flops, moved = self._since
         self.found[name] = StageForward(
-            self._flops.get_total_flops() - flops, self._storages.moved - moved, self._storages.peak, arguments
+            self._flops.get_total_flops() - flops,
+            self._storages.moved - moved,
+            self._storages.peak - self._left,
+            arguments,
         )
         self._mark()
+
+    def _leave(self, passed_on: int) -> None:
+        """From here on nothing counts that is held now, but for what is passed on."""
+        self._left = max(0, self._storages.held - passed_on)
+
+
+def _nbytes(values: Any) -> int:
+    tensors = {id(x): x for x in tree_leaves(values) if isinstance(x, Tensor)}
+    return sum(x.nbytes for x in tensors.values())
 
 
 def _from_shapes(model: Any, stages: Sequence[Stage], tokens: int) -> Forward:

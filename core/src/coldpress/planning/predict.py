@@ -34,6 +34,7 @@ from coldpress.schemes.engines import FORMAT, engines_for
 from coldpress.stage import Layer, class_names, find_layers, matches
 from coldpress.state import State
 
+BESIDE = 5e5  # steps: to open the model and hash the code, to publish files, to draw the page
 SPREAD = (0.6, 1.6)
 """The run's time over that of its operations at the measured rates is between these: `benchmarks/plan.py runs`."""
 
@@ -55,6 +56,7 @@ def predict(job: Job) -> Prediction:
         disk=contents.disk_nbytes(),
         now=memory_now() or 0,
         stages=tuple(costs.of(stage) for stage in costs.outline.stages),
+        beside=BESIDE / costs.rates.steps,
         spread=SPREAD,
         kinds=tuple(_kinds(job, contents)),
         left_alone=tuple(_left_alone(job)),

@@ -78,6 +78,7 @@ class Prediction:
         disk: bytes on the disk while the run works, at most.
         now: bytes that the process holds before the run.
         stages: one after the other.
+        beside: seconds that the run takes before its first stage and after its last.
         spread: factors of the estimated time between which it is expected.
         kinds: a line for each kind of layer.
         left_alone: name and reason of layers that stay dense.
@@ -96,6 +97,7 @@ class Prediction:
     disk: int
     now: int
     stages: tuple[StagePrediction, ...]
+    beside: float = 0.0
     spread: tuple[float, float]
     kinds: tuple[LayerKind, ...]
     left_alone: tuple[tuple[str, str], ...]
@@ -124,7 +126,7 @@ class Prediction:
 
     def seconds(self) -> tuple[float, float]:
         """The range that the run's time is expected in."""
-        total = sum(stage.seconds for stage in self.stages)
+        total = sum(stage.seconds for stage in self.stages) + self.beside
         return total * self.spread[0], total * self.spread[1]
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from coldpress.modifier import TRANSFORMS, Cost
 from coldpress.numerics import scale_shape
 from coldpress.pipeline import Outline
 from coldpress.planned import no_calls
-from coldpress.planning.contents import PlannedContents
+from coldpress.planning.contents import PlannedContents, nbytes_of
 from coldpress.planning.forward import TROUBLE, Forward, StageForward, counted
 from coldpress.planning.prediction import StagePrediction
 from coldpress.planning.rates import Rates
@@ -65,7 +65,7 @@ class StageCosts:
             "forward": 0 if ran is None else ran.peak,
             "solving": max((cost.nbytes for cost in costs), default=0),
             "activations": self._waiting(stage, ran),
-            "written": self.contents.stage_nbytes(stage.name),
+            "written": self._written(stage),
         }
         device = self._is_on_device()
         on_device = sum(parts.values()) - parts["activations"] - parts["written"] if device else 0
@@ -109,6 +109,11 @@ class StageCosts:
                 scales = prod(scale_shape(shape, scheme.weights))
                 total += prod(shape) + scales * (layer.weight.dtype.itemsize + 1)
         return total
+
+    def _written(self, stage: Stage) -> int:
+        """Bytes of tensors that are made for the output until they are written; others are those of the model."""
+        own = {(p.dtype, tuple(p.shape)) for module in stage.modules.values() for p in module.parameters(recurse=False)}
+        return sum(nbytes_of(kind) for kind in self.contents.stages.get(stage.name, {}).values() if kind not in own)
 
     def _originals(self, stage: Stage) -> int:
         """Bytes of the copy of a stage that modifiers need."""
@@ -169,6 +174,7 @@ class StageCosts:
         return Cost(
             flops=sum(cost.flops for cost in found),
             elements=sum(cost.elements for cost in found),
+            steps=sum(cost.steps for cost in found),
             nbytes=max(cost.nbytes for cost in found),
         )
 
@@ -193,7 +199,8 @@ class StageCosts:
         if ran is not None:
             once = ran.flops / rates.products + ran.moved / rates.passes
             seconds += once * self.ratio * self.outline.forwards
-        seconds += sum(cost.flops / rates.wide_products + cost.elements * 4 / rates.passes for cost in costs)
+        for cost in costs:
+            seconds += cost.flops / rates.wide_products + cost.elements * 4 / rates.passes + cost.steps / rates.steps
         read = _parameter_bytes(stage) / rates.disk if self.job.weights is not None else 0.0
         written = self.contents.stage_nbytes(stage.name) / rates.disk
         return (seconds + read) * self.passes + 2 * written

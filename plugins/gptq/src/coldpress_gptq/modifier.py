@@ -150,7 +150,7 @@ class GPTQModifier(Quantizer):
         """A factorization of the Gram matrix and its inverse, a pass of errors over columns, a search for scales."""
         width = layers[0].weight.shape[1]
         rows = sum(layer.weight.shape[0] for layer in layers)
-        matrices = 3 * width**2 + 3 * rows * width  # float32: matrix, factor, inverse; weights, errors, codes
+        matrices = 3 * width**2 + 8 * rows * width  # float32: matrix, factor, inverse; weights, errors, candidates
         return Cost(flops=4 / 3 * width**3 + rows * width**2, elements=60.0 * rows * width, nbytes=4 * matrices)
 
     def takes_whole_range(self, state: State, layer: Layer) -> bool:

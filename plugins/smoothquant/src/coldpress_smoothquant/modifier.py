@@ -1,6 +1,6 @@
 """SmoothQuantModifier: settings and wiring of SmoothQuant, and of logarithmic equalization."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -8,7 +8,7 @@ from attrs import field, frozen
 from attrs.validators import in_
 from torch import Tensor
 
-from coldpress.plugin import Note, Smoother, Smoothing, State, Statistic
+from coldpress.plugin import Cost, Layer, Note, Smoother, Smoothing, State, Statistic
 from coldpress_smoothquant.algorithm import (
     STRENGTHS,
     Reader,
@@ -48,6 +48,19 @@ class SmoothQuantModifier(Smoother):
     def _check_strength(self, attribute: object, value: Any) -> None:
         if value != AUTO and not (isinstance(value, float | int) and 0 <= value <= 1):
             raise ValueError(f"must be from 0 to 1, or 'auto'; got {value!r}")
+
+    def cost(self, layers: Sequence[Layer], tokens: int) -> Cost:
+        """What folding takes; of a search the Gram matrix of the inputs, and every strength on it and on a sample."""
+        width, rows = layers[0].weight.shape[1], sum(layer.weight.shape[0] for layer in layers)
+        if not self._searches():
+            return Cost(elements=6.0 * rows * width)
+        tries, sample = len(STRENGTHS) + 1, min(tokens, Sample().count)
+        return Cost(
+            flops=2.0 * tokens * width**2 + tries * 2.0 * rows * width * (width + sample),
+            elements=tries * 6.0 * rows * width,
+            steps=tries * 40.0 * len(layers),
+            nbytes=4 * (width**2 + 4 * rows * width),
+        )
 
     def statistics(self, smoothing: Smoothing) -> Iterable[str | Statistic]:
         """Largest magnitudes; what a search needs more."""

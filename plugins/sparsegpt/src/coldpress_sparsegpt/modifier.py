@@ -1,13 +1,14 @@
 """SparseGPTModifier: settings and wiring of SparseGPT."""
 
 from collections.abc import Sequence
+from math import comb
 
 from attrs import field, frozen
 from attrs.validators import ge
 from torch import Tensor
 
 from coldpress.numerics.mask import prune_by_score, score_by_norm
-from coldpress.plugin import Gram, Layer, Pruner, Stage, State, guided, hookimpl, note_fit
+from coldpress.plugin import Cost, Gram, Layer, Pruner, Stage, State, guided, hookimpl, note_fit
 from coldpress_sparsegpt.algorithm import prepare, sparsegpt
 from coldpress_sparsegpt.refine import loss_of, refined
 
@@ -34,6 +35,20 @@ class SparseGPTModifier(Pruner):
     refine_passes: int = field(default=2, validator=ge(0))
     preserve_sparsity_mask: bool = False
     offload_hessians: bool = False
+
+    def cost(self, layers: Sequence[Layer], tokens: int) -> Cost:
+        """A factorization of the Gram matrix, a pass of errors over columns, and the passes that choose anew."""
+        width, rows = layers[0].weight.shape[1], sum(layer.weight.shape[0] for layer in layers)
+        structure = self.structure()
+        size = structure[1] if structure else 1
+        subsets = comb(structure[1], structure[0]) if structure else 1
+        matrices = 4 * width**2 + 6 * rows * width
+        return Cost(
+            flops=4 / 3 * width**3 + (5 + 2 * self.refine_passes) * rows * width**2,
+            elements=(40.0 + self.refine_passes * 3 * subsets) * rows * width,
+            steps=4.0 * width + self.refine_passes * 60.0 * len(layers) * width / size,
+            nbytes=4 * matrices,
+        )
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
