@@ -118,7 +118,7 @@ class CheckpointReader(Weights):
         return quantization_in(self.config())
 
     def passed_over(self) -> list[tuple[Path, str]]:
-        """File and name of tensors that lie in files where the index does not say that they do; nobody reads them."""
+        """File and name of tensors that lie in files where the index does not say that they do; nothing reads them."""
         places = self._places()
         return [(path, name) for path in self.files for name in self._header(path) if places.get(name) != path]
 
