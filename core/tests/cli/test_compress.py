@@ -24,7 +24,8 @@ def test_a_scheme_by_name_makes_a_checkpoint_and_says_so(coldpress, model, tmp_p
     )
 
     assert answer.code == 0, answer.err
-    assert answer.err == ""
+    stages = [line.partition(" (")[0] for line in answer.err.splitlines()]
+    assert stages == [f"compressing {name}" for name in ("prologue", "model.layers.0", "model.layers.1", "epilogue")]
     assert answer.out.splitlines()[-1] == str(tmp_path / "out")
     for words in ("14 quantized, 2 left alone", "int4 group 32", "times smaller", "weight error", "peak memory"):
         assert words in answer.out

@@ -12,7 +12,7 @@ from coldpress import read_recipe
 from coldpress.errors import BrokenPluginError, RecipeError
 from coldpress.plugin import Modifier, hookimpl
 from coldpress.recipe import structure_settings
-from coldpress.registry import KINDS, Plugin
+from coldpress.registry import KINDS, Plugin, available
 from coldpress.testing import run
 from coldpress.testing.package import write_package
 
@@ -264,3 +264,36 @@ def test_an_extra_of_coldpress_says_which_package_it_is_for(coldpress, monkeypat
         line["problem"]
         == "coldpress 0.1.0 is for coldpress-gptq<0.2,>=0.1, not for 0.9.0: upgrade the older of the two"
     )
+
+
+def test_a_plugin_by_name_shows_its_settings_with_types_defaults_and_meaning(coldpress):
+    answer = coldpress("plugins", "gptqmodifier")
+
+    assert answer.code == 0, answer.err
+    assert "dampening_frac: float, default 0.01" in answer.out
+    assert "correction: Literal['gptaq', 'qronos', 'foem'] | None, default None" in answer.out
+    assert "share of the mean diagonal of the Gram matrix" in answer.out
+    assert "calibration data" in answer.out
+
+
+def test_json_of_a_plugin_has_what_it_takes_and_needs(coldpress):
+    (found,) = json.loads(coldpress("plugins", "QuantizationModifier", "--json").out)
+
+    assert (found["kind"], found["traits"], found["needs"]) == ("modifiers", ["quantizes"], None)
+    settings = {one["name"]: one for one in found["settings"]}
+    assert settings["group_size"]["type"] == "int | None"
+    assert all(one["meaning"] for one in found["settings"])
+
+
+def test_a_plugin_that_is_not_there_has_a_near_name(coldpress):
+    answer = coldpress("plugins", "GPTQModifer")
+
+    assert answer.code == 2
+    assert "did you mean 'GPTQModifier'" in answer.err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_of_every_plugin_are_explained(coldpress, kind):
+    for one in available(kind):
+        for found in json.loads(coldpress("plugins", one.name, "--json").out):
+            assert all(setting["meaning"] for setting in found["settings"]), one.name

@@ -1,4 +1,4 @@
-"""What a person sees of a long job, and nobody else."""
+"""What a person sees of a long job: bars on a terminal, lines in a pipe."""
 
 import io
 from time import sleep
@@ -26,11 +26,36 @@ def shown(console: Console) -> str:
 
 
 @pytest.mark.parametrize(("terminal", "quiet"), [(False, False), (True, True), (False, True)])
-def test_nothing_is_drawn_where_nobody_watches(terminal, quiet):
+def test_nothing_is_drawn_where_it_is_unwanted_or_soon_over(terminal, quiet):
     console = screen(terminal=terminal)
 
     assert list(Progress(quiet=quiet, console=console).track(range(3), description="counting")) == [0, 1, 2]
     assert shown(console) == ""
+
+
+def test_a_pipe_gets_a_line_for_each_stage_and_none_for_what_is_inside():
+    console = screen(terminal=False)
+    progress = Progress(console=console)
+    for _ in progress.track(iter("ab"), description="compressing", total=2, each=True):
+        list(progress.track(range(4), description="calibrating", each=True))
+
+    first, second = shown(console).splitlines()
+    assert first.startswith("compressing (1 of 2): 0.")
+    assert "s left, peak " in first
+    assert second.startswith("compressing (2 of 2): ")
+    assert "\r" not in shown(console)
+
+
+def test_a_pipe_gets_a_line_now_and_then_of_what_has_many_steps(monkeypatch):
+    monkeypatch.setattr("coldpress.report.progress._PAUSE", 0.05)
+    console = screen(terminal=False)
+    for _ in Progress(console=console).track(range(6), description="evaluating"):
+        sleep(0.02)
+
+    assert [line.partition(":")[0] for line in shown(console).splitlines()] == [
+        "evaluating (3 of 6)",
+        "evaluating (6 of 6)",
+    ]
 
 
 def test_the_items_are_handed_on_with_their_number_the_time_left_and_the_peak_of_memory():

@@ -7,6 +7,7 @@ import typer
 from coldpress import __version__
 from coldpress.cli.border import guarded
 from coldpress.cli.compress import compress
+from coldpress.cli.datasets import datasets
 from coldpress.cli.demo import demo
 from coldpress.cli.diff import diff
 from coldpress.cli.evaluate import evaluate
@@ -19,6 +20,7 @@ from coldpress.cli.plugins import plugins
 from coldpress.cli.port import port
 from coldpress.cli.recipes import recipes
 from coldpress.cli.report import report
+from coldpress.cli.schemes import schemes
 from coldpress.cli.trace import trace
 from coldpress.cli.train import train
 
@@ -26,13 +28,29 @@ app = typer.Typer(
     name="coldpress",
     help="Make large language models small after training: quantize, measure, look inside.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # what a user should see is decided in border.py
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-_COMMANDS = (compress, plan, recipes, convert, train, evaluate, inspect, report, diff, trace, plugins, new, port, demo)
+_COMMANDS = (
+    compress,
+    plan,
+    recipes,
+    schemes,
+    datasets,
+    convert,
+    train,
+    evaluate,
+    inspect,
+    report,
+    diff,
+    trace,
+    plugins,
+    new,
+    port,
+    demo,
+)
 
 
 def _version(asked: bool) -> None:
@@ -46,7 +64,7 @@ def options(
     context: typer.Context,
     debug: Debug = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Make large language models small after training: quantize, measure, look inside."""

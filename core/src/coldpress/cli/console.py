@@ -19,9 +19,25 @@ _HUSH_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS
 _NOISY = ("torch", "transformers", "datasets", "huggingface_hub", "accelerate")
 
 
+_UNBROKEN = 1 << 16  # columns: no line is as long
+
+
+class _Plain(Console):
+    """For pipes and files: a line of a table is a line, whatever its length, and ends where its text does."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print without padding at the ends of lines."""
+        with self.capture() as printed:
+            super().print(*objects, **options)
+        self.file.write("".join(f"{line.rstrip()}\n" for line in printed.get().splitlines()))
+
+
 def out() -> Console:
-    """Standard output; colours and the width of the window only on a terminal."""
-    return Console(highlight=False)
+    """Standard output; colours and the width of the window only on a terminal, or by COLUMNS."""
+    console = Console(highlight=False)
+    if console.is_terminal or os.environ.get("COLUMNS"):
+        return console
+    return _Plain(highlight=False, width=_UNBROKEN)
 
 
 def err() -> Console:

@@ -3,11 +3,13 @@
 from collections import Counter
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, requires
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from attrs import asdict, frozen
 
 from coldpress.cli.console import out, print_json
+from coldpress.cli.described import show
 from coldpress.cli.option import Json
 
 if TYPE_CHECKING:
@@ -54,8 +56,17 @@ class Finding:
     problem: str | None
 
 
-def plugins(as_json: Json = False) -> None:
-    """List what is installed: kind, name, distribution, version, and what is broken and why."""
+def plugins(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show the settings of this plugin: types, defaults, meaning.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List what is installed: kind, name, distribution, version, and what is broken and why; or the settings of one."""
+    if name is not None:
+        show(name, as_json=as_json)
+        return
     findings = look()
     if as_json:
         print_json([asdict(finding) for finding in findings])

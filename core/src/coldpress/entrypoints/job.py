@@ -93,6 +93,7 @@ def prepare(
         origin=origin,
         sources=sources,
         progress=progress,
+        keeps_codes=False,
     )
     job.plan()
     return job

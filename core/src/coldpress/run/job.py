@@ -75,6 +75,7 @@ class Job:
         origin: where the model came from, whose small files the checkpoint gets too; None where that is no folder.
         sources: the files that the model is read from, which nothing may write meanwhile.
         progress: what a person sees meanwhile.
+        keeps_codes: whether codes of finished stages stay in memory where nothing is written; weights tell them later.
         modifiers: the steps of the recipe, in the order in which they run.
         hooks: of these modifiers.
         claims: which layers each modifier will change; empty before `plan`.
@@ -94,6 +95,7 @@ class Job:
     origin: Origin | None = None
     sources: Untouched = field(factory=lambda: Untouched({}))
     progress: Progress = SILENT
+    keeps_codes: bool = True
     modifiers: Sequence[Modifier] = field(init=False)
     hooks: Hooks = field(init=False)
     claims: list[preflight.Claim] = field(init=False, factory=list)
@@ -203,8 +205,7 @@ class Job:
         Raises:
             BrokenPluginError: names the parameter.
         """
-        found = [name for watch in self.finished for name in watch.changed()]
-        if found:
+        if found := [name for watch in self.finished for name in watch.changed()]:
             raise BrokenPluginError(
                 f"{hook} of a modifier changed {found[0]} after its stage was finished: a hook changes weights of the "
                 "stage that it is handed only"
@@ -327,10 +328,10 @@ class Job:
         """
         run = self._stage_run(modifiers, [one for one in modifiers if not one.needs().measures_only])
         alone = None if self.pipeline.shares_sweeps or not modifiers else type(modifiers[0]).__name__
-        description = f"compressing: {alone}" if alone else "compressing"
+        title = f"compressing: {alone}" if alone else "compressing"
         before: Stage | None = None
         with closing(generator(self.pipeline.stages(self.state))) as stages:
-            turns = self.progress.track(stages, description=description, total=self.pipeline.count(self.state))
+            turns = self.progress.track(stages, description=title, total=self.pipeline.count(self.state), each=True)
             for number, stage in enumerate(turns):
                 if self.weights is not None and kept is not None and before is not None:
                     self.weights.drop(before.modules)  # not earlier: the pipeline has now gone on to the next stage
@@ -374,11 +375,10 @@ class Job:
         start = perf_counter()
         self._read(stage)
         run.compress(stage)
-        shared = self.pipeline.shares_sweeps or not run.modifiers
-        who = {} if shared else {"modifier": type(run.modifiers[0]).__name__}
+        who = {} if self.pipeline.shares_sweeps or not run.modifiers else {"modifier": type(run.modifiers[0]).__name__}
         seconds = perf_counter() - start
-        memory = {"host_bytes": peak_memory()}
-        self.state.log.append({"stage": stage.name, **who, "seconds": round(seconds, 3), **memory})
+        line = {"stage": stage.name, **who, "seconds": round(seconds, 3), "host_bytes": peak_memory()}
+        self.state.log.append(line)
         log.info("compressed %s in %.2f s", stage.name, seconds)
 
     def _write(self, stage: Stage) -> None:
@@ -395,5 +395,6 @@ class Job:
         if self.output is not None:
             self.output.write(stage, self.state)
             self.output.keep(stage, self.state)
+        if self.output is not None or not self.keeps_codes:
             for layer in stage.every_layer:
                 self.state.quantized.pop(layer.name, None)

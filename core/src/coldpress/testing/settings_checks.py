@@ -12,9 +12,9 @@ from pathlib import Path
 import attrs
 
 from coldpress import registry
+from coldpress.recipe.settings import documented
 from coldpress.testing.subject import Subject
 
-_SECTION = re.compile(r"^\s*Attributes:\s*$(?P<body>(?:\n\s*\S.*|\n\s*$)*)", re.MULTILINE)
 _TEST = re.compile(r"test_.*\.py|.*_test\.py")
 
 # Runs in a process of its own; says what importing one module did, as JSON on the last line.
@@ -55,8 +55,8 @@ def settings_class(subject: Subject) -> None:
     problems = [f"{name} is annotated and is no setting" for name in _forgotten(cls)]
     fields = [field for field in attrs.fields(cls) if field.init]
     problems += [f"{field.name} is not keyword-only" for field in fields if not field.kw_only]
-    documented = _documented(cls)
-    problems += [f"{field.name} has no line under `Attributes:`" for field in fields if field.name not in documented]
+    known = documented(cls)
+    problems += [f"{field.name} has no line under `Attributes:`" for field in fields if field.name not in known]
     problems += [f"{name} is a property: compute it in a method" for name in _properties(cls)]
     if subject.kind == "modifiers" and subject.name != cls.__name__:
         problems.append(f"recipes call it {subject.name}, so that must be the name of its class")
@@ -83,16 +83,6 @@ def _forgotten(cls: type) -> list[str]:
     names = {field.name for field in attrs.fields(cls)}
     own = inspect.get_annotations(cls)
     return [name for name, kind in own.items() if name not in names and "ClassVar" not in str(kind)]
-
-
-def _documented(cls: type) -> set[str]:
-    """Names of settings that some class of the MRO documents."""
-    found: set[str] = set()
-    for parent in cls.__mro__:
-        section = _SECTION.search(inspect.cleandoc(parent.__doc__ or ""))
-        if section:
-            found |= set(re.findall(r"^\s+(\w+):", section["body"], re.MULTILINE))
-    return found
 
 
 def _properties(cls: type) -> list[str]:
