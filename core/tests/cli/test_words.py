@@ -1,8 +1,12 @@
-"""Numbers as people read them, and memory as the system tells it."""
+"""Numbers and tables as people read them, and memory as the system tells it."""
+
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from coldpress.report.memory import peak_memory, reset_peak_memory
+from coldpress.report.table import facts
 from coldpress.report.words import in_bytes, in_count, in_error, in_time
 
 
@@ -56,3 +60,13 @@ def test_the_peak_is_no_less_than_what_was_just_held():
     held[::4096] = b"x" * len(held[::4096])
 
     assert peak_memory() >= before + 50_000_000 if before is not None else True
+
+
+def test_long_names_leave_room_for_what_is_known_of_them():
+    out = Console(width=80, file=StringIO())
+
+    out.print(facts([("model.layers.0.mlp.down_proj, model.layers.0.mlp.gate_proj and 208 more", "reason " * 5)]))
+
+    lines = out.file.getvalue().splitlines()
+    assert len(lines) == 2
+    assert all("reason" in line for line in lines)

@@ -6,13 +6,17 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+_NAME = 44  # columns that a name takes at most
+
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Table:
-    """Names on the left, what is known of them on the right."""
+    """Names on the left, what is known of them on the right; long names are broken, to leave room for that."""
+    rows = list(pairs)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="cyan", no_wrap=True)
+    short = all(len(name) <= _NAME for name, _ in rows)
+    table.add_column(style="cyan", no_wrap=short, max_width=_NAME, overflow="fold")
     table.add_column(overflow="fold")
-    for name, value in pairs:
+    for name, value in rows:
         table.add_row(Text(name), Text(value))
     return table
 
