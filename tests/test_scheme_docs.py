@@ -50,6 +50,29 @@ def test_what_is_said_of_vllm_was_measured(name):
     assert said.startswith("served" if "first_layer" in measured else "refused"), said
 
 
+FORMATS = TEXT.partition("## Formats")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "cases"),
+    [
+        ("int4, symmetric", 2, ["gptq, int4", "gptq_v2, int4"]),
+        ("int4, asymmetric", 2, ["gptq_v2, int4 with zero points"]),
+        ("int4, asymmetric", 3, ["awq"]),
+        ("int2, int3", 2, ["gptq, int2", "gptq, int3"]),
+        ("int8, inputs left alone", 2, ["gptq, int8"]),
+    ],
+)
+def test_what_is_said_of_vllm_and_the_formats_gptq_and_awq_was_measured(row, column, cases):
+    (cells,) = [line.strip("| ").split(" | ") for line in FORMATS.splitlines() if line.startswith(f"| {row}")]
+    found = cells[column].split("; ")
+
+    for case in cases:
+        served = "first_layer" in SERVED[case]
+        assert (found[0] == "tested: vLLM") == served
+        assert ("vLLM refuses it on a CPU" in found) == (not served)
+
+
 def _presets(line):
     """Those that the first cell of a row names, ranges included: `W5A16` to `W8A16`."""
     cell = line.split("|")[1] if line.startswith("|") else ""
