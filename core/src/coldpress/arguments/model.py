@@ -28,6 +28,8 @@ class ModelArguments:
         stream_weights: read the weights of a stage when its turn comes and free them when it is written, so that the
             model need not fit into memory; None does so whenever the model is a folder of safetensors files and
             there is an `output_dir`.
+        check_tensors: where weights are streamed, read each of them once before the first stage, and refuse NaN and
+            infinity then, not when their stage comes; a model in memory is always looked at before.
     """
 
     model: Any = field(converter=path)
@@ -41,6 +43,7 @@ class ModelArguments:
     model_revision: str = field(default="main", validator=is_a(str))
     device: str | None = field(default=None, converter=device_name, validator=is_a(str, optional=True))
     stream_weights: bool | None = field(default=None, validator=is_a(bool, optional=True))
+    check_tensors: bool = field(default=False, validator=is_a(bool))
 
     @model.validator
     def _check_model(self, _: "Attribute[Any]", model: Any) -> None:

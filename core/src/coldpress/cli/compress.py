@@ -111,6 +111,9 @@ def compress(
         int | None,
         option(_WHAT, "--max-workers", "N", "With --model-free: at the same time.", shown="one a core", least=1),
     ] = None,
+    check_tensors: Annotated[
+        bool, option(None, "--check-tensors", None, "Look for NaN and infinity in every tensor before the first stage.")
+    ] = False,
     overwrite: Annotated[bool, option(_OUTPUT, "--overwrite", None, "Replace DIR if it exists.")] = False,
     restart: Annotated[
         bool, option(_OUTPUT, "--restart", None, "Discard what an interrupted run left; else go on with it.")

@@ -63,7 +63,7 @@ def run_model_free(settings: Mapping[str, Any], *, max_workers: int | None, quie
     """
     from coldpress.entrypoints.model_free import output_form
 
-    given = of_model_free(settings)
+    given = {**of_model_free(settings), "check_tensors": settings["check_tensors"]}
     recipe, model, output = given.pop("recipe"), given.pop("model"), given.pop("output_dir")
     form = output_form(recipe, given.pop("format"))
     _work(recipe, form, model, output, quiet=quiet, max_workers=max_workers, **given)

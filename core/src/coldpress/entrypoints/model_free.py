@@ -21,10 +21,12 @@ from coldpress.planning import predict_model_free
 from coldpress.planning.prediction import summary_of
 from coldpress.recipe import Choice, Recipe, read_recipe, structure_settings
 from coldpress.report import SILENT, Progress, Report
+from coldpress.run.every_tensor import check_files
 from coldpress.schemes import Scheme
 from coldpress.schemes.quantization_args import dumped
 from coldpress.shardwise.job import ShardwiseJob
 from coldpress.shardwise.opening import open_checkpoint
+from coldpress.shardwise.outline import is_parameter
 from coldpress.shardwise.workers import workers_by_default
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ def model_free_ptq(
     config: Any = None,
     ignore: Any = (),
     max_workers: int | str | None = None,
-    device: str | torch.device | None = None,
+    device: Any = None,
     converter: Any = None,
     *,
     recipe: Any = None,
@@ -46,6 +48,7 @@ def model_free_ptq(
     seed: int = 0,
     overwrite: bool = False,
     restart: bool = False,
+    check_tensors: bool = False,
     quiet: bool = False,
 ) -> Report:
     """Compress the tensors of a checkpoint, shard by shard, without building its model.
@@ -65,7 +68,8 @@ def model_free_ptq(
         config: `config_groups`, and `ignore`, as a `quantization_config` has them, instead of `scheme`.
         ignore: layers to leave alone: names, `re:` patterns or class names.
         max_workers: groups of layers that are worked on at the same time; None or "auto" for one a core, four at most.
-        device: where layers are compressed; None takes an accelerator if there is one.
+        device: where layers are compressed; None takes an accelerator if there is one.  Of several, the first is
+            used, with a warning.
         converter: llm-compressor's; without effect, because what reads a checkpoint is chosen from its config.json.
         recipe: instead of `scheme`: modifiers that read no data, as `oneshot` takes them.
         format: name of the checkpoint format; None for that of the recipe, or compressed-tensors.
@@ -73,6 +77,7 @@ def model_free_ptq(
         seed: of everything random.
         overwrite: replace `save_directory` if it exists.
         restart: discard what an interrupted run has left; otherwise it is gone on with.
+        check_tensors: read every tensor once before the first is compressed, and refuse NaN and infinity then.
         quiet: no progress.
 
     Returns:
@@ -84,6 +89,10 @@ def model_free_ptq(
     """
     if converter is not None:
         log.warning("converter has no effect: what reads the checkpoint is chosen from its config.json")
+    if isinstance(device, list | tuple) and device:
+        if len(device) > 1:
+            log.warning("of %d devices, %s is used alone: layers are compressed on one", len(device), device[0])
+        device = device[0]
     steps = _recipe(scheme, config, ignore, recipe)
     return _run(
         steps,
@@ -96,6 +105,7 @@ def model_free_ptq(
         seed=seed,
         overwrite=overwrite,
         restart=restart,
+        check_tensors=check_tensors,
         quiet=quiet,
     )
 
@@ -163,6 +173,7 @@ class ModelFreeArguments:
         seed: as for it.
         overwrite: as for it.
         restart: as for it.
+        check_tensors: as for it.
     """
 
     model: str = field(converter=path, validator=is_a(str))
@@ -173,6 +184,7 @@ class ModelFreeArguments:
     seed: int = field(default=0, validator=at_least(0))
     overwrite: bool = field(default=False, validator=is_a(bool))
     restart: bool = field(default=False, validator=is_a(bool))
+    check_tensors: bool = field(default=False, validator=is_a(bool))
 
 
 def prepare(
@@ -200,6 +212,9 @@ def prepare(
         progress=progress or SILENT,
     )
     job.plan()
+    if arguments.check_tensors:
+        masks = {name for name in opened.weights.names() if not is_parameter(job.outline, name)}
+        check_files(opened.weights, job.progress, extra=masks)
     return job
 
 

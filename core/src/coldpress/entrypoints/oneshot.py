@@ -22,6 +22,7 @@ from coldpress.models import load_model
 from coldpress.planning import predict
 from coldpress.planning.prediction import summary_of
 from coldpress.report import Progress
+from coldpress.run.every_tensor import check_every_tensor, saying_where
 from coldpress.state import State
 
 
@@ -62,7 +63,10 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
         job = prepare(arguments, progress=progress)
         if job.output is not None:
             job.predicted.update(summary_of(predict(job)))
-        report = job.run()
+        if job.weights is None or arguments.model.check_tensors:
+            check_every_tensor(job)
+        with saying_where(job):
+            report = job.run()
     state = job.state
     if arguments.output.return_model:
         if job.weights is not None:
