@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import re
 import struct
 import time
 from contextlib import suppress
@@ -14,7 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from coldpress import load_model, oneshot, read_recipe
+from coldpress.calibration.chat import rendered
+from coldpress.calibration.conversation import Conversation
 from coldpress.errors import ColdpressError, ModelError, TargetError
+from coldpress.models import load_tokenizer
 from coldpress.modifiers import QuantizationModifier
 from coldpress.stage import matches_name
 from coldpress.testing.models import tiny_llama, tiny_tokenizer
@@ -24,7 +29,7 @@ SECONDS = 20  # a mutant takes less than one; the rest is for machines that do o
 
 
 def mutants(count):
-    """So many examples, the same in every run; 2,000 in this file."""
+    """So many examples, the same in every run; 2,300 in this file."""
     slow = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=slow)
 
@@ -106,6 +111,42 @@ def test_weights_whose_header_lies(model, data):
     )
 
     ends_well(lambda: load_model(folder, device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    """The bytes of a GGUF file, its keys and its tensors, and a path for mutants."""
+    pytest.importorskip("gguf")
+    folder = tmp_path_factory.mktemp("gguf") / "out"
+    recipe = (
+        "modifiers: [QuantizationModifier: {scheme: Q8_0, ignore: [lm_head]}]\nformat: {gguf: {pre_tokenizer: smollm}}"
+    )
+    oneshot(tiny_llama(hidden=32, layers=1), recipe, tokenizer=TOKENIZER, output_dir=folder)
+    content = (folder / "model.gguf").read_bytes()
+    tensors = sorted(set(re.findall(rb"blk\.0\.\w+\.weight|output\.weight|token_embd\.weight", content)))
+    keys = sorted(set(re.findall(rb"(?:general|llama|tokenizer)\.[a-z_.]+", content)) - set(tensors))
+    return content, keys, tensors, folder.parent / "mutant.gguf"
+
+
+PIECES = st.one_of(
+    st.binary(min_size=1, max_size=12),
+    st.integers(0, 14).map(lambda kind: struct.pack("<I", kind)),
+    st.sampled_from([0, 1, 7, 31, 10**6, 2**31, 2**32, 2**62, 2**64 - 1]).map(lambda value: struct.pack("<Q", value)),
+)
+
+
+@mutants(300)
+@given(st.data())
+def test_a_gguf_file_whose_header_lies(gguf, data):
+    content, keys, tensors, path = gguf
+    for word in data.draw(st.lists(st.sampled_from([b"GGUF", *keys, *tensors]), min_size=1, max_size=2)):
+        at = content.rindex(word) + len(word) + data.draw(st.integers(0, 28 if word in tensors else 8))
+        piece = data.draw(PIECES)
+        content = content[:at] + piece + content[at + len(piece) :]
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content), len(content) - 1, 30]))])
+
+    ends_well(lambda: load_model(path, device="cpu"))
+    ends_well(lambda: load_tokenizer(path))
 
 
 @mutants(600)
@@ -232,3 +273,32 @@ def test_a_promise_of_many_layers_costs_no_time(model):
         load_model(folder, device="cpu")
 
     assert time.monotonic() - begun < SECONDS
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "model.safetensors", "config.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(model, name):
+    folder = copied(model, "nothing", b"")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+
+    with pytest.raises(ModelError, match=f"{name} is no regular file"):
+        load_model(folder, device="cpu")
+    (folder / name).unlink()
+
+
+def test_a_pipe_in_place_of_a_journal_is_not_waited_for(tmp_path):
+    (tmp_path / "output.partial").mkdir()
+    os.mkfifo(tmp_path / "output.partial" / "journal.jsonl")
+
+    ends_well(lambda: _opened(tmp_path / "output"))
+
+
+def test_a_chat_template_that_takes_for_ever_is_told(monkeypatch):
+    monkeypatch.setattr("coldpress.calibration.chat._SECONDS", 0.2)
+    tokenizer = tiny_tokenizer()
+    loops = "{% for b in range(99999) %}" * 3 + "{% endfor %}" * 3
+    tokenizer.chat_template = f"{loops}{{{{ messages[0]['content'] }}}}"
+    turns = [{"role": "user", "content": "Hello"}]
+
+    with pytest.raises(ColdpressError, match=r"chat template runs for more than 0\.2 s"):
+        rendered(Conversation(turns, "messages", turns), tokenizer, "row 0")

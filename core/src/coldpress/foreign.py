@@ -1,6 +1,8 @@
 """Where another library reads something of the user's: what it throws becomes an error that names what was read."""
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +19,36 @@ def check_interpreter() -> None:
         raise ArgumentError(
             "python -OO (PYTHONOPTIMIZE=2) strips docstrings, which transformers needs; python -O keeps them"
         )
+
+
+@contextmanager
+def bounded(seconds: float, what: str) -> Iterator[None]:
+    """Stop what a file of the user's makes Python do, a template for example, if it takes too long.
+
+    In the main thread, where no other alarm is set; elsewhere nothing is bounded.
+
+    Args:
+        seconds: that it may take.
+        what: is done and where, the beginning of the message.
+
+    Raises:
+        CalibrationError: it took longer.
+    """
+
+    def stop(*_: object) -> None:
+        raise CalibrationError(f"{what} for more than {seconds:g} s")
+
+    apart = threading.current_thread() is not threading.main_thread()
+    if apart or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

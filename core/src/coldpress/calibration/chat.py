@@ -1,11 +1,14 @@
 """Conversations to text, through the chat template of a tokenizer or processor."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from coldpress.calibration.conversation import Conversation, Turns
 from coldpress.errors import CalibrationError
-from coldpress.foreign import reading
+from coldpress.foreign import bounded, reading
+
+_SECONDS = 5  # that a chat template may take for one conversation
 
 
 def rendered(conversation: Conversation, writer: Any, where: str) -> str:
@@ -19,11 +22,11 @@ def rendered(conversation: Conversation, writer: Any, where: str) -> str:
     Raises:
         CalibrationError: the template refuses the turns, or renders nothing of them.
     """
-    with reading(f"{where}: the chat template refuses the conversation"):
+    with _template(where):
         text = _written(conversation.turns, writer)
     if _shows(text, conversation.turns):
         return text
-    with reading(f"{where}: the chat template refuses the conversation"):
+    with _template(where):
         raw = _written(conversation.raw, writer)  # a template may be made for the keys that the data have
     if conversation.raw is not conversation.turns and _shows(raw, conversation.turns):
         return raw
@@ -45,11 +48,21 @@ def answers_marked(conversation: Conversation, writer: Any, where: str) -> tuple
             f"{where}: use_loss_mask needs a chat template that marks the answers with {{% generation %}}, or rows "
             "with a loss_mask"
         )
-    with reading(f"{where}: the chat template refuses the conversation"):
+    with _template(where):
         found = writer.apply_chat_template(
             list(conversation.turns), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
     return list(found["input_ids"]), list(found["assistant_masks"])
+
+
+@contextmanager
+def _template(where: str) -> Iterator[None]:
+    """What a chat template raises as our error, and a limit of its time."""
+    with (
+        reading(f"{where}: the chat template refuses the conversation"),
+        bounded(_SECONDS, f"{where}: the chat template runs"),
+    ):
+        yield
 
 
 def plain(conversation: Conversation) -> str:

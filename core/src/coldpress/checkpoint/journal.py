@@ -57,6 +57,8 @@ class Journal:
         self.entries: list[Mapping[str, Any]] = []
         self.damage: str | None = None
         self._ends: list[int] = []  # bytes up to the end of each line
+        if self.path.exists() and not self.path.is_file():
+            raise CheckpointError(f"{self.path} is no regular file: remove it, or name another output")
         with telling(self.path):
             self._file: IO[bytes] = self.path.open("a+b")
         if not try_lock(self._file):
@@ -125,6 +127,8 @@ class Journal:
 
 def is_journal(path: Path) -> bool:
     """Whether a file is a journal of ours, be it empty."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             _check_ours(path, file.read(len(_START)))

@@ -1,6 +1,7 @@
 """What the text that names a model means: a folder, a file, a name that a source knows, or an id on a hub."""
 
 import re
+import stat
 from pathlib import Path
 
 from attrs import frozen
@@ -12,6 +13,7 @@ from coldpress.installed import extra_called
 from coldpress.source import Source
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_READ = (".json", ".jinja", ".model", ".txt", ".py", ".safetensors", ".bin", ".gguf")
 _WEIGHTS = ("*.safetensors*", "*.bin")
 
 
@@ -76,6 +78,7 @@ def neighbours(name: str) -> str:
 
 
 def _folder(name: str, path: Path) -> Location:
+    _check_files(path)
     configured = (path / "config.json").is_file()
     method = str(quantization_of(path).get("quant_method") or "")
     if method in registry.names("formats"):
@@ -94,6 +97,21 @@ def _folder(name: str, path: Path) -> Location:
     if configured:
         return Location(name, path)
     raise ModelError(f"{name!r} is a folder without config.json, so it holds no model{_hint(path)}")
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse a folder with a file that whoever reads models opens, and whose end may never come.
+
+    Raises:
+        ModelError: names the file.
+    """
+    for entry in sorted(folder.iterdir()):
+        try:
+            mode = entry.stat().st_mode
+        except OSError:  # a link that leads nowhere
+            continue
+        if entry.suffix in _READ and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ModelError(f"{entry} is no regular file (a pipe, a device or a socket): put the file itself there")
 
 
 def _said(folder: Path, method: str) -> str | None:

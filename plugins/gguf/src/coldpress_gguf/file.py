@@ -83,12 +83,19 @@ class GgufFile:
         return copied.reshape(shape if number is None else shape[1:])
 
     def get(self, name: str, number: int | None = None) -> Tensor:
-        """One tensor, or one matrix of a stack of them, decoded to float32."""
+        """One tensor, or one matrix of a stack of them, decoded to float32.
+
+        Raises:
+            CheckpointError: the package gguf does not decode its type.
+        """
+        with reading(f"{self.path}: tensor {name!r} cannot be decoded", CheckpointError):
+            return self._decoded(self._place(name, number))
+
+    def _decoded(self, place: _Place) -> Tensor:
         import numpy
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        place = self._place(name, number)
         raw = numpy.frombuffer(self._bytes, numpy.uint8, place.end - place.begin, place.begin)
         kind = GGMLQuantizationType(place.kind)
         if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
@@ -170,7 +177,7 @@ def _size(name: str, shape: tuple[int, ...], kind: int) -> int:
     count = 1
     for length in shape:
         count *= length
-    if count % block:
+    if shape[-1] % block:
         raise ValueError(f"tensor {name!r} of shape {shape} does not split into blocks of {block}")
     return count // block * size
 

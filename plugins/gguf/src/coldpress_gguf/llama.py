@@ -99,9 +99,17 @@ class LlamaWeights(Weights):
         return torch.float32
 
     def read(self, name: str) -> Tensor:
-        """One tensor, decoded; the rows of queries and keys in transformers' order."""
+        """One tensor, decoded; the rows of queries and keys in transformers' order.
+
+        Raises:
+            CheckpointError: it is damaged, or its rows are no multiple of its heads.
+        """
         tensor = self._file.get(self._place(name))
         heads = self._heads.get(name.split(".")[-2])
+        if heads and (tensor.ndim != 2 or tensor.shape[0] % (2 * heads)):
+            raise CheckpointError(
+                f"{self._file.path}: {name!r} has the shape {tuple(tensor.shape)}, which {heads} heads do not divide"
+            )
         return _halves_apart(tensor, heads) if heads else tensor
 
     def _place(self, name: str) -> str:
