@@ -15,7 +15,8 @@ NAMES = [(module, name) for module in MODULES for name in module.__all__]
 
 def for_type_checkers(module):
     """Name to module, from the imports that only type checkers see."""
-    (block,) = [node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.If)]
+    blocks = [node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.If)]
+    (block,) = [node for node in blocks if isinstance(node.test, ast.Name)]  # and not `not TYPE_CHECKING`
     return {alias.name: node.module for node in block.body for alias in node.names}
 
 

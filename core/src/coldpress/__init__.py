@@ -72,31 +72,32 @@ __all__ = [
     "write_recipe",
 ]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "bases.weight_range": ("weight_qparams",),
-        "entrypoints.oneshot": ("oneshot",),
-        "entrypoints.plan": ("plan",),
-        "entrypoints.load_context": ("load_context",),
-        "entrypoints.model_free": ("convert", "model_free_ptq"),
-        "entrypoints.train": ("train",),
-        "entrypoints.session": ("Oneshot", "Session", "active_session", "create_session", "reset_session"),
-        "errors": (
-            "ArgumentError",
-            "CalibrationError",
-            "CheckpointError",
-            "ColdpressError",
-            "ModelError",
-            "NumericsError",
-            "PluginError",
-            "RecipeError",
-            "SchemeError",
-            "TargetError",
-        ),
-        "evaluation": ("divergence", "perplexity"),
-        "models": ("load_model", "load_tokenizer"),
-        "recipe": ("Recipe", "read_recipe", "write_recipe"),
-        "schemes": ("QuantizationArgs", "Scheme", "preset", "preset_names"),
-    },
-)
+if not TYPE_CHECKING:  # to a type checker any name would be there
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "bases.weight_range": ("weight_qparams",),
+            "entrypoints.oneshot": ("oneshot",),
+            "entrypoints.plan": ("plan",),
+            "entrypoints.load_context": ("load_context",),
+            "entrypoints.model_free": ("convert", "model_free_ptq"),
+            "entrypoints.train": ("train",),
+            "entrypoints.session": ("Oneshot", "Session", "active_session", "create_session", "reset_session"),
+            "errors": (
+                "ArgumentError",
+                "CalibrationError",
+                "CheckpointError",
+                "ColdpressError",
+                "ModelError",
+                "NumericsError",
+                "PluginError",
+                "RecipeError",
+                "SchemeError",
+                "TargetError",
+            ),
+            "evaluation": ("divergence", "perplexity"),
+            "models": ("load_model", "load_tokenizer"),
+            "recipe": ("Recipe", "read_recipe", "write_recipe"),
+            "schemes": ("QuantizationArgs", "Scheme", "preset", "preset_names"),
+        },
+    )

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,8 +25,13 @@ from coldpress.report import Progress
 from coldpress.run.every_tensor import check_every_tensor, saying_where
 from coldpress.state import State
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-def oneshot(model: Any = None, recipe: Any = None, **arguments: Any) -> Any:
+    from coldpress.arguments.keywords import OneshotKeywords
+
+
+def oneshot(model: Any = None, recipe: Any = None, **arguments: "Unpack[OneshotKeywords]") -> Any:
     """Compress a model after training, without changing a line of its code.
 
         oneshot("smollm2", QuantizationModifier(scheme="W4A16", group_size=64, ignore=["lm_head"]), output_dir="out")

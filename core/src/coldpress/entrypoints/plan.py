@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, fields_dict
 
@@ -18,8 +18,15 @@ from coldpress.planning import Prediction, predict, predict_model_free
 from coldpress.recipe import Recipe, read_recipe
 from coldpress.report.words import in_bytes
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-def plan(model: Any = None, recipe: Any = None, *, model_free: bool = False, **arguments: Any) -> Prediction:
+    from coldpress.arguments.keywords import PlanKeywords
+
+
+def plan(
+    model: Any = None, recipe: Any = None, *, model_free: bool = False, **arguments: "Unpack[PlanKeywords]"
+) -> Prediction:
     """Say what `oneshot` with the same arguments will write, hold in memory and take; no weight is read.
 
         plan("smollm2", QuantizationModifier(scheme="W4A16", group_size=64, ignore=["lm_head"])).after
@@ -45,7 +52,8 @@ def plan(model: Any = None, recipe: Any = None, *, model_free: bool = False, **a
         ColdpressError: the run could not end well; says why, and what to do.
     """
     if model_free:
-        return _without_model(model, recipe, **arguments)
+        settings: dict[str, Any] = {**arguments}
+        return _without_model(model, recipe, **settings)
     parsed = parse_arguments({"model": model, "recipe": recipe, **arguments})
     asked = parsed.output.output_dir
     job = prepare(_with_output(parsed), open_with=open_empty)

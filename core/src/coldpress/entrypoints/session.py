@@ -6,12 +6,17 @@ Conveniences for scripts; nothing in the library reads either.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coldpress.arguments import parse_arguments
 from coldpress.entrypoints.oneshot import run
 from coldpress.recipe import Recipe, read_recipe
 from coldpress.state import State
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from coldpress.arguments.keywords import OneshotKeywords
 
 
 class Oneshot:
@@ -31,7 +36,7 @@ class Oneshot:
         recipe: what is done to the model.
     """
 
-    def __init__(self, model: Any = None, recipe: Any = None, **arguments: Any) -> None:
+    def __init__(self, model: Any = None, recipe: Any = None, **arguments: "Unpack[OneshotKeywords]") -> None:
         self._arguments = parse_arguments({"model": model, "recipe": recipe, **arguments})
         settings, steps = self._arguments.model, self._arguments.recipe
         self.model: Any = settings.model
@@ -57,7 +62,7 @@ class Session:
         self.state: State | None = None
         self.recipe: Recipe | None = None
 
-    def oneshot(self, model: Any = None, recipe: Any = None, **arguments: Any) -> Any:
+    def oneshot(self, model: Any = None, recipe: Any = None, **arguments: "Unpack[OneshotKeywords]") -> Any:
         """Do what `coldpress.oneshot` does, and remember the state and the recipe.
 
         Args:

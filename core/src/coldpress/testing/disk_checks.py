@@ -58,7 +58,7 @@ def _run(subject: Subject, folder: Path, name: str, *, stream: bool) -> Sequence
             stream_weights=stream,
             return_model=False,
             quiet=True,
-            **({"dataset": batches(rows=4)} if needy else {}),
+            dataset=batches(rows=4) if needy else None,
         )
     return stages
 

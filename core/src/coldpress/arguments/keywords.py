@@ -1,0 +1,104 @@
+"""The keywords of `oneshot` as types, so that a type checker finds a name that is misspelt and editors complete.
+
+They are the attributes of the classes of this room and the settings of the pipelines that we ship, which a test
+compares; another pipeline's go into `pipeline_settings`.  At run time `parse_arguments` says what is taken.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+_Path = str | os.PathLike[str]
+
+
+class ModelKeywords(TypedDict, total=False):
+    """As `ModelArguments`, without the model."""
+
+    config_name: _Path | None
+    tokenizer: Any
+    processor: Any
+    precision: str
+    tie_word_embeddings: bool
+    trust_remote_code_model: bool
+    save_compressed: bool
+    model_revision: str
+    device: Any
+    stream_weights: bool | None
+
+
+class RecipeKeywords(TypedDict, total=False):
+    """As `RecipeArguments`, without the recipe."""
+
+    recipe_args: Mapping[str, Any] | Sequence[str] | None
+    clear_sparse_session: bool
+    stage: str | None
+    seed: int
+
+
+class DatasetKeywords(TypedDict, total=False):
+    """As `DatasetArguments`."""
+
+    dataset: Any
+    dataset_config_name: str | None
+    dataset_path: _Path | None
+    dvc_data_repository: str | None
+    splits: str | Sequence[str] | Mapping[str, str] | None
+    batch_size: int | None
+    data_collator: str | Callable[..., Any]
+    num_calibration_samples: int | None
+    shuffle_calibration_samples: bool
+    max_seq_length: int | None
+    pad_to_max_length: bool
+    text_column: str
+    remove_columns: Sequence[str] | None
+    preprocessing_func: Callable[..., Any] | None
+    raw_kwargs: dict[str, Any]
+    concatenate_data: bool | None
+    streaming: bool
+    overwrite_cache: bool
+    preprocessing_num_workers: int | None
+    dataloader_num_workers: int
+    min_tokens_per_module: float | None
+    moe_calibrate_all_experts: bool
+    tracing_ignore: Sequence[str] | None
+    sequential_offload_device: str
+    sequential_targets_per_subgraph: int
+    quantization_aware_calibration: bool
+    use_loss_mask: bool
+    sequential_prefetch: bool
+
+
+class PipelineKeywords(TypedDict, total=False):
+    """As `PipelineArguments`, and settings of the pipelines that we ship."""
+
+    pipeline: Any
+    pipeline_settings: Mapping[str, Any]
+    sequential_targets: str | Sequence[str] | None
+    propagate_error: bool | None
+    true_sequential: bool | None
+    offload_activations: Literal["cpu", "disk"]
+    offload_limit: int | str
+
+
+class OutputKeywords(TypedDict, total=False):
+    """As `OutputArguments`."""
+
+    output_dir: _Path | None
+    log_dir: _Path | None
+    overwrite: bool
+    restart: bool
+    format: str | Sequence[str] | None
+    quantization_format: str | None
+    return_model: bool
+    quiet: bool
+
+
+class OneshotKeywords(ModelKeywords, RecipeKeywords, DatasetKeywords, PipelineKeywords, OutputKeywords, total=False):
+    """All that `oneshot` takes beside a model and a recipe."""
+
+
+class PlanKeywords(OneshotKeywords, total=False):
+    """All that `plan` takes: with `model_free=True`, settings of `model_free_ptq`."""
+
+    max_workers: int | str | None
+    revision: str
