@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from coldpress import load_model, oneshot, read_recipe
+from coldpress import QuantizationArgs, load_model, oneshot, read_recipe
 from coldpress.calibration.chat import rendered
 from coldpress.calibration.conversation import Conversation
-from coldpress.errors import ColdpressError, ModelError, TargetError
+from coldpress.errors import ColdpressError, ModelError, RecipeError, TargetError
 from coldpress.models import load_tokenizer
 from coldpress.modifiers import QuantizationModifier
+from coldpress.registry import find
 from coldpress.stage import matches_name
 from coldpress.testing.models import tiny_llama, tiny_tokenizer
 
@@ -286,6 +287,13 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(model, name):
     (folder / name).unlink()
 
 
+def test_a_pipe_in_place_of_a_recipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "recipe.yaml")
+
+    with pytest.raises(RecipeError, match="is no regular file"):
+        read_recipe(tmp_path / "recipe.yaml")
+
+
 def test_a_pipe_in_place_of_a_journal_is_not_waited_for(tmp_path):
     (tmp_path / "output.partial").mkdir()
     os.mkfifo(tmp_path / "output.partial" / "journal.jsonl")
@@ -302,3 +310,11 @@ def test_a_chat_template_that_takes_for_ever_is_told(monkeypatch):
 
     with pytest.raises(ColdpressError, match=r"chat template runs for more than 0\.2 s"):
         rendered(Conversation(turns, "messages", turns), tokenizer, "row 0")
+
+
+@pytest.mark.parametrize(
+    "name", ["mse", "memoryless_mse", "imatrix_mse", "nvfp4_expanded_mse", "nvfp4_expanded_imatrix"]
+)
+def test_a_search_of_a_billion_steps_is_refused(name):
+    with pytest.raises((ColdpressError, ValueError), match=r"10_?000"):
+        find("observers", name)(args=QuantizationArgs(num_bits=4), grid=10.0**9)

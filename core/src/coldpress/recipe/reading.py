@@ -135,6 +135,8 @@ def _load(source: str | Path) -> tuple[str, str]:
     if path is None:
         return TEXT, str(source)
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise RecipeError([f"{path} is no regular file (a pipe, a device or a socket): write the recipe to one"])
         with path.open("rb") as file:
             content = file.read(4 * MAX_LENGTH + 1)  # a character takes at most 4 bytes
         return str(path), content.decode("utf-8-sig")

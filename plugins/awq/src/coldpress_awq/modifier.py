@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from attrs import evolve, field, frozen
-from attrs.validators import ge, in_
+from attrs.validators import and_, ge, in_, le
 from torch import Tensor
 
 from coldpress.plugin import (
@@ -67,7 +67,7 @@ class AWQModifier(Smoother):
 
     Attributes:
         duo_scaling: scales follow activations and weights; False follows activations only, "both" tries both.
-        n_grid: how many ratios are tried for each pair.
+        n_grid: how many ratios are tried for each pair, at most 10,000.
         objective: `gram` compares the outputs of the readers, on their Gram matrices; `block` runs the attention or MLP
             that holds them again, for each ratio, on the first batches, as the original does: many times slower.
         guidance: tokens count by what an error in their outputs costs the model's loss, by labels "sampled" from the
@@ -98,7 +98,7 @@ class AWQModifier(Smoother):
     )
 
     duo_scaling: bool | Literal["both"] = field(default=True, validator=in_((True, False, "both")))
-    n_grid: int = field(default=20, validator=ge(1))
+    n_grid: int = field(default=20, validator=and_(ge(1), le(10_000)))
     objective: Literal["gram", "block"] = field(default="gram", validator=in_(("gram", "block")))
     guidance: Labels | None = field(default=None, validator=in_(GUIDANCE))
     clip: bool = True

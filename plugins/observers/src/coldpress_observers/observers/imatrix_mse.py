@@ -20,7 +20,7 @@ class ImatrixMSE(SearchingObserver):
     Attributes:
         maxshrink: how much of the range may be given up, in (0, 1].
         patience: factors in a row without gain in any group after which the search ends.
-        grid: a step is 1/grid of the range.
+        grid: a step is 1/grid of the range; at most 10,000.
         norm: exponent of the error; 2 is the mean squared error of the outputs, were inputs uncorrelated.
         expand: the first factor; above 1 the largest weight may leave the end of the grid free.
         strict: a weight whose inputs are not known is refused.
@@ -30,7 +30,7 @@ class ImatrixMSE(SearchingObserver):
 
     maxshrink: float = field(default=0.95, validator=and_(gt(0), le(1)))
     patience: int = field(default=5, validator=and_(instance_of(int), ge(1)))
-    grid: float = field(default=20.0, validator=ge(1))
+    grid: float = field(default=20.0, validator=and_(ge(1), le(10_000)))
     norm: float = field(default=3.0, validator=gt(0))
     expand: float = field(default=1.0, validator=ge(1))
     strict: bool = False
@@ -60,6 +60,6 @@ class NVFP4ExpandedImatrix(ImatrixMSE):
 
     maxshrink: float = field(default=1 - 0.8 / 1.8, validator=and_(gt(0), le(1)))
     patience: int = field(default=1000, validator=and_(instance_of(int), ge(1)))
-    grid: float = field(default=200.0, validator=ge(1))
+    grid: float = field(default=200.0, validator=and_(ge(1), le(10_000)))
     norm: float = field(default=2.4, validator=gt(0))
     expand: float = field(default=1.8, validator=ge(1))

@@ -15,7 +15,7 @@ class MemorylessMSE(SearchingObserver):
     Attributes:
         maxshrink: how much of the range may be given up, in (0, 1].
         patience: factors in a row without gain in any group after which the search ends.
-        grid: a step is 1/grid of the range.
+        grid: a step is 1/grid of the range; at most 10,000.
         norm: exponent of the error; 2 is the mean squared error.
         expand: the first factor.
         triton_error_buffer: understood and without effect: no search here ends early for speed.
@@ -23,7 +23,7 @@ class MemorylessMSE(SearchingObserver):
 
     maxshrink: float = field(default=0.20, validator=and_(gt(0), le(1)))
     patience: int = field(default=5, validator=and_(instance_of(int), ge(1)))
-    grid: float = field(default=100.0, validator=ge(1))
+    grid: float = field(default=100.0, validator=and_(ge(1), le(10_000)))
     norm: float = field(default=2.4, validator=gt(0))
     expand: float = field(default=1.0, validator=ge(1))
     triton_error_buffer: float | None = None

@@ -18,7 +18,7 @@ class MSE(Observer):
         averaging_constant: share of the newest batch, in (0, 1]; 1 forgets all others.
         maxshrink: how much of the range may be given up, in (0, 1].
         patience: factors in a row without gain in any group after which the search ends.
-        grid: a step is 1/grid of the range.
+        grid: a step is 1/grid of the range; at most 10,000.
         norm: exponent of the error; 2 is the mean squared error.
         expand: the first factor.
         triton_error_buffer: understood and without effect: no search here ends early for speed.
@@ -29,7 +29,7 @@ class MSE(Observer):
     averaging_constant: float = field(default=0.01, validator=and_(gt(0), le(1)))
     maxshrink: float = field(default=0.20, validator=and_(gt(0), le(1)))
     patience: int = field(default=5, validator=and_(instance_of(int), ge(1)))
-    grid: float = field(default=100.0, validator=ge(1))
+    grid: float = field(default=100.0, validator=and_(ge(1), le(10_000)))
     norm: float = field(default=2.4, validator=gt(0))
     expand: float = field(default=1.0, validator=ge(1))
     triton_error_buffer: float | None = None

@@ -19,7 +19,7 @@ class NVFP4ExpandedMSE(SearchingObserver):
         expand: the first factor.
         maxshrink: share of the first factor that may be given up, in (0, 1].
         patience: factors in a row without gain in any group after which the search ends.
-        grid: a step is 1/grid of the expanded range.
+        grid: a step is 1/grid of the expanded range; at most 10,000.
         norm: exponent of the error.
         triton_error_buffer: understood and without effect: no search here ends early for speed.
     """
@@ -27,7 +27,7 @@ class NVFP4ExpandedMSE(SearchingObserver):
     expand: float = field(default=1.8, validator=ge(1))
     maxshrink: float = field(default=1 - 0.8 / 1.8, validator=and_(gt(0), le(1)))
     patience: int = field(default=1000, validator=and_(instance_of(int), ge(1)))
-    grid: float = field(default=200.0, validator=ge(1))
+    grid: float = field(default=200.0, validator=and_(ge(1), le(10_000)))
     norm: float = field(default=2.4, validator=gt(0))
     triton_error_buffer: float | None = None
 
