@@ -225,9 +225,13 @@ class RotatedTrace(StreamTrace):
         if number >= len(self._before) or self._before[number].parameter != product.parameter:
             raise ModelError(f"with a rotated residual stream other layers run: {product.parameter}")
         old, new = self._before[number].input, product.input
+        if new.shape != old.shape:
+            raise ModelError(
+                f"with a rotated residual stream {product.parameter} reads other tokens: what chooses them reads the "
+                "stream, and is no layer"
+            )
         if not _alike(new, old):
-            rotates = new.shape == old.shape and new.shape[-1] == self._rotation.width
-            if rotates and _alike(new, self._rotation.apply(old)):
+            if new.shape[-1] == self._rotation.width and _alike(new, self._rotation.apply(old)):
                 self.readers[product.parameter, product.dim] = None
             else:
                 self.others.append(product.parameter)
