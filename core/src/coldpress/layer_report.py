@@ -30,6 +30,8 @@ CORE_NOTES = (
     Note("output_error", "squared, a token", "error of its outputs on the calibration data"),
     Note("rounding_ratio", "", "that error over the one of rounding to nearest with the same scales; a gain below 1"),
     Note("quantized_before", "", "the scheme that the layer came with, and which the run replaced"),
+    Note("untied_from", "", "the module that it shared its weight with until the run gave it one of its own"),
+    Note("untied_bytes", "bytes", "what that adds to the model before anything is compressed"),
     Note("remarks", "", "why a modifier left a layer alone that another one changed"),
 )
 """Notes of core itself, and of functions of core that modifiers call."""

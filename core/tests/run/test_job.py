@@ -334,9 +334,11 @@ def test_a_tied_head_that_is_quantized_gets_weights_of_its_own():
     model = tiny_llama(tied=True)
     embedding = model.model.embed_tokens.weight.detach().clone()
 
-    run(rounding(ignore=[]), model=model)
+    state = run(rounding(ignore=[]), model=model)
 
     assert model.lm_head.weight is not model.model.embed_tokens.weight
+    notes = state.report["lm_head"].notes
+    assert (notes["untied_from"], notes["untied_bytes"]) == ("model.embed_tokens", 4 * embedding.numel())
     assert torch.equal(model.model.embed_tokens.weight, embedding)
     assert not torch.equal(model.lm_head.weight, embedding)
     assert model.config.tie_word_embeddings is False
@@ -345,8 +347,9 @@ def test_a_tied_head_that_is_quantized_gets_weights_of_its_own():
 def test_a_tied_head_that_is_ignored_stays_tied():
     model = tiny_llama(tied=True)
 
-    run(rounding(), model=model)
+    state = run(rounding(), model=model)
 
+    assert "untied_from" not in state.report["lm_head"].notes
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.config.tie_word_embeddings is True
 

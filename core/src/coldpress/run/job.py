@@ -32,7 +32,6 @@ from coldpress.layer_report import LayerReport
 from coldpress.models.evaluating import evaluating, uncompiled
 from coldpress.models.heap import steady_heap
 from coldpress.models.streaming import WeightStream
-from coldpress.models.tie import untie
 from coldpress.modifier import Modifier, expanded
 from coldpress.pipeline import Pipeline
 from coldpress.planned import Planned, Sweep
@@ -53,7 +52,7 @@ from coldpress.run.quantized_before import attached_before, forget_changed, keep
 from coldpress.run.reverse import ReverseSweep, wanted_gradients
 from coldpress.run.stage_checks import check_scales, check_weights
 from coldpress.run.stage_run import StageRun, generator
-from coldpress.run.ties import check_ties, separate_layers
+from coldpress.run.ties import check_ties, untie_layers
 from coldpress.run.watch import Watch
 from coldpress.stage import Stage, find_layers
 from coldpress.state import State
@@ -175,7 +174,7 @@ class Job:
         ):
             if not self.claims:
                 self.plan()
-            untie(model, separate_layers(self.claims, self.modifiers, model))
+            untie_layers(self.claims, self.modifiers, self.state)
             if self.output is not None:
                 parts = (*self.modifiers, self.pipeline, *(one.attachment for _, one in self.announced))
                 resume.bind_code(self.binding, self.output, [*self.recipe.modifiers, *parts], self.weights)

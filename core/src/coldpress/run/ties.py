@@ -1,14 +1,30 @@
 """Layers that share weights: which of them get weights of their own in a run, and whether they can."""
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from coldpress.checkpoint.tie import check_untying
+from coldpress.models.tie import untie
 from coldpress.modifier import Modifier
 from coldpress.run.preflight import Claim
 from coldpress.stage import Stage
 from coldpress.state import State
+
+log = logging.getLogger(__name__)
+
+
+def untie_layers(claims: Sequence[Claim], modifiers: Sequence[Modifier], state: State) -> None:
+    """Give layers weights of their own where they share them; the report says with what, and the bytes that it adds."""
+    names, model = separate_layers(claims, modifiers, state.model), state.model
+    sharing = {name: _sharing(model, name) for name in names}
+    for name in untie(model, names):
+        weight: Any = model.get_submodule(name).weight
+        other, nbytes = sharing[name], weight.numel() * weight.element_size()
+        state.report[name].notes |= {"untied_from": other, "untied_bytes": nbytes}
+        log.info("%s is no longer tied to %s: %d bytes more, before it is compressed", name, other, nbytes)
 
 
 def separate_layers(claims: Sequence[Claim], modifiers: Sequence[Modifier], model: nn.Module) -> list[str]:
@@ -26,3 +42,10 @@ def check_ties(claims: Sequence[Claim], modifiers: Sequence[Modifier], state: St
     """
     untied = separate_layers((), modifiers, state.model)
     check_untying(state.model, separate_layers(claims, modifiers, state.model), [*state.plan, *untied])
+
+
+def _sharing(model: nn.Module, layer: str) -> str:
+    """Another module with the weight of a layer; nothing where there is none."""
+    weight: Any = getattr(model.get_submodule(layer), "weight", None)
+    others = (name for name, module in model.named_modules() if getattr(module, "weight", None) is weight)
+    return "" if weight is None else next((name for name in others if name != layer), "")
