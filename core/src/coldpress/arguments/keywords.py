@@ -24,6 +24,7 @@ class ModelKeywords(TypedDict, total=False):
     model_revision: str
     device: Any
     stream_weights: bool | None
+    check_tensors: bool
 
 
 class RecipeKeywords(TypedDict, total=False):
