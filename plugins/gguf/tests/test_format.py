@@ -19,6 +19,8 @@ from coldpress_gguf.file import GgufFile
 from coldpress_gguf.reading import GgufTensors
 from coldpress_gguf.writing import Entry, entries_of
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+
 
 def compress(
     output, *, scheme="Q4_0", model=None, tokenizer=True, recipe=None, settings="pre_tokenizer: gpt-2", **more
@@ -39,6 +41,19 @@ def test_a_checkpoint_is_read_as_it_was_in_memory(tmp_path, scheme, tied):
     data = batches(rows=2)
     assert torch.equal(logits(model, data), logits(again, data))
     assert sorted(path.name for path in (tmp_path / "out").glob("*.gguf")) == ["model.gguf"]
+
+
+def test_biases_of_experts_and_sinks_of_attention_are_read_as_they_were_in_memory(tmp_path):
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32, "num_local_experts": 4}
+    config = transformers.GptOssConfig(**sizes, **heads, rope_parameters={**YARN, "truncate": True})
+    model = filled(transformers.GptOssForCausalLM(config), torch.float32, 0)
+    recipe = 'QuantizationModifier: {scheme: Q4_0, ignore: [lm_head, "re:.*router$"]}'
+
+    model = compress(tmp_path / "out", model=model, recipe=recipe)
+
+    data = batches(rows=2)
+    assert torch.equal(logits(model, data), logits(load_model(tmp_path / "out", dtype="float32"), data))
 
 
 def test_the_file_alone_is_a_dense_model(tmp_path):
@@ -165,9 +180,6 @@ def test_what_llama_cpp_does_not_compute_is_refused(tmp_path):
     model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     with pytest.raises(ModelError, match="rope_type is 'dynamic'"):
         compress(tmp_path / "out", model=model)
-
-
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 
 
 @pytest.mark.parametrize(
