@@ -114,3 +114,57 @@ def test_both_sequences_count_without_their_padding_and_are_told_apart_by_length
     assert first.shape != second.shape
     assert batch["labels"].tolist() == [[5, 6, -100, -100, -100]]
     t5(**batch)
+
+
+PADDED = torch.tensor([[3, 4, 5, 0, 0], [6, 7, 3, 4, 0]])
+KEPT = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]).bool()
+CAUSAL = torch.ones(5, 5).tril().bool()
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        KEPT,
+        KEPT.float(),
+        torch.zeros(2, 5).masked_fill(~KEPT, -torch.inf),
+        torch.zeros(2, 5).masked_fill(~KEPT, -10000),
+        KEPT[:, None] & CAUSAL,
+        KEPT[:, None, None] & CAUSAL,
+        torch.zeros(2, 1, 5, 5).masked_fill(~(KEPT[:, None, None] & CAUSAL), torch.finfo(torch.float32).min),
+    ],
+    ids=["bool", "float", "added", "added, small", "queries", "heads", "heads, added"],
+)
+def test_a_mask_of_any_form_leaves_the_same_tokens(mask):
+    batch = ModelInputs.of(Reads("input_ids", "attention_mask")).batch({"input_ids": PADDED, "attention_mask": mask})
+
+    assert [found.tolist() for found in batch.token_masks] == [KEPT.tolist()]
+    assert batch["attention_mask"].shape == mask.shape
+
+
+@pytest.mark.parametrize("mask", [KEPT, ~KEPT, (~KEPT).long(), KEPT[:, None] & CAUSAL])
+def test_a_mask_by_another_name_is_read_by_the_ids_that_it_leaves_out(mask):
+    batch = ModelInputs.of(Reads("input_ids", "padding_mask")).batch({"input_ids": PADDED, "padding_mask": mask})
+
+    assert [found.tolist() for found in batch.token_masks] == [KEPT.tolist()]
+
+
+def test_a_mask_by_another_name_that_is_not_of_padding_is_told(caplog):
+    found = {"input_ids": ids(2, 5), "prefix_mask": KEPT}
+
+    assert count_tokens(ModelInputs.of(Reads("input_ids", "prefix_mask")).batch(found)) == 10
+    assert "prefix_mask: not known what it masks" in caplog.text
+
+
+def test_padding_of_sound_is_left_out_of_the_frames_that_a_model_makes_of_it():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    convolutions = {"conv_dim": (8, 8), "conv_kernel": (4, 2), "conv_stride": (4, 2), "num_conv_pos_embeddings": 4}
+    config = transformers.Wav2Vec2Config(
+        **sizes, **convolutions, num_conv_pos_embedding_groups=2, num_feat_extract_layers=2
+    )
+    mask = torch.ones(2, 64, dtype=torch.int64)
+    mask[1, 32:] = 0
+
+    inputs = ModelInputs.of(transformers.Wav2Vec2ForCTC(config))
+    batch = inputs.batch({"input_values": torch.randn(2, 64), "attention_mask": mask})
+
+    assert [found.sum(1).tolist() for found in batch.token_masks] == [[8, 4]]

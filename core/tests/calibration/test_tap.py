@@ -193,3 +193,11 @@ def test_hooks_are_gone_whatever_happened():
         model(torch.zeros(1, 1, 5))
 
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_padding_is_left_out_where_the_sequence_comes_first():
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+
+    (seen,) = sightings(Mesh(straight), x(0, 3, 2, 4), mask=mask)
+
+    assert all(len(tokens) == 5 for tokens in seen.tokens.values())

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 _MASKS = ("attention_mask", "decoder_attention_mask")
+_MASKED = -1e3  # what an additive mask adds is far below; a bias of positions, which some add to it, is not
 
 
 class CalibrationBatch(dict[str, Any]):
@@ -30,7 +31,19 @@ def token_masks(batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
     if isinstance(batch, CalibrationBatch) and batch.token_masks:
         return batch.token_masks
     masks = [batch.get(name) for name in _MASKS]
-    return tuple(mask.bool() for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2)
+    return tuple(attended(mask) for mask in masks if isinstance(mask, Tensor) and mask.ndim > 1)
+
+
+def attended(mask: Tensor) -> Tensor:
+    """Which tokens an attention mask leaves, [B, S] bool.
+
+    Args:
+        mask: [B, S], or one of queries and keys, [B, Q, S] or [B, H, Q, S], which leaves the tokens that some query
+            attends to.  Zero, or False, is padding; in one of floats that are added to scores, large negative ones are.
+    """
+    added = mask.is_floating_point() and mask.numel() > 0 and (float(mask.min()) < 0 or float(mask.max()) <= 0)
+    kept = mask > _MASKED if added else mask.bool()
+    return kept.flatten(1, -2).any(1) if kept.ndim > 2 else kept
 
 
 def count_tokens(batch: Mapping[str, Any]) -> int | None:
@@ -53,12 +66,15 @@ def mask_for(x: Tensor, masks: tuple[Tensor, ...]) -> Tensor | None:
     """The mask of the sequence that an input belongs to, by its shape; None where all of its tokens count.
 
     Args:
-        x: inputs of a layer, [B, S, ..., I], or [B * S, I] as routers of experts flatten them.
+        x: inputs of a layer, [B, S, ..., I], [S, B, ..., I], or [B * S, I] as routers of experts flatten them.
         masks: of the batch's sequences, [B, S] bool each.
+
+    Returns:
+        The mask, [B, S] or [S, B] bool as the first dimensions of the input are.
     """
-    for mask in masks:
-        if (x.ndim > 2 and x.shape[:2] == mask.shape) or (x.ndim == 2 and len(x) == mask.numel()):
-            return None if bool(mask.all()) else mask
+    for found in (*masks, *(mask.t() for mask in masks)):
+        if (x.ndim > 2 and x.shape[:2] == found.shape) or (x.ndim == 2 and len(x) == found.numel()):
+            return None if bool(found.all()) else found
     return None
 
 

@@ -8,6 +8,7 @@ from coldpress.calibration.batch import CalibrationBatch
 from coldpress.calibration.loss_mask import loss_mask_of
 from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.sample import Sample, as_tensor, joined
+from coldpress.calibration.token_rows import batched
 from coldpress.errors import CalibrationError
 
 JOINED = 2048
@@ -97,9 +98,4 @@ def as_columns(found: Any) -> dict[str, Any]:
         raise CalibrationError(f"a batch must be a dict with input_ids, got {type(found).__name__}")
     columns = {name: as_tensor(value) for name, value in found.items()}
     ids: Any = columns.get("input_ids")
-    if getattr(ids, "ndim", None) == 1:
-        columns = {
-            name: value[None] if getattr(value, "shape", None) == ids.shape else value
-            for name, value in columns.items()
-        }
-    return columns
+    return batched(columns) if getattr(ids, "ndim", None) == 1 else columns

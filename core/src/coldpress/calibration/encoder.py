@@ -10,6 +10,7 @@ from attrs import define, field
 from torch import Tensor
 
 from coldpress.arguments import DatasetArguments
+from coldpress.calibration.batch import attended
 from coldpress.calibration.conversation import MissingColumnError, read_text
 from coldpress.calibration.hub_dataset import HubDataset
 from coldpress.calibration.model_inputs import ModelInputs
@@ -167,7 +168,7 @@ class RowEncoder:
                 raise CalibrationError(
                     f"{self.rows.origin}: concatenate_data joins texts, and a row holds more than that"
                 )
-            real = sample.tokens["attention_mask"] != 0
+            real = attended(sample.tokens["attention_mask"])
             counted = real if sample.counts is None else sample.counts
             ids, counts = torch.cat([ids, sample.tokens["input_ids"][real]]), torch.cat([counts, counted[real]])
             while len(ids) >= length:

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from attrs import field, frozen
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from coldpress.calibration.batch import CalibrationBatch, distinguishable
+from coldpress.calibration.batch import CalibrationBatch, attended, distinguishable
 from coldpress.errors import CalibrationError
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class ModelInputs:
         start_token: id of the token that a decoder begins with.
         pad_token: id of the token that fills a decoder's sequence.
         vocabulary: how many tokens have an embedding; None where that is not known.
+        frames: makes a mask of frames, [B, S], of one of sound, [B, N]; None where the model does not.
     """
 
     names: frozenset[str] | None = None
@@ -42,6 +43,7 @@ class ModelInputs:
     start_token: int = 0
     pad_token: int = 0
     vocabulary: int | None = None
+    frames: Callable[[Tensor], Tensor] | None = None
     _told: set[str] = field(factory=set)
 
     @classmethod
@@ -59,6 +61,7 @@ class ModelInputs:
             start_token=_token(("decoder_start_token_id", "bos_token_id", "pad_token_id"), *configs),
             pad_token=_token(("pad_token_id", "eos_token_id"), *configs),
             vocabulary=_vocabulary(model),
+            frames=_frames_of(model),
         )
 
     def takes(self, name: str) -> bool:
@@ -85,12 +88,36 @@ class ModelInputs:
             mask = torch.ones_like(ids)
             if self.takes("attention_mask"):
                 batch["attention_mask"] = mask
-        masks = [] if not isinstance(mask, Tensor) or mask.ndim != 2 or not _has_tokens(batch) else [mask.bool()]
+        if isinstance(ids, Tensor) and not self.takes("attention_mask") and bool(attended(mask).all()):
+            mask = self._named_otherwise(batch, ids, mask)
+        masks = self._counted(mask, batch)
         if token_mask is not None:
-            masks = [token_mask.bool() & mask.bool() if masks else token_mask.bool()]
+            masks = [token_mask.bool() & masks[0] if masks else token_mask.bool()]
         if self.is_encoder_decoder:
             masks += self._decoder(batch, found.get("decoder_attention_mask"), masks)
         return CalibrationBatch(batch, tuple(masks))
+
+    def _counted(self, mask: Any, batch: Mapping[str, Any]) -> list[Tensor]:
+        """Which tokens an attention mask leaves; one of sound is over samples, which a model makes frames of."""
+        if not isinstance(mask, Tensor) or mask.ndim < 2:
+            return []
+        if _has_tokens(batch):
+            return [attended(mask)]
+        return [self.frames(attended(mask))] if self.frames is not None and "input_values" in batch else []
+
+    def _named_otherwise(self, batch: Mapping[str, Any], ids: Tensor, mask: Tensor) -> Tensor:
+        """The mask of padding that a model takes by another name; what it leaves is told by the ids: padding is one."""
+        for name, value in batch.items():
+            if "mask" not in name or not isinstance(value, Tensor) or not _is_over(value, ids):
+                continue
+            kept = attended(value)
+            if kept.all() or not kept.any():
+                continue
+            hidden, shown = _is_one(ids[~kept]), _is_one(ids[kept])
+            if hidden != shown:
+                return kept if hidden else ~kept
+            self.drop([name], "not known what it masks, so every token counts; see use_loss_mask")
+        return mask
 
     def drop(self, names: Iterable[str], why: str) -> None:
         """Warn of columns that are left out, once for each."""
@@ -133,7 +160,7 @@ class ModelInputs:
             labels = batch.get("labels")
             from_labels = labels is not None and "decoder_input_ids" not in batch
             mask = labels != _NO_LABEL if from_labels else torch.ones(sequence.shape[:2], dtype=torch.bool)
-        counted: Tensor = mask.bool()
+        counted: Tensor = attended(mask)
         if not distinguishable((*masks, counted)):  # inputs of layers are told apart by shape: one token of padding
             counted = self._padded(batch, counted)
         return [counted]
@@ -142,7 +169,7 @@ class ModelInputs:
         ids = batch.get("input_ids")
         if isinstance(ids, Tensor):
             self.drop(["decoder_input_ids"], "not in the data, so the decoder reads the same tokens as the encoder")
-            padding = batch["attention_mask"] == 0 if "attention_mask" in batch else torch.zeros_like(ids) > 0
+            padding = ~attended(batch["attention_mask"]) if "attention_mask" in batch else torch.zeros_like(ids) > 0
             if self.takes("labels"):  # models shift them each in its own way
                 batch["labels"] = ids.masked_fill(padding, _NO_LABEL)
                 return
@@ -190,6 +217,24 @@ def _vocabulary(model: Any) -> int | None:
 def _has_tokens(batch: Mapping[str, Any]) -> bool:
     """Whether an attention mask is over tokens; it may be over frames of sound."""
     return "input_ids" in batch or "inputs_embeds" in batch
+
+
+def _is_over(mask: Tensor, ids: Tensor) -> bool:
+    """Whether a mask is over the tokens of these ids, or over queries and keys of them."""
+    return mask.ndim > 1 and (len(mask), mask.shape[-1]) == tuple(ids.shape)
+
+
+def _is_one(ids: Tensor) -> bool:
+    return bool((ids == ids[0]).all())
+
+
+def _frames_of(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """What makes a mask of frames, [B, S], of one of sound, [B, N], in the models that do so by themselves."""
+    find = getattr(model, "_get_feature_vector_attention_mask", None)
+    count = getattr(model, "_get_feat_extract_output_lengths", None)
+    if find is None or count is None:
+        return None
+    return lambda mask: find(int(count(torch.tensor(mask.shape[1]))), mask).bool()
 
 
 def _token(names: Iterable[str], *configs: Any) -> int:

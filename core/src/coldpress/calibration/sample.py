@@ -7,6 +7,8 @@ import torch
 from attrs import evolve, field, frozen
 from torch import Tensor
 
+from coldpress.calibration.batch import attended
+
 COUNTED = ("loss_mask", "assistant_masks", "completion_mask")
 """Columns of rows that say which tokens count."""
 
@@ -47,7 +49,8 @@ class Sample:
     def kind(self) -> tuple[object, ...]:
         """Equal for samples that fit into one batch once they have the same lengths."""
         per_token = {**self.tokens, **self.decoder}
-        shapes = [(name, tuple(value.shape[2:])) for name, value in per_token.items()]
+        shapes: list[tuple[str, tuple[Any, ...]]] = [(name, tuple(v.shape[2:])) for name, v in per_token.items()]
+        shapes += [(f"{name}, dtype", (str(v.dtype),)) for name, v in per_token.items() if "mask" in name]
         shapes += [(name, tuple(getattr(value, "shape", ())[1:])) for name, value in self.others.items()]
         return (*sorted(shapes), self.counts is None)
 
@@ -57,9 +60,9 @@ class Sample:
 
     def counted(self) -> int:
         """Tokens that count; 1 for a sample of something else than tokens."""
-        mask = self.counts if self.counts is not None else self.tokens.get("attention_mask")
-        if mask is not None:
-            return int(mask.count_nonzero())
+        mask = self.counts if self.counts is not None else self.columns().get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim > 1 and self.length:
+            return int(attended(mask).count_nonzero())
         return self.length or self.decoder_length or int(bool(self.others))
 
     def cut(self, length: int, decoder_length: int | None = None) -> "Sample":
@@ -130,6 +133,8 @@ def _length(columns: Mapping[str, Tensor], names: Sequence[str]) -> int:
 
 def _pad(name: str, value: Tensor, length: int, token: int) -> Tensor:
     """A column, [1, S, ...], with an entry for each of `length` tokens."""
-    fill = token if name.endswith("input_ids") else _NO_LABEL if name == "labels" else 0
+    fill: float = token if name.endswith("input_ids") else _NO_LABEL if name == "labels" else 0
+    if "mask" in name and value.is_floating_point() and not bool((value > 0).any()):  # added to scores
+        fill = torch.finfo(value.dtype).min
     rest = value.new_full((len(value), max(0, length - value.shape[1]), *value.shape[2:]), fill)
     return torch.cat([value, rest], dim=1)

@@ -54,7 +54,9 @@ class CalibrationSummary:
         """All of it that says something, in one line."""
         parts = [_samples(self.samples)]
         if self.tokens is not None:
-            longest = f" (the longest has {self.longest})" if self.longest * self.samples != self.tokens else ""
+            longest = (
+                f" (the longest has {self.longest})" if self.longest * self.samples not in (0, self.tokens) else ""
+            )
             parts += [f"{self.tokens} tokens{longest}", f"{self.padding} of padding" if self.padding else "no padding"]
         parts += ["packed"] if self.packed else []
         parts += [f"{self.cut} tokens cut off to join samples"] if self.cut else []

@@ -189,7 +189,7 @@ def _is_per_token(name: str, value: Any, main: Tensor) -> bool:
     """Whether a column has an entry for each token."""
     if not isinstance(value, Tensor) or value.shape[:2] != main.shape[:2] or name.endswith("_grid_thw"):
         return False
-    return value is main or (value.ndim == 2 and not value.is_floating_point())
+    return value is main or (value.ndim == 2 and (not value.is_floating_point() or "mask" in name))
 
 
 def _masked(decoder: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
