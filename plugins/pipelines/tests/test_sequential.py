@@ -173,24 +173,20 @@ class Two(nn.Module):
         return straight(list(self.right), self.planks[0](self.bridge(straight(list(self.left), x))))
 
 
-@BLOCKWISE
-def test_layers_between_two_lists_of_blocks_may_be_ignored(pipeline):
-    _, state = watch(Two(), vectors(), pipeline(), ignore=["re:(bridge|planks)"])
+def test_layers_between_two_lists_of_blocks_may_be_ignored():
+    _, state = watch(Two(), vectors(), Sequential(), ignore=["re:(bridge|planks)"])
 
     assert stages(state) == ["prologue", "left.0", "left.1", "right.0", "right.1", "after left.1"]
 
 
-def test_layer_sequential_refuses_layers_between_two_lists_of_blocks_by_name():
-    with pytest.raises(CalibrationError, match="bridge"):
-        watch(Two(), vectors(), LayerSequential())
-
-
-def test_modules_between_two_lists_of_blocks_are_stages_where_they_are_observed():
+@BLOCKWISE
+@pytest.mark.parametrize("ignore", [[], ["re:(bridge|planks)"]])
+def test_layers_see_what_modules_between_two_lists_of_blocks_make_of_it(pipeline, ignore):
     model = Two()
-    expected, _ = watch(model, vectors(), Basic())
-    found, state = watch(model, vectors(), Sequential())
+    expected, _ = watch(model, vectors(), Basic(), ignore=ignore)
+    found, state = watch(model, vectors(), pipeline(), ignore=ignore)
 
-    between = ["bridge", "planks.0"]
+    between = [] if ignore and pipeline is Sequential else ["bridge", "planks.0"]
     assert stages(state) == ["prologue", "left.0", "left.1", *between, "right.0", "right.1", "after left.1"]
     assert found.keys() == expected.keys()
     for name in found:
@@ -216,7 +212,18 @@ def test_targets_below_blocks_are_taken_as_their_blocks_with_one_warning(pipelin
     assert caplog.text.count("lies inside of the block model.layers.0: whole blocks are compressed") == 1
 
 
-@pytest.mark.parametrize(("path", "why"), [(twice, "runs twice"), (some, "in another order")])
+def doubled(blocks, x):
+    return straight(blocks[1:], 2 * blocks[0](x))
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        (twice, "runs twice"),
+        (some, "in another order"),
+        (doubled, r"blocks\.1 is not called with what blocks\.0 returns"),
+    ],
+)
 def test_layer_sequential_refuses_what_it_cannot_feed(path, why):
     with pytest.raises(CalibrationError, match=f"{why}.*use the pipeline sequential"):
         watch(Loose(path), vectors(8), LayerSequential())

@@ -1,25 +1,25 @@
-"""What lies between two lists of blocks: modules with observed layers are stages like blocks."""
+"""What lies between two lists of blocks: modules that are observed, or that batches run through, are like blocks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import nn
 
-from coldpress.plugin import Stage, State
+from coldpress.plugin import Stage
 
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict)
 
 
-def with_gaps(parts: Mapping[str, Stage], state: State) -> dict[str, Stage]:
-    """The parts of a model, in which modules between two lists of blocks that hold observed layers stand alone.
+def with_gaps(parts: Mapping[str, Stage], wanted: Collection[str]) -> dict[str, Stage]:
+    """The parts of a model, in which modules between two lists of blocks that hold certain modules stand alone.
 
     Args:
         parts: of the model, by name; what lies between two lists is called `after` a block.
-        state: of the run.
+        wanted: names of these modules, such as layers that are observed.
     """
     found: dict[str, Mapping[str, nn.Module]] = {}
     for name, part in parts.items():
         rest = dict(part.modules)
-        for path in [*_observed(part, state)] if name.startswith("after ") else ():
+        for path in [*_largest(part, wanted)] if name.startswith("after ") else ():
             found[path] = {n: rest.pop(n) for n in list(rest) if n == path or n.startswith(f"{path}.")}
         if rest:
             found[name] = rest
@@ -33,13 +33,18 @@ def gaps_of(parts: Mapping[str, Stage]) -> list[str]:
     ]
 
 
-def _observed(part: Stage, state: State) -> Iterator[str]:
-    """The largest modules that lie in the part, are called as a whole, and hold observed layers."""
+def with_parameters(model: nn.Module) -> set[str]:
+    """Names of the modules that have parameters of their own."""
+    return {name for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None}
+
+
+def _largest(part: Stage, wanted: Collection[str]) -> Iterator[str]:
+    """The largest modules that lie in the part, are called as a whole, and hold wanted ones."""
     last = None
     for path, module in part.modules.items():
         if (last is not None and path.startswith(f"{last}.")) or isinstance(module, _NEVER_CALLED):
             continue
         inside = {name for name, _ in module.named_modules(prefix=path)}
-        if inside <= part.modules.keys() and not inside.isdisjoint(state.sweep.observed):
+        if inside <= part.modules.keys() and not inside.isdisjoint(wanted):
             last = path
             yield path

@@ -79,20 +79,3 @@ def refuse_unreached(blocks: Collection[str], parts: Mapping[str, Stage], state:
             f"no calibration batch runs {', '.join(blocks)}; ignore their layers, or say with sequential_targets "
             "which blocks run"
         )
-
-
-def refuse_gaps(parts: Mapping[str, Stage], blocks: Collection[str], state: State) -> None:
-    """Refuse observed layers between two lists of blocks, which run while they are not observed.
-
-    Raises:
-        CalibrationError: names them.
-    """
-    for name, part in parts.items():
-        if name in blocks or name in ("prologue", "epilogue", "model"):
-            continue
-        lost = [layer.name for layer in part.every_layer if layer.name in state.sweep.observed]
-        if lost:
-            raise CalibrationError(
-                f"{', '.join(lost)}: between two lists of blocks, where nothing is observed block by block; "
-                "ignore these layers, name one of the lists in sequential_targets, or use the pipeline basic"
-            )

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
 from typing import Any, ClassVar
 
+import torch
 from attrs import define, evolve, field, frozen
 from attrs.validators import ge, in_
 from torch import Tensor, nn
@@ -22,9 +24,10 @@ from coldpress.plugin import (
 )
 from coldpress_pipelines.caches import on_copies
 from coldpress_pipelines.frames import Suspended
+from coldpress_pipelines.gaps import gaps_of, with_gaps, with_parameters
 from coldpress_pipelines.instance import replaced
 from coldpress_pipelines.offload import DEFAULT_LIMIT, PLACES, Offload, Place
-from coldpress_pipelines.walking import HOW, as_list, batch_named, matters, placed, refuse_gaps, refuse_unreached
+from coldpress_pipelines.walking import HOW, as_list, batch_named, matters, placed, refuse_unreached
 
 
 @frozen(kw_only=True, eq=False)
@@ -33,7 +36,9 @@ class LayerSequential(Pipeline):
 
     What else a block is called with (masks, positions) is learned by running the model with empty blocks, which
     return what they get and need no weights.
-    It is refused when batches run the blocks in different orders or one of them twice: `sequential` can do that.
+    Modules between two lists of blocks are fed as blocks are.
+    It is refused when batches run the blocks in different orders or one of them twice, or when a block is called with
+    something else than what the one before returned: `sequential` can do that.
 
     Attributes:
         sequential_targets: the blocks, by name, `re:` pattern or class; None finds the model's lists of blocks.
@@ -53,16 +58,15 @@ class LayerSequential(Pipeline):
 
     def stages(self, state: State) -> Iterator[Stage]:
         """Yield the prologue, the blocks in the order in which they run, and the rest."""
-        parts = {part.name: part for part in partition(state.model, self.sequential_targets)}
-        names = block_names(state.model, self.sequential_targets)
+        parts, names = self._parts_of(state), block_names(state.model, self.sequential_targets)
         if not names:
             raise ModelError(
                 f"{type(state.model).__name__} has no list of blocks: use the pipeline basic, or name them with {HOW}"
             )
-        blocks = {name: state.model.get_submodule(name) for name in names}
-        refuse_gaps(parts, blocks, state)
+        between = gaps_of({name: part for name, part in parts.items() if name not in names})
+        blocks = {name: state.model.get_submodule(name) for name in [*names, *between]}
         with Offload.of(state, place=self.offload_activations, limit=self.offload_limit) as room:
-            state.pipeline_state = walk = _Walk(state, blocks, room)
+            state.pipeline_state = walk = _Walk(state, blocks, room, frozenset(between))
             try:
                 if "prologue" in parts:
                     yield parts.pop("prologue")
@@ -75,7 +79,7 @@ class LayerSequential(Pipeline):
         """The parts of the model; a batch runs through a block to look and, where it sees the compressed one, again."""
         follows = state.sweep.propagated_error if self.propagate_error is None else self.propagate_error
         return Outline(
-            stages=tuple(partition(state.model, self.sequential_targets)),
+            stages=tuple(self._parts_of(state).values()),
             forwards=2.0 if follows else 1.0,
             keeps_outputs=not follows,
             on_disk=self.offload_activations == "disk",
@@ -83,7 +87,7 @@ class LayerSequential(Pipeline):
 
     def count(self, state: State) -> int:
         """As many as the model has parts."""
-        return len(partition(state.model, self.sequential_targets))
+        return len(self._parts_of(state))
 
     def sweep(self, state: State, stage: Stage) -> Iterator[Pass]:
         """Run the stage on every batch."""
@@ -116,6 +120,10 @@ class LayerSequential(Pipeline):
         walk: _Walk = state.pipeline_state
         return walk.keeps
 
+    def _parts_of(self, state: State) -> dict[str, Stage]:
+        parts = {part.name: part for part in partition(state.model, self.sequential_targets)}
+        return with_gaps(parts, with_parameters(state.model))
+
     def _blocks_in_order(self, state: State, walk: "_Walk", parts: dict[str, Stage]) -> Iterator[Stage]:
         """Yield the blocks; what is left in `parts` afterwards needs no batch."""
         if matters(parts, state):
@@ -146,6 +154,7 @@ class _Walk:
     state: State
     blocks: Mapping[str, nn.Module]
     room: Offload
+    between: frozenset[str]  # those of them that are no blocks of a list, and return one tensor
     order: list[str] = field(factory=list)
     keeps: bool = False  # the next block is fed with what this one outputs when it is first run
     _outputs: dict[int, Tensor] = field(factory=dict)
@@ -220,7 +229,7 @@ class _Walk:
 
         def answer(name: str, call: Suspended) -> Any:
             x = fed if name == last else _slot(call)
-            return (x,) if tuples else x
+            return (x,) if tuples and name not in self.between else x
 
         with self.room.taken(fed):
             self._forward(index, answer)
@@ -240,7 +249,7 @@ class _Walk:
                 calls[name] = call
                 if index > 0 and len(calls) == len(self.blocks):
                     raise _Stop
-                return (_slot(call),) if tuples else _slot(call)
+                return (_slot(call),) if tuples and name not in self.between else _slot(call)
 
             try:
                 self._forward(index, note)
@@ -250,6 +259,8 @@ class _Walk:
                 if len(calls) < len(self.blocks):  # what follows the last block may need weights that are not there
                     continue
             if len({_slot(call).shape for call in calls.values()}) == 1:
+                for broken in _breaks(calls):
+                    raise CalibrationError(f"{broken}; use the pipeline sequential")
                 self._tuples = tuples
                 return calls
         raise CalibrationError("the blocks do not pass on one tensor of one shape; use the pipeline sequential")
@@ -270,6 +281,14 @@ def _stand_ins(blocks: Mapping[str, nn.Module], answer: Callable[[str, Suspended
         for name, block in blocks.items():  # hooks and attachments act when the block itself runs
             stand_ins.enter_context(replaced(block, "_call_impl", forward(name)))
         yield
+
+
+def _breaks(calls: Mapping[str, Suspended]) -> Iterator[str]:
+    """Where blocks that return what they get are not called with what the one before returned."""
+    for (before, given), (name, call) in pairwise(calls.items()):
+        a, b = _slot(given), _slot(call)
+        if a is not b and (a.is_meta or b.is_meta or not torch.equal(a, b)):
+            yield f"{name} is not called with what {before} returns, but with what the model makes of that, or others"
 
 
 def _slot(call: Suspended) -> Any:

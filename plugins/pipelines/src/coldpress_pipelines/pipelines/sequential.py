@@ -181,7 +181,7 @@ class Sequential(Pipeline):
 
     def _parts_of(self, state: State) -> dict[str, Stage]:
         parts = {part.name: part for part in partition(state.model, self.sequential_targets)}
-        return with_gaps(parts, state)
+        return with_gaps(parts, state.sweep.observed)
 
     def _follows(self, state: State) -> bool:
         """Whether batches see what is compressed; to ask for `true_sequential` is to ask for it."""
