@@ -189,3 +189,13 @@ def test_names_and_orders_of_their_own_are_found_by_computing():
 
     torch.testing.assert_close(model["experts"](x, weights, index), before, rtol=1e-5, atol=1e-4)
     assert torch.equal(model["experts"].get_submodule("3").gate_proj.weight, gate)
+
+
+def test_experts_whose_forward_was_replaced_are_refused_by_name():
+    model = nn.ModuleDict({"experts": ThreeTensors()})
+    old = model["experts"].forward
+    model["experts"].forward = lambda *args: old(*args) / 2
+
+    found = linearize_experts(model)
+
+    assert "forward was replaced on the instance" in found.refused["experts"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from coldpress.models.evaluating import evaluating
+from coldpress.models.evaluating import evaluating, uncompiled
 from coldpress.testing.models import tiny_llama
 
 
@@ -59,3 +59,22 @@ def test_a_cache_that_was_off_stays_off():
         pass
 
     assert config.text_config.use_cache is False
+
+
+@pytest.mark.parametrize("of_class", [False, True])
+def test_a_forward_that_was_compiled_is_run_as_it_was_written_and_is_there_again_afterwards(of_class):
+    runs = []
+
+    class Layer(torch.nn.Linear):
+        def forward(self, x):
+            runs.append(torch.compiler.is_compiling())
+            return super().forward(x)
+
+    layer = Layer(4, 4)
+    place = Layer if of_class else layer
+    place.forward = compiled = torch.compile(place.forward, backend="eager")
+    with uncompiled(layer):
+        layer(torch.ones(1, 4))
+
+    assert runs == [False]
+    assert place.forward is compiled

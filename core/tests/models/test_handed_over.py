@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune
 
 from coldpress import oneshot
@@ -177,3 +178,14 @@ def test_what_was_made_under_inference_mode_is_compressed_as_any_other(run_insid
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values(), strict=True))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not any(tensor.is_inference() for tensor in model.state_dict().values())
+
+
+def test_wrappers_that_recompute_activations_are_taken_out(caplog):
+    model = tiny_llama()
+    names = list(model.state_dict())
+    model.model.layers[1] = checkpoint_wrapper(model.model.layers[1])
+
+    handed_over(model)
+
+    assert [name for name, _ in model.named_parameters()] == names
+    assert "CheckpointWrapper is taken off" in caplog.text

@@ -5,13 +5,13 @@
 The weights are random, which is all that capturing the arguments of blocks needs: probing draws its own.
 """
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from coldpress.attachment import is_attachment_hook
+from coldpress.dataflow.rebound import deep_copy
 
 _RECORDS = "_output_capturing_hooks_installed"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -24,7 +24,7 @@ def is_meta(model: nn.Module) -> bool:
 
 def skeleton(model: nn.Module, blocks: Sequence[str]) -> nn.Module:
     """A copy with the same classes and names, float32, whose modules get random weights when they are called."""
-    new = copy.deepcopy(model).float().eval()
+    new = deep_copy(model).float().eval()
     generator = torch.Generator().manual_seed(0)
     for name, module in new.named_modules():
         drop_hooks(module)
@@ -39,8 +39,7 @@ def skeleton(model: nn.Module, blocks: Sequence[str]) -> nn.Module:
 
 def drop_hooks(module: nn.Module) -> None:
     """Make a copied module compute what it is: nothing is suspended, fetched or recorded; attachments stay."""
-    for call in ("forward", "_call_impl"):  # on the instance: a pipeline's, which call the original
-        vars(module).pop(call, None)
+    vars(module).pop("_call_impl", None)  # a pipeline's, which calls the original
     vars(module).pop(_RECORDS, None)  # so that transformers hooks the copy when it is asked for hidden states
     for hooks in _HOOKS:
         found = getattr(module, hooks)

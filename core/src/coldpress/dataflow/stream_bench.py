@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from coldpress.dataflow.call import Call
 from coldpress.dataflow.certificate import deviation
 from coldpress.dataflow.product_trace import PRODUCTS, ProductTrace, Use
+from coldpress.dataflow.rebound import deep_copy
 from coldpress.dataflow.workbench import Reading, TraceFactory, Workbench
 from coldpress.errors import ModelError
 from coldpress.numerics import Rotation
@@ -194,7 +195,7 @@ def shell(model: nn.Module, blocks: Sequence[str], templates: Mapping[str, Any])
             for part in (weight, module._parameters.get("bias")):
                 if part is not None and (len(part) > _ROWS or part.is_meta):
                     memo[id(part)] = nn.Parameter(_first_rows(part, generator), requires_grad=False)
-    copied = copy.deepcopy(model, memo)
+    copied = deep_copy(model, memo)
     _separate(copied)
     return copied
 

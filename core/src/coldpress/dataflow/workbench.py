@@ -4,7 +4,6 @@ The copy is prepared so that nothing hides: 1-D parameters (norms of ones, biase
 amounts, weights that multiply an activation are brought to unit gain, weights on the meta device are drawn.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -16,6 +15,7 @@ from coldpress.dataflow.certificate import deviation, random_scales, restore, sn
 from coldpress.dataflow.fold import fold
 from coldpress.dataflow.pair import Pair
 from coldpress.dataflow.product_trace import ProductTrace, Use
+from coldpress.dataflow.rebound import deep_copy
 from coldpress.dataflow.skeleton import drop_hooks, fill
 from coldpress.errors import ModelError
 from coldpress.stage import is_linear
@@ -122,8 +122,8 @@ class Workbench:
 
 
 def _double_copy(block: nn.Module) -> nn.Module:
-    """A float64 copy on the CPU without anybody's hooks or patched forwards, experts one after the other."""
-    new = copy.deepcopy(block)
+    """A float64 copy on the CPU without anybody's hooks, experts one after the other."""
+    new = deep_copy(block)
     for module in new.modules():
         drop_hooks(module)
         config = getattr(module, "config", None)

@@ -44,6 +44,12 @@ def linearize_experts(model: nn.Module, *, all_experts: bool = True) -> Lineariz
     for name, module in list(model.named_modules()):
         if not name or isinstance(module, LinearExperts) or next(slot_choices(module), None) is None:
             continue
+        if "forward" in vars(module):
+            refused[name] = (
+                "its forward was replaced on the instance, by a patch or hooks of accelerate (see its "
+                "remove_hook_from_module), and would be lost"
+            )
+            continue
         shapes = {part: tuple(tensor.shape) for part, tensor in module.named_parameters(recurse=False)}
         kind = (type(module), tuple(shapes.items()))
         if kind not in known:

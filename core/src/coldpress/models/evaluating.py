@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -34,12 +35,16 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Inside, `model.compile()` has no effect, since compiled code runs past hooks; afterwards it is compiled anew."""
+    """Inside, nothing is run compiled, since compiled code runs past hooks; afterwards it is compiled anew.
+
+    That is `model.compile()`, and forwards that `torch.compile` has made, on instances or of classes.
+    """
     compiled = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl}
     for module in compiled:
         module._compiled_call_impl = None
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+            yield
     finally:
         for module, call in compiled.items():
             module._compiled_call_impl = call

@@ -1,6 +1,6 @@
 """A model that a user hands over in memory: taken out of its wrappers where that is exact, else refused with a way out.
 
-torch.compile, DataParallel, DistributedDataParallel     the model inside is compressed, in place
+torch.compile, DataParallel, checkpoint_wrapper, ...     the model inside is compressed, in place
 PEFT, parametrizations, torch.nn.utils.prune             refused: a weight that is computed from others is no weight
 quantized by another library, sharded, TorchScript       refused
 """
@@ -17,7 +17,12 @@ from coldpress.stage import find_layers
 
 log = logging.getLogger(__name__)
 
-_PARALLEL = ("DataParallel", "DistributedDataParallel")  # what holds a model as `module` and changes nothing in it
+_INNER = ("_orig_mod", "_checkpoint_wrapped_module")  # of torch.compile, and of wrappers that recompute activations
+_PARALLEL = (
+    "DataParallel",
+    "DistributedDataParallel",
+    "AveragedModel",
+)  # what holds a model as `module` and changes nothing in it
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DTensor")
 
 
@@ -38,6 +43,12 @@ def handed_over(model: Any) -> nn.Module:
     return model
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether PEFT has put adapters into a model, or around it."""
+    bases = (getattr(module, "base_layer", None) for module in model.modules())
+    return hasattr(model, "peft_config") or any(isinstance(base, nn.Module) for base in bases)
+
+
 def _unwrapped(model: Any) -> Any:
     """The model inside of wrappers, and inside of it modules in place of their wrappers, so that names are its own."""
     found = _innermost(model)
@@ -49,12 +60,12 @@ def _unwrapped(model: Any) -> Any:
 
 
 def _innermost(model: Any) -> Any:
-    inner = getattr(model, "_orig_mod", None)  # torch.compile
+    inner = next((getattr(model, name) for name in _INNER if hasattr(model, name)), None)
     if inner is None and type(model).__name__ in _PARALLEL:
         inner = model.module
     if not isinstance(inner, nn.Module):
         return model
-    log.info("%s is taken off: the %s inside of it is compressed", type(model).__name__, type(inner).__name__)
+    log.warning("%s is taken off: the %s inside of it is compressed", type(model).__name__, type(inner).__name__)
     return _innermost(inner)
 
 
@@ -63,8 +74,7 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
     kinds = {name for module in model.modules() for name in _class_names(module)}
     if isinstance(model, torch.jit.ScriptModule):
         yield f"{type(model).__name__} is TorchScript, whose layers cannot be seen: pass the model that it was made of"
-    bases = (getattr(module, "base_layer", None) for module in model.modules())
-    if hasattr(model, "peft_config") or any(isinstance(base, nn.Module) for base in bases):
+    if has_adapters(model):
         yield (
             "the model has adapters (PEFT), which are not part of its weights: merge them first, "
             "model = model.merge_and_unload(), or compress the base model"

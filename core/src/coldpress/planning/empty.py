@@ -1,11 +1,11 @@
 """A model without data: the same modules, every parameter and buffer on the meta device."""
 
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from coldpress.dataflow.rebound import deep_copy
 from coldpress.dataflow.skeleton import drop_hooks
 
 
@@ -19,7 +19,7 @@ def empty_copy(model: nn.Module) -> Any:
         memo[id(parameter)] = nn.Parameter(_empty(parameter), requires_grad=False)
     for buffer in model.buffers():
         memo[id(buffer)] = _empty(buffer)
-    copy = deepcopy(model, memo)
+    copy = deep_copy(model, memo)
     for module in copy.modules():
         drop_hooks(module)
     return copy.eval()
