@@ -31,6 +31,13 @@ def test_a_name_leads_there_and_back(kind):
         assert names.in_memory(names.on_disk(scale)) == scale
 
 
+def test_a_parametrization_called_weight_keeps_its_name():
+    names, name = checkpoint_names(tiny_llama()), "conv.parametrizations.weight.original0"
+
+    assert names.on_disk(name) == names.in_memory(name) == name
+    assert names.layer("conv.parametrizations.weight") == "conv.parametrizations.weight"
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "deepseek_v3", "olmoe"])
 def test_names_on_disk_are_those_that_transformers_writes(kind, tmp_path):
     from coldpress.checkpoint import CheckpointReader

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import CLIPConfig, CLIPModel, SiglipVisionConfig, SiglipVisionModel, Wav2Vec2Config, Wav2Vec2ForCTC
 
 from coldpress import oneshot
 from coldpress.attachment import every_attachment
@@ -313,3 +313,32 @@ def test_a_nan_in_a_later_stage_is_named(llama, tmp_path):
 
     with pytest.raises(NumericsError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
         compress(llama, tmp_path / "out")
+
+
+def two_towers():
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "vocab_size": 259, "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2}
+    config = CLIPConfig(text_config=text, vision_config={**small, "image_size": 16, "patch_size": 8}, projection_dim=16)
+    data = [{**batch, "pixel_values": torch.ones(1, 3, 16, 16)} for batch in batches(rows=2)]
+    return CLIPModel(config), data
+
+
+def weight_norm():
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    convolutions = {"conv_dim": (8,), "conv_kernel": (4,), "conv_stride": (4,), "num_conv_pos_embeddings": 4}
+    config = Wav2Vec2Config(**small, **convolutions, num_feat_extract_layers=1, num_conv_pos_embedding_groups=2)
+    return Wav2Vec2ForCTC(config), [{"input_values": torch.linspace(-1, 1, 160)[None]}]
+
+
+@pytest.mark.parametrize("build", [two_towers, weight_norm], ids=["a scale at the end", "a weight of two parameters"])
+def test_parameters_that_are_no_layer_s_are_there_when_they_are_read_and_in_the_output(build, tmp_path):
+    model, data = build()
+    save(model, tmp_path / "model")
+    recipe = "GPTQModifier: {scheme: W8A16, group_size: -1}"
+
+    streamed = oneshot(str(tmp_path / "model"), recipe, dataset=data, output_dir=tmp_path / "out", quiet=True)
+    in_memory = oneshot(load_model(tmp_path / "model"), recipe, dataset=data, quiet=True)
+
+    with torch.no_grad():
+        for batch in data:
+            torch.testing.assert_close(streamed(**batch)[0], in_memory(**batch)[0])

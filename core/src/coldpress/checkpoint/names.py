@@ -60,7 +60,7 @@ class CheckpointNames:
 
     def layer(self, name: str) -> str:
         """What a layer is called on disk."""
-        weight = self.renamed.get(f"{name}.weight", name)
+        weight = self.renamed.get(f"{name}.weight", "")
         return _layer(weight) if weight.endswith(".weight") else name
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from coldpress.errors import ModelError
 from coldpress.experts import linearize_experts
@@ -17,7 +18,7 @@ from coldpress.state import State
 
 log = logging.getLogger(__name__)
 
-_CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d
+_NO_EXPERTS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | ParametrizationList
 
 SHARE = 0.25
 """Of a model's weights: if more of them are in fused tensors that cannot be split but are meant, that is an error."""
@@ -67,7 +68,7 @@ def _of_other_shapes(model: nn.Module) -> dict[str, str]:
     """Modules whose weights are experts in a tensor of their own, one a module, and why they stay as they are."""
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, LinearExperts | _CONVOLUTIONS) or next(slot_choices(module), None) is not None:
+        if isinstance(module, LinearExperts | _NO_EXPERTS) or next(slot_choices(module), None) is not None:
             continue
         joint = list(fused_weights(module))
         if "Expert" in type(module).__name__:

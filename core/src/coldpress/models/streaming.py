@@ -96,18 +96,27 @@ class WeightStream:
                 fill(self.model, {name: value})
 
     def drop(self, modules: Mapping[str, nn.Module]) -> None:
-        """Free the weights of modules that are done, but for those which a module that is not done shares."""
+        """Free the weights of modules that are done, but for those which a module that is not done shares.
+
+        Those of a module around others that are not done stay too: its forward may run, and be about to read them.
+        """
         self._dropped.update(modules.values())
         for module in modules.values():
             for _, parameter in list(module.named_parameters(recurse=False)):
                 owners = self._owners_of(parameter)
-                if not parameter.is_meta and all(owner in self._dropped for owner, _ in owners):
+                if not parameter.is_meta and all(self._dropped.issuperset(owner.modules()) for owner, _ in owners):
                     self._replace(parameter, parameter.detach().to("meta"))
         trim_heap()
 
     def release(self, modules: Mapping[str, nn.Module]) -> None:
-        """Free weights that have not changed; they are read again when they are needed."""
+        """Free weights that have not changed; they are read again when they are needed.
+
+        Those of a module around others stay, as its forward may run.
+        """
+        inside = set(modules.values())
         for module in modules.values():
+            if not inside.issuperset(module.modules()):
+                continue
             for _, parameter in list(module.named_parameters(recurse=False)):
                 if not parameter.is_meta:
                     self._replace(parameter, parameter.detach().to("meta"))
