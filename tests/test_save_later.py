@@ -6,6 +6,7 @@ import json
 import pickle
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -14,7 +15,8 @@ from safetensors.torch import load_file
 
 from coldpress import load_model, oneshot
 from coldpress.checkpoint.output import Output
-from coldpress.errors import ArgumentError, CheckpointError, ColdpressError, SchemeError
+from coldpress.errors import ArgumentError, CheckpointError, ColdpressError, ModelError, SchemeError
+from coldpress.experts import fused_state_dict
 from coldpress.plugin import Modifier, hookimpl
 from coldpress.quantized import encoding_of
 from coldpress.testing.mixtures import tiny_mixture
@@ -454,6 +456,47 @@ def test_a_second_run_that_was_interrupted_goes_on_to_the_same_bytes(tmp_path, m
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     model.save_pretrained(tmp_path / "later")
     assert files(tmp_path / "later") == files(tmp_path / "whole")
+
+
+def test_adapters_that_came_later_are_refused_until_they_are_off_again(tmp_path):
+    model = compressed()
+    model.save_pretrained(tmp_path / "before")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2))
+
+    with pytest.raises(ModelError, match=r"adapters \(PEFT\) were put into the model after it was compressed"):
+        model.save_pretrained(tmp_path / "with")
+    adapted.unload().save_pretrained(tmp_path / "after")
+
+    assert not (tmp_path / "with").exists()
+    assert files(tmp_path / "after") == files(tmp_path / "before")
+
+
+@pytest.mark.parametrize("case", ["codes", "static inputs, head, half", "turned", "experts"])
+def test_a_model_that_was_read_is_saved_dense(tmp_path, case):
+    recipe, make = RECIPES[case]
+    compressed(recipe, make(), output_dir=tmp_path / "out")
+    model = load_model(tmp_path / "out")
+
+    model.save_pretrained(tmp_path / "dense")
+    copy.deepcopy(model).save_pretrained(tmp_path / "copied")
+
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=model.dtype)
+    weights, found = fused_state_dict(model), again.state_dict()
+    assert all(torch.equal(weights[name], found[name]) for name in found)
+    assert not [name for name in load_file(tmp_path / "dense" / "model.safetensors") if "scale" in name]
+    assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert files(tmp_path / "dense") == files(tmp_path / "copied")
+
+
+def test_a_model_that_was_read_is_not_saved_dense_where_that_is_another_model(tmp_path):
+    compressed(RECIPES["keys and values"][0], output_dir=tmp_path / "out")
+    model = load_model(tmp_path / "out")
+
+    with pytest.raises(SchemeError, match="which dense weights cannot tell"):
+        model.save_pretrained(tmp_path / "dense")
+    with pytest.raises(ArgumentError, match="pass it to oneshot, or copy the folder"):
+        model.save_pretrained(tmp_path / "dense", save_compressed=True)
+    assert not (tmp_path / "dense").exists()
 
 
 def test_dense_weights_cannot_tell_of_keys_and_values_that_an_earlier_run_quantized(tmp_path):

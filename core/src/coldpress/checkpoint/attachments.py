@@ -59,7 +59,7 @@ def refuse_attachments(model: nn.Module) -> None:
     if found:
         raise SchemeError(
             f"{found[0].name} has the attachment {found[0].attachment.kind!r}, which dense weights cannot tell; "
-            "leave out save_compressed=False"
+            "save it compressed, or copy the folder that it came from"
         )
 
 

@@ -24,8 +24,10 @@ from coldpress.checkpoint.names import CheckpointNames
 from coldpress.checkpoint.output import Output
 from coldpress.checkpoint.replaced import files_of_user
 from coldpress.entrypoints.places import check_apart, check_origin
-from coldpress.errors import ArgumentError
+from coldpress.errors import ArgumentError, ModelError
 from coldpress.experts import fused_state_dict
+from coldpress.models.dense_saving import SaveDense, dense_tensors
+from coldpress.models.handed_over import has_adapters
 from coldpress.modifier import Modifier
 from coldpress.run.hooks import Hooks
 from coldpress.run.job import Job
@@ -88,7 +90,8 @@ def offer_saving(model: Any, run: FinishedRun) -> None:
     """Make the model's own `save_pretrained` write the compressed checkpoint, as scripts for llm-compressor expect."""
     own = vars(model).get(_SAVE)
     if callable(getattr(model, _SAVE, None)):
-        vars(model)[_SAVE] = SavePretrained(model, run, own.own if isinstance(own, SavePretrained) else own)
+        own = own.own if isinstance(own, SavePretrained) else None if isinstance(own, SaveDense) else own
+        vars(model)[_SAVE] = SavePretrained(model, run, own)
 
 
 class SavePretrained:
@@ -125,6 +128,11 @@ class SavePretrained:
         folder = path(save_directory)
         if not isinstance(folder, str):
             raise ArgumentError(f"save_directory must be the path of a folder, got {save_directory!r}")
+        if has_adapters(self.model):
+            raise ModelError(
+                "adapters (PEFT) were put into the model after it was compressed, and a compressed checkpoint has no "
+                "place for them: save them by the PeftModel, or take them off by its unload(), and save the model then"
+            )
         if not parsed.is_main_process:
             return
         if parsed.state_dict is not None:
@@ -165,7 +173,7 @@ class SavePretrained:
         check_apart(path(folder), self.model)
         given = {name: value for name, value in settings.items() if name not in _OURS and value is not None}
         write = self.own or type(self.model).save_pretrained.__get__(self.model)
-        write(path(folder), **{"state_dict": fused_state_dict(self.model), **given})
+        write(path(folder), **{"state_dict": dense_tensors(self.model), **given})
 
 
 def _without_model(state: State) -> State:

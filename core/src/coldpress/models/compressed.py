@@ -23,6 +23,7 @@ from coldpress.foreign import reading
 from coldpress.format import AttachmentLookup
 from coldpress.installed import extra_called
 from coldpress.models.auto import build_model
+from coldpress.models.dense_saving import SaveDense
 from coldpress.models.quiet import no_bar
 from coldpress.models.streaming import without_weights
 from coldpress.quantized import Quantized, set_encoding
@@ -72,6 +73,7 @@ def load_compressed(
     for layer in find_layers((name, model.get_submodule(name)) for name in quantized):
         quantize_inputs(layer.module, quantized[layer.name])
         set_encoding(layer.module, quantized[layer.name], layer.weight)
+    vars(model)["save_pretrained"] = SaveDense(model)
     return model
 
 
