@@ -266,3 +266,21 @@ def test_what_is_not_installed_says_which_extra_brings_it(llama, tmp_path, monke
         load_model("smollm2")
     with pytest.raises(ModelError, match=r"nothing installed reads as a model: a model is a folder.*none is installed"):
         load_model(llama / "config.json")
+
+
+def test_an_adapter_beside_a_model_is_told(tmp_path, caplog):
+    tiny_llama(layers=1).save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+
+    locate(str(tmp_path))
+
+    assert "the adapter (PEFT) beside the model is not part of it" in caplog.text
+
+
+def test_a_folder_of_an_adapter_is_refused_with_the_lines_that_merge_it(tmp_path):
+    settings = {"base_model_name_or_path": "owner/base", "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (tmp_path / "adapter_model.safetensors").touch()
+
+    with pytest.raises(ModelError, match=r"adapter \(PEFT\) of owner/base(.|\n)*merge_and_unload"):
+        locate(str(tmp_path))

@@ -10,7 +10,7 @@ from attrs import evolve
 from coldpress.arguments.hub import hub_is_reachable
 from coldpress.errors import CheckpointError, ModelError
 from coldpress.installed import container_suffixes
-from coldpress.models.location import Location, locate, neighbours
+from coldpress.models.location import Location, check_adapter, locate, neighbours
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ def hub_folder(name: str, revision: str = "main", *, weights: bool = True) -> Pa
         raise ModelError(
             f"no model {name!r}: no folder of this name exists, and it is not {where} ({reason}){neighbours(name)}"
         ) from error
+    if weights:
+        check_adapter(name, folder)
     if not (folder / "config.json").is_file() and weights:
         raise ModelError(f"the snapshot of {name!r} {where} holds no config.json, so it is no model of transformers")
     return folder

@@ -1,5 +1,6 @@
 """What the text that names a model means: a folder, a file, a name that a source knows, or an id on a hub."""
 
+import logging
 import re
 import stat
 from pathlib import Path
@@ -8,11 +9,15 @@ from attrs import frozen
 
 from coldpress import registry
 from coldpress.checkpoint.published import quantization_of
+from coldpress.checkpoint.reader import read_json
 from coldpress.errors import BrokenPluginError, ModelError, near
 from coldpress.installed import extra_called
 from coldpress.source import Source
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+log = logging.getLogger(__name__)
+
+_ADAPTER = "adapter_config.json"
 _READ = (".json", ".jinja", ".model", ".txt", ".py", ".safetensors", ".bin", ".gguf")
 _WEIGHTS = ("*.safetensors*", "*.bin")
 
@@ -80,6 +85,8 @@ def neighbours(name: str) -> str:
 def _folder(name: str, path: Path) -> Location:
     _check_files(path)
     configured = (path / "config.json").is_file()
+    if configured and (path / _ADAPTER).is_file():
+        log.warning("%s: the adapter (PEFT) beside the model is not part of it, and is left out; merge it first", name)
     method = str(quantization_of(path).get("quant_method") or "")
     if method in registry.names("formats"):
         return Location(name, path)  # what a format wrote it reads itself
@@ -96,6 +103,7 @@ def _folder(name: str, path: Path) -> Location:
         raise ModelError(f"{name!r} holds {len(files)} files that are models; name one of them: {names}")
     if configured:
         return Location(name, path)
+    check_adapter(name, path)
     raise ModelError(f"{name!r} is a folder without config.json, so it holds no model{_hint(path)}")
 
 
@@ -112,6 +120,24 @@ def _check_files(folder: Path) -> None:
             continue
         if entry.suffix in _READ and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise ModelError(f"{entry} is no regular file (a pipe, a device or a socket): put the file itself there")
+
+
+def check_adapter(name: str, folder: Path) -> None:
+    """Refuse a folder that holds an adapter (PEFT) alone, without the model that it changes.
+
+    Raises:
+        ModelError: says which model that is, and how the two become one.
+    """
+    settings = folder / _ADAPTER
+    if not settings.is_file() or (folder / "config.json").is_file():
+        return
+    base = read_json(settings).get("base_model_name_or_path")
+    raise ModelError(
+        f"{name!r} holds an adapter (PEFT) of {base or 'a model that it does not name'}, and no model. Merge the two, "
+        f"and pass the folder of what comes out:\n"
+        f"  from peft import AutoPeftModelForCausalLM\n"
+        f"  AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained('merged')"
+    )
 
 
 def _said(folder: Path, method: str) -> str | None:
