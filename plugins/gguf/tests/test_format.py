@@ -90,6 +90,20 @@ def test_embeddings_and_heads_are_quantized_by_choice(tmp_path):
     assert torch.equal(logits(model, data), logits(load_model(tmp_path / "out", dtype="float32"), data))
 
 
+@pytest.mark.parametrize(("scheme", "shared"), [("Q8_0", True), ("NVFP4A16", False)])
+def test_an_embedding_and_a_head_of_the_same_codes_are_one_tensor(tmp_path, scheme, shared):
+    recipe = f"QuantizationModifier: {{scheme: {scheme}, targets: [Linear, Embedding], ignore: []}}"
+    source = tiny_llama(hidden=128, tied=True, dtype=torch.bfloat16)
+
+    model = compress(tmp_path / "out", recipe=recipe, model=source)
+
+    names = GgufFile(tmp_path / "out" / "model.gguf").names()
+    assert ("output.weight" not in names) == shared
+    data = batches(rows=2)
+    assert torch.equal(logits(model, data), logits(load_model(tmp_path / "out"), data))
+    assert torch.equal(logits(model, data), logits(load_model(tmp_path / "out" / "model.gguf", dtype="bfloat16"), data))
+
+
 def test_a_file_is_split(tmp_path):
     model = compress(tmp_path / "out", settings="pre_tokenizer: gpt-2, split_max_size: 100000")
 

@@ -30,7 +30,7 @@ from coldpress_gguf.mix import label_of, mixed
 from coldpress_gguf.reading import FILE, GgufTensors
 from coldpress_gguf.types import check_experts, obstacle, type_of
 from coldpress_gguf.vocabulary import vocabulary_of
-from coldpress_gguf.writing import BLOCKS, FACTOR, Header, entries_of, write_file
+from coldpress_gguf.writing import BLOCKS, FACTOR, Header, entries_of, tied, write_file
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class GgufFormat(Format):
         kinds = {name: type_of(scheme).name for name, scheme in _schemes(config).items()}
         entries = entries_of(parts, model.config, architecture_of(model.config), kinds)
         header = Header(model.config, vocabulary, label_of(kinds.values(), model.dtype))
-        write_file(folder / FILE, entries, parts, header, split_max_size=self.split_max_size)
+        write_file(folder / FILE, tied(entries, parts), parts, header, split_max_size=self.split_max_size)
 
     def open(self, folder: Path) -> Weights | None:
         """What lies in `model.gguf`, or its shards."""

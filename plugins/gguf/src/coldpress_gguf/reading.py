@@ -43,6 +43,7 @@ class GgufTensors(Weights):
                 raise CheckpointError(f"{folder} lacks the tensor {name!r} of its model")
             for number, part in enumerate(said["parts"]):
                 self._places[part] = name, number, said
+            self._places.update({part: (name, 0, said) for part in said.get("also", ())})
 
     def names(self) -> list[str]:
         """All tensors, in the order of the file."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 
 from coldpress.plugin import CheckpointError, Parts
@@ -45,6 +45,7 @@ class Entry:
         heads: of which its rows are, where they are put in another order.
         more: what is added to it.
         reciprocals: its numbers, where it holds one over them.
+        also: names of other tensors of the run that it stands for.
     """
 
     name: str
@@ -56,11 +57,12 @@ class Entry:
     heads: int | None = None
     more: float = 0.0
     reciprocals: Sequence[float] | None = field(default=None)
+    also: Sequence[str] = ()
 
     def record(self) -> dict[str, Any]:
         """What reading it back takes."""
         said = {"parts": list(self.parts), "dtype": self.dtype, "stacked": self.stacked, "heads": self.heads}
-        return {**said, "more": self.more, "reciprocals": self.reciprocals}
+        return {**said, "more": self.more, "reciprocals": self.reciprocals, "also": list(self.also)}
 
     def made(self, parts: Parts) -> Tensor:
         """What the file holds, uint8 where it is blocks or bfloat16."""
@@ -95,6 +97,17 @@ def entries_of(parts: Parts, config: Any, architecture: Architecture, kinds: Map
         home = f"{names.of(module)}.{_SUFFIXES[suffix]}" if suffix in _SUFFIXES else names.tensor(name)
         groups.setdefault(home, []).append(name)
     return [_entry(name, members, parts, config, architecture, kinds) for name, members in groups.items()]
+
+
+def tied(entries: Sequence[Entry], parts: Parts) -> list[Entry]:
+    """The entries without that of a head whose bytes are the embedding's, which llama.cpp runs as the head then."""
+    named = {entry.name: entry for entry in entries}
+    embedding, head = named.get("token_embd.weight"), named.get("output.weight")
+    if embedding is None or head is None or "output.scale" in named or embedding.kind != head.kind:
+        return list(entries)
+    if embedding.shape != head.shape or not torch.equal(embedding.made(parts), head.made(parts)):
+        return list(entries)
+    return [evolve(one, also=head.parts) if one is embedding else one for one in entries if one is not head]
 
 
 _SUFFIXES = {BLOCKS: "weight", FACTOR: "scale"}
