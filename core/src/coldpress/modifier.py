@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import field, fields, frozen
 
 from coldpress.attachment import Attachment
-from coldpress.errors import must_implement
+from coldpress.errors import TargetError, must_implement
 from coldpress.layer_report import CORE_NOTES, Note
 from coldpress.schemes import Scheme
 from coldpress.stage import Layer, Stage
@@ -115,8 +115,15 @@ HOUSEKEEPING = ("group", "index", "start", "end", "update", "requires_calibratio
 
 
 def names(value: str | Iterable[str]) -> list[str]:
-    """One pattern or several, as a list."""
-    return [value] if isinstance(value, str) else list(value)
+    """One pattern or several, as a list.
+
+    Raises:
+        TargetError: something else.
+    """
+    found = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if not all(isinstance(one, str) for one in found):
+        raise TargetError(f"targets and ignore take names, classes and 're:' patterns, as text, got {value!r}")
+    return found
 
 
 class _TakesHousekeeping(type):

@@ -47,6 +47,13 @@ def test_a_module_that_only_holds_layers_is_no_layer():
     assert "it holds layers and is none; 're:model.layers.0.mlp.*' matches 'model.layers.0.mlp.gate_proj'" in problem
 
 
+@pytest.mark.parametrize("pattern", ["model.lm_head", "LM_HEAD", "lm_head.weight", "re:.*lm_head.weight$"])
+def test_the_head_by_a_name_that_it_does_not_have_is_no_custom(pattern):
+    (problem,) = problems(tiny_llama(), pattern)
+
+    assert "the model has, for example, 'lm_head'" in problem
+
+
 @pytest.mark.parametrize("pattern", ["LlamaRMSNorm", "re:.*mlp", "model.norm", "Embedding", "mtp.0.weight"])
 def test_whatever_has_weights_may_be_ignored(pattern):
     assert problems(tiny_llama(), pattern, beside=["mtp.0.weight"]) == []

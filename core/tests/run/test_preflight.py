@@ -4,7 +4,7 @@ import pytest
 import torch
 from attrs import evolve, frozen
 
-from coldpress.errors import CalibrationError, ModelError, SchemeError
+from coldpress.errors import CalibrationError, ModelError, SchemeError, TargetError
 from coldpress.modifier import RUNS_LAST, TRANSFORMS, Modifier, Needs, expanded
 from coldpress.run.needs import check_needs
 from coldpress.run.outcome import reason_untouched
@@ -28,6 +28,18 @@ def test_claims_are_in_recipe_order_and_model_order():
     assert [claim.modifier for claim in claims] == [first, second]
     assert [layer.name for layer in claims[0].layers] == ["lm_head"]
     assert [layer.name.split(".")[-1] for layer in claims[1].layers] == ["q_proj", "k_proj", "v_proj", "o_proj"] * 2
+
+
+def test_targets_that_are_empty_are_told(caplog):
+    claims_of([Rounding(scheme="W8A16", targets=[])], tiny_llama())
+
+    assert "Rounding: targets is empty, so it changes no layer" in caplog.text
+
+
+@pytest.mark.parametrize("value", [None, 3, ["lm_head", 3]])
+def test_patterns_that_are_no_text_are_refused(value):
+    with pytest.raises(TargetError, match="take names, classes and 're:' patterns, as text, got"):
+        Modifier(ignore=value)
 
 
 class Keeper(Modifier):

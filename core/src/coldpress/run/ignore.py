@@ -113,8 +113,11 @@ def _hint(pattern: str, model: nn.Module) -> str:
     if holding:
         return f": a pattern is matched from the start of a name; {f're:.*{word}.*'!r} matches {holding[0]!r}"
     kinds = {type(layer.module).__name__ for layer in find_layers(model.named_modules())}
-    parts = kinds | {part for name, _ in model.named_modules() for part in name.split(".")}
-    slips = [part for own in re.findall(r"\w+", word) if own not in parts for part in _misspelt(own, parts)]
+    parts = kinds | {"weight", "bias"} | {part for name, _ in model.named_modules() for part in name.split(".")}
+    words = re.findall(r"\w+", word)
+    slips = [part for own in words if own not in parts for part in _misspelt(own, parts)]
+    if words and parts.issuperset(words):  # parts of names, wrongly joined
+        slips = words[-1:]
     if not slips:
         return ""
     found = [name for name in (*layers, *sorted(kinds)) if slips[0] in name.split(".")][:3] or near(
@@ -124,7 +127,8 @@ def _hint(pattern: str, model: nn.Module) -> str:
 
 
 def _misspelt(word: str, known: Iterable[str]) -> list[str]:
-    return get_close_matches(word, known, cutoff=0.8)
+    by_case = {name.lower(): name for name in known}
+    return [by_case[found] for found in get_close_matches(word.lower(), by_case, cutoff=0.8)]
 
 
 def _is_head(name: str) -> bool:

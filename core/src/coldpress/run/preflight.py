@@ -66,12 +66,19 @@ def claims_of(modifiers: Sequence[Modifier], model: nn.Module, *, beside: Iterab
         ignored = all(layer.matches(modifier.ignore) for found in matched.values() for layer in found)
         if matched and not claimed and not missed and ignored:
             problems.append(f"{name}: every layer that its targets match is ignored, so it would do nothing")
+        if not matched and _aims_at_nothing(modifier):
+            log.warning("%s: targets is empty, so it changes no layer", name)
         claims.append(Claim(modifier, tuple(claimed)))
     claims = _quantized_later(claims)
     problems += ignore_problems(modifiers, model, beside)
     if problems:
         raise TargetError("\n".join(problems))
     return claims
+
+
+def _aims_at_nothing(modifier: Modifier) -> bool:
+    """Whether a modifier without targets prunes, or has a scheme for layers and not only for the KV cache."""
+    return PRUNES in modifier.traits or getattr(modifier, "scheme", None) is not None
 
 
 def _quantized_later(claims: Sequence[Claim]) -> list[Claim]:
