@@ -213,5 +213,5 @@ def find_layers(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[Layer]:
     for name, module in modules:
         classes = class_names(module)
         weight = getattr(module, "weight", None)
-        if ("Linear" in classes or "Embedding" in classes) and weight is not None and weight.ndim == 2:
+        if ("Linear" in classes or "Embedding" in classes) and isinstance(weight, Tensor) and weight.ndim == 2:
             yield Layer(name, module, classes)

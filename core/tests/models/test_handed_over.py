@@ -180,6 +180,13 @@ def test_what_was_made_under_inference_mode_is_compressed_as_any_other(run_insid
     assert not any(tensor.is_inference() for tensor in model.state_dict().values())
 
 
+def test_layers_of_torch_s_own_quantization_are_refused():
+    model = torch.ao.quantization.quantize_dynamic(tiny_llama(layers=1), {nn.Linear}, dtype=torch.qint8)
+
+    with pytest.raises(ModelError, match="quantized already .*is a quantized Linear"):
+        handed_over(model)
+
+
 def test_wrappers_that_recompute_activations_are_taken_out(caplog):
     model = tiny_llama()
     names = list(model.state_dict())

@@ -23,6 +23,7 @@ _PARALLEL = (
     "DistributedDataParallel",
     "AveragedModel",
 )  # what holds a model as `module` and changes nothing in it
+_OF_TORCH = ("torch.ao.nn.", "torch.nn.quantized")  # layers of its own quantization, whose weight is a method
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DTensor")
 
 
@@ -93,7 +94,8 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
 def _quantized(model: nn.Module) -> Iterator[str]:
     """What shows that weights are no longer those of a dense model."""
     for name, module in model.named_modules():
-        if hasattr(module, "quantization_scheme") or "qweight" in {**module._parameters, **module._buffers}:
+        ours = type(module).__module__.startswith(_OF_TORCH)
+        if ours or hasattr(module, "quantization_scheme") or "qweight" in {**module._parameters, **module._buffers}:
             yield f"{name} is a quantized {type(module).__name__}"
         for part, parameter in module._parameters.items():
             if parameter is not None and parameter.ndim > 1 and not _is_plain(parameter):
