@@ -14,9 +14,9 @@ from coldpress.errors import BrokenPluginError, ModelError, near
 from coldpress.installed import extra_called
 from coldpress.source import Source
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 log = logging.getLogger(__name__)
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ADAPTER = "adapter_config.json"
 _READ = (".json", ".jinja", ".model", ".txt", ".py", ".safetensors", ".bin", ".gguf")
 _WEIGHTS = ("*.safetensors*", "*.bin")
