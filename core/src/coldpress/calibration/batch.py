@@ -41,7 +41,7 @@ def attended(mask: Tensor) -> Tensor:
         mask: [B, S], or one of queries and keys, [B, Q, S] or [B, H, Q, S], which leaves the tokens that some query
             attends to.  Zero, or False, is padding; in one of floats that are added to scores, large negative ones are.
     """
-    added = mask.is_floating_point() and mask.numel() > 0 and (float(mask.min()) < 0 or float(mask.max()) <= 0)
+    added = mask.is_floating_point() and mask.numel() > 0 and float(mask.min()) < 0
     kept = mask > _MASKED if added else mask.bool()
     return kept.flatten(1, -2).any(1) if kept.ndim > 2 else kept
 
