@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py gptq-w4a16 --repeats 3 --write
 
-A job of compare_jobs.py runs in turns, theirs, ours, theirs, ours: each run in a fresh process, both from the same
+A job of compare/jobs.py runs in turns, theirs, ours, theirs, ours: each run in a fresh process, both from the same
 bfloat16 folder, with the same token ids, seed and number of threads, on the CPU.
 The seconds are those of `oneshot` alone, from its call with a loaded model to its return; nothing is written by then.
 Memory is the largest resident set of the process until then, imports and the model included.
@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from compare_jobs import JOBS, Job
+from compare.jobs import JOBS, Job
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -60,7 +60,7 @@ def run_job(name: str, options: argparse.Namespace) -> dict[str, Any]:
                 "peer_pipeline": options.peer_pipeline,
                 "weights": str(folder / f"{side}-{number}.safetensors"),
             }
-            found = ask(f"compare_{side}.py", request, folder / f"{side}-{number}", python_of(side), options.threads)
+            found = ask(f"compare/{side}.py", request, folder / f"{side}-{number}", python_of(side), options.threads)
             digest = keep_distinct(Path(request["weights"]), runs)
             runs.append({"side": side, "number": number, **found, "sha256": digest, "weights": request["weights"]})
             shown = ("compress_seconds", "compress_cpu_seconds", "others_cpu_seconds", "peak_megabytes")
@@ -88,7 +88,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "length": options.length,
         "seed": options.seed,
     }
-    return ask("compare_evaluate.py prepare", request, folder / "prepare", sys.executable, options.threads)
+    return ask("compare/evaluate.py prepare", request, folder / "prepare", sys.executable, options.threads)
 
 
 def evaluate(
@@ -104,7 +104,7 @@ def evaluate(
         "rotated": job.rotated,
         "threads": options.threads,
     }
-    found = ask("compare_evaluate.py evaluate", request, folder / "evaluate", sys.executable, options.threads)
+    found = ask("compare/evaluate.py evaluate", request, folder / "evaluate", sys.executable, options.threads)
     if not options.keep:
         for path in outcomes.values():
             Path(path).unlink()
@@ -119,6 +119,7 @@ def ask(script: str, request: dict[str, Any], stem: Path, python: str, threads: 
     script, *verb = script.split()
     environment = {
         **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",  # everything is here; no time is lost waiting for a network

@@ -1,6 +1,6 @@
 """One compression by coldpress, measured: a child of compare.py.
 
-python benchmarks/compare_ours.py REQUEST.json
+python benchmarks/compare/ours.py REQUEST.json
 """
 
 import json
@@ -10,9 +10,9 @@ STARTED = time.perf_counter()
 
 import torch  # noqa: E402
 import transformers  # noqa: E402, F401
-from compare_run import measure  # noqa: E402
 
 from coldpress import load_model, load_tokenizer, oneshot  # noqa: E402
+from compare.run import measure  # noqa: E402
 
 
 def load(request: dict) -> tuple:

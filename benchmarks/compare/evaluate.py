@@ -1,6 +1,6 @@
 """What compare.py asks of coldpress before and after the measured runs: one evaluator for the weights of both sides.
 
-python benchmarks/compare_evaluate.py {prepare,evaluate} REQUEST.json
+python benchmarks/compare/evaluate.py {prepare,evaluate} REQUEST.json
 """
 
 import json

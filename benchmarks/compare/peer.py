@@ -1,6 +1,6 @@
 """One compression by llm-compressor, measured: a child of compare.py that runs in that library's environment.
 
-python benchmarks/compare_peer.py REQUEST.json
+python benchmarks/compare/peer.py REQUEST.json
 """
 
 import json
@@ -10,11 +10,12 @@ from importlib import import_module
 STARTED = time.perf_counter()
 
 import torch  # noqa: E402
-from compare_run import measure  # noqa: E402
 from compressed_tensors.quantization.lifecycle.forward import forward_quantize  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from llmcompressor import oneshot  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+from compare.run import measure  # noqa: E402
 
 HOMES = {
     "AWQModifier": "transform.awq",

@@ -1,4 +1,4 @@
-"""One measured compression in a process of its own: what `compare_ours.py` and `compare_peer.py` share.
+"""One measured compression in a process of its own: what `ours.py` and `peer.py` share.
 
 The process reads a request, a JSON file, and answers with another one beside it.
 It times its imports, the loading of the model and the compression apart, and notes the peak of its memory before

@@ -1,0 +1,1 @@
+"""What compare.py runs in processes of their own, one measured compression or evaluation each, and its jobs."""
