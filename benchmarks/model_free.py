@@ -3,7 +3,7 @@
     python benchmarks/model_free.py --peer .venv-peer --write
 
 A Llama of random weights in bfloat16, 22 blocks of width 2048, 3 GB in 8 files.  Each of these is a process of its own,
-in turns, `--repeats` times, medians:
+in turns, `--repeats` times; `--schemes` and `--repeats` divide it into pieces, whose runs `--write` adds to each other:
 
     copy      cp of the folder, and sync
     coldpress model_free_ptq with 2 workers and one thread each
@@ -15,6 +15,7 @@ Wall and CPU seconds, because other processes may be running; peak memory as the
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -25,6 +26,8 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMES = ("W4A16", "FP8_DYNAMIC", "NVFP4A16")
+KEYS = ("seconds", "cpu", "mb")
+NAMES = {"copy": "cp + sync", "coldpress": "coldpress", "peer": "llm-compressor"}
 WIDTH, INNER, HEADS, BLOCKS, WORDS, FILES = 2048, 8192, 512, 22, 32000, 8
 
 OURS = """
@@ -63,7 +66,7 @@ arguments = ModelFreeArguments(model=sys.argv[1], output=sys.argv[2], max_worker
 job = prepare(recipe, output_form(recipe, None), arguments)
 fates, shards = job.plan()
 units = [unit for shard in shards for unit in shard.units][:12]
-run = job._unit_run(fates)
+run = job.unit_run(fates)
 run.run(units[0])
 weights, start = 0, time.process_time()
 for unit in units[1:]:
@@ -110,69 +113,82 @@ def build(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(settings))
 
 
-def measured(command: list[str], output: Path) -> dict:
+def measured(command: list[str], output: Path, *, may_fail: bool = False) -> dict:
     """Wall and CPU seconds of a process and its children, and the most memory that one of them held."""
     shutil.rmtree(output, ignore_errors=True)
     subprocess.run(["sync"], check=True)
     found = json.loads(subprocess.run([sys.executable, "-c", WATCH, *command], check=True, capture_output=True).stdout)
-    if found["code"]:
+    if found["code"] and not may_fail:
         raise SystemExit(found["err"])
     return found
 
 
-def measure(source: Path, scratch: Path, peer: Path | None, *, repeats: int, schemes: list[str]) -> dict:
-    rows: dict[str, dict] = {}
-    ours, cp = scratch / "ours", scratch / "copy"
-    runs: dict[str, list[dict]] = {}
-    for _ in range(repeats):
-        runs.setdefault("copy", []).append(measured(["cp", "-r", str(source), str(cp)], cp))
-        for scheme in schemes:
-            command = [sys.executable, "-c", OURS, str(source), str(ours), scheme]
-            runs.setdefault(f"coldpress {scheme}", []).append(measured(command, ours))
-            if peer is not None:
-                other = [str(peer / "bin" / "python"), "-c", PEER, str(source), str(scratch / "peer"), scheme]
-                runs.setdefault(f"peer {scheme}", []).append(measured(other, scratch / "peer"))
-    for name, found in runs.items():
-        rows[name] = {key: round(statistics.median(one[key] for one in found), 2) for key in ("seconds", "cpu", "mb")}
-    for scheme in schemes:
-        found = measured([sys.executable, "-c", ROUNDING, str(source), str(scratch / "none"), scheme], scratch / "none")
-        rows[f"rounding {scheme}"] = {"ns_per_weight": round(float(found["out"].split()[-1]) * 1e9, 1)}
-    rows["imports"] = {
-        "mb": round(measured([sys.executable, "-c", "import coldpress.entrypoints.model_free"], ours)["mb"])
+def measure(source: Path, scratch: Path, peer: Path | None, scheme: str) -> dict[str, dict]:
+    """One run of each, in turns."""
+    commands = {
+        "copy": ["cp", "-r", str(source), str(scratch / "copy")],
+        "coldpress": [sys.executable, "-c", OURS, str(source), str(scratch / "coldpress"), scheme],
     }
-    for folder in ("copy", "ours", "peer"):
-        shutil.rmtree(scratch / folder, ignore_errors=True)
-    return rows
+    if peer is not None:
+        commands["peer"] = [str(peer / "bin" / "python"), "-c", PEER, str(source), str(scratch / "peer"), scheme]
+    found = {}
+    for name, command in commands.items():
+        one = measured(command, scratch / name, may_fail=name == "peer")
+        failed = one["err"].strip().rpartition("\n")[2][:200]
+        found[name] = {"failed": failed} if one["code"] else {key: round(one[key], 2) for key in KEYS}
+        shutil.rmtree(scratch / name, ignore_errors=True)
+        sys.stderr.write(f"{scheme} {name} {found[name]}\n")
+    return found
+
+
+def alone(source: Path, scratch: Path, scheme: str) -> float:
+    """Nanoseconds of CPU that the arithmetic takes for a weight."""
+    found = measured([sys.executable, "-c", ROUNDING, str(source), str(scratch / "none"), scheme], scratch / "none")
+    return round(float(found["out"].split()[-1]) * 1e9, 1)
+
+
+def imports(scratch: Path) -> int:
+    """Megabytes that importing alone holds."""
+    return round(measured([sys.executable, "-c", "import coldpress.entrypoints.model_free"], scratch / "none")["mb"])
 
 
 def table(found: dict) -> str:
-    rows, largest = found["rows"], found["largest_tensor_mb"]
+    largest = found["largest_tensor_mb"]
     lines = [
         "# Without the model",
         "",
-        f"`python benchmarks/model_free.py --repeats {found['repeats']} --write`, {found['date']}, {found['machine']}.",
-        f"{found['gb']:.2f} GB in {FILES} files; the largest tensor has {largest:.0f} MB.",
-        found["note"],
+        "`python benchmarks/model_free.py --peer .venv-peer --write`, "
+        f"{found['machine']}, {', '.join(found['dates'])}.",
+        f"{found['gb']:.2f} GB in {FILES} files; the largest tensor has {largest:.0f} MB; medians.",
         "",
-        "| | seconds | CPU seconds | times cp + sync | peer / ours, wall | and CPU | peak MB | ns a weight, alone |",
-        "|---|---|---|---|---|---|---|---|",
-        f"| cp + sync | {rows['copy']['seconds']} | {rows['copy']['cpu']} | 1 | | | | |",
+        "| | runs | seconds | CPU seconds | times cp + sync | peer / ours, wall | and CPU | peak MB "
+        "| ns a weight, alone |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for scheme in found["schemes"]:
-        own, other = rows[f"coldpress {scheme}"], rows.get(f"peer {scheme}")
-        cells = [f"coldpress {scheme}", own["seconds"], own["cpu"], round(own["seconds"] / rows["copy"]["seconds"], 1)]
-        for key in ("seconds", "cpu"):
-            cells.append(round(other[key] / own[key], 1) if other else "")
-        lines.append(_row([*cells, round(own["mb"]), rows[f"rounding {scheme}"]["ns_per_weight"]]))
-        if other:
-            times = round(other["seconds"] / rows["copy"]["seconds"], 1)
-            lines.append(
-                _row([f"peer {scheme}", other["seconds"], other["cpu"], times, "", "", round(other["mb"]), ""])
-            )
+    for scheme, runs in found["runs"].items():
+        failed = next((run["peer"]["failed"] for run in runs if "failed" in run.get("peer", ())), None)
+        names = [name for name in NAMES if any(name in run for run in runs) and not (name == "peer" and failed)]
+        middle = {
+            name: {key: statistics.median(run[name][key] for run in runs if name in run) for key in KEYS}
+            for name in names
+        }
+        for name, one in middle.items():
+            count = sum(name in run for run in runs)
+            cells = [f"{scheme}: {NAMES[name]}", count, round(one["seconds"], 1), round(one["cpu"], 1)]
+            cells.append(round(one["seconds"] / middle["copy"]["seconds"], 1))
+            compared = name == "coldpress" and "peer" in middle
+            cells += [round(middle["peer"][key] / one[key], 1) if compared else "" for key in ("seconds", "cpu")]
+            cells.append("" if name == "copy" else round(one["mb"]))
+            lines.append(_row([*cells, found["ns_per_weight"].get(scheme, "") if name == "coldpress" else ""]))
+        if failed:
+            lines.append(_row([f"{scheme}: {NAMES['peer']}", "", f"fails: {failed}", "", "", "", "", "", ""]))
     limit = 2 * largest + 300
+    copies = [run["copy"]["seconds"] for runs in found["runs"].values() for run in runs]
     lines += [
         "",
-        f"Importing alone holds {rows['imports']['mb']} MB; two largest tensors and 300 MB are {limit:.0f} MB.",
+        f"The same copy took {min(copies):.1f} to {max(copies):.1f} s: where these are far apart, other processes were "
+        "running, and CPU seconds tell more.",
+        f"Importing alone holds {found['imports_mb']} MB; two largest tensors and 300 MB are {limit:.0f} MB.",
         "",
     ]
     return "\n".join(lines)
@@ -188,29 +204,25 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="virtual environment of llm-compressor")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES))
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--write", action="store_true", help="add the runs to those that are in benchmarks/results")
+    parser.add_argument("--fresh", action="store_true", help="forget those that are there")
     arguments = parser.parse_args()
-    source = arguments.scratch / "model"
+    source, results = arguments.scratch / "model", RESULTS / "model_free.json"
     if not source.exists():
         build(source)
-    schemes = arguments.schemes
-    rows = measure(source, arguments.scratch, arguments.peer, repeats=arguments.repeats, schemes=schemes)
     sizes = [path.stat().st_size for path in source.glob("*.safetensors")]
-    load = Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "?"
-    found = {
-        "date": str(date.today()),
-        "machine": f"{platform.machine()}, 2 cores",
-        "repeats": arguments.repeats,
-        "schemes": schemes,
-        "gb": sum(sizes) / 1e9,
-        "largest_tensor_mb": WORDS * WIDTH * 2 / 1e6,
-        "note": f"Load of the machine at the end, with this: {load}.",
-        "rows": rows,
-    }
-    print(table(found))
-    if arguments.write:
-        (RESULTS / "model_free.json").write_text(json.dumps(found, indent=2) + "\n")
-        (RESULTS / "model_free.md").write_text(table(found))
+    found = json.loads(results.read_text()) if results.exists() and not arguments.fresh else {}
+    found |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "gb": sum(sizes) / 1e9}
+    found |= {"largest_tensor_mb": WORDS * WIDTH * 2 / 1e6, "imports_mb": imports(arguments.scratch)}
+    found["dates"] = sorted({*found.get("dates", ()), str(date.today())})
+    for scheme in arguments.schemes:
+        runs = found.setdefault("runs", {}).setdefault(scheme, [])
+        runs += [measure(source, arguments.scratch, arguments.peer, scheme) for _ in range(arguments.repeats)]
+        found.setdefault("ns_per_weight", {})[scheme] = alone(source, arguments.scratch, scheme)
+        if arguments.write:
+            results.write_text(json.dumps(found, indent=2) + "\n")
+            results.with_suffix(".md").write_text(table(found))
+    sys.stdout.write(table(found))
 
 
 if __name__ == "__main__":
