@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from coldpress import ModelError, oneshot
-from coldpress.numerics import random_orthogonal
+from coldpress.numerics import Rotation, random_orthogonal
 from coldpress.plugin import QuantizationArgs, State
 from coldpress.recipe import Recipe
 from coldpress.registry import find
@@ -93,7 +93,7 @@ def test_gradients_reach_the_rotation_through_the_rounding():
     x = torch.randn(6, 32, generator=generator)
     rotation = random_orthogonal(16, generator).float().requires_grad_(True)
 
-    y = rounded_rotated(x, rotation, torch.full((32,), 2.0), QuantizationArgs(**TOKENS))
+    y = rounded_rotated(x, Rotation(32, 16, block=rotation), torch.full((32,), 2.0), QuantizationArgs(**TOKENS))
     (gradient,) = torch.autograd.grad(y.square().sum(), rotation)
 
     assert gradient.any()

@@ -97,9 +97,11 @@ def test_sandwich_norms_refuse_r1_and_take_the_others():
 def test_a_tied_head_is_untied():
     model = tiny_llama(tied=True)
 
-    run(model, SpinQuantModifier(rotations=["R1"]))
+    state = run(model, SpinQuantModifier(rotations=["R1"]))
 
     assert model.lm_head.weight is not model.model.embed_tokens.weight
+    notes = state.report["lm_head"].notes
+    assert (notes["untied_from"], notes["untied_bytes"]) == ("model.embed_tokens", 4 * model.lm_head.weight.numel())
     assert model.config.tie_word_embeddings is False
 
 

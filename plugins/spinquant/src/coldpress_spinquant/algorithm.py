@@ -15,7 +15,7 @@ from math import cos, pi
 import torch
 from torch import Tensor
 
-from coldpress.numerics import cayley_step, dynamic_qparams, fake_quantize, orthogonalized
+from coldpress.numerics import Rotation, cayley_step, dynamic_qparams, fake_quantize, orthogonalized
 from coldpress.plugin import QuantizationArgs
 
 
@@ -25,24 +25,24 @@ def seeded(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def rounded_rotated(x: Tensor, rotation: Tensor | None, gain: Tensor | None, args: QuantizationArgs) -> Tensor:
+def rounded_rotated(x: Tensor, rotation: Rotation | None, gain: Tensor | None, args: QuantizationArgs) -> Tensor:
     """What a layer computes with if its inputs are rotated and rounded: g Q((x / g) R) R^T, [..., I].
 
     The rounding counts as the identity for gradients (straight through).
 
     Args:
         x: inputs of the layer, [..., I].
-        rotation: R, [n, n]; n divides I; None for no rotation.
+        rotation: R, of I channels; None for no rotation.
         gain: g, what the norm before multiplies its channels by, [I]; None for ones.
         args: the grid.
     """
     scaled = x if gain is None else x / gain.to(x)
-    turned = scaled if rotation is None else _blockwise(scaled, rotation)
+    turned = scaled if rotation is None else rotation.apply(scaled)
     with torch.no_grad():
         flat = turned.flatten(0, -2)
         rounded = fake_quantize(flat, *dynamic_qparams(flat, args), args).reshape(turned.shape)
     turned = turned + (rounded - turned).detach()
-    back = turned if rotation is None else _blockwise(turned, rotation.t())
+    back = turned if rotation is None else rotation.apply_transposed(turned)
     return back if gain is None else back * gain.to(x)
 
 
@@ -65,7 +65,3 @@ def descend(
 def settled(rotation: Tensor) -> Tensor:
     """A learned rotation as it is folded: orthogonal in float64, [n, n]."""
     return orthogonalized(rotation)
-
-
-def _blockwise(x: Tensor, block: Tensor) -> Tensor:
-    return (x.reshape(*x.shape[:-1], -1, len(block)) @ block.to(x)).reshape(x.shape)

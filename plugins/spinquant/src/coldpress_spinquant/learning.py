@@ -1,6 +1,6 @@
 """Learning rotations: the model with rounded inputs, its loss, and descent on the manifold of rotations.
 
-every layer that the plan quantizes    reads g Q((x / g) R) R^T in place of x, by a hook
+every layer that the plan quantizes    reads g Q((x / g) R) R^T in place of x, by a hook, once for each x
 every block                            keeps its inputs only, and is run again for its gradients
 every step                             one batch, the gradient of the loss for all rotations, a Cayley step
 """
@@ -17,6 +17,7 @@ from attrs import evolve, frozen
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from coldpress.numerics import Rotation
 from coldpress.plugin import CalibrationError, NumericsError, QuantizationArgs, State, block_names
 from coldpress_spinquant.algorithm import descend, rounded_rotated, settled
 
@@ -31,7 +32,7 @@ class Reader:
         layer: its name.
         rotation: the name of what rotates its inputs; None for nothing.
         gain: says what the norm before it multiplies its channels by, [I], once the norm has run, so that its weight
-            is in memory; None for ones.
+            is in memory; None for ones.  Readers of one norm have one and the same.
         args: how its inputs are rounded.
     """
 
@@ -45,7 +46,7 @@ def learn(
     state: State,
     readers: Sequence[Reader],
     start: Mapping[str, Tensor],
-    learned: Sequence[str],
+    fixed: Mapping[str, Rotation],
     *,
     steps: int,
     learning_rate: float,
@@ -55,13 +56,13 @@ def learn(
     Args:
         state: whose model, which is not changed, and batches.
         readers: the layers whose inputs are rounded.
-        start: every rotation by name, [n, n] float64.
-        learned: names of those that are learned.
+        start: the rotations that are learned, by name, [n, n] float64.
+        fixed: other rotations by name.
         steps: of descent, a batch each.
         learning_rate: of the first step.
 
     Returns:
-        The learned ones, orthogonal, float64.
+        The learned rotations, orthogonal, float64.
 
     Raises:
         NumericsError: the loss is not finite.
@@ -69,29 +70,30 @@ def learn(
     model: Any = state.model
     device = _device(model)
     rotations = {name: matrix.to(device, torch.float32) for name, matrix in start.items()}
+    rounding = _Rounding(rotations, fixed)
     with ExitStack() as stack, torch.enable_grad():
         stack.enter_context(_without_gradients(model))
         for reader in readers:
-            hook = model.get_submodule(reader.layer).register_forward_pre_hook(partial(_round, reader, rotations))
+            hook = model.get_submodule(reader.layer).register_forward_pre_hook(partial(rounding.round, reader))
             stack.callback(hook.remove)
         for name in block_names(model):
-            stack.enter_context(_rerun(model.get_submodule(name)))
+            stack.enter_context(_rerun(model.get_submodule(name), rounding))
         for step in range(steps):
-            for name in learned:
-                rotations[name] = rotations[name].detach().requires_grad_(True)
+            rotations |= {name: matrix.detach().requires_grad_(True) for name, matrix in rotations.items()}
             loss = _loss(model, state.batches[step % len(state.batches)], device)
+            rounding.forget()
             if not bool(loss.isfinite()):
                 raise NumericsError(
                     f"the loss of step {step} is {float(loss.detach())}: learn with a smaller learning_rate"
                 )
-            leaves = [rotations[name] for name in learned]
+            leaves = list(rotations.values())
             gradients = torch.autograd.grad(loss, leaves)
             stepped = descend(leaves, gradients, step=step, steps=steps, learning_rate=learning_rate)
-            rotations |= dict(zip(learned, stepped, strict=True))
+            rotations |= dict(zip(rotations, stepped, strict=True))
             value = float(loss.detach())
             state.log.append({"learning": step, "loss": round(value, 4)})
             log.info("rotations, step %d of %d: loss %.4f", step + 1, steps, value)
-    return {name: settled(rotations[name].cpu()) for name in learned}
+    return {name: settled(matrix.cpu()) for name, matrix in rotations.items()}
 
 
 def to_text(matrices: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -134,18 +136,52 @@ def _loss(model: Any, batch: Mapping[str, Any], device: torch.device) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), expected.flatten(), ignore_index=-100)
 
 
-def _round(reader: Reader, rotations: Mapping[str, Tensor], module: nn.Module, args: tuple[Any, ...]) -> Any:
-    rotation = None if reader.rotation is None else rotations[reader.rotation]
-    x, gain = args[0], None if reader.gain is None else reader.gain()
-    rounded = rounded_rotated(x.float(), rotation, gain, reader.args)
-    return (rounded.to(x.dtype), *args[1:])
+class _Rounding:
+    """Rounds what layers read; the layers that read one tensor in one way share the result.
+
+    Args:
+        rotations: those that are learned, by name, [n, n], as they are when a layer runs.
+        fixed: others by name.
+    """
+
+    def __init__(self, rotations: Mapping[str, Tensor], fixed: Mapping[str, Rotation]) -> None:
+        self._rotations, self._fixed = rotations, fixed
+        self._last: tuple[Tensor, Reader, Tensor] | None = None
+
+    def round(self, reader: Reader, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """In place of the arguments of a layer, a hook."""
+        x: Tensor = args[0]
+        if self._last is None or self._last[0] is not x or not _alike(self._last[1], reader):
+            gain = None if reader.gain is None else reader.gain()
+            rounded = rounded_rotated(x.float(), self._rotation(reader, x.shape[-1]), gain, reader.args)
+            self._last = x, reader, rounded.to(x.dtype)
+        return (self._last[2], *args[1:])
+
+    def forget(self) -> None:
+        """Keep nothing of the tensor that was read last."""
+        self._last = None
+
+    def _rotation(self, reader: Reader, width: int) -> Rotation | None:
+        if reader.rotation is None:
+            return None
+        block = self._rotations.get(reader.rotation)
+        return self._fixed[reader.rotation] if block is None else Rotation(width, len(block), block=block)
+
+
+def _alike(one: Reader, other: Reader) -> bool:
+    return (one.rotation, one.args) == (other.rotation, other.args) and one.gain is other.gain
 
 
 @contextmanager
-def _rerun(block: nn.Module) -> Iterator[None]:
+def _rerun(block: nn.Module, rounding: _Rounding) -> Iterator[None]:
     """Inside, a block keeps nothing but its inputs for gradients, and is run again when they are computed."""
     forward = block.forward
-    vars(block)["forward"] = lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        rounding.forget()  # so that the second run keeps what the first one did
+        return forward(*args, **kwargs)
+
+    vars(block)["forward"] = lambda *args, **kwargs: checkpoint(run, *args, use_reentrant=False, **kwargs)
     try:
         yield
     finally:

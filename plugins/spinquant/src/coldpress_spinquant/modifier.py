@@ -1,7 +1,7 @@
 """SpinQuantModifier: settings and wiring of the rotations R1 to R4."""
 
 import logging
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -146,14 +146,15 @@ class SpinQuantModifier(Rotator):
         start = {**{f"R2 {name}": self._head(state, name, heads) for name, heads in self._heads(state, _whole(state))}}
         if "R1" in self.rotations:
             start["R1"] = self._residual(state).matrix()
-        turned, online = list(start), dict(self._last(state, _whole(state)))
+        online = dict(self._last(state, _whole(state)))
+        fixed: dict[str, Rotation] = {}
         for name, one in online.items():
-            size = one.block_size or state.model.get_submodule(name).weight.shape[1]  # type: ignore[index]
-            start.setdefault(f"R4 {size}", one.rotation(int(size)).matrix())
+            width = _width(state, name)
+            fixed[f"R4 {width}"] = one.rotation(width)
         readers = list(self._readers(state, online))
         read, steps, rate = {reader.rotation for reader in readers}, self.num_steps, self.learning_rate
-        learned = [name for name in turned if name in read]
-        return Decision(value=to_text(learn(state, readers, start, learned, steps=steps, learning_rate=rate)))
+        start = {name: matrix for name, matrix in start.items() if name in read}
+        return Decision(value=to_text(learn(state, readers, start, fixed, steps=steps, learning_rate=rate)))
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
@@ -251,7 +252,7 @@ class SpinQuantModifier(Rotator):
     def _readers(self, state: State, online: Mapping[str, InputRotation]) -> Iterator[Reader]:
         """The layers whose inputs the recipe quantizes, with what rotates and scales them."""
         norms = stream_of(state).norms if "R1" in self.rotations else ()
-        gains = {member.name: partial(_gain, state, pair, member) for pair in norms for member in pair.members}
+        gains = dict(one for pair in norms for one in _gains(state, pair))
         for layer, rotation in self._read(state, online).items():
             args = state.plan[layer].scheme.input_activations
             assert args is not None
@@ -263,9 +264,7 @@ class SpinQuantModifier(Rotator):
         names = {site.parameter.removesuffix(".weight"): "R1" for site in residual}
         for block, heads in self._heads(state, _whole(state)):
             names |= {site.parameter.removesuffix(".weight"): f"R2 {block}" for site in heads.readers}
-        for name, one in online.items():
-            width: Any = state.model.get_submodule(name).weight.shape[1]  # type: ignore[index]
-            names[name] = f"R4 {one.block_size or width}"
+        names |= {name: f"R4 {_width(state, name)}" for name in online}
         planned = state.plan.items()
         return {layer: names.get(layer) for layer, one in planned if one.scheme.input_activations is not None}
 
@@ -319,7 +318,20 @@ def _check_width(layer: Layer, online: InputRotation) -> None:
         raise ModelError(f"R4: {layer.name}: {error}; {advice}") from error
 
 
-def _gain(state: State, pair: Any, member: Any) -> Tensor:
+def _width(state: State, layer: str) -> int:
+    weight: Any = state.model.get_submodule(layer).weight
+    return int(weight.shape[1])
+
+
+def _gains(state: State, pair: Any) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Name of each reader of a norm, and what says its gain; the same for readers that see the same channels."""
+    known: dict[tuple[int, ...], Callable[[], Tensor]] = {}
+    for member in pair.members:
+        channels = member.channels
+        yield member.name, known.setdefault(tuple(channels.tolist()), partial(_gain, state, pair, channels))
+
+
+def _gain(state: State, pair: Any, channels: Tensor) -> Tensor:
     """What a norm multiplies the channels of a reader by, [I]; ones where that is zero."""
     found = gain(state.model, pair)
-    return torch.where(found == 0, 1.0, found)[member.channels]
+    return torch.where(found == 0, 1.0, found)[channels]
