@@ -94,7 +94,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def page(rows: list[dict[str, Any]], counts: dict[str, Any], command: str) -> str:
     """The page: counts, one line for each type, and what could not be run."""
-    lines = ["# Rotations of every type", "", f"`{command}`", ""]
+    lines = [f"# Rotations of {len(rows)} types", "", f"`{command}`", ""]
     lines += [f"transformers {transformers.__version__}, torch {torch.__version__}, {platform.machine()}.", ""]
     lines += ["| | |", "|---|---|"]
     lines += [f"| {key} | {value if isinstance(value, int) else f'{value:.1e}'} |" for key, value in counts.items()]

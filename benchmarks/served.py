@@ -38,6 +38,7 @@ from served_cases import CASES, Case
 from coldpress import load_model, load_tokenizer, oneshot
 from coldpress.calibration import short
 from coldpress_quantization import QuantizationModifier
+from coldpress_spinquant import SpinQuantModifier
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/served"
@@ -106,13 +107,15 @@ def widened(model: Any) -> Any:
 
 
 def compress(case: Case, folder: Path, *, base: Path) -> Path:
-    """A folder with what vLLM shall serve: SmolLM2 rounded by a case, or itself."""
-    if not case.settings:
+    """A folder with what vLLM shall serve: SmolLM2 rotated and rounded by a case, or itself."""
+    if not case.settings and not case.rotations:
         return base
-    modifier = QuantizationModifier(ignore=["lm_head"], **case.settings)
+    steps = [SpinQuantModifier(rotations=list(case.rotations))] if case.rotations else []
+    steps += [QuantizationModifier(ignore=["lm_head"], **case.settings)] if case.settings else []
     data = {"dataset": "coldpress/short", "num_calibration_samples": 16, "max_seq_length": 256, "pipeline": "basic"}
-    arguments = {**(data if any(one.needs().data for one in modifier.expand()) else {}), **(case.arguments or {})}
-    oneshot(str(base), modifier, precision="bfloat16", output_dir=str(folder), quiet=True, **arguments)
+    needy = any(one.needs().data for step in steps for one in step.expand())
+    arguments = {**(data if needy else {}), **(case.arguments or {})}
+    oneshot(str(base), steps, precision="bfloat16", output_dir=str(folder), quiet=True, **arguments)
     return folder
 
 

@@ -26,6 +26,7 @@ class Case(NamedTuple):
         arguments: of `oneshot`.
         dtype: in which vLLM computes; ours computes in float32.
         differs: what vLLM's kernel does otherwise than the scheme says, and what makes our model do the same.
+        rotations: of SpinQuantModifier, which comes first.
     """
 
     settings: dict[str, Any]
@@ -34,6 +35,7 @@ class Case(NamedTuple):
     arguments: dict[str, Any] | None = None
     dtype: str = "float32"
     differs: tuple[str, Callable[[Any], None]] | None = None
+    rotations: tuple[str, ...] = ()
 
 
 def leave_inputs(model: Any) -> None:
@@ -173,6 +175,8 @@ CASES: dict[str, Case] = {
         {"config_groups": {"attention": {"targets": ["LlamaAttention"], "input_activations": CACHE}}},
         differs=("leaves queries as they are, cuts off", cut_off),
     ),
+    "rotated by R1 and R2": Case({}, rotations=("R1", "R2")),
+    "rotated by R1 and R2, W8A8": Case({"scheme": "W8A8"}, rotations=("R1", "R2"), differs=("divides by 127", by_127)),
     "KV cache in int8": Case({"kv_cache_scheme": CACHE | {"type": "int"}}),
     "gptq, int4": _of_format("gptq", "W4A16"),
     "gptq_v2, int4": _of_format("gptq", "W4A16", quantization_format="gptq_v2"),
