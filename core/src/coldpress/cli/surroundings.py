@@ -24,7 +24,8 @@ def mend_streams() -> None:
                 os.close(null)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
-    if not sys.stderr.isatty() and isinstance(sys.stderr, io.TextIOWrapper):
+    own = sys.stderr is sys.__stderr__  # a program that calls `main` may have put its own in place, without a number
+    if own and not sys.stderr.isatty() and isinstance(sys.stderr, io.TextIOWrapper):
         raw = io.BufferedWriter(_Lossy(sys.stderr.fileno(), "w", closefd=False))
         sys.stderr = io.TextIOWrapper(raw, encoding=sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
 
