@@ -12,7 +12,8 @@ ColdpressError
 ├── ModelError               a model or tokenizer cannot be loaded or compressed
 ├── CheckpointError          a file of a checkpoint is missing, corrupt, or would be overwritten
 ├── CalibrationError         calibration data are missing, empty or of the wrong form
-└── NumericsError            NaN or Inf in a weight or an activation
+├── NumericsError            NaN or Inf in a weight or an activation
+└── RankError                another process of the run failed or ended, or works on something else
 """
 
 import errno
@@ -88,6 +89,10 @@ class CalibrationError(ColdpressError):
 
 class NumericsError(ColdpressError):
     """NaN or Inf in a weight or an activation."""
+
+
+class RankError(ColdpressError):
+    """Another process of a run of several failed or ended, or works on something else."""
 
 
 def must_implement(one: object, method: str) -> BrokenPluginError:

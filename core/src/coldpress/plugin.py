@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         ModelError,
         NumericsError,
         PluginError,
+        RankError,
         RecipeError,
         SchemeError,
         TargetError,
@@ -88,7 +89,7 @@ if TYPE_CHECKING:
     from coldpress.source import Cut, Source, Weights
     from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor, matches_name
     from coldpress.state import State
-    from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Labels, Statistic, Tokens
+    from coldpress.statistic import RESCALE, ROTATE, ChunkedStatistic, GradientStatistic, Labels, Statistic, Tokens
 
 __all__ = [
     "DROPS_EXPERTS",
@@ -114,6 +115,7 @@ __all__ = [
     "Call",
     "CheckpointError",
     "CheckpointReader",
+    "ChunkedStatistic",
     "ColdpressError",
     "Cost",
     "Cut",
@@ -156,6 +158,7 @@ __all__ = [
     "Quantized",
     "QuantizedTraining",
     "Quantizer",
+    "RankError",
     "ReadyRecipe",
     "Recipe",
     "RecipeError",
@@ -269,6 +272,7 @@ if not TYPE_CHECKING:  # to a type checker any name would be there
                 "ModelError",
                 "NumericsError",
                 "PluginError",
+                "RankError",
                 "RecipeError",
                 "SchemeError",
                 "TargetError",
@@ -300,6 +304,14 @@ if not TYPE_CHECKING:  # to a type checker any name would be there
             "quantized": ("Quantized",),
             "recipe": ("Measured", "ReadyRecipe", "Recipe", "write_recipe"),
             "state": ("State",),
-            "statistic": ("RESCALE", "ROTATE", "GradientStatistic", "Labels", "Statistic", "Tokens"),
+            "statistic": (
+                "RESCALE",
+                "ROTATE",
+                "ChunkedStatistic",
+                "GradientStatistic",
+                "Labels",
+                "Statistic",
+                "Tokens",
+            ),
         },
     )

@@ -10,6 +10,7 @@ from attrs import define, evolve, field
 from torch import Tensor, nn
 
 from coldpress.attachment import Attachment, attach
+from coldpress.distributed import WHOLE, Share
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import TRANSFORMS, Modifier
@@ -36,9 +37,9 @@ class State:
         tokenizer: or processor, saved with the model; may be None.
         batches: calibration data, keyword arguments of the model each.
         calibration: what these hold, for the report; None where no data are read.
+        share: which of the batches this process runs, and the processes beside it.
         seed: of everything random.
-        scale_dtype: that scales of weights are stored in where weights are read in a wider one, as those that are
-            decoded from a quantized checkpoint; None for the dtype of each weight.
+        scale_dtype: of stored scales where weights are read wider, as decoded ones are; None for that of each weight.
         sweep: what the pass over the stages is for.
         plan: layer name to quantizer and scheme, of every layer that will be quantized.
         stored_nbytes: bytes of the tensors that the checkpoint will hold of a layer by a scheme.
@@ -61,6 +62,7 @@ class State:
     tokenizer: Any = None
     batches: Sequence[Mapping[str, Any]] = ()
     calibration: Mapping[str, Any] | None = None
+    share: Share = WHOLE
     seed: int = 0
     scale_dtype: torch.dtype | None = None
     sweep: Sweep = field(factory=Sweep)

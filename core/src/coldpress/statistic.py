@@ -79,6 +79,10 @@ class Statistic:
         """The value of two sets of tokens, seen apart; which is first does not matter."""
         raise must_implement(self, "merge(a, b)")
 
+    def merges_batches(self) -> bool:
+        """Whether `update(value, x)` is `merge(value, update(None, x))` in every bit; else ranks send tokens around."""
+        return False
+
     def finish(self, value: Any) -> Any:
         """The value in the form that modifiers read, after the last batch; it can be updated further."""
         return value
@@ -90,6 +94,23 @@ class Statistic:
     def rotate(self, value: Any, rotation: Tensor) -> Any:
         """The value that inputs x @ rotation would have given, rotation [I, I] float32; any matrix."""
         raise must_implement(self, "rotate(value, rotation), or leave ROTATE out of supports")
+
+
+@frozen(kw_only=True)
+class ChunkedStatistic(Statistic):
+    """Base of statistics that are sums over chunks of tokens, cut where their number says; ranks add up one each."""
+
+    def chunk_size(self) -> int:
+        """Tokens of a chunk; the last one has fewer."""
+        raise must_implement(self, "chunk_size()")
+
+    def addend(self, x: Tensor, seen: int) -> Tensor:
+        """What a chunk of tokens, [t, I], adds, [I, I] float32, after chunks of `seen` tokens."""
+        raise must_implement(self, "addend(x, seen)")
+
+    def add(self, value: Any | None, addend: Tensor, tokens: int) -> Any:
+        """The value with what the next chunk adds, which has so many tokens; `update` gives the same bits."""
+        raise must_implement(self, "add(value, addend, tokens)")
 
 
 @frozen

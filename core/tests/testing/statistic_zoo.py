@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from attrs import field, frozen
 
+from coldpress.calibration.statistics import Gram
 from coldpress.plugin import RESCALE, Statistic
 
 
@@ -109,6 +110,27 @@ class CarriesAnything(GoodStatistic):
 
 
 @frozen(kw_only=True)
+class MergesInOtherBits(GoodStatistic):
+    """Rounds when it merges, and says that it does what update does."""
+
+    def merges_batches(self):
+        return True
+
+    def merge(self, a, b):
+        return torch.maximum(a, b) * (1 + 2**-20)
+
+
+@frozen(kw_only=True)
+class AddsChunksTwice(Gram):
+    """Adds a chunk to the sum twice, where ranks are several."""
+
+    chunk: int = 16
+
+    def add(self, value, addend, tokens):
+        return super().add(value, 2 * addend, tokens)
+
+
+@frozen(kw_only=True)
 class GoodComparison(Statistic):
     """The sum of what each channel has changed."""
 
@@ -158,4 +180,6 @@ BAD: dict[type, str] = {
     CarriesAnything: "supports",
     ComparesWithTheFirst: "parts_give_the_whole",
     WritesIntoTheOriginal: "changes_nothing",
+    MergesInOtherBits: "batches_merge_bit_for_bit",
+    AddsChunksTwice: "chunks_add_bit_for_bit",
 }

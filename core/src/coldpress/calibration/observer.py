@@ -34,6 +34,9 @@ class Observer:
     order_matters: ClassVar[bool] = False
     """The range depends on the order of the batches and on where one ends; so a moving average."""
 
+    merges_batches: ClassVar[bool] = False
+    """`update(statistic, x)` is `merge(statistic, update(None, x))`, bit for bit; several ranks then send no tokens."""
+
     weighs_columns: ClassVar[bool] = False
     """`weight_range` looks at `importance`: what the mean squares of the inputs of a layer are."""
 

@@ -7,7 +7,7 @@ finalize      value        layers that share an input share the value
               is_stale     whether the stage must be swept again before a modifier can read
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -72,11 +72,11 @@ class Source:
         for one, value in self.values:
             counts = weight(one)
             if counts is not None:
-                seen.append(one.update_weighted(value, _flat(one, x), counts))
+                seen.append(one.update_weighted(value, flat(one, x), counts))
             elif one.needs_original_inputs:
-                seen.append(one.update_with_original(value, _flat(one, x), _flat(one, original)))
+                seen.append(one.update_with_original(value, flat(one, x), flat(one, original)))
             else:
-                seen.append(one.update(value, _flat(one, x)))
+                seen.append(one.update(value, flat(one, x)))
         return Source(self.layers, tuple((one, value) for (one, _), value in zip(self.values, seen, strict=True)))
 
 
@@ -170,20 +170,41 @@ class StatisticStore:
         Raises:
             CalibrationError: in the original model a layer sees other tokens.
         """
+        parts = self._parted(seen)
+        for index, source in enumerate(parts):
+            keys = seen.calls.get(source.layers[0], ())
+            inputs = [seen.tokens[key] for key in keys]
+            for number, (x, original) in enumerate(zip(inputs, beside(source, inputs, originals), strict=True)):
+                which = Tokens(seen.index, number, seen.places.get(keys[number]))
+                weight = partial(self._weight, source.layers, x, which)
+                parts[index] = parts[index].seeing(x, original, weight)
+        self._sources = parts
+
+    def seeing(
+        self, found: Iterator[tuple[BatchInputs, BatchInputs | None]], shown: Collection[str]
+    ) -> Iterator[BatchInputs]:
+        """Take in batch after batch, and hand each on.
+
+        Args:
+            found: what was seen in each batch, and in the original model where the sweep shows that.
+            shown: names of layers whose inputs are read of what is handed on.
+        """
+        for seen, original in found:
+            self.see(seen, None if original is None else original.inputs())
+            yield seen
+
+    def _parted(self, seen: BatchInputs) -> list[Source]:
+        """The sources, as far apart as they are after a batch, and those that are new in it."""
         calls = seen.calls
         known = {name for source in self._sources for name in source.layers}
         names = dict.fromkeys(ask.layer.name for ask in self._wanted)
         parts = [part for source in self._sources for part in self._split(source, _grouped(source.layers, calls))]
         fresh = _grouped([name for name in names if name not in known and calls.get(name)], calls)
-        parts += [Source(group, tuple((one, None) for one in self._statistics(group))) for group in fresh]
-        for index, source in enumerate(parts):
-            keys = calls.get(source.layers[0], ())
-            inputs = [seen.tokens[key] for key in keys]
-            for number, (x, original) in enumerate(zip(inputs, _beside(source, inputs, originals), strict=True)):
-                which = Tokens(seen.index, number, seen.places.get(keys[number]))
-                weight = partial(self._weight, source.layers, x, which)
-                parts[index] = parts[index].seeing(x, original, weight)
-        self._sources = parts
+        return parts + [self._fresh(group, seen) for group in fresh]
+
+    def _fresh(self, names: tuple[str, ...], seen: BatchInputs) -> Source:
+        """A source that nothing was seen of, of layers that were called with the same tensors."""
+        return Source(names, tuple((one, None) for one in self._statistics(names)))
 
     def _weight(self, names: Sequence[str], x: Tensor, which: Tokens, statistic: Statistic) -> Tensor | None:
         """What each token counts for a statistic, [T]: by the gradients of the layers that asked for it."""
@@ -310,7 +331,7 @@ class StatisticStore:
         return wanted
 
 
-def _beside(
+def beside(
     source: Source, seen: Sequence[Tensor], originals: Mapping[str, Sequence[Tensor]] | None
 ) -> Sequence[Tensor]:
     """What a source is in the original model, tensor by tensor."""
@@ -325,7 +346,7 @@ def _beside(
     return found
 
 
-def _flat(statistic: Statistic, x: Tensor) -> Tensor:
+def flat(statistic: Statistic, x: Tensor) -> Tensor:
     """The tokens, [T, I] or [T, H, D], with heads side by side where the statistic does not see them apart."""
     return x if statistic.sees_heads else x.flatten(1)
 

@@ -51,6 +51,9 @@ class Output:
         origin: where the model comes from, whose small files are copied; None where that is not known.
     """
 
+    writes = True
+    """Whether it does, and not another process of the run."""
+
     def __init__(self, writer: CheckpointWriter, form: Format, origin: Origin | None = None) -> None:
         self.format = form
         self._origin = origin
@@ -176,8 +179,12 @@ class Output:
         extra = self._origin.extra if self._origin is not None else ()
         return {name: self._without_data(name) for name in extra}
 
-    def keep(self, stage: Stage, state: State) -> None:
-        """Make durable what was written of a stage, with all that a later run must know of it to go on after it."""
+    def keep(self, stage: Stage, state: State) -> list[dict[str, str]]:
+        """Make durable what was written of a stage, with all that a later run must know of it to go on after it.
+
+        Returns:
+            Name and checksum of each file of the stage.
+        """
         layers = [layer.name for layer in stage.every_layer]
         record = {
             "stage": stage.name,
@@ -186,7 +193,7 @@ class Output:
             "attachments": record_attachments(stage.modules),
             "log": state.log[-1],
         }
-        self._writer.commit(record)
+        return self._writer.commit(record)
 
     def recall(self, stage: Stage, record: Mapping[str, Any], state: State) -> None:
         """Put into the state, and on the modules, what a record of this stage says of them, but for tensors."""

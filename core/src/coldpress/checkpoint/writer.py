@@ -165,8 +165,8 @@ class CheckpointWriter:
             self._buffer[name] = tensor.detach().to("cpu")
             self._buffered += size
 
-    def commit(self, record: Mapping[str, Any]) -> None:
-        """Make durable what was added since the last commit; from here on it survives whatever happens.
+    def commit(self, record: Mapping[str, Any]) -> list[dict[str, str]]:
+        """Make durable what was added since the last commit, and return name and checksum of the files.
 
         Args:
             record: what `begin` returns of it in a later run; a table that JSON can hold.
@@ -180,8 +180,9 @@ class CheckpointWriter:
             self._flush()
         with telling(self.partial):
             sync(self.partial)
-        self._journal.add({**record, "files": self._uncommitted})
-        self._uncommitted = []
+        files, self._uncommitted = self._uncommitted, []
+        self._journal.add({**record, "files": files})
+        return files
 
     def commit_beside(self, record: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) -> None:
         """Make tensors durable that are no part of the checkpoint, for `read_beside` of this run or a later one.
@@ -347,9 +348,13 @@ class CheckpointWriter:
                 shutil.rmtree(path)
             elif self._destination.is_ours(path) and path.name not in (NAME, *kept, *beside):
                 path.unlink()
-        for name, digest in kept.items():
-            self._learn(self.partial / name, digest)
+        self.learn([{"name": name, "sha256": digest} for name, digest in kept.items()])
         self.folder.mkdir()
+
+    def learn(self, files: Sequence[Mapping[str, str]]) -> None:
+        """Note files that another process has committed, so that they can be read."""
+        for file in files:
+            self._learn(self.partial / file["name"], file["sha256"])
 
     def _learn(self, path: Path, digest: str) -> None:
         entries = read_header(path)

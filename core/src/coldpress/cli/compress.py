@@ -213,6 +213,8 @@ def _run(settings: Mapping[str, Any], *, quiet: bool) -> None:
         state = run(arguments)
     seconds = perf_counter() - start
     output = settings["output_dir"]
+    if not state.share.ranks.leads:
+        return
     if quiet:
         print_path(output)
         return

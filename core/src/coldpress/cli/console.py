@@ -47,7 +47,8 @@ def err() -> Console:
 
 def say(kind: str, message: str, *, style: str = "bold red") -> None:
     """One message on standard error, `kind: message`; long lines are the terminal's to break."""
-    err().print(Text.assemble((f"{kind}: ", style), message), soft_wrap=True)
+    rank = f"rank {os.environ.get('RANK', '?')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    err().print(Text.assemble((f"{rank}{kind}: ", style), message), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -101,5 +102,6 @@ class Told(logging.Handler):
         self._warnings.__exit__(None, None, None)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell a warning."""
-        say(record.levelname.lower(), record.getMessage(), style="bold yellow")
+        """Tell a warning; of several ranks the first does, for all have the same."""
+        if os.environ.get("RANK", "0") == "0":
+            say(record.levelname.lower(), record.getMessage(), style="bold yellow")

@@ -23,11 +23,13 @@ from coldpress.arguments import (
     PipelineArguments,
     warn_idle,
 )
+from coldpress.calibration.batch import count_places
 from coldpress.calibration.dataset import load_calibration
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.companion import Origin
-from coldpress.checkpoint.output import Output
+from coldpress.checkpoint.ranked import output_of
 from coldpress.checkpoint.untouched import Untouched, read_files
+from coldpress.distributed import ALONE, Ranks, Share
 from coldpress.entrypoints.experts import open_experts, report_refused
 from coldpress.entrypoints.opening import Opened, open_model, report_extra
 from coldpress.entrypoints.places import check_apart
@@ -50,6 +52,7 @@ def prepare(
     arguments: Arguments,
     *,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
     open_with: Callable[[Arguments], Opened] = open_model,
 ) -> Job:
     """Everything up to the first stage: the recipe is read, the model opened, data are tokenized, layers are planned.
@@ -59,6 +62,7 @@ def prepare(
     Args:
         arguments: of `oneshot`, parsed.
         progress: what a person sees while it runs; None for a bar, unless the arguments say quiet.
+        ranks: that compress the model together.
         open_with: opens the model; `open_empty` for one that is planned and not run.
 
     Returns:
@@ -78,8 +82,10 @@ def prepare(
     recipe = evolve(recipe, modifiers=with_heads(recipe.modifiers, opened.model))
     steps, every = expanded(recipe.modifiers), arguments.dataset.moe_calibrate_all_experts
     refused = open_experts(opened.model, steps, all_experts=every)
-    progress = progress or Progress(quiet=arguments.output.quiet)
+    progress = progress or Progress(quiet=arguments.output.quiet or not ranks.leads)
     state = _state(arguments, recipe, opened.model, progress)
+    if ranks.size > 1:
+        state.share = Share.of(ranks, [count_places(batch) or 0 for batch in state.batches])
     report_refused(state, refused)
     report_extra(state, opened.extra)
     origin = origin_of(arguments.model, opened)
@@ -87,7 +93,7 @@ def prepare(
         recipe=recipe,
         state=state,
         pipeline=pipeline,
-        output=None if writer is None else Output(writer, form, origin),
+        output=None if writer is None else output_of(ranks, writer, form, origin),
         form=form,
         weights=opened.weights,
         origin=origin,

@@ -12,6 +12,7 @@ from coldpress.arguments import Arguments, OutputArguments, parse_arguments
 from coldpress.attachment import copy_attachments
 from coldpress.checkpoint import CheckpointWriter
 from coldpress.checkpoint.several import SeveralFormats
+from coldpress.distributed.start import joined
 from coldpress.entrypoints.job import output_format, prepare
 from coldpress.entrypoints.places import check_log
 from coldpress.entrypoints.saving import finished_run, offer_saving
@@ -64,9 +65,9 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
     """
     check_log(arguments)
     # What is made under inference mode cannot be changed in place; the caller may be in it.
-    with _logged(arguments.output.log_dir), torch.inference_mode(False):
-        job = prepare(arguments, progress=progress)
-        if job.output is not None:
+    with joined() as ranks, _logged(arguments.output.log_dir if ranks.leads else None), torch.inference_mode(False):
+        job = prepare(arguments, progress=progress, ranks=ranks)
+        if job.output is not None and job.output.writes:
             job.predicted.update(summary_of(predict(job)))
         if job.weights is None or arguments.model.check_tensors:
             check_every_tensor(job)

@@ -53,6 +53,7 @@ class FinishedRun:
         files: recipe, report and manifest, by name.
         origin: where the model came from.
         dtype: of the model; in another one its tensors are no longer those of its files.
+        leads: the rank writes, where there are several.
     """
 
     form: Format
@@ -61,6 +62,7 @@ class FinishedRun:
     files: Mapping[str, Any]
     origin: Origin | None
     dtype: torch.dtype | None
+    leads: bool = True
 
     def __getstate__(self) -> tuple[Any, ...]:
         hooks = (self.modifiers, self.state)
@@ -73,7 +75,7 @@ class FinishedRun:
         if not _is_picklable(hooks):  # a class of a script, say
             log.warning("files that modifiers write beside a checkpoint are not written after unpickling")
             hooks = (), State(model=nn.Identity(), seed=self.state.seed)
-        return self.form, *hooks, self.files, origin, self.dtype
+        return self.form, *hooks, self.files, origin, self.dtype, self.leads
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         for name, value in zip(fields_dict(FinishedRun), state, strict=True):
@@ -83,7 +85,8 @@ class FinishedRun:
 def finished_run(job: Job, files: Mapping[str, Any], form: Format) -> FinishedRun:
     """What is kept of a job, so that its model can be saved later."""
     dtype = getattr(job.state.model, "dtype", None)
-    return FinishedRun(form, tuple(job.modifiers), _without_model(job.state), dict(files), job.origin, dtype)
+    leads = job.state.share.ranks.leads
+    return FinishedRun(form, tuple(job.modifiers), _without_model(job.state), dict(files), job.origin, dtype, leads)
 
 
 def offer_saving(model: Any, run: FinishedRun) -> None:
@@ -133,7 +136,7 @@ class SavePretrained:
                 "adapters (PEFT) were put into the model after it was compressed, and a compressed checkpoint has no "
                 "place for them: save them by the PeftModel, or take them off by its unload(), and save the model then"
             )
-        if not parsed.is_main_process:
+        if not (parsed.is_main_process and self.run.leads):
             return
         if parsed.state_dict is not None:
             _check_state_dict(self.model, parsed.state_dict)

@@ -13,6 +13,7 @@ from coldpress.arguments.hub import hub_is_reachable
 from coldpress.checkpoint.config import quantization_in
 from coldpress.checkpoint.pickled import open_files, pickled_files
 from coldpress.checkpoint.reader import read_json
+from coldpress.distributed.start import local_device
 from coldpress.errors import ArgumentError, CheckpointError, ModelError, suggest
 from coldpress.foreign import reading
 from coldpress.models.auto import build_model, model_class
@@ -203,14 +204,14 @@ def _dtype(name: str | torch.dtype) -> Any:
 
 def _device(name: str | torch.device) -> torch.device:
     try:
-        return torch.empty(0, device=name).device
+        return torch.empty(0, device=local_device(torch.device(name))).device
     except (RuntimeError, AssertionError) as error:  # no such name; torch was not built for it
         raise ArgumentError(f"device {str(name)!r} cannot be used here: {first_line(error)}") from error
 
 
 def _best_device() -> torch.device:
     device = torch.accelerator.current_accelerator(check_available=True)
-    return device if device is not None else torch.device("cpu")
+    return local_device(device) if device is not None else torch.device("cpu")
 
 
 def _load_folder(name: str, folder: Path, dtype: Any, more: Mapping[str, Any]) -> Any:

@@ -35,7 +35,7 @@ def manifest_of(state: State, report: Report, *, binding: Mapping[str, Any], par
         "seed": state.seed,
         **{key: value for key, value in said.items() if key not in ("seed", "coldpress")},
         "versions": {"python": platform.python_version(), **_versions(parts)},
-        "hardware": _hardware(),
+        "hardware": _hardware(state.share.ranks.size),
         "seconds": round(report.seconds, 3),
         "stages": [dict(entry) for entry in report.log],
     }
@@ -63,7 +63,7 @@ def _installed(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _hardware() -> dict[str, Any]:
+def _hardware(ranks: int) -> dict[str, Any]:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return {
         "system": platform.system(),
@@ -71,6 +71,7 @@ def _hardware() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "ranks": ranks,
         "accelerator": None if accelerator is None else str(accelerator),
     }
 

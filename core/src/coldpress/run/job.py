@@ -49,6 +49,7 @@ from coldpress.run.measuring import Measuring, run_through
 from coldpress.run.needs import check_needs
 from coldpress.run.outcome import check_complete, reason_untouched
 from coldpress.run.quantized_before import attached_before, forget_changed, keep_schemes, schemes_before
+from coldpress.run.ranks import calls_of, check_agreement, check_same_weights, store_of
 from coldpress.run.reverse import ReverseSweep, wanted_gradients
 from coldpress.run.stage_checks import check_scales, check_weights
 from coldpress.run.stage_run import StageRun, generator
@@ -113,11 +114,7 @@ class Job:
         return Hooks(self.modifiers)
 
     def plan(self) -> None:
-        """Settle what becomes of every layer, in `state.plan` and `state.report`; no weight is read or changed.
-
-        Raises:
-            ColdpressError: the job could not end well.
-        """
+        """Settle what becomes of every layer, in `state.plan` and `state.report`, or refuse; no weight is read."""
         with blaming():
             self._plan()
 
@@ -148,7 +145,7 @@ class Job:
             What became of every layer.
 
         Raises:
-            ColdpressError: one of its kinds, saying what is wrong and where.
+            ColdpressError: says what is wrong and where.
         """
         with self.output or nullcontext(), blaming():
             return self._run()
@@ -178,6 +175,7 @@ class Job:
             if self.output is not None:
                 parts = (*self.modifiers, self.pipeline, *(one.attachment for _, one in self.announced))
                 resume.bind_code(self.binding, self.output, [*self.recipe.modifiers, *parts], self.weights)
+            check_agreement(self.state, self.binding, recipe)
             kept = resume.begin(self.output, self.binding, self.progress) if self.output is not None else []
             forget_changed(self.state, self.claims)
             self._run_backwards(kept)
@@ -222,7 +220,8 @@ class Job:
             self.weights.read(rest.modules)
         output.write(rest, self.state)
         report = evolve(report, measured={"bytes_after": output.nbytes(), **report.measured})
-        self.hooks.save(self.state, output.folder)
+        if output.writes:
+            self.hooks.save(self.state, output.folder)
         self.sources.check()
         output.finish(self.state, self.files(output.format, report))
 
@@ -350,15 +349,14 @@ class Job:
 
     def _stage_run(self, modifiers: Sequence[Modifier], reading: Sequence[Modifier] | None = None) -> StageRun:
         """What works on the stages of a pass, of which `reading` read data, after the state is told."""
-        decided = any(one.needs().measuring_pass and one.needs().data for one in modifiers)
-        store = StatisticStore(self.gradients, decided=decided)
-        self.state.begin_pass(
-            self.sweep_of(modifiers if reading is None else reading), store, partial(self.pipeline.calls, self.state)
-        )
+        state, decided = self.state, any(one.needs().measuring_pass and one.needs().data for one in modifiers)
+        store = store_of(state, self.gradients, decided=decided)
+        calls = calls_of(state.share, partial(self.pipeline.calls, state), len(state.batches))
+        state.begin_pass(self.sweep_of(modifiers if reading is None else reading), store, calls)
         return StageRun(
             modifiers=modifiers,
             hooks=self.hooks,
-            state=self.state,
+            state=state,
             store=store,
             pipeline=self.pipeline,
             progress=self.progress,
@@ -389,6 +387,7 @@ class Job:
             if self.weights is None and layer.name in self.state.quantized:
                 set_encoding(layer.module, self.state.quantized[layer.name], layer.weight)
         check_weights(stage, cause="made by a modifier, for it was finite before")
+        check_same_weights(stage, self.state.share.ranks)
         if self.weights is None:
             self.finished.append(Watch.of(stage))
         if self.output is not None:

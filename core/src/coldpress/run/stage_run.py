@@ -91,6 +91,7 @@ class StageRun:
                 self._finalize(modifier, stage)
             report_unseen(self.state, stage.every_layer)
             check_notes(self.state.report, known, self.modifiers)
+            histograms.gather(self.state.share.ranks)
             histograms.keep(self.state.report)
         finally:
             self._clear()
@@ -197,10 +198,10 @@ class StageRun:
         ):
             bar = f"calibrating {stage.name}"
             found = self._batch_inputs(sweep, tap)
-            for seen, original in self.progress.track(found, description=bar, total=total, tokens=self._tokens):
-                self.store.see(seen, None if original is None else original.inputs())
+            seeing = self.store.seeing(found, read)
+            for seen in self.progress.track(seeing, description=bar, total=total, tokens=self._tokens):
                 count.see(seen)
-                if histograms is not None:
+                if histograms is not None and self.state.share.owns(seen.index):
                     histograms.see(seen)
                 for modifier in readers:
                     self.hooks.fire("calibrate_batch", modifier, self.state, stage, batch=seen.batch(read), watch=watch)
@@ -222,8 +223,8 @@ class StageRun:
             yield seen, original
             original = None
 
-    def _tokens(self, seen: tuple[BatchInputs, BatchInputs | None]) -> int:
-        return count_tokens(self.state.batches[seen[0].index]) or 0
+    def _tokens(self, seen: BatchInputs) -> int:
+        return count_tokens(self.state.batches[seen.index]) or 0
 
     def _sweep_again(self, stage: Stage, modifiers: Sequence[Modifier], swept: int) -> None:
         """Collect anew what these modifiers requested; those that read batches which no longer hold begin anew."""

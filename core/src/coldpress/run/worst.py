@@ -7,6 +7,7 @@ import torch
 from attrs import define, field
 
 from coldpress.calibration.tap import BatchInputs
+from coldpress.distributed import Ranks
 from coldpress.layer_report import LayerReport
 from coldpress.report.histogram import Histogram, keep_worst, largest
 from coldpress.stage import Layer
@@ -46,6 +47,15 @@ class StageHistograms:
                     known[key] = Histogram.of(tokens)
                 before = self.inputs.get(layer.name)
                 self.inputs[layer.name] = known[key] if before is None else before.merge(known[key])
+
+    def gather(self, ranks: Ranks) -> None:
+        """Add what the other ranks have counted."""
+        if ranks.size == 1:
+            return
+        found: dict[str, Histogram] = {}
+        for own in ranks.gather("histograms of inputs", self.inputs):
+            found |= {name: found[name].merge(one) if name in found else one for name, one in own.items()}
+        self.inputs = found
 
     def keep(self, report: Mapping[str, LayerReport]) -> None:
         """Put into the report what belongs to the layers that have lost most so far."""

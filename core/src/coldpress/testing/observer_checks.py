@@ -84,6 +84,16 @@ def merge_is_seeing_all(subject: Subject) -> None:
         _check_close(observer.range(apart), observer.range(observer.update(observer.update(None, a), b)), args)
 
 
+def batches_merge_bit_for_bit(subject: Subject) -> None:
+    """Several ranks: merging what a batch adds is updating with it, in every bit."""
+    for observer, args in _observers(subject):
+        a, b = (group(values, args) for values in _two())
+        updated = observer.range(observer.update(observer.update(None, a), b))
+        merged = observer.range(observer.merge(observer.update(None, a), observer.update(None, b)))
+        same = all(same_bits(one, other) for one, other in zip(merged, updated, strict=True))
+        assert same, f"{args.strategy}: merges_batches is True, and merge gives other bits than update"
+
+
 def batching_does_not_matter(subject: Subject) -> None:
     """Static inputs: one batch of all tokens gives the range of many small ones."""
     observer = _observer(subject, _STATIC)
@@ -178,6 +188,10 @@ def _keeps_no_order(subject: Subject) -> bool:
     return not subject.cls.order_matters
 
 
+def _merges_batches(subject: Subject) -> bool:
+    return bool(subject.cls.merges_batches)
+
+
 def _is_installed(subject: Subject) -> bool:
     return subject.installed
 
@@ -196,5 +210,6 @@ CHECKS = (
     Check(changes_nothing, after=("range_shapes", "deterministic")),
     Check(merge_does_not_care_who_is_first, after=_SOUND),
     Check(merge_is_seeing_all, after=(*_SOUND, "merge_does_not_care_who_is_first"), applies=_keeps_no_order),
+    Check(batches_merge_bit_for_bit, after=_SOUND, applies=_merges_batches),
     Check(batching_does_not_matter, after=_SOUND, applies=_keeps_no_order),
 )

@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Statistic, Tokens
+from coldpress.statistic import RESCALE, ROTATE, ChunkedStatistic, GradientStatistic, Statistic, Tokens
 from coldpress.testing.check import Check
 from coldpress.testing.settings_checks import has_a_module, import_is_quiet, settings_class
 from coldpress.testing.subject import Subject
@@ -82,6 +82,29 @@ def merge_is_seeing_all(subject: Subject) -> None:
     a, b = _seen(statistic, None, x[:7]), _seen(statistic, None, x[7:])
     for first, second in ((a, b), (b, a), (statistic.finish(a), statistic.finish(b))):
         _check_same(statistic.finish(statistic.merge(first, second)), _value(subject, x), "merged")
+
+
+def batches_merge_bit_for_bit(subject: Subject) -> None:
+    """Several ranks: merging what a batch adds is updating with it, in every bit."""
+    statistic, value = _statistic(subject), None
+    for x in (_tokens(subject, seed=seed) for seed in range(3)):
+        value, added = _seen(statistic, value, x), (value, _seen(statistic, None, x))
+        merged = added[1] if added[0] is None else statistic.merge(*added)
+        _check_bits(merged, value, "merges_batches() says that merge gives the bits of update")
+
+
+def chunks_add_bit_for_bit(subject: Subject) -> None:
+    """Several ranks: chunks that are added up apart and added in order are what update makes of the tokens."""
+    statistic = _statistic(subject)
+    assert isinstance(statistic, ChunkedStatistic)
+    size, value, whole = statistic.chunk_size(), None, None
+    x = torch.cat([_tokens(subject, seed=seed) for seed in range(1 + 2 * size // _TOKENS)])
+    for start in range(0, len(x), size):
+        part = x[start : start + size]
+        value = statistic.add(value, statistic.addend(part, start), len(part))
+    for part in torch.split(x, 7):
+        whole = statistic.update(whole, part)
+    _check_bits(statistic.finish(value), statistic.finish(whole), "chunks that were added up apart")
 
 
 def supports(subject: Subject) -> None:
@@ -162,6 +185,19 @@ def _check_same(found: Any, wanted: Any, when: str) -> None:
         )
 
 
+def _check_bits(found: Any, wanted: Any, when: str) -> None:
+    same = [torch.equal(one, other) for one, other in zip(_numbers(found), _numbers(wanted), strict=True)]
+    assert all(same), f"{when}: other bits"
+
+
+def _merges_batches(subject: Subject) -> bool:
+    return _statistic(subject).merges_batches()
+
+
+def _is_chunked(subject: Subject) -> bool:
+    return issubclass(subject.cls, ChunkedStatistic)
+
+
 _SOUND = ("dtypes", "deterministic", "changes_nothing")
 
 CHECKS = (
@@ -174,5 +210,7 @@ CHECKS = (
     Check(parts_give_the_whole, after=_SOUND),
     Check(finish_goes_on, after=(*_SOUND, "parts_give_the_whole")),
     Check(merge_is_seeing_all, after=(*_SOUND, "parts_give_the_whole", "finish_goes_on")),
+    Check(batches_merge_bit_for_bit, after=_SOUND, applies=_merges_batches),
+    Check(chunks_add_bit_for_bit, after=_SOUND, applies=_is_chunked),
     Check(supports, after=_SOUND),
 )

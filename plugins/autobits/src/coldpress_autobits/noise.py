@@ -23,6 +23,10 @@ class InputNoise(Statistic):
         seen = Average((self.rounded(x).float() - x.float()).square().sum(0).double(), len(x))
         return seen if value is None else self.merge(value, seen)
 
+    def merges_batches(self) -> bool:
+        """It does."""
+        return True
+
     def merge(self, a: Average, b: Average) -> Average:
         """Add both."""
         return Average(a.total + b.total, a.count + b.count)

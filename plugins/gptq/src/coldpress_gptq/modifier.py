@@ -1,6 +1,7 @@
 """GPTQModifier: settings and wiring of GPTQ."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -184,9 +185,16 @@ class GPTQModifier(Quantizer):
                     self._round(state, layers, reason="no token of the calibration data reached it")
             else:
                 inputs += self._readers(state, layers)
-        for batch in batches_of(inputs, self.batched_quantization):
-            with state.timed(*(layer for readers in batch for layer in readers.layers)):
-                self._solve(state, batch)
+        batches = batches_of(inputs, self.batched_quantization)
+        solve = partial(self._solve, state)
+        costs = [self._batch_cost(batch) for batch in batches]
+        for batch, solutions, seconds in state.share.divided(f"layers of {stage.name}", batches, solve, costs=costs):
+            for readers, solution in zip(batch, solutions, strict=True):
+                with state.timed(*readers.layers):
+                    self._write(state, readers, solution)
+            layers = [layer for readers in batch for layer in readers.layers]
+            for layer in layers:
+                state.report[layer.name].seconds += seconds / len(layers)
 
     def _readers(self, state: State, layers: Sequence[Layer]) -> list[Readers]:
         """Layers that read the same input, those that are alike side by side."""
@@ -194,28 +202,31 @@ class GPTQModifier(Quantizer):
         for layer in layers:
             args = self._weights(state, layer)
             assert args is not None
+            self.global_scale(state, layer)  # by all ranks, before one of them solves
             alike.setdefault((args, self._keeps_zeros(layer), layer.weight.dtype), []).append(layer)
         return [Readers(part, key[0], key[1]) for key, found in alike.items() for part in divided(found)]
 
-    def _solve(self, state: State, batch: Sequence[Readers]) -> None:
-        """GPTQ for the readers of some inputs, all of one kind."""
-        fits = [fit for readers in batch if (fit := self._fit(state, readers)) is not None]
-        if not fits:
-            return
-        args, keep_zeros = batch[0].args, batch[0].keep_zeros
-        problems = [fit.problem for fit in fits]
-        solved = gptq(problems, args, block_size=self.block_size, keep_zeros=keep_zeros)
-        for fit, solutions in zip(fits, solved, strict=True):
-            self._write(state, fit, solutions)
+    def _batch_cost(self, batch: Sequence[Readers]) -> float:
+        """What solving takes, in operations."""
+        found = [self.cost(readers.layers, 0) for readers in batch]
+        return sum(cost.flops + 100 * cost.elements for cost in found)
 
-    def _fit(self, state: State, readers: Readers) -> "_Fit | None":
-        """What is to be solved for the readers of an input; None where it cannot be, and they are rounded."""
+    def _solve(self, state: State, batch: Sequence[Readers]) -> list["Outcome"]:
+        """GPTQ for the readers of some inputs, all of one kind."""
+        fits = [self._fit(state, readers) for readers in batch]
+        solvable = [fit for fit in fits if isinstance(fit, _Fit)]
+        args, keep_zeros = batch[0].args, batch[0].keep_zeros
+        problems = [fit.problem for fit in solvable]
+        found = iter(gptq(problems, args, block_size=self.block_size, keep_zeros=keep_zeros) if problems else ())
+        return [self._outcome(fit, next(found)) if isinstance(fit, _Fit) else fit for fit in fits]
+
+    def _fit(self, state: State, readers: Readers) -> "_Fit | Outcome":
+        """What is to be solved for the readers of an input; that they are rounded, where it cannot be."""
         layers, args = readers.layers, readers.args
         gram = state.require(layers[0], self.gram())
         prepared = prepare(gram.total, dampening_frac=self.dampening_frac, by_activity=self.actorder is not None)
         if prepared.factor is None:
-            self._round(state, layers, reason="the Gram matrix of its inputs is not positive definite", by=prepared)
-            return None
+            return Outcome(tokens=gram.count, importance=prepared.importance)
         if self.correction == "foem":
             prepared = prepared._replace(steering=foem_feedback(prepared.factor.feedback, self.foem_beta))
         aims = self._aims(state, readers, prepared)
@@ -229,26 +240,41 @@ class GPTQModifier(Quantizer):
         problem = Problem(weights, units, prepared)
         return _Fit(readers=readers, tokens=gram.count, aims=aims, qparams=qparams, problem=problem)
 
-    def _write(self, state: State, fit: "_Fit", solutions: Sequence[Solution]) -> None:
-        """Make the solutions what the layers are, and report how well they fit."""
-        (layers, args), prepared = (fit.readers.layers, fit.readers.args), fit.problem.prepared
-        losses = []
+    def _outcome(self, fit: "_Fit", solutions: Sequence[Solution]) -> "Outcome":
+        """What becomes of layers, and how well it fits."""
+        args, prepared = fit.readers.args, fit.problem.prepared
         assert prepared.factor is not None
-        for layer, aim, params, units, solution in zip(
-            layers, fit.aims, fit.qparams, fit.problem.qparams, solutions, strict=True
-        ):
-            found, (scale, point) = solution, params
+        found = []
+        for aim, params, units, solution in zip(fit.aims, fit.qparams, fit.problem.qparams, solutions, strict=True):
+            one, (scale, point) = solution, params
             if self.magr_alpha is not None:
-                found = measured(found.codes, aim, units, prepared, args)
+                one = measured(one.codes, aim, units, prepared, args)
             if self.refit_scales:
-                scale, found = refitted(aim, found, params, prepared, args)
-            quantized = evolve(self.quantized(state, layer), codes=found.codes, scale=scale, zero_point=point)
-            state.set_quantized(layer, quantized)
-            losses.append(float(found.loss.sum()))
-        dampening = prepared.factor.dampening
+                scale, one = refitted(aim, one, params, prepared, args)
+            found.append((one.codes, scale, point, float(one.loss.sum())))
         known = self.magr_alpha is None and not self.refit_scales  # else it is that of other weights, or other scales
         rounding = [float(one.rounding_loss.sum()) for one in solutions if known and one.rounding_loss is not None]
-        note_fit(state, layers, tokens=fit.tokens, dampening=dampening, losses=losses, rounding_losses=rounding)
+        return Outcome(
+            tokens=fit.tokens, layers=tuple(found), rounding=tuple(rounding), dampening=prepared.factor.dampening
+        )
+
+    def _write(self, state: State, readers: Readers, outcome: "Outcome") -> None:
+        """Make an outcome what the layers are, and report how well they fit."""
+        if outcome.importance is not None:
+            reason = "the Gram matrix of its inputs is not positive definite"
+            self._round(state, readers.layers, reason=reason, importance=outcome.importance)
+            return
+        for layer, (codes, scale, point, _) in zip(readers.layers, outcome.layers, strict=True):
+            quantized = evolve(self.quantized(state, layer), codes=codes, scale=scale, zero_point=point)
+            state.set_quantized(layer, quantized)
+        note_fit(
+            state,
+            readers.layers,
+            tokens=outcome.tokens,
+            dampening=outcome.dampening,
+            losses=[loss for *_, loss in outcome.layers],
+            rounding_losses=outcome.rounding,
+        )
 
     def _aims(self, state: State, readers: Readers, prepared: Prepared) -> list[Tensor]:
         """Weights whose outputs are wanted, in their dtype: those of the layers, corrected where that is asked for."""
@@ -269,12 +295,11 @@ class GPTQModifier(Quantizer):
         shrunk = shrink_ranges(stacked, gram, readers.args, alpha=self.magr_alpha, keep_zeros=readers.keep_zeros)
         return list(torch.split(shrunk.to(weights[0].dtype), [len(weight) for weight in weights]))
 
-    def _round(self, state: State, layers: Sequence[Layer], *, reason: str, by: Prepared | None = None) -> None:
+    def _round(self, state: State, layers: Sequence[Layer], *, reason: str, importance: Tensor | None = None) -> None:
         """Round to nearest, where GPTQ cannot."""
         for layer in layers:
             args = self._weights(state, layer)
             assert args is not None
-            importance = None if by is None else by.importance
             qparams = self._qparams(layer.weight, args, importance, self.global_scale(state, layer))
             state.set_quantized(layer, self.rounded(state, layer, qparams))
             state.fall_back(layer, f"rounded to nearest: {reason}")
@@ -295,6 +320,25 @@ class GPTQModifier(Quantizer):
     def _weights(self, state: State, layer: Layer) -> QuantizationArgs | None:
         scheme = state.scheme_of(layer)
         return None if scheme is None else scheme.weights
+
+
+@frozen(kw_only=True, eq=False)
+class Outcome:
+    """What becomes of the readers of an input.
+
+    Attributes:
+        tokens: of the calibration data that reached them.
+        layers: codes, scale and zero point of each, and the squared error of its outputs.
+        rounding: the squared errors of rounding to nearest; none where they are not known.
+        dampening: share of the mean diagonal that was added to the Gram matrix.
+        importance: of columns, [I], where the layers are rounded because nothing could be solved; None elsewhere.
+    """
+
+    tokens: int
+    layers: tuple[tuple[Tensor, Tensor, Tensor, float], ...] = ()
+    rounding: tuple[float, ...] = ()
+    dampening: float = 0.0
+    importance: Tensor | None = None
 
 
 @frozen(kw_only=True, eq=False)

@@ -35,7 +35,7 @@ class SuspendedBatches:
 
     def start(self) -> None:
         """Run every batch to its first block."""
-        for index, batch in enumerate(self.state.batches):
+        for index, batch in self.state.share.batches(self.state.batches):
             for one in self._passes(index):
                 with self._named(one):
                     self.frames.start(one, placed(batch, self.frames.model))
@@ -43,7 +43,7 @@ class SuspendedBatches:
 
     def run_prologue(self) -> Iterator[Pass]:
         """Run every batch to its first block, and drop it there."""
-        for index, batch in enumerate(self.state.batches):
+        for index, batch in self.state.share.batches(self.state.batches):
             one = Pass(index)
             with self._named(one):
                 self.frames.start(one, placed(batch, self.frames.model))
@@ -63,10 +63,11 @@ class SuspendedBatches:
         """Of the tensors that a block is about to be called with, all batches together; positions and masks are not."""
         firsts = [
             call.args[:1] or tuple(call.kwargs.values())[:1]
-            for call in self.frames.waiting.values()
-            if call.name == name
+            for one, call in self.frames.waiting.items()
+            if call.name == name and self.state.share.owns(one.index)
         ]
-        return sum(x.nbytes for (x,) in firsts if isinstance(x, Tensor))
+        own = sum(x.nbytes for (x,) in firsts if isinstance(x, Tensor))
+        return self.state.share.total(f"{name}: bytes of what it is called with", own)
 
     def calls(self, name: str, *, original: bool, batches: Collection[int] | None) -> Iterator[Call]:
         """What the block is called with, batch by batch."""

@@ -44,7 +44,7 @@ def placed(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 def model_calls(state: State, batches: Collection[int] | None) -> Iterator[Call]:
     """What the whole model is called with, batch by batch."""
-    for index, batch in enumerate(state.batches):
+    for index, batch in state.share.batches(state.batches):
         if batches is None or index in batches:
             yield Call(index, (), placed(batch, state.model), state.model)
 

@@ -52,6 +52,10 @@ class ExpertSums(Statistic):
         seen = sums(x)
         return seen if value is None else value + seen
 
+    def merges_batches(self) -> bool:
+        """It does."""
+        return True
+
     def merge(self, a: Tensor, b: Tensor) -> Tensor:
         """The sums of both."""
         return a + b

@@ -44,6 +44,10 @@ class Sample(Statistic):
         seen = Tokens(x[chosen].clone(), keys[chosen])
         return seen if value is None else self.merge(value, seen)
 
+    def merges_batches(self) -> bool:
+        """It does."""
+        return True
+
     def merge(self, a: Tokens, b: Tokens) -> Tokens:
         """Those with the smallest keys of both."""
         tokens, keys = torch.cat([a.tokens, b.tokens.to(a.tokens.dtype)]), torch.cat([a.keys, b.keys])

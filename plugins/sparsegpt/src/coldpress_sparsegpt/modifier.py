@@ -1,6 +1,7 @@
 """SparseGPTModifier: settings and wiring of SparseGPT."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from math import comb
 
 from attrs import field, frozen
@@ -11,6 +12,25 @@ from coldpress.numerics.mask import prune_by_score, score_by_norm
 from coldpress.plugin import Cost, Gram, Layer, Pruner, Stage, State, guided, hookimpl, note_fit
 from coldpress_sparsegpt.algorithm import prepare, sparsegpt
 from coldpress_sparsegpt.refine import loss_of, refined
+
+
+@frozen(kw_only=True, eq=False)
+class Outcome:
+    """What becomes of layers that read the same input.
+
+    Attributes:
+        layers: the pruned weight of each, [O, I], and the squared error of its outputs.
+        tokens: of the calibration data that reached them.
+        dampening: share of the mean diagonal that was added to the Gram matrix.
+        reason: why they are pruned by magnitude; None where they are not.
+        norm: of their inputs, [I], by which magnitudes are weighed then; None where it is not known.
+    """
+
+    layers: tuple[tuple[Tensor, float], ...] = ()
+    tokens: int = 0
+    dampening: float = 0.0
+    reason: str | None = None
+    norm: Tensor | None = None
 
 
 @frozen(kw_only=True, eq=False)
@@ -66,39 +86,49 @@ class SparseGPTModifier(Pruner):
     def finalize(self, state: State, stage: Stage) -> None:
         """Prune the weights of the stage, layers that read the same input together."""
         sparsities = self.sparsities(state, stage)
-        for layers in state.input_groups(self.layers(stage)):
+        groups = state.input_groups(self.layers(stage))
+        costs = [float(group[0].weight.shape[1]) ** 2 * sum(len(one.weight) for one in group) for group in groups]
+        solve = partial(self._solve, state, sparsities)
+        for layers, outcome, seconds in state.share.divided(f"layers of {stage.name}", groups, solve, costs=costs):
             with state.timed(*layers):
-                self._prune(state, layers, [sparsities[layer.name] for layer in layers])
+                self._write(state, layers, [sparsities[layer.name] for layer in layers], outcome)
+            for layer in layers:
+                state.report[layer.name].seconds += seconds / len(layers)
 
-    def _prune(self, state: State, layers: Sequence[Layer], sparsities: Sequence[float]) -> None:
-        """SparseGPT for layers that read the same input, or by magnitude where it cannot be."""
+    def _solve(self, state: State, sparsities: Mapping[str, float], layers: Sequence[Layer]) -> "Outcome":
+        """SparseGPT for layers that read the same input, or why it cannot be."""
         gram = state.statistic(layers[0], guided(Gram(), self.guidance))
         if gram is None:
-            self._fall_back(state, layers, sparsities, reason="no token of the calibration data reached it")
-            return
+            return Outcome(reason="no token of the calibration data reached it")
         norm = gram.total.diagonal().clamp(min=0).sqrt()
         factor = prepare(gram.total, dampening_frac=self.dampening_frac)
         if not bool(norm.any()):
-            self._fall_back(state, layers, sparsities, reason="its inputs are zero for all of the calibration data")
-            return
+            return Outcome(reason="its inputs are zero for all of the calibration data")
         if factor is None:
-            reason = "the Gram matrix of its inputs is not positive definite"
-            self._fall_back(state, layers, sparsities, reason=reason, norm=norm)
-            return
+            return Outcome(reason="the Gram matrix of its inputs is not positive definite", norm=norm)
         solutions = sparsegpt(
             [layer.weight for layer in layers],
             factor,
-            sparsities=sparsities,
+            sparsities=[sparsities[layer.name] for layer in layers],
             structure=self.structure(),
             block_size=self.block_size,
             keep_zeros=self.preserve_sparsity_mask,
         )
-        losses = []
+        found = []
         for layer, solution in zip(layers, solutions, strict=True):
             pruned = self._refined(layer.weight, solution.weight, gram.total, factor.dampening)
-            losses.append(loss_of(layer.weight, pruned, gram.total))
-            state.set_weight(layer, pruned.to(layer.weight.dtype))
-        note_fit(state, layers, tokens=gram.count, dampening=factor.dampening, losses=losses)
+            found.append((pruned.to(layer.weight.dtype), loss_of(layer.weight, pruned, gram.total)))
+        return Outcome(layers=tuple(found), tokens=gram.count, dampening=factor.dampening)
+
+    def _write(self, state: State, layers: Sequence[Layer], sparsities: Sequence[float], outcome: "Outcome") -> None:
+        """Make an outcome what the layers are, or prune by magnitude where there is none."""
+        if outcome.reason is not None:
+            self._fall_back(state, layers, sparsities, reason=outcome.reason, norm=outcome.norm)
+            return
+        for layer, (pruned, _) in zip(layers, outcome.layers, strict=True):
+            state.set_weight(layer, pruned)
+        losses = [loss for _, loss in outcome.layers]
+        note_fit(state, layers, tokens=outcome.tokens, dampening=outcome.dampening, losses=losses)
 
     def _refined(self, weight: Tensor, sparse: Tensor, gram: Tensor, dampening: float) -> Tensor:
         """What SparseGPT made of a weight, after the passes that are asked for."""

@@ -20,6 +20,10 @@ class Absmax(Statistic):
         largest = x.abs().amax(0).float()  # [I]; several times as fast as aminmax over this dimension
         return largest if value is None else torch.maximum(value, largest)
 
+    def merges_batches(self) -> bool:
+        """It does."""
+        return True
+
     def merge(self, a: Tensor, b: Tensor) -> Tensor:
         """The larger of both."""
         return torch.maximum(a, b)

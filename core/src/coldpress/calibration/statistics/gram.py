@@ -8,7 +8,7 @@ from attrs.validators import ge
 from torch import Tensor
 
 from coldpress.numerics import folded_gram, unfolded
-from coldpress.statistic import RESCALE, ROTATE, GradientStatistic, Statistic
+from coldpress.statistic import RESCALE, ROTATE, ChunkedStatistic, GradientStatistic
 
 
 @frozen(eq=False)
@@ -31,7 +31,7 @@ class GramValue:
 
 
 @frozen(kw_only=True)
-class Gram(Statistic):
+class Gram(ChunkedStatistic):
     """The Gram matrix of a layer's inputs; its value is a `GramValue`.
 
     Tokens are gathered and multiplied `chunk` at a time, cut where their number says and not where a batch ends: the
@@ -68,6 +68,19 @@ class Gram(Statistic):
         rest = (tokens[whole:].clone(),) if whole < len(tokens) else ()  # a view would keep all of them in memory
         return evolve(value, count=count, pending=rest)
 
+    def chunk_size(self) -> int:
+        """`chunk`."""
+        return self.chunk
+
+    def addend(self, x: Tensor, seen: int) -> Tensor:
+        """The folded matrix of a chunk, [I, I]."""
+        return folded_gram(x, seen=seen)
+
+    def add(self, value: GramValue | None, addend: Tensor, tokens: int) -> GramValue:
+        """The folded matrix of one more chunk."""
+        value = GramValue(None, 0) if value is None else value
+        return evolve(_added(value, addend, tokens), count=value.count + tokens)
+
     def merge(self, a: GramValue, b: GramValue) -> GramValue:
         """Add both."""
         a, b = self.finish(a), self.finish(b)
@@ -94,10 +107,14 @@ class Gram(Statistic):
 
 def _with(value: GramValue, tokens: Tensor) -> GramValue:
     """The value, folded, with some of the tokens that it counts, [t, I]."""
-    fresh = folded_gram(tokens, seen=value.multiplied)
+    return _added(value, folded_gram(tokens, seen=value.multiplied), len(tokens))
+
+
+def _added(value: GramValue, fresh: Tensor, tokens: int) -> GramValue:
+    """The value with a folded matrix of so many tokens, [I, I], which is overwritten."""
     if value.total is not None:
         fresh.add_(value.total if value.folded else value.total.triu())
-    return evolve(value, total=fresh, folded=True, multiplied=value.multiplied + len(tokens))
+    return evolve(value, total=fresh, folded=True, multiplied=value.multiplied + tokens)
 
 
 def _whole(value: GramValue) -> Tensor:

@@ -45,6 +45,10 @@ class Histogram(Statistic):
         counts = torch.bincount((place + bins * positive).flatten(), minlength=2 * bins).view(2, bins)
         return counts if value is None else value + counts
 
+    def merges_batches(self) -> bool:
+        """It does."""
+        return True
+
     def merge(self, a: Tensor, b: Tensor) -> Tensor:
         """Add the counts."""
         return a + b

@@ -33,6 +33,10 @@ class Minmax(Statistic):
         seen = Range(x.amin(0).float(), x.amax(0).float())  # several times as fast as aminmax over this dimension
         return seen if value is None else self.merge(value, seen)
 
+    def merges_batches(self) -> bool:
+        """It does."""
+        return True
+
     def merge(self, a: Range, b: Range) -> Range:
         """The range of both."""
         return Range(torch.minimum(a.minimum, b.minimum), torch.maximum(a.maximum, b.maximum))

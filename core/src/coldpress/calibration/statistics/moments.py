@@ -64,6 +64,10 @@ class Moment(Statistic):
         """Add the tokens, [T, I]."""
         return added(value, Average(self.terms(x).sum(0).double(), len(x)))
 
+    def merges_batches(self) -> bool:
+        """It does."""
+        return True
+
     def merge(self, a: Average, b: Average) -> Average:
         """Add both."""
         return added(a, b)

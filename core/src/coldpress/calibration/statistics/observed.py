@@ -28,6 +28,10 @@ class Observed(Statistic):
         """Show the observer the tokens, [T, I] or [T, H, D]."""
         return self.observer.update(value, group(x, self.observer.args))
 
+    def merges_batches(self) -> bool:
+        """If the observer does."""
+        return self.observer.merges_batches
+
     def merge(self, a: Any, b: Any) -> Any:
         """As the observer does."""
         return self.observer.merge(a, b)

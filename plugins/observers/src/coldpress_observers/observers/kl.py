@@ -1,5 +1,7 @@
 """kl: the range whose grid keeps the distribution of what was seen best."""
 
+from typing import ClassVar
+
 import torch
 from attrs import field, frozen
 from attrs.validators import and_, ge, gt, instance_of, lt
@@ -19,6 +21,8 @@ class KL(Observer):
         maxshrink: how much of the range may be given up, in (0, 1).
         steps: how many ranges are tried, evenly in the logarithm.
     """
+
+    merges_batches: ClassVar[bool] = True
 
     maxshrink: float = field(default=0.95, validator=and_(gt(0), lt(1)))
     steps: int = field(default=100, validator=and_(instance_of(int), ge(1)))

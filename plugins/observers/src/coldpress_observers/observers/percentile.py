@@ -1,5 +1,7 @@
 """percentile: the range of most of all that was seen."""
 
+from typing import ClassVar
+
 from attrs import field, frozen
 from attrs.validators import and_, gt, le
 from torch import Tensor
@@ -17,6 +19,8 @@ class Percentile(Observer):
     Attributes:
         percentile: how many in a hundred numbers stay, in (0, 100].
     """
+
+    merges_batches: ClassVar[bool] = True
 
     percentile: float = field(default=99.99, validator=and_(gt(0), le(100)))
 

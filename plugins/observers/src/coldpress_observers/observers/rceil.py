@@ -1,5 +1,7 @@
 """rceil: scales that are powers of two, rounded up, so that no number is cut off."""
 
+from typing import ClassVar
+
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -14,6 +16,8 @@ class RoundedUp(Observer):
 
     The field's rule rounds the scale to the nearest power of two or down, and cuts off what is then too large.
     """
+
+    merges_batches: ClassVar[bool] = True
 
     def update(self, statistic: Range | None, x: Tensor) -> Range:
         """See `x`, [*scale_shape, n], too."""

@@ -13,6 +13,7 @@ from coldpress_observers.algorithm import Range, extremes, union
 class StaticMinMax(Observer):
     """Smallest and largest of everything; no number of the calibration data is clipped."""
 
+    merges_batches: ClassVar[bool] = True
     whole_range: ClassVar[bool] = True
 
     def update(self, statistic: Range | None, x: Tensor) -> Range:

@@ -33,7 +33,7 @@ class Basic(Pipeline):
 
     def sweep(self, state: State, stage: Stage) -> Iterator[Pass]:
         """Run the model on every batch, as far as its layers are observed."""
-        for index, batch in enumerate(state.batches):
+        for index, batch in state.share.batches(state.batches):
             with batch_named(index, batch):
                 state.model(**placed(batch, state.model))
             yield Pass(index)

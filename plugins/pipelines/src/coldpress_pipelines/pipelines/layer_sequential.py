@@ -95,7 +95,7 @@ class LayerSequential(Pipeline):
         if stage.name in walk.blocks and stage.name not in walk.order:
             refuse_unreached([stage.name], {stage.name: stage}, state)
             return
-        for index, batch in enumerate(state.batches):
+        for index, batch in state.share.batches(state.batches):
             with batch_named(index, batch):
                 if stage.name in walk.blocks:
                     walk.visit(index, stage.name)
@@ -158,8 +158,8 @@ class _Walk:
     order: list[str] = field(factory=list)
     keeps: bool = False  # the next block is fed with what this one outputs when it is first run
     _outputs: dict[int, Tensor] = field(factory=dict)
-    _calls: list[dict[str, Suspended]] = field(factory=list)  # with a hole where the tensor goes that is fed
-    _fed: list[Tensor] = field(factory=list)
+    _calls: dict[int, dict[str, Suspended]] = field(factory=dict)  # with a hole where the tensor goes that is fed
+    _fed: dict[int, Tensor] = field(factory=dict)
     _tuples: bool = False
 
     def rehearse(self) -> None:
@@ -168,17 +168,17 @@ class _Walk:
         Raises:
             CalibrationError: batches run the blocks in different orders, or a block twice.
         """
-        for index, batch in enumerate(self.state.batches):
+        for index, batch in self.state.share.batches(self.state.batches):
             with batch_named(index, batch):
                 calls = self._empty_forward(index)
                 self.order = self.order or list(calls)
                 if list(calls) != self.order:
                     raise CalibrationError(
-                        f"batch {index} runs other blocks than batch 0, or in another order; use the pipeline "
+                        f"batch {index} runs other blocks than the first, or in another order; use the pipeline "
                         "sequential"
                     )
-                self._fed.append(_slot(calls[self.order[0]]))
-                self._calls.append({name: _with_hole(call) for name, call in calls.items()})
+                self._fed[index] = _slot(calls[self.order[0]])
+                self._calls[index] = {name: _with_hole(call) for name, call in calls.items()}
                 self.room.put(self._fed[index], [(call.args, call.kwargs) for call in self._calls[index].values()])
 
     def run(self, index: int, name: str) -> Any:
@@ -189,7 +189,7 @@ class _Walk:
 
     def calls_of(self, name: str, batches: Collection[int] | None) -> Iterator[Call]:
         """What a block is called with, batch by batch."""
-        for index in range(len(self._fed)):
+        for index in self._fed:
             if batches is None or index in batches:
                 call = _filled(self._calls[index][name], self._fed[index])
                 with self.room.taken(call.args, call.kwargs):
@@ -204,7 +204,7 @@ class _Walk:
 
     def advance(self, name: str) -> None:
         """Feed the next block with outputs of this one, as they were kept, or as they are now."""
-        for index in range(len(self._fed)):
+        for index in list(self._fed):
             kept = self._outputs.pop(index, None)
             self._fed[index] = self._output(index, name) if kept is None else kept
 
@@ -247,7 +247,7 @@ class _Walk:
                 if name in calls:
                     raise CalibrationError(f"{name} runs twice in one forward; use the pipeline sequential")
                 calls[name] = call
-                if index > 0 and len(calls) == len(self.blocks):
+                if self._calls and len(calls) == len(self.blocks):
                     raise _Stop
                 return (_slot(call),) if tuples and name not in self.between else _slot(call)
 
