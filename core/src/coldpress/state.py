@@ -15,6 +15,7 @@ from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.numerics import check_finite, relative_error
+from coldpress.numerics.zeros import count_zeros
 from coldpress.originals import Originals
 from coldpress.planned import CallSource, Planned, Running, Sweep, no_calls, unknown_nbytes
 from coldpress.quantized import Encoding, Quantized
@@ -336,7 +337,7 @@ class State:
         elif line.status == "untouched":  # a reason says why no more was done to it
             line.status = "changed"
         line.weight_error = error
-        line.sparsity = 1 - weight.count_nonzero().item() / weight.numel()
+        line.sparsity = 1 - (weight.numel() - count_zeros(weight)) / weight.numel()
         self.written.note(layer)
 
     def _check_writable(self, layer: Layer) -> None:

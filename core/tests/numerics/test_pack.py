@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coldpress.numerics import pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
+from coldpress.numerics import pack_floats, pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
+from coldpress.schemes.number_format import BUILT_IN
 
 LIBRARY = "compressed_tensors.compressors.pack_quantized.helpers"
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 100))
@@ -71,6 +72,17 @@ def test_what_is_not_a_view_of_whole_rows_packs_too():
     assert torch.equal(
         unpack_int32(pack_int32(codes, 4)[:, ::2], 4, (6, 16)), codes.view(6, 4, 8)[:, ::2].reshape(6, 16)
     )
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (16, 16), (3, 2), (5, 6), (300, 1024), (2, 3, 4), (2,)])
+def test_float4_is_packed_by_its_place_in_the_grid(shape):
+    grid = BUILT_IN["float4"]
+    numbers = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    places = torch.randint(0, 16, shape, generator=torch.Generator().manual_seed(0))
+    expected = places[..., 0::2] + 16 * places[..., 1::2]
+
+    for dtype in (torch.float8_e4m3fn, torch.float32):
+        assert torch.equal(pack_floats(numbers[places].to(dtype), grid), expected.to(torch.uint8))
 
 
 @pytest.mark.parametrize(

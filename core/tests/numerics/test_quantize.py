@@ -138,3 +138,15 @@ def test_groups_that_do_not_divide_are_answered_with_those_that_do(width, messag
 def test_heads_are_not_columns_of_a_matrix():
     with pytest.raises(SchemeError, match="groups the heads"):
         group(torch.zeros(2, 4), QuantizationArgs(strategy="attn_head"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_codes_of_float8_are_the_numbers_that_a_cast_gives(dtype):
+    args = QuantizationArgs(num_bits=8, type="float", strategy="channel")
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(2, 128)
+
+    for some in (codes, codes[:, ::2], codes.t()):
+        found = dequantize(some, torch.ones(len(some), 1, dtype=dtype), None, args)
+
+        assert torch.equal(found.nan_to_num(9999.0), some.to(dtype).nan_to_num(9999.0))
+        assert found.isnan().sum() == some.to(dtype).isnan().sum()

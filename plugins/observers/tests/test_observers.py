@@ -466,3 +466,22 @@ def test_an_expanded_search_is_never_worse(kind):
         return float((rounded - w).square().sum())
 
     assert error(expand=1.6, triton_error_buffer=0.3) < error()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 12, 16, 128, 130, 256, 258, 512])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_range_of_a_group_is_the_same_whatever_its_size(size, dtype):
+    x = torch.randn(7, 5, size, generator=torch.Generator().manual_seed(size)).to(dtype)
+    if size > 2:
+        x[0, 0, 1], x[1, 2, size - 1] = float("nan"), float("inf")
+    if not size:
+        with pytest.raises(IndexError):
+            algorithm.extremes(x)
+        return
+
+    low, high = algorithm.extremes(x)
+
+    assert torch.equal(low.nan_to_num(9.0, 8.0), x.amin(-1).nan_to_num(9.0, 8.0))
+    assert torch.equal(high.nan_to_num(9.0, 8.0), x.amax(-1).nan_to_num(9.0, 8.0))
+    low.zero_()  # in memory of its own
+    assert bool(x[2].any())

@@ -285,7 +285,8 @@ class Quantizer(Modifier):
         versions = {one.name: version(one.weight) for one in left}
         known = state.global_scales.get(layer.name)
         if known is None or any(known[1].get(name) != number for name, number in versions.items()):
-            largest = torch.stack([one.weight.abs().amax() for one in left]).amax()
+            ends = [end for one in left for end in one.weight.aminmax()]
+            largest = torch.stack(ends).abs().amax()
             scale = calculate_global_scale(largest, args)
             state.global_scales.update({one.name: (scale, versions) for one in left})
         return state.global_scales[layer.name][0]

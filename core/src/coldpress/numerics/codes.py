@@ -1,5 +1,6 @@
 """Whether codes, scales and zero points are what their arguments imply: shapes, dtypes, and points of the grid."""
 
+import math
 from functools import lru_cache
 
 import torch
@@ -112,8 +113,8 @@ def _check_positive(what: str, scale: Tensor, shape: tuple[int, ...]) -> None:
     _check_shape(what, scale, shape)
     if not scale.is_floating_point():
         raise ValueError(f"{what} is {scale.dtype}, not floating-point")
-    values = scale.float()
-    if not bool((values.isfinite() & (values > 0)).all()):
+    low, high = scale.float().aminmax() if scale.numel() else (torch.ones(()), torch.ones(()))  # NaN is in both
+    if not (bool(low > 0) and math.isfinite(high)):
         raise ValueError(f"{what} is not positive and finite everywhere")
 
 

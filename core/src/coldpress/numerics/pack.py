@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of so many bytes
+
 _PIECE = 1 << 18  # codes that are packed at a time on the CPU, so that they stay in a core's cache
 
 
@@ -41,12 +43,10 @@ def pack_int32(codes: Tensor, num_bits: int) -> Tensor:
         return packed
     width = codes.shape[-1]
     raw = codes.view(torch.uint8) + 2 ** (num_bits - 1)  # [..., I], wraps around: -1 is 255, then 2^(b-1) - 1
-    together, holder = _cell(num_bits)
+    together, _ = _cell(num_bits)
     count = -(-width // 32) * 32 // together  # cells of a row, filled up to whole words
     cells = pad(raw, (0, -width % 32)).reshape(*codes.shape[:-1], count, together)  # [..., C, n]
-    bits = torch.zeros(cells.shape[:-1], dtype=holder, device=codes.device)  # [..., C]
-    for place in range(together):
-        bits |= cells[..., place].to(holder) << (place * num_bits)
+    bits = _pushed(cells, num_bits)  # [..., C]
     stream = bits.unsqueeze(-1).view(torch.uint8)[..., : together * num_bits // 8]  # [..., C, bytes of a cell]
     return _reinterpret(stream, torch.int32, codes.shape[:-1])[..., : _words(width, num_bits)].contiguous()
 
@@ -91,6 +91,25 @@ def unpack_rows_int32(packed: Tensor, num_bits: int, shape: tuple[int, int]) -> 
     """The codes that `pack_rows_int32` has packed: [ceil(O * num_bits / 32), G] -> [O, G]; see `unpack_int32`."""
     rows, columns = shape
     return unpack_int32(packed.T, num_bits, (columns, rows)).T.contiguous()
+
+
+def _pushed(cells: Tensor, num_bits: int) -> Tensor:
+    """The codes of each cell side by side in one number, first in the lowest bits, [..., C, n] -> [..., C].
+
+    Where n bytes are a number that there is, they are read as that, and codes are moved n at a time.
+    """
+    together, holder = _cell(num_bits)
+    whole = _NUMBERS.get(together) if holder == torch.uint8 else None
+    if whole is None:
+        bits = torch.zeros(cells.shape[:-1], dtype=holder, device=cells.device)  # [..., C]
+        for place in range(together):
+            bits |= cells[..., place].to(holder) << (place * num_bits)
+        return bits
+    number = _reinterpret(cells, whole, cells.shape[:-2])  # [..., C], code i in bits 8*i and up
+    bits = number
+    for place in range(1, together):  # the lowest byte fills, and what lies above it is dropped
+        bits = bits | number >> (place * (8 - num_bits))
+    return bits.to(torch.uint8)
 
 
 def _cell(num_bits: int) -> tuple[int, torch.dtype]:

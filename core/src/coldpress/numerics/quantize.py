@@ -4,6 +4,7 @@ A code is a number of the grid, in a dtype that holds it exactly (`NumberFormat.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -163,7 +164,21 @@ def _shifted(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
 
 def _restored(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
     """(codes - zero_point) * scale, a new tensor in the dtype of the scale."""
-    return _restore_(codes.to(scale.dtype, copy=True), scale, zero_point)
+    return _restore_(_numbers(codes, scale.dtype), scale, zero_point)
+
+
+def _numbers(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Codes as numbers, a new tensor; those of float8 are looked up on the CPU, which casts them one by one."""
+    if codes.dtype != torch.float8_e4m3fn or codes.device.type != "cpu":
+        return codes.to(dtype, copy=True)
+    places = codes.contiguous().view(torch.uint8).view(-1).int()
+    return _float8_numbers(dtype).index_select(0, places).view(codes.shape)
+
+
+@lru_cache
+def _float8_numbers(dtype: torch.dtype) -> Tensor:
+    """What the 256 bytes stand for, [256]."""
+    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(dtype)
 
 
 def _restore_(numbers: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:

@@ -157,8 +157,6 @@ class Workers:
             one.file.write(name, tensor)
         with self.lock:
             one.lines += lines
-        del tensors
-        trim_heap()
 
     def _copies(self, one: _Open, kinds: Kinds) -> None:
         weights = self.run.reader.weights
@@ -197,6 +195,7 @@ class Workers:
     def _finish(self, one: _Open, note: Note) -> None:
         """Make a file durable, and say so in the journal."""
         digest = one.file.finish()
+        trim_heap()  # not after each unit: the next would have the pages cleared again
         order = {name: number for number, unit in enumerate(one.shard.units) for name in unit.layers}
         lines = sorted(one.lines, key=lambda line: order[line.name])
         entry = {"stage": one.shard.name, "seconds": round(perf_counter() - one.start, 3)}
