@@ -130,8 +130,8 @@ def mixed(options: argparse.Namespace) -> tuple[str, Any]:
         spent = [f"{row['cpu_seconds']:.0f}"] if more else []
         cells = [row["quantizer"], row["choice"], f"{row['kl']:.4f}", *spent]
         table.append(f"| {' | '.join(cells)} |")
-    said = f"{options.samples} x 512 tokens; candidates {CANDIDATES}, group {GROUP}; KL on {options.tokens} tokens.\n\n"
-    return said + "\n".join(table) + "\n", rows
+    head = f"{options.samples} x 512 tokens; candidates {CANDIDATES}, group {GROUP}; KL on {options.tokens} tokens.\n\n"
+    return head + "\n".join(table) + "\n", rows
 
 
 PLANS = AutoBitsModifier._plans

@@ -183,10 +183,10 @@ def cpu() -> str:
 
 def commit() -> str:
     """Of the working tree, marked when tracked sources differ from it."""
-    said = subprocess.run(
+    finished = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
     )
-    return said.stdout.strip()
+    return finished.stdout.strip()
 
 
 def versions(side: str) -> dict[str, str]:

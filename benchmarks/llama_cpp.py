@@ -249,12 +249,12 @@ def requantize(source: Path, target: Path, original: Any, importance: dict[str, 
     quantize.restype = ctypes.c_size_t
     quantize.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
     file, content, weights = GgufFile(source), bytearray(source.read_bytes()), original.state_dict()
-    for name, said in json.loads(file.metadata[ORIGIN]).items():
-        layer = said["parts"][0].removesuffix(".blocks")
-        if layer == said["parts"][0]:
+    for name, origin in json.loads(file.metadata[ORIGIN]).items():
+        layer = origin["parts"][0].removesuffix(".blocks")
+        if layer == origin["parts"][0]:
             continue
         place, weight = file._places[name], weights[f"{layer}.weight"].float()
-        weight = (side_by_side(weight, said["heads"]) if said["heads"] else weight).contiguous()
+        weight = (side_by_side(weight, origin["heads"]) if origin["heads"] else weight).contiguous()
         costs, made = importance[layer].contiguous(), bytearray(place.end - place.begin)
         out = (ctypes.c_char * len(made)).from_buffer(made)
         size = quantize(place.kind, weight.data_ptr(), ctypes.addressof(out), 0, *weight.shape, costs.data_ptr())

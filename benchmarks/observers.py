@@ -94,7 +94,7 @@ class Judge:
         self.inputs: dict[str, torch.Tensor] = {}
         layers = {name: layer for name, layer in _layers(model)}
         hooks = [layer.register_forward_pre_hook(self._watch(name)) for name, layer in layers.items()]
-        self.original = [said.bfloat16() for said in self.said(model)]
+        self.original = [log_p.bfloat16() for log_p in self.log_p(model)]
         for hook in hooks:
             hook.remove()
         self.weights = {name: layer.weight.detach().clone() for name, layer in layers.items()}
@@ -105,7 +105,7 @@ class Judge:
 
         return keep
 
-    def said(self, model: Any) -> Iterator[torch.Tensor]:
+    def log_p(self, model: Any) -> Iterator[torch.Tensor]:
         """Log-probabilities of one window after the other, [S - 1, vocabulary] float32."""
         for window in self.windows:
             with torch.no_grad():
@@ -114,10 +114,10 @@ class Judge:
     def costs(self, model: Any) -> dict[str, float]:
         """Perplexity and mean KL to the original."""
         surprise = distance = 0.0
-        for window, said, wanted in zip(self.windows, self.said(model), self.original, strict=True):
-            surprise -= said.gather(1, window[1:, None]).double().sum().item()
+        for window, log_p, wanted in zip(self.windows, self.log_p(model), self.original, strict=True):
+            surprise -= log_p.gather(1, window[1:, None]).double().sum().item()
             wanted = wanted.float()
-            distance += (wanted.exp() * (wanted - said)).double().sum().item()
+            distance += (wanted.exp() * (wanted - log_p)).double().sum().item()
         count = WINDOWS * (LENGTH - 1)
         return {"perplexity": math.exp(surprise / count), "kl": distance / count}
 

@@ -11,11 +11,11 @@ class Remembered(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model, self.config = model, model.config
-        self._said: dict[tuple[int, ...], Any] = {}
+        self._outputs: dict[tuple[int, ...], Any] = {}
 
     def forward(self, input_ids: Tensor, **arguments: Any) -> Any:
         """As the model, of windows that differ."""
         key = tuple(input_ids.flatten().tolist())
-        if key not in self._said:
-            self._said[key] = self.model(input_ids=input_ids, **arguments)
-        return self._said[key]
+        if key not in self._outputs:
+            self._outputs[key] = self.model(input_ids=input_ids, **arguments)
+        return self._outputs[key]

@@ -123,8 +123,8 @@ def log_probabilities(model: Any, tokens: list[int]) -> torch.Tensor:
     """How likely a model finds every token but the first, [T - 1]."""
     ids = torch.tensor([tokens])
     with torch.no_grad():
-        said = torch.log_softmax(model(input_ids=ids).logits[0, :-1].float(), -1)
-    return said.gather(1, ids[0, 1:, None])[:, 0]
+        ours = torch.log_softmax(model(input_ids=ids).logits[0, :-1].float(), -1)
+    return ours.gather(1, ids[0, 1:, None])[:, 0]
 
 
 def reference(folder: Path, tokens: list[int], case: Case) -> torch.Tensor:
@@ -135,7 +135,7 @@ def reference(folder: Path, tokens: list[int], case: Case) -> torch.Tensor:
 def whole_reference(folder: Path, tokens: list[int], case: Case) -> dict[str, Any]:
     """The same, how far it moves with the output of every module changed in the last bit, and how prompts go on."""
     model = _ours(folder, case)
-    said, generator = log_probabilities(model, tokens), torch.Generator().manual_seed(0)
+    ours, generator = log_probabilities(model, tokens), torch.Generator().manual_seed(0)
 
     def change(module: Any, args: Any, output: Any) -> Any:
         bits = torch.finfo(output.dtype).eps * torch.randn(output.shape, generator=generator)
@@ -145,7 +145,7 @@ def whole_reference(folder: Path, tokens: list[int], case: Case) -> dict[str, An
     for module in model.modules():
         if not list(module.children()) and "Rotary" not in type(module).__name__:
             module.register_forward_hook(change)
-    return {"said": said, "noise": (log_probabilities(model, tokens) - said).abs().mean().item(), "texts": texts}
+    return {"said": ours, "noise": (log_probabilities(model, tokens) - ours).abs().mean().item(), "texts": texts}
 
 
 def _ours(folder: Path, case: Case) -> Any:
@@ -190,9 +190,9 @@ def first_layers(names: list[str], tokens: list[int], folder: Path) -> dict[str,
     for name in names:
         case, base = CASES[name], source(folder, wide=CASES[name].wide, layers=1)
         home = compress(case, folder / f"1-{len(plain)}", base=base)
-        said = reference(home, tokens, case)
-        moved = (said - reference(base, tokens, CASES["the original"])).abs().median().item()
-        found[name] |= {"ours": said, "moved": moved}
+        ours = reference(home, tokens, case)
+        moved = (ours - reference(base, tokens, CASES["the original"])).abs().median().item()
+        found[name] |= {"ours": ours, "moved": moved}
         plain.append((name, request(home, tokens, dtype=case.dtype)))
         if case.emulate:
             emulated.append((name, request(home, tokens, dtype=case.dtype, emulate=True)))
@@ -214,16 +214,16 @@ def whole_models(found: dict[str, dict[str, Any]], tokens: list[int], folder: Pa
     """Add what the whole model says, for every case whose first layer was served."""
     served = [name for name, line in found.items() if "first_layer" in line]
     for start in range(0, len(served), BATCH):
-        said, requests = [], []
+        ours, requests = [], []
         for name in served[start : start + BATCH]:
             case = CASES[name]
-            home = compress(case, folder / f"30-{start}-{len(said)}", base=source(folder, wide=case.wide))
-            said.append(whole_reference(home, tokens, case))
+            home = compress(case, folder / f"30-{start}-{len(ours)}", base=source(folder, wide=case.wide))
+            ours.append(whole_reference(home, tokens, case))
             requests.append(request(home, tokens, dtype=case.dtype, emulate=found[name]["emulated"]))
         # Emulation stays once it is offered, so cases that need none come first.
         order = sorted(range(len(requests)), key=lambda i: requests[i]["emulate"])
         for place, answer in zip(order, ask([requests[i] for i in order]), strict=True):
-            found[served[start + place]] |= _whole(answer, said[place])
+            found[served[start + place]] |= _whole(answer, ours[place])
 
 
 def _whole(answer: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:

@@ -346,3 +346,18 @@ def test_the_field_s_words_are_used():
     ]
 
     assert found == []
+
+
+SPOKEN = {"said", "told", "heard"}  # of values: given, configured, expected, reported
+
+
+def test_values_do_not_speak():
+    found = [
+        f"{_name(path)}:{node.lineno}: {name}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in (getattr(node, "id", None), getattr(node, "arg", None), getattr(node, "attr", None))
+        if isinstance(name, str) and name.strip("_") in SPOKEN
+    ]
+
+    assert found == []

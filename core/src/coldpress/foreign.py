@@ -70,5 +70,5 @@ def reading(what: str, error: type[ColdpressError] = CalibrationError) -> Iterat
         if not isinstance(found, Exception) and type(found).__name__ != "PanicException":  # of libraries in Rust
             raise
         cause = found.__cause__ or found
-        said = " ".join(line.strip() for line in str(cause).splitlines() if line.strip())[:400]
-        raise error(f"{what}: {type(cause).__name__}{': ' if said else ''}{said}") from found
+        message = " ".join(line.strip() for line in str(cause).splitlines() if line.strip())[:400]
+        raise error(f"{what}: {type(cause).__name__}{': ' if message else ''}{message}") from found

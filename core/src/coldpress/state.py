@@ -241,10 +241,10 @@ class State:
         self._check_writable(layer)
         planned = self.plan.get(layer.name)
         if self.running is not None and (planned is None or planned.scheme != quantized.scheme):
-            said = "none" if planned is None else describe(planned.scheme)
+            expected = "none" if planned is None else describe(planned.scheme)
             raise self._refusal(
                 layer,
-                f"the scheme is {describe(quantized.scheme)}, and the planned one is {said}: take "
+                f"the scheme is {describe(quantized.scheme)}, and the planned one is {expected}: take "
                 "state.scheme_of(layer), which scheme_for and Decision.schemes say before the run",
             )
         try:
@@ -357,10 +357,8 @@ class State:
 
     def _weight_error(self, layer: Layer, old: Tensor, new: Tensor) -> float | None:
         """The relative error of a new weight, to the weight before it was compressed; None when that is gone."""
-        if layer.name in self.compressed:
-            original = self._first_weight(layer)
-            return None if original is None else relative_error(original, new)
-        return relative_error(old, new)
+        original = self._first_weight(layer) if layer.name in self.compressed else old
+        return None if original is None else relative_error(original, new)
 
     def _first_weight(self, layer: Layer) -> Tensor | None:
         """The layer's weight before it was compressed, [O, I]; None when that is not kept."""

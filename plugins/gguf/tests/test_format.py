@@ -101,7 +101,9 @@ def test_an_embedding_and_a_head_of_the_same_codes_are_one_tensor(tmp_path, sche
     assert ("output.weight" not in names) == shared
     data = batches(rows=2)
     assert torch.equal(logits(model, data), logits(load_model(tmp_path / "out"), data))
-    assert torch.equal(logits(model, data), logits(load_model(tmp_path / "out" / "model.gguf", dtype="bfloat16"), data))
+    if shared:  # a file alone is read by transformers, which knows no NVFP4
+        alone = load_model(tmp_path / "out" / "model.gguf", dtype="bfloat16")
+        assert torch.equal(logits(model, data), logits(alone, data))
 
 
 def test_a_file_is_split(tmp_path):

@@ -73,7 +73,7 @@ def load_calibration(
         kind = type(arguments.dataset).__name__
         warn_idle(arguments, (*DATA_SOURCE, *DATA_PREPARATION), f"the batches of the {kind} are taken as they are")
         batches = _ready_batches(arguments.dataset, inputs, use_loss_mask=arguments.use_loss_mask)
-        return _told(CalibrationData(batches, summary_of(batches, f"batches of the {kind}")))
+        return _logged(CalibrationData(batches, summary_of(batches, f"batches of the {kind}")))
     if arguments.dataset is None and arguments.dataset_path is None:
         raise CalibrationError(
             f"this recipe reads calibration data: pass dataset=..., best text like that which your users send; "
@@ -93,7 +93,7 @@ def load_calibration(
         pad=pad_token(tokenizer),
         use_loss_mask=arguments.use_loss_mask,
     )
-    return _told(CalibrationData(batches, _summary(batches, samples, encoder)))
+    return _logged(CalibrationData(batches, _summary(batches, samples, encoder)))
 
 
 def load_batches(
@@ -128,7 +128,7 @@ def _cut(batches: Sequence[CalibrationBatch], samples: Sequence[Sample]) -> int:
     return max(0, places - sum(int(batch["input_ids"].numel()) for batch in batches if "input_ids" in batch))
 
 
-def _told(data: CalibrationData) -> CalibrationData:
+def _logged(data: CalibrationData) -> CalibrationData:
     log.info("%s", data.summary.line())
     for warning in data.summary.warnings():
         log.warning("%s", warning)

@@ -97,8 +97,8 @@ class GradientStore:
         for key, tensor in tensors.items():
             number, _, own = key.partition(" ")
             parts[int(number)][own] = tensor.to(device)
-        for (name, said), own_tensors in zip(names, parts.values(), strict=True):
-            statistic = next(one for one in wanted[name] if repr(one) == said)
+        for (name, described), own_tensors in zip(names, parts.values(), strict=True):
+            statistic = next(one for one in wanted[name] if repr(one) == described)
             self.values[name, statistic] = statistic.from_tensors(own_tensors)
 
     def _weights_of(self, names: tuple[str, ...], statistic: GradientStatistic) -> Weights:

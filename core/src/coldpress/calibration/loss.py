@@ -38,11 +38,11 @@ class CrossEntropy:
             CalibrationError: there are no logits, no graph, or no labels.
         """
         logits = _logits(output)
-        said = logits.detach()
-        labels = self._drawn(index, said) if self.labels == "sampled" else self._given(index, said)  # [B, S]
-        gradient = torch.empty_like(said)
-        pairs = zip(_chunks(said.flatten(0, 1)), _chunks(gradient.flatten(0, 1)), strict=True)
-        loss = said.new_zeros((), dtype=torch.float64)
+        predicted = logits.detach()
+        labels = self._drawn(index, predicted) if self.labels == "sampled" else self._given(index, predicted)  # [B, S]
+        gradient = torch.empty_like(predicted)
+        pairs = zip(_chunks(predicted.flatten(0, 1)), _chunks(gradient.flatten(0, 1)), strict=True)
+        loss = predicted.new_zeros((), dtype=torch.float64)
         for (part, into), wanted in zip(pairs, _chunks(labels.flatten()), strict=True):
             log_p = part.float().log_softmax(-1)  # [t, V]
             counts, place = wanted != _IGNORED, wanted.clamp(min=0)[:, None]

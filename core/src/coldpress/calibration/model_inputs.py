@@ -44,7 +44,7 @@ class ModelInputs:
     pad_token: int = 0
     vocabulary: int | None = None
     frames: Callable[[Tensor], Tensor] | None = None
-    _told: set[str] = field(factory=set)
+    _warned: set[str] = field(factory=set)
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelInputs":
@@ -121,8 +121,8 @@ class ModelInputs:
 
     def drop(self, names: Iterable[str], why: str) -> None:
         """Warn of columns that are left out, once for each."""
-        fresh = [name for name in names if name not in self._told]
-        self._told.update(fresh)
+        fresh = [name for name in names if name not in self._warned]
+        self._warned.update(fresh)
         if fresh:
             log.warning("%s: %s", ", ".join(fresh), why)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from attrs import define, field
 
 from coldpress.checkpoint.companion import CONFIG
-from coldpress.checkpoint.disk import sync, telling
+from coldpress.checkpoint.disk import disk_errors, sync
 from coldpress.checkpoint.journal import NAME, Journal, is_journal
 from coldpress.checkpoint.replaced import settle
 from coldpress.errors import CheckpointError
@@ -50,7 +50,7 @@ class Destination:
     @partial.default
     def _choose_partial(self) -> Path:
         inside, beside = self.output / _INSIDE, self.output.parent / f"{self.output.name}.partial"
-        with telling(self.output):
+        with disk_errors(self.output):
             fixed = _is_fixed(self.output) and not is_journal(beside / NAME)
             return inside if fixed or is_journal(inside / NAME) else beside
 
@@ -69,7 +69,7 @@ class Destination:
         Raises:
             CheckpointError: something is in the way; says what to do about it.
         """
-        with telling(self.output):
+        with disk_errors(self.output):
             self._check_name()
             self._check_partial()
             self._recover()
@@ -79,7 +79,7 @@ class Destination:
     def make(self) -> None:
         """Make the folder that a run works in, and those on the way."""
         self._made = [parent for parent in self.partial.parents if not parent.exists()]
-        with telling(self.partial):
+        with disk_errors(self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
 
     def discard(self) -> None:
@@ -96,7 +96,7 @@ class Destination:
 
     def complete(self) -> None:
         """Note that the checkpoint is whole and durable: from here on nothing but `publish` may move it."""
-        with telling(self.folder):
+        with disk_errors(self.folder):
             self._mark(_COMPLETE)
 
     def publish(self) -> None:
@@ -148,7 +148,7 @@ class Destination:
         self.folder.rmdir()
 
     def _end(self) -> None:
-        with telling(self.output):
+        with disk_errors(self.output):
             sync(self.output.parent)
             if self._replaced.is_dir():
                 settle(self._replaced, self.output)
@@ -238,7 +238,7 @@ def resolved(output: str | Path) -> Path:
     Raises:
         CheckpointError: it cannot be the name of a folder.
     """
-    with telling(Path(output)):
+    with disk_errors(Path(output)):
         try:
             return Path(output).expanduser().resolve()
         except (ValueError, RuntimeError) as error:  # a NUL, a loop of links, ~name of no user

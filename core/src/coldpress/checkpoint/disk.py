@@ -15,7 +15,7 @@ _PIECE = 1 << 22  # bytes that are read at a time
 
 
 @contextmanager
-def telling(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system says about a file into an error for the user."""
     try:
         yield

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from coldpress.checkpoint.disk import as_utf8, telling, try_lock
+from coldpress.checkpoint.disk import as_utf8, disk_errors, try_lock
 from coldpress.checkpoint.made_with import MADE_WITH, changes, is_entry
 from coldpress.errors import CheckpointError
 
@@ -59,7 +59,7 @@ class Journal:
         self._ends: list[int] = []  # bytes up to the end of each line
         if self.path.exists() and not self.path.is_file():
             raise CheckpointError(f"{self.path} is no regular file: remove it, or name another output")
-        with telling(self.path):
+        with disk_errors(self.path):
             self._file: IO[bytes] = self.path.open("a+b")
         if not try_lock(self._file):
             self._file.close()
@@ -93,14 +93,14 @@ class Journal:
 
     def _append(self, value: Mapping[str, Any]) -> None:
         line = as_utf8(json.dumps(value, ensure_ascii=False) + "\n")
-        with telling(self.path):
+        with disk_errors(self.path):
             self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
         self._ends.append((self._ends[-1] if self._ends else 0) + len(line))
 
     def _cut(self, size: int) -> None:
-        with telling(self.path):
+        with disk_errors(self.path):
             self._file.truncate(size)
             os.fsync(self._file.fileno())
 

@@ -152,10 +152,10 @@ def _expert_names(experts: Mapping[str, LinearExperts], rules: _Rules) -> tuple[
     from transformers.core_model_loading import revert_weight_conversion
 
     try:
-        said = revert_weight_conversion(rules.model, dict(tensors))
+        reverted = revert_weight_conversion(rules.model, dict(tensors))
     except _TROUBLE:
         return {}, frozenset(experts)
-    places = {_key(tensor): name for name, tensor in said.items() if tensor.ndim == 2 and name.endswith(".weight")}
+    places = {_key(tensor): name for name, tensor in reverted.items() if tensor.ndim == 2 and name.endswith(".weight")}
     names: dict[str, str] = {}
     fused = []
     for name, module in experts.items():

@@ -17,7 +17,7 @@ from coldpress.attachment import Attached
 from coldpress.checkpoint.attachments import attachments_of, recall_attachments, record_attachments
 from coldpress.checkpoint.companion import CONFIG, GENERATION_CONFIG, Origin, copy_companions
 from coldpress.checkpoint.config import is_generation_config_of, without_quantization
-from coldpress.checkpoint.disk import telling
+from coldpress.checkpoint.disk import disk_errors
 from coldpress.checkpoint.named import (
     NamedWriter,
     joined_parts,
@@ -242,7 +242,7 @@ class Output:
         for name in extra:
             self._writer.add({name: self._open().get(name)})
         if origin is not None:
-            with telling(self.folder):
+            with disk_errors(self.folder):
                 copy_companions(origin, self.folder)
         if state.tokenizer is not None and not (origin and origin.has_tokenizer):
             state.tokenizer.save_pretrained(self.folder)
@@ -344,7 +344,7 @@ class Output:
             return
         path = None if origin is None else origin.folder / GENERATION_CONFIG
         if path is not None and path.is_file() and is_generation_config_of(model, path):
-            with telling(path):
+            with disk_errors(path):
                 shutil.copyfile(path, self.folder / GENERATION_CONFIG)
             return
         # Not save_pretrained, which refuses a temperature beside do_sample=False, as many models have it.

@@ -9,7 +9,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from coldpress.checkpoint.disk import checksum, telling
+from coldpress.checkpoint.disk import checksum, disk_errors
 from coldpress.checkpoint.shard import bytes_of, header_of
 from coldpress.errors import BrokenPluginError
 
@@ -39,7 +39,7 @@ class PlacedFile:
         self._descriptor = -1
 
     def __enter__(self) -> "PlacedFile":
-        with telling(self.path):
+        with disk_errors(self.path):
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
             try:
                 if hasattr(os, "posix_fallocate"):
@@ -72,7 +72,7 @@ class PlacedFile:
 
     def write_bytes(self, name: str, begin: int, content: memoryview) -> None:
         """Write some bytes of a tensor."""
-        with telling(self.path):
+        with disk_errors(self.path):
             self._write(content, self._places[name] + begin)
 
     def note_whole(self, name: str) -> None:
@@ -89,7 +89,7 @@ class PlacedFile:
             raise BrokenPluginError(
                 f"{len(self._missing)} tensors were not written, the first is {min(self._missing)!r}"
             )
-        with telling(self.path):
+        with disk_errors(self.path):
             os.fsync(self._descriptor)
         digest = checksum(self.path)
         self.close()

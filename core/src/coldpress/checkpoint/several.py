@@ -96,7 +96,7 @@ class SeveralFormats(Format):
         for _ in range(2):  # a later one may decide what an earlier one builds upon
             for name, form in self.forms.items():
                 done = form.complete({layer: _own(scheme, name) for layer, scheme in found.items()}, shapes)
-                found = {layer: _told(done[layer], scheme, name) for layer, scheme in found.items()}
+                found = {layer: _with_format(done[layer], scheme, name) for layer, scheme in found.items()}
         return found
 
     def check(self, scheme: Scheme, name: str, shape: tuple[int, int]) -> None:
@@ -184,20 +184,20 @@ def _names_of(form: str, parts: Parts) -> dict[str, str]:
 
 def _own(scheme: Scheme, name: str) -> Scheme:
     """The scheme with what one format has said of the form of the layer."""
-    said = scheme.format
-    if said is None or "=" not in said:
+    formats = scheme.format
+    if formats is None or "=" not in formats:
         return scheme
-    found = dict(one.split("=", 1) for one in said.split(","))
+    found = dict(one.split("=", 1) for one in formats.split(","))
     return evolve(scheme, format=found.get(name) or None)
 
 
-def _told(done: Scheme, before: Scheme, name: str) -> Scheme:
+def _with_format(done: Scheme, before: Scheme, name: str) -> Scheme:
     """The scheme as one format completed it, with what it and the others have said of the form."""
     weights = before.weights
     if weights is not None and done.weights is not None and weights.scale_dtype not in (None, done.weights.scale_dtype):
         raise SchemeError(f"{name} keeps scales as {done.weights.scale_dtype}, another format as {weights.scale_dtype}")
-    said = {}
+    formats = {}
     if before.format is not None and "=" in before.format:
-        said = dict(one.split("=", 1) for one in before.format.split(","))
-    said[name] = done.format or ""
-    return evolve(done, format=",".join(f"{key}={value}" for key, value in said.items()))
+        formats = dict(one.split("=", 1) for one in before.format.split(","))
+    formats[name] = done.format or ""
+    return evolve(done, format=",".join(f"{key}={value}" for key, value in formats.items()))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from coldpress.checkpoint.consolidate import Part, Place
 from coldpress.checkpoint.destination import Destination, resolved
-from coldpress.checkpoint.disk import as_utf8, checksum, sync, sync_tree, telling
+from coldpress.checkpoint.disk import as_utf8, checksum, disk_errors, sync, sync_tree
 from coldpress.checkpoint.journal import BESIDE, NAME, Journal, differences
 from coldpress.checkpoint.parts import StageParts
 from coldpress.checkpoint.replaced import MANIFEST, checksums, with_checksums
@@ -140,7 +140,7 @@ class CheckpointWriter:
             journal.keep(self._count_sound(journal.entries))
         if not journal.entries or self._restart:
             journal.start(binding or {})
-        with telling(self.partial):
+        with disk_errors(self.partial):
             self._clear()
         self._state = "open"
         return list(journal.entries)
@@ -178,7 +178,7 @@ class CheckpointWriter:
         assert self._journal is not None
         if self._buffer:
             self._flush()
-        with telling(self.partial):
+        with disk_errors(self.partial):
             sync(self.partial)
         files, self._uncommitted = self._uncommitted, []
         self._journal.add({**record, "files": files})
@@ -197,7 +197,7 @@ class CheckpointWriter:
         """
         self._require_open()
         path = self.partial / BESIDE.format(name)
-        with telling(path):
+        with disk_errors(path):
             path.unlink(missing_ok=True)
             digest = write_shard(path, tensors)
         self.commit({**record, "beside": {"name": path.name, "sha256": digest}})
@@ -226,7 +226,7 @@ class CheckpointWriter:
         assert self._journal is not None
         unnamed = self.part(number)
         path = unnamed.with_suffix(".safetensors")
-        with telling(path):
+        with disk_errors(path):
             unnamed.rename(path)
             sync(self.partial)
         self._journal.add({**record, "files": [{"name": path.name, "sha256": sha256}]})
@@ -264,7 +264,7 @@ class CheckpointWriter:
         """
         self._require_open()
         path = self.path(name)
-        with telling(path):
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(as_utf8(text))
 
@@ -290,7 +290,7 @@ class CheckpointWriter:
         if self._buffer or not self._places:
             self._flush()
         parts = StageParts(self._places, self._parts, self._stages(), self.max_shard_size)
-        with telling(self.folder):
+        with disk_errors(self.folder):
             publish(parts, self.folder)
             if manifest is not None:
                 self.write_json(MANIFEST, with_checksums(manifest, checksums(self.folder, parts.digests)))
@@ -370,7 +370,7 @@ class CheckpointWriter:
     def _flush(self) -> None:
         path = self.partial / f"part-{len(self._parts) + 1:05d}.safetensors"
         unnamed = path.with_suffix(".tmp")
-        with telling(path):
+        with disk_errors(path):
             unnamed.unlink(missing_ok=True)  # of an attempt for which the disk was too full
             digest = write_shard(unnamed, self._buffer)
             unnamed.rename(path)

@@ -39,7 +39,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:
             raise  # whoever read our output has seen enough; typer ends quietly
         except Exception as error:
-            raise typer.Exit(_tell(error, debug=debug)) from error
+            raise typer.Exit(_report(error, debug=debug)) from error
 
     from coldpress.cli.option import Debug
 
@@ -56,7 +56,7 @@ def say_interrupted() -> None:
     say("interrupted", "stopped before the end", style="yellow")
 
 
-def _tell(error: Exception, *, debug: bool) -> int:
+def _report(error: Exception, *, debug: bool) -> int:
     """Say what went wrong, and return the exit code."""
     if debug:
         say("traceback", "".join(traceback.format_exception(error)).rstrip(), style="dim")

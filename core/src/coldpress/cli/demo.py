@@ -157,8 +157,8 @@ class Judge:
 
         ids = self._tokenizer(_PROMPT, return_tensors="pt").to(model.device)
         with torch.no_grad():
-            said = model.generate(**ids, max_new_tokens=_NEW_TOKENS, do_sample=False)
-        return " ".join(self._tokenizer.decode(said[0], skip_special_tokens=True).split())
+            generated = model.generate(**ids, max_new_tokens=_NEW_TOKENS, do_sample=False)
+        return " ".join(self._tokenizer.decode(generated[0], skip_special_tokens=True).split())
 
 
 def _recipe(name: str) -> Any:

@@ -47,7 +47,7 @@ def port(
         _write(output, result)
     else:
         typer.echo(result, nl=False)
-    _tell(script, ported)
+    _print_summary(script, ported)
 
 
 def _check_options(script: Path, output: Path | None, *, overwrite: bool, in_place: bool) -> None:
@@ -119,7 +119,7 @@ def _write(target: Path, content: bytes, *, before: bytes | None = None) -> None
         new.unlink(missing_ok=True)
 
 
-def _tell(script: Path, ported: "Ported") -> None:
+def _print_summary(script: Path, ported: "Ported") -> None:
     """What was dropped, kept, or has no equivalent, by line."""
     for remark in ported.remarks:
         text = f"{script}:{remark.line}: {remark.name}: {remark.why}"

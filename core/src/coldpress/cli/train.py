@@ -126,10 +126,10 @@ def _run(arguments: dict[str, Any]) -> None:
 
     trained = run_training(parse_train_arguments(arguments))
     if not arguments["quiet"]:
-        told = trained.told
-        out().print(f"{told.get('steps', 0)} steps, mean loss {told.get('train_loss', float('nan')):.4g}")
+        metrics = trained.metrics
+        out().print(f"{metrics.get('steps', 0)} steps, mean loss {metrics.get('train_loss', float('nan')):.4g}")
         for when in ("before", "after"):
-            measured = told.get(f"held_out_{when}") or {}
+            measured = metrics.get(f"held_out_{when}") or {}
             if measured:
                 out().print(f"perplexity {when}: {measured['perplexity']:.4g} ± {measured['standard_error']:.2g}")
     print_path(arguments["output_dir"])

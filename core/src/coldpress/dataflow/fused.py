@@ -158,6 +158,6 @@ def split_groups(model: nn.Module, schemes: Mapping[str, Scheme], fused: Callabl
         for name in group:
             parts.setdefault(kind(name), []).append(name)
         if len(parts) > 1:
-            said = [f"{', '.join(names)}: {describe(one) if one else 'left as it is'}" for one, names in parts.items()]
-            problems.append("; ".join(said))
+            words = [f"{', '.join(names)}: {describe(one) if one else 'left as it is'}" for one, names in parts.items()]
+            problems.append("; ".join(words))
     return problems

@@ -239,8 +239,8 @@ def _recipe(scheme: Any, config: Any, ignore: Any, recipe: Any) -> Recipe:
     """
     given = [name for name, value in (("scheme", scheme), ("config", config), ("recipe", recipe)) if value is not None]
     if len(given) != 1:
-        said = f"got {' and '.join(given)}" if given else "got none"
-        raise ArgumentError(f"give one of scheme (a preset such as 'W4A16'), config and recipe; {said}")
+        problem = f"got {' and '.join(given)}" if given else "got none"
+        raise ArgumentError(f"give one of scheme (a preset such as 'W4A16'), config and recipe; {problem}")
     ignored = _patterns(ignore)
     if recipe is not None:
         if ignored:

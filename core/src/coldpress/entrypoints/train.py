@@ -268,7 +268,7 @@ def _finish(run: Run, trainer: Any, outcome: Any, before: dict[str, float]) -> T
     model.eval()
     if run.use_cache is not None:
         run.base.config.use_cache = run.use_cache  # which a Trainer switches off
-    told: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "steps": int(outcome.global_step),
         "train_loss": float(outcome.training_loss),
         "held_out_before": before,
@@ -276,13 +276,13 @@ def _finish(run: Run, trainer: Any, outcome: Any, before: dict[str, float]) -> T
     }
     if training.peft_config is not None and training.merge_adapters:
         model = model.merge_and_unload()
-        told["requantized_layers"] = len(requantize_merged(model))
+        metrics["requantized_layers"] = len(requantize_merged(model))
     found = evolve(run, model=model, base=model if training.merge_adapters else run.base)
-    told["held_out_after"] = _measured(found)
+    metrics["held_out_after"] = _measured(found)
     if training.merge_adapters:  # also where there are none
         restore_dtypes(model, run.dtypes)
     how: How = "trained" if training.peft_config is None else "adapters were merged"
-    trained = Trained(model, told, run.recipe, seconds=perf_counter() - run.start, moved=moved, how=how)
+    trained = Trained(model, metrics, run.recipe, seconds=perf_counter() - run.start, moved=moved, how=how)
     if not trainer.is_world_process_zero():
         return trained
     if training.peft_config is not None and not training.merge_adapters:

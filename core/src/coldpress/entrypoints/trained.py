@@ -39,7 +39,7 @@ class Trained:
 
     Attributes:
         model: plain, with the weights that are saved.
-        told: numbers of the run, losses on the way among them.
+        metrics: numbers of the run, losses on the way among them.
         recipe: that it was trained by.
         seconds: of the whole run.
         moved: names of the modules that were trained.
@@ -47,7 +47,7 @@ class Trained:
     """
 
     model: Any
-    told: Mapping[str, Any]
+    metrics: Mapping[str, Any]
     recipe: Recipe
     seconds: float = 0.0
     moved: frozenset[str] = frozenset()
@@ -81,8 +81,8 @@ class WritingJob(Job):
 
     def files(self, form: Format, report: Report) -> dict[str, Any]:
         """Recipe of the training, report and manifest with its numbers, and its curve."""
-        told, recipe = self.trained.told, write_recipe(self.trained.recipe)
-        report = evolve(report, recipe=recipe, training=told, seconds=self.trained.seconds)
+        metrics, recipe = self.trained.metrics, write_recipe(self.trained.recipe)
+        report = evolve(report, recipe=recipe, training=metrics, seconds=self.trained.seconds)
         parts = (*self.trained.recipe.modifiers, self.pipeline, form)
         manifest = manifest_of(self.state, report, binding=self.binding, parts=parts)
         page = page_of(report.to_dict(), recipe=recipe, manifest=manifest)
@@ -90,7 +90,7 @@ class WritingJob(Job):
             "recipe.yaml": recipe,
             "report.json": report.to_dict(),
             PAGE: page,
-            CURVE: training_curve(told.get("history", [])),
+            CURVE: training_curve(metrics.get("history", [])),
             "manifest.json": manifest,
         }
 
@@ -132,5 +132,5 @@ def save_adapters(model: Any, arguments: TrainArguments, trained: Trained) -> No
         shutil.rmtree(folder)
     model.save_pretrained(folder)
     (folder / "recipe.yaml").write_text(write_recipe(trained.recipe), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps({"training": dict(trained.told)}, indent=2), encoding="utf-8")
-    (folder / CURVE).write_text(training_curve(trained.told.get("history", [])), encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps({"training": dict(trained.metrics)}, indent=2), encoding="utf-8")
+    (folder / CURVE).write_text(training_curve(trained.metrics.get("history", [])), encoding="utf-8")

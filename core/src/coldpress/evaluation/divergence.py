@@ -86,13 +86,13 @@ def divergence(
     found: list[Tensor] = []
     with evaluating(model, reference), torch.no_grad():
         for ids in tracked(batched(windows, batch_size), progress, "divergence"):
-            said, wanted = logits_of(model, ids), logits_of(reference, ids)
-            if said.shape != wanted.shape:
+            logits, expected = logits_of(model, ids), logits_of(reference, ids)
+            if logits.shape != expected.shape:
                 raise ArgumentError(
-                    f"the models have different vocabularies, {said.shape[-1]} and {wanted.shape[-1]} tokens: they "
+                    f"the models have different vocabularies, {logits.shape[-1]} and {expected.shape[-1]} tokens: they "
                     "cannot be compared token by token"
                 )
-            rows = zip(said, wanted.to(said.device), ids.to(said.device), strict=True)
+            rows = zip(logits, expected.to(logits.device), ids.to(logits.device), strict=True)
             found += [_compare(*row).cpu() for row in rows]
     return _summary(found)
 
@@ -137,20 +137,20 @@ def _percentiles(values: Tensor, shares: Mapping[str, float]) -> dict[str, float
     return {name: float(ordered[min(last, max(0, math.ceil(q * len(ordered)) - 1))]) for name, q in shares.items()}
 
 
-def _compare(said: Tensor, wanted: Tensor, ids: Tensor) -> Tensor:
-    """For each predicted token of a window KL(wanted || said), whether first choices agree, delta-p, and the
+def _compare(logits: Tensor, expected: Tensor, ids: Tensor) -> Tensor:
+    """For each predicted token of a window KL(expected || found), whether first choices agree, delta-p, and the
     difference of negative log-likelihoods, model minus reference.
 
     Args:
-        said: logits of the model, [S, vocabulary].
-        wanted: logits of the reference, [S, vocabulary].
+        logits: of the model, [S, vocabulary].
+        expected: logits of the reference, [S, vocabulary].
         ids: the window, [S].
 
     Returns:
         [4, S - 1] float64.
     """
     found = []
-    chunks = (torch.split(part, CHUNK) for part in (said[:-1], wanted[:-1], ids[1:]))
+    chunks = (torch.split(part, CHUNK) for part in (logits[:-1], expected[:-1], ids[1:]))
     for part, target, token in zip(*chunks, strict=True):
         log_q, log_p = part.float().log_softmax(-1), target.float().log_softmax(-1)  # [chunk, vocabulary]
         # Both may be -inf for a token that neither ever says; 0 * (-inf + inf) is 0 there.

@@ -77,9 +77,9 @@ def perplexity(
 
 def _loss(logits: Tensor, ids: Tensor) -> Tensor:
     """Summed negative log-likelihood of the tokens of one window, float64, from logits [S, vocabulary]."""
-    said, wanted = logits[:-1], ids[1:].to(logits.device)
+    predicted, expected = logits[:-1], ids[1:].to(logits.device)
     parts = [
         functional.cross_entropy(part.float(), next_ids, reduction="none").double().sum()
-        for part, next_ids in zip(torch.split(said, CHUNK), torch.split(wanted, CHUNK), strict=True)
+        for part, next_ids in zip(torch.split(predicted, CHUNK), torch.split(expected, CHUNK), strict=True)
     ]
     return torch.stack(parts).sum()

@@ -151,17 +151,17 @@ class LinearExperts(nn.Module):
         for number, expert in enumerate(self.experts()):
             token, place = torch.where(index == number)
             if self.watched and self.all_experts:
-                said = expert(x)[token]
+                output = expert(x)[token]
             elif len(token):
                 chosen = x[token]
                 if self.watched:
                     mark_rows(chosen, TokenRows(token, len(x)))
-                said = expert(chosen)
+                output = expert(chosen)
             else:
                 continue
-            parts[token, place] = said.to(kind) * weights[token, place, None]
+            parts[token, place] = output.to(kind) * weights[token, place, None]
             if table is not None:
-                table[token, number] = torch.stack((weights[token, place].float(), _norms(said)), dim=-1)
+                table[token, number] = torch.stack((weights[token, place].float(), _norms(output)), dim=-1)
         self._show(table)
         return parts.sum(dim=1).to(hidden.dtype).reshape(hidden.shape)
 
@@ -171,7 +171,7 @@ class LinearExperts(nn.Module):
         A token that was not sent to an expert is there as zeros, and is not observed.
         """
         x = hidden.reshape(self.count, -1, hidden.shape[-1])  # [E, T, H]
-        said = []
+        output = []
         table = self._empty_table(x[0])
         for number, expert in enumerate(self.experts()):
             own = x[number]
@@ -182,12 +182,12 @@ class LinearExperts(nn.Module):
                 result = torch.zeros_like(own)
                 if len(rows):
                     result[rows] = expert(mark_rows(own[rows], TokenRows(rows, len(own))))
-            said.append(result)
+            output.append(result)
             if table is not None:  # the router's weight is in the tokens already
                 norms = _norms(result[rows])
                 table[rows, number] = torch.stack((torch.ones_like(norms), norms), dim=-1)
         self._show(table)
-        return torch.cat(said).reshape(hidden.shape)
+        return torch.cat(output).reshape(hidden.shape)
 
     def _empty_table(self, x: Tensor) -> Tensor | None:
         """A table for taps, as `RoutedTokens` describes it, of tokens [T, H] that no expert was sent yet."""
@@ -215,9 +215,9 @@ def _linear(slot: Slot, number: int, parameters: dict[str, nn.Parameter], copy: 
     return layer
 
 
-def _norms(said: Tensor) -> Tensor:
+def _norms(output: Tensor) -> Tensor:
     """Of what an expert says, [T, H], in float32, [T]."""
-    found: Tensor = said.float().norm(dim=-1)
+    found: Tensor = output.float().norm(dim=-1)
     return found
 
 

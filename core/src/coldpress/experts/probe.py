@@ -66,12 +66,12 @@ def _trials(stand_in: nn.Module, order: tuple[str, ...], few: int, count: int) -
     for hidden in sorted(hidden_dims):
         try:
             arguments = _arguments_of(order, hidden, few, generator)
-            said = stand_in(*arguments.values())
+            output = stand_in(*arguments.values())
         except _TROUBLE:
             continue
-        if said.shape != arguments["hidden"].shape:
+        if output.shape != arguments["hidden"].shape:
             continue
-        yield tuple(arguments.values()), said
+        yield tuple(arguments.values()), output
         if "index" in arguments:
             arguments["index"] = arguments["index"].clone()
             arguments["index"][0, 0] = count  # what expert parallelism sends to no expert
@@ -95,7 +95,7 @@ def _arguments_of(order: tuple[str, ...], hidden: int, few: int, generator: torc
 def _agrees(stand_in: nn.Module, layout: Layout, order: tuple[str, ...], trials: list[Trial]) -> bool:
     linear = LinearExperts(stand_in, Layout(layout.slots, layout.mixing, layout.after, order), copy=False)
     try:
-        return all(_is_close(linear(*arguments), said) for arguments, said in trials)
+        return all(_is_close(linear(*arguments), output) for arguments, output in trials)
     except _TROUBLE:
         return False
 

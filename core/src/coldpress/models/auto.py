@@ -39,8 +39,8 @@ def model_class(config: Any, *, trust_remote_code: bool = False) -> Any:
         return found
     found = next(_auto_classes(config, named), None)
     if found is None:
-        said = f"{named[0]!r}, which " if named else f"a {type(config).__name__}, which "
-        raise ModelError(f"its configuration names {said}no class of the installed transformers builds")
+        subject = f"{named[0]!r}, which " if named else f"a {type(config).__name__}, which "
+        raise ModelError(f"its configuration names {subject}no class of the installed transformers builds")
     if named:
         log.warning(
             "config.json names the class %r, which the installed transformers does not have for a %s: %s is used",

@@ -40,8 +40,8 @@ class DenseCheckpoint:
         if wanted != "auto":
             return wanted  # type: ignore[no-any-return]
         names, read = self.weights.names(), self.weights.dtype
-        said: torch.dtype | None = getattr(self.config, "dtype", None)
-        return said or next((read(name) for name in names if read(name).is_floating_point), torch.float32)
+        configured: torch.dtype | None = getattr(self.config, "dtype", None)
+        return configured or next((read(name) for name in names if read(name).is_floating_point), torch.float32)
 
     def empty(self, dtype: torch.dtype, *, trust_remote_code: bool) -> Any:
         """The model with its parameters on the meta device, those that its class keeps in float32 in that; buffers are

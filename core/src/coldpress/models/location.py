@@ -90,9 +90,9 @@ def _folder(name: str, path: Path) -> Location:
     method = str(quantization_of(path).get("quant_method") or "")
     if method in registry.names("formats"):
         return Location(name, path)  # what a format wrote it reads itself
-    said = _said(path, method) if configured else None
-    if said is not None:
-        return Location(name, path, _source(said))
+    named = _source_named(path, method) if configured else None
+    if named is not None:
+        return Location(name, path, _source(named))
     if configured and any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
         return Location(name, path)
     files = sorted(entry for entry in path.iterdir() if _suffix(entry) in registry.names("sources"))
@@ -140,7 +140,7 @@ def check_adapter(name: str, folder: Path) -> None:
     )
 
 
-def _said(folder: Path, method: str) -> str | None:
+def _source_named(folder: Path, method: str) -> str | None:
     """Name of the source that a folder asks for: its method, or a file of its own."""
     sources = registry.names("sources")
     if method in sources:

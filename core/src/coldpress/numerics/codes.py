@@ -60,7 +60,7 @@ def check_qparams(
         raise ValueError("there is no scale")
     _check_positive("the scale", scale, scale_shape(shape, args))
     if args.scale_dtype is not None and not _is_rounded(scale, args.scale_dtype):
-        raise ValueError(f"the scale is not rounded to {_said(args.scale_dtype)}")
+        raise ValueError(f"the scale is not rounded to {_dtype_name(args.scale_dtype)}")
     if zero_point is not None:
         _check_zero_point(zero_point, args, scale_shape(shape, args))
     elif not args.symmetric:
@@ -155,5 +155,5 @@ def _is_rounded(scale: Tensor, dtype: torch.dtype) -> bool:
     return bool((torch.frexp(scale.float()).mantissa == 0.5).all())  # exponents are stored
 
 
-def _said(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.") if dtype.is_floating_point else "powers of two"

@@ -163,6 +163,6 @@ class Prediction:
 
 def summary_of(prediction: Prediction) -> dict[str, Any]:
     """What a report keeps of it beside what happened: the numbers, and the lines of kinds of layers."""
-    told = prediction.to_dict()
+    fields = prediction.to_dict()
     kept: Sequence[str] = ("size", "memory", "disk", "seconds", "stages", "layers", "engines", "rates", "notes")
-    return {name: told[name] for name in kept}
+    return {name: fields[name] for name in kept}

@@ -124,9 +124,9 @@ class Classifier:
             return None
         if scheme is not None:
             return describe(scheme) + (f" ({scheme.format})" if scheme.format else "")
-        told = self.report.get(module, {}).get("scheme")
-        if told:
-            return str(told)
+        name = self.report.get(module, {}).get("scheme")
+        if name:
+            return str(name)
         method, bits = str(self.config.get("quant_method", "quantized")), self._bits()
         if bits is None:
             codes = max(counts, key=lambda suffix: counts[suffix])

@@ -28,12 +28,12 @@ def manifest_of(state: State, report: Report, *, binding: Mapping[str, Any], par
         parts: modifiers, pipeline and format, whose distributions are named.
     """
     elsewhere = ("recipe", "torch", "transformers")
-    said = {key: value for key, value in binding.items() if not key.startswith("_") and key not in elsewhere}
+    facts = {key: value for key, value in binding.items() if not key.startswith("_") and key not in elsewhere}
     return {
         "source": getattr(getattr(state.model, "config", None), "_name_or_path", None) or None,
         "recipe": report.recipe,
         "seed": state.seed,
-        **{key: value for key, value in said.items() if key not in ("seed", "coldpress")},
+        **{key: value for key, value in facts.items() if key not in ("seed", "coldpress")},
         "versions": {"python": platform.python_version(), **_versions(parts)},
         "hardware": _hardware(state.share.ranks.size),
         "seconds": round(report.seconds, 3),

@@ -63,7 +63,7 @@ def blaming(running: Running | None = None) -> Iterator[None]:
         method = _method(frames, running)
         if method is None:
             raise
-        raise BrokenPluginError(f"{method}{_place(frames, method, running)}: {_said(error)}") from error
+        raise BrokenPluginError(f"{method}{_place(frames, method, running)}: {_message(error)}") from error
 
 
 def _method(frames: list[FrameType], running: Running | None) -> _Method | None:
@@ -95,6 +95,6 @@ def _innermost(frames: list[FrameType], kind: type[T], usual: str) -> T | None:
     return None
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

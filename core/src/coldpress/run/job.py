@@ -235,9 +235,9 @@ class Job:
         parts = (*self.modifiers, self.pipeline, form)
         binding = self.binding or {"data": of_batches(self.state.batches)}
         manifest = manifest_of(self.state, report, binding=binding, parts=parts)
-        told = report.to_dict()
-        page = page_of(told, recipe=report.recipe, manifest=manifest)
-        return {"recipe.yaml": report.recipe, "report.json": told, PAGE: page, "manifest.json": manifest}
+        content = report.to_dict()
+        page = page_of(content, recipe=report.recipe, manifest=manifest)
+        return {"recipe.yaml": report.recipe, "report.json": content, PAGE: page, "manifest.json": manifest}
 
     def _completed(self, plan: dict[str, Planned]) -> dict[str, Planned]:
         """The plan with schemes as the format completes them."""

@@ -101,7 +101,7 @@ def _built_in(name: str) -> Scheme:
     return Scheme(targets=("Linear",), weights=weights, input_activations=inputs)
 
 
-def _of_plugin(name: str, said: str) -> Scheme:
+def _of_plugin(name: str, given: str) -> Scheme:
     """The scheme that a plugin offers under a name, in upper case.
 
     Raises:
@@ -113,7 +113,7 @@ def _of_plugin(name: str, said: str) -> Scheme:
     except UnknownPluginError as error:
         known = [*_PRESETS, *(plugin.name for plugin in available("presets"))]
         raise SchemeError(
-            f"no preset scheme is called {said!r}{suggest(said, known)} (there are: {', '.join(known)})"
+            f"no preset scheme is called {given!r}{suggest(given, known)} (there are: {', '.join(known)})"
         ) from error
     if not isinstance(found, Scheme):
         raise BrokenPluginError(f"the preset {name!r} is a {type(found).__name__}, not a Scheme")

@@ -14,7 +14,7 @@ from attrs import frozen
 from coldpress.checkpoint import CheckpointWriter, Format
 from coldpress.checkpoint.companion import CONFIG, GENERATION_CONFIG, Origin, copy_companions
 from coldpress.checkpoint.config import replace_quantization
-from coldpress.checkpoint.disk import as_utf8, telling
+from coldpress.checkpoint.disk import as_utf8, disk_errors
 from coldpress.checkpoint.parts import INDEX, StageParts
 from coldpress.report import Report, manifest_of
 from coldpress.report.page import PAGE, page_of
@@ -60,7 +60,7 @@ class Finish:
             CheckpointError: the disk is full, ...
         """
         origin = Origin(self.opened.folder, left_out=self.opened.left_out)
-        with telling(self.writer.folder):
+        with disk_errors(self.writer.folder):
             copy_companions(origin, self.writer.folder)
             settings = self.opened.folder / GENERATION_CONFIG
             if settings.is_file():
@@ -68,9 +68,9 @@ class Finish:
         self.writer.write_json(CONFIG, self.config())
         self.writer.write_text("recipe.yaml", report.recipe)
         manifest = manifest_of(state, report, binding={**binding, "files": None}, parts=parts)
-        manifest, told = {**manifest, "source": self.opened.name}, report.to_dict()
-        self.writer.write_json("report.json", told)
-        self.writer.write_text(PAGE, page_of(told, recipe=report.recipe, manifest=manifest))
+        manifest, content = {**manifest, "source": self.opened.name}, report.to_dict()
+        self.writer.write_json("report.json", content)
+        self.writer.write_text(PAGE, page_of(content, recipe=report.recipe, manifest=manifest))
         self.writer.finish(manifest, publish=partial(self._publish, shards))
 
     def config(self) -> dict[str, Any]:

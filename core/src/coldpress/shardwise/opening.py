@@ -161,8 +161,8 @@ def _unknown(name: str, quantization: Mapping[str, Any]) -> ModelError:
     known = sorted(names("formats") | names("sources"))
     extra = extra_called(str(method)) if method else None
     remedy = f"pip install 'coldpress[{extra}]'" if extra else "start from the dense model"
-    said = "names no quant_method" if method is None else f"says {method!r}, which no installed format or source reads"
+    fault = "names no quant_method" if method is None else f"says {method!r}, which no installed format or source reads"
     return ModelError(
-        f"{name!r} is quantized, and its config.json {said}{suggest(str(method), known)} (there are "
+        f"{name!r} is quantized, and its config.json {fault}{suggest(str(method), known)} (there are "
         f"{', '.join(known)}); {remedy}"
     )

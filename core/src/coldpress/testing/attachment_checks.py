@@ -47,8 +47,8 @@ def recorded(subject: Subject) -> None:
         raise AssertionError(f"its record is nothing that JSON can hold: {error}") from error
     other = type(one).from_record(record)
     assert json.dumps(other.to_record()) == json.dumps(one.to_record()), "what is recalled has another record"
-    said, again = (_said(subject, attachment) for attachment in (one, other))
-    assert same_bits(said, again), "what is recalled acts in another way"
+    expected, again = (_logits_with(subject, attachment) for attachment in (one, other))
+    assert same_bits(expected, again), "what is recalled acts in another way"
 
 
 def keeps_the_form(subject: Subject) -> None:
@@ -85,15 +85,15 @@ def goes_with_the_model(subject: Subject) -> None:
     """A copy and a pickle of the model compute what the model computes."""
     model = tiny_llama()
     _attach(subject, model)
-    said = logits(model, batches(rows=1))
+    expected = logits(model, batches(rows=1))
     for how, other in (("copied", deepcopy(model)), ("pickled", pickle.loads(pickle.dumps(model)))):
-        assert same_bits(logits(other, batches(rows=1)), said), f"the model that is {how} computes something else"
+        assert same_bits(logits(other, batches(rows=1)), expected), f"the model that is {how} computes something else"
 
 
 def can_be_taken_off(subject: Subject) -> None:
     """Attached and taken off again, it leaves the model as it was; attached twice, it acts once."""
     model = tiny_llama()
-    trace, weights, said = trace_of(model), weights_of(model), logits(model, batches(rows=1))
+    trace, weights, expected = trace_of(model), weights_of(model), logits(model, batches(rows=1))
     _attach(subject, model)
     once = logits(model, batches(rows=1))
     _attach(subject, model)
@@ -101,7 +101,7 @@ def can_be_taken_off(subject: Subject) -> None:
     detach(model.get_submodule(_PLACES[_methods(subject)[0]]), subject.cls.kind)
     found = differences(trace, trace_of(model)) + changed(weights, model)
     assert not found, "left behind:\n  " + "\n  ".join(found[:8])
-    assert same_bits(logits(model, batches(rows=1)), said), "the model computes something else than before"
+    assert same_bits(logits(model, batches(rows=1)), expected), "the model computes something else than before"
 
 
 def passes_gradients(subject: Subject) -> None:
@@ -136,7 +136,7 @@ def _attach(subject: Subject, model: nn.Module, attachment: Attachment | None = 
     attach(module, one, None if tensors is None else tensors(module))
 
 
-def _said(subject: Subject, attachment: Attachment) -> Tensor:
+def _logits_with(subject: Subject, attachment: Attachment) -> Tensor:
     model = tiny_llama()
     _attach(subject, model, attachment)
     return logits(model, batches(rows=1))

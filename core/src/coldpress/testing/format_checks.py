@@ -63,7 +63,7 @@ def round_trip(subject: Subject) -> None:
     for scheme, shape, dtype in _writable(subject):
         quantized = _quantized(scheme, shape, dtype)
         tensors = form.tensors(quantized)
-        place = f"{_said(scheme)}, {shape}, {dtype}"
+        place = f"{_name(scheme)}, {shape}, {dtype}"
         for suffix, tensor in tensors.items():
             assert tensor.is_contiguous(), f"{place}: {suffix} is not contiguous, so it cannot be stored"
         config = form.config({_LAYER: scheme}, [])
@@ -84,7 +84,7 @@ def round_trip(subject: Subject) -> None:
 def config_reads_back(subject: Subject) -> None:
     """The configuration is plain JSON; from it every layer gets its own scheme, and the others none."""
     form = _format(subject)
-    found = {_said(scheme): scheme for scheme, _, _ in _writable(subject)}
+    found = {_name(scheme): scheme for scheme, _, _ in _writable(subject)}
     schemes = {f"model.layers.{i}.mlp.up_proj": scheme for i, scheme in enumerate(found.values())}
     for name, scheme in schemes.items():
         _check_config(form, {name: scheme}, "lm_head")
@@ -119,7 +119,7 @@ def counts_its_weights(subject: Subject) -> None:
         stored = {suffix: Stored(x.dtype, tuple(x.shape), x.clone) for suffix, x in tensors.items()}
         read = form.read(_as_json(config))(_LAYER, ("Linear", "Module"))
         counts = form.count_weights(stored, read or scheme)
-        place = f"{_said(scheme)}, {shape}, {dtype}"
+        place = f"{_name(scheme)}, {shape}, {dtype}"
         if counts:
             assert set(counts) == set(tensors) - {"bias"}, f"{place}: it counts {', '.join(counts)}"
             assert sum(counts.values()) == prod(shape), f"{place}: it counts {sum(counts.values())} of {prod(shape)}"
@@ -236,8 +236,8 @@ def completes_once(subject: Subject) -> None:
         for shape in _SHAPES:
             shapes = {_LAYER: shape, "lm_head": shape}
             once = form.complete(dict.fromkeys(shapes, scheme), shapes)
-            assert list(once) == list(shapes), f"{_said(scheme)}: layers come or go"
-            assert dict(form.complete(once, shapes)) == dict(once), f"{_said(scheme)}: completed twice, it is another"
+            assert list(once) == list(shapes), f"{_name(scheme)}: layers come or go"
+            assert dict(form.complete(once, shapes)) == dict(once), f"{_name(scheme)}: completed twice, it is another"
 
 
 def _complete(form: Format, scheme: Scheme) -> Scheme:
@@ -277,7 +277,7 @@ def _as_json(config: dict[str, Any]) -> dict[str, Any]:
     return text
 
 
-def _said(scheme: Scheme) -> str:
+def _name(scheme: Scheme) -> str:
     return json.dumps({name: args for name, args in scheme.to_dict().items() if args}, sort_keys=True)
 
 

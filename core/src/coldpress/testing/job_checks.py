@@ -27,7 +27,7 @@ from coldpress.testing.trial import Trial, claimed, inputs_of, needs_of, trial_o
 def does_its_job(subject: Subject) -> None:
     """A quantizer reaches the grid and beats rounding, a pruner its sparsity; a mover keeps the model's function."""
     model, data = subject.build(), batches(batch_size=4)
-    inputs, said = inputs_of(model, data), logits(model, data)
+    inputs, expected = inputs_of(model, data), logits(model, data)
     modifier = subject.make()
     trial = trial_of(subject, modifier, model=model, data=data)
     layers = [layer for layer in claimed(modifier, model) if trial.state.report[layer.name].reason is None]
@@ -42,7 +42,7 @@ def does_its_job(subject: Subject) -> None:
         _check_grid(rounds, trial)  # its scales are in the weights, so they cannot be compared with those before
     elif TRANSFORMS in traits and not traits & {QUANTIZES, PRUNES}:
         assert changed(trial.before, model), "it changes no weight, so it moves nothing"
-        error = _relative(logits(model, data), said)
+        error = _relative(logits(model, data), expected)
         assert error < 1e-3, f"the model's function is not kept: its output moves by {error:.2%}"
 
 

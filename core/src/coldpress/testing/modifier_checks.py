@@ -63,13 +63,13 @@ def recipe_round_trip(subject: Subject) -> None:
 def typo_is_reported(subject: Subject) -> None:
     """An unknown setting stops the recipe, and its line is named."""
     text = f"modifiers:\n  - {subject.cls.__name__}:\n      targetz: [Linear]\n"
-    said = ""
+    message = ""
     try:
         read_recipe(text, find=lambda kind, name: subject.cls)
     except RecipeError as error:
-        said = str(error)
-    assert "targetz" in said, f"the unknown setting 'targetz' is not reported: {said or 'no error'}"
-    assert ":3:" in said, f"the error does not name line 3: {said}"
+        message = str(error)
+    assert "targetz" in message, f"the unknown setting 'targetz' is not reported: {message or 'no error'}"
+    assert ":3:" in message, f"the error does not name line 3: {message}"
 
 
 def runs(subject: Subject) -> None:

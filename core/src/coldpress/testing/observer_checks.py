@@ -140,12 +140,12 @@ def deterministic(subject: Subject) -> None:
 def typo_is_reported(subject: Subject) -> None:
     """An unknown setting in `observer_kwargs` is refused."""
     args = evolve(_STATIC, observer=subject.name, observer_kwargs={"settingz": 1})
-    said = ""
+    message = ""
     try:
         observer_for(args, subject.name)
     except SchemeError as error:
-        said = str(error)
-    assert "settingz" in said, f"the unknown setting 'settingz' is not reported: {said or 'no error'}"
+        message = str(error)
+    assert "settingz" in message, f"the unknown setting 'settingz' is not reported: {message or 'no error'}"
 
 
 def _values() -> Tensor:

@@ -68,8 +68,8 @@ def tensors_are_as_announced(subject: Subject) -> None:
         assert all(Path(file).is_file() for file in weights.files), "one of its files is not there"
         for name in names:
             tensor, again = weights.read(name), weights.read(name)
-            said, found = (weights.dtype(name), tuple(weights.shape(name))), (tensor.dtype, tuple(tensor.shape))
-            assert said == found, f"{name} is announced as {said}, and read as {found}"
+            announced, found = (weights.dtype(name), tuple(weights.shape(name))), (tensor.dtype, tuple(tensor.shape))
+            assert announced == found, f"{name} is announced as {announced}, and read as {found}"
             assert not tensor.is_floating_point() or tensor.isfinite().all(), f"{name} is not finite"
             kept = again.clone()
             tensor.zero_()

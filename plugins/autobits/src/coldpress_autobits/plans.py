@@ -150,9 +150,9 @@ def divergence_of(
         inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         wanted = state.model(**inputs).logits  # [B, S, vocabulary]
         with simulated(weights), _rounded_inputs(noises):
-            said = state.model(**inputs).logits
+            logits = state.model(**inputs).logits
         mask = counted_tokens(wanted, batch)
-        pair = [one.flatten(0, 1) if mask is None else one[mask.to(one.device)] for one in (wanted, said)]
+        pair = [one.flatten(0, 1) if mask is None else one[mask.to(one.device)] for one in (wanted, logits)]
         for part, other in zip(*(one.split(_CHUNK) for one in pair), strict=True):
             log_p, log_q = part.float().log_softmax(-1), other.float().log_softmax(-1)
             total += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())

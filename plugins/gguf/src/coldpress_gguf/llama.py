@@ -38,8 +38,8 @@ _BLOCK_NAMES = {
 def is_plain_llama(file: GgufFile) -> bool:
     """Whether a file says and holds nothing but what `LlamaWeights` and `llama_config` understand."""
     architecture = str(file.metadata.get("general.architecture"))
-    said = {key.removeprefix("llama.") for key in file.metadata if key.startswith("llama.")}
-    if architecture != "llama" or not set(_SETTINGS) - {"rope.freq_base"} <= said <= {*_SETTINGS, *_IMPLIED}:
+    settings = {key.removeprefix("llama.") for key in file.metadata if key.startswith("llama.")}
+    if architecture != "llama" or not set(_SETTINGS) - {"rope.freq_base"} <= settings <= {*_SETTINGS, *_IMPLIED}:
         return False
     whole_heads = {"llama.attention.head_count", "llama.attention.head_count_kv", "llama.feed_forward_length"}
     if any(not isinstance(file.metadata[key], int) for key in whole_heads):
@@ -55,12 +55,12 @@ def llama_config(file: GgufFile) -> Any:
     """The configuration of a plain Llama, in bfloat16, since blocks have no dtype of their own."""
     from transformers import LlamaConfig
 
-    said = {new: file.metadata[f"llama.{key}"] for key, new in _SETTINGS.items() if f"llama.{key}" in file.metadata}
+    settings = {new: file.metadata[f"llama.{key}"] for key, new in _SETTINGS.items() if f"llama.{key}" in file.metadata}
     # GGUF keeps 1e-5 as a float32; its shortest decimal is what was meant.
-    said["rms_norm_eps"] = float(str(numpy.float32(said["rms_norm_eps"])))
-    theta = said.pop("rope_theta", 10000.0)
+    settings["rms_norm_eps"] = float(str(numpy.float32(settings["rms_norm_eps"])))
+    theta = settings.pop("rope_theta", 10000.0)
     return LlamaConfig(
-        **said,
+        **settings,
         vocab_size=file.shape("token_embd.weight")[0],
         rope_parameters={"rope_type": "default", "rope_theta": theta},
         tie_word_embeddings="output.weight" not in file.names(),

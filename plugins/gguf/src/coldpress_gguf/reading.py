@@ -38,12 +38,12 @@ class GgufTensors(Weights):
         self.files = paths
         self._homes = {name: file for file in files for name in file.names()}
         self._places: dict[str, tuple[str, int, dict[str, Any]]] = {}
-        for name, said in json.loads(files[0].metadata[ORIGIN]).items():
+        for name, origin in json.loads(files[0].metadata[ORIGIN]).items():
             if name not in self._homes:
                 raise CheckpointError(f"{folder} lacks the tensor {name!r} of its model")
-            for number, part in enumerate(said["parts"]):
-                self._places[part] = name, number, said
-            self._places.update({part: (name, 0, said) for part in said.get("also", ())})
+            for number, part in enumerate(origin["parts"]):
+                self._places[part] = name, number, origin
+            self._places.update({part: (name, 0, origin) for part in origin.get("also", ())})
 
     def names(self) -> list[str]:
         """All tensors, in the order of the file."""
@@ -51,12 +51,12 @@ class GgufTensors(Weights):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor; of blocks in bytes."""
-        home, _, said = self._place(name)
-        if said["reciprocals"] is not None:
+        home, _, origin = self._place(name)
+        if origin["reciprocals"] is not None:
             return (1,)
         file = self._homes[home]
         shape = file.byte_shape(home) if name.endswith(f".{BLOCKS}") else file.shape(home)
-        return shape[1:] if said["stacked"] else shape
+        return shape[1:] if origin["stacked"] else shape
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype that the tensor had."""
@@ -65,16 +65,16 @@ class GgufTensors(Weights):
 
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
-        home, number, said = self._place(name)
-        if said["reciprocals"] is not None:
-            return torch.tensor([said["reciprocals"][number]], dtype=self.dtype(name))
+        home, number, origin = self._place(name)
+        if origin["reciprocals"] is not None:
+            return torch.tensor([origin["reciprocals"][number]], dtype=self.dtype(name))
         file = self._homes[home]
-        of_stack = number if said["stacked"] else None
+        of_stack = number if origin["stacked"] else None
         tensor = file.raw(home, of_stack) if name.endswith(f".{BLOCKS}") else file.get(home, of_stack)
-        if said["heads"]:
-            tensor = apart(tensor, said["heads"])
-        if said["more"]:
-            tensor = tensor - said["more"]
+        if origin["heads"]:
+            tensor = apart(tensor, origin["heads"])
+        if origin["more"]:
+            tensor = tensor - origin["more"]
         return tensor.to(self.dtype(name)).clone(memory_format=torch.contiguous_format)
 
     def _place(self, name: str) -> tuple[str, int, dict[str, Any]]:

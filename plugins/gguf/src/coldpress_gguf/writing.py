@@ -61,8 +61,8 @@ class Entry:
 
     def record(self) -> dict[str, Any]:
         """What reading it back takes."""
-        said = {"parts": list(self.parts), "dtype": self.dtype, "stacked": self.stacked, "heads": self.heads}
-        return {**said, "more": self.more, "reciprocals": self.reciprocals, "also": list(self.also)}
+        fields = {"parts": list(self.parts), "dtype": self.dtype, "stacked": self.stacked, "heads": self.heads}
+        return {**fields, "more": self.more, "reciprocals": self.reciprocals, "also": list(self.also)}
 
     def made(self, parts: Parts) -> Tensor:
         """What the file holds, uint8 where it is blocks or bfloat16."""
@@ -128,16 +128,16 @@ def _entry(
     found = {(kinds.get(one.rpartition(".")[0]), parts.shape(one), parts.dtype(one)) for one in members}
     if len(found) > 1:  # refused by `check_experts`
         raise CheckpointError(f"{name} cannot be written: {len(members)} experts are one tensor, and differ in type")
-    said = str(dtype).removeprefix("torch.")
+    dtype_name = str(dtype).removeprefix("torch.")
     if suffix == FACTOR:
         numbers = [float(parts.read(one)) for one in members]
-        return Entry(name, members, "F32", () if stacked else (1,), stacked, said, reciprocals=numbers)
+        return Entry(name, members, "F32", () if stacked else (1,), stacked, dtype_name, reciprocals=numbers)
     if suffix == BLOCKS:
-        return Entry(name, members, kinds[module], shape, stacked, said, heads_of(module, config, architecture))
+        return Entry(name, members, kinds[module], shape, stacked, dtype_name, heads_of(module, config, architecture))
     exact = len(shape) < 2 or "ffn_gate_inp" in name
     more = architecture.norms if name.endswith("norm.weight") else 0.0
     kind = "F32" if exact else _PLAIN[dtype]
-    return Entry(name, members, kind, shape, stacked, said, heads_of(module, config, architecture), more)
+    return Entry(name, members, kind, shape, stacked, dtype_name, heads_of(module, config, architecture), more)
 
 
 @frozen

@@ -117,9 +117,9 @@ class GPTQFormat(Format):
         schemes = list(schemes)
         if self.quantization_format is not None:
             return self.quantization_format
-        told = next((scheme.format for scheme in schemes if scheme.format in VERSIONS), None)
+        configured = next((scheme.format for scheme in schemes if scheme.format in VERSIONS), None)
         plain = all(scheme.weights is None or scheme.weights.symmetric for scheme in schemes)
-        return told or (V1 if plain else V2)
+        return configured or (V1 if plain else V2)
 
 
 def _obstacle(scheme: Scheme, shape: tuple[int, int], version: str) -> str | None:

@@ -158,21 +158,21 @@ class Frames:
             if not frame.dead:
                 frame.throw(greenlet.GreenletExit)
 
-    def _wait(self, place: Pass, said: Any) -> Any:
+    def _wait(self, place: Pass, answer: Any) -> Any:
         if self._frames[place].dead:
             del self._frames[place]
-            return said
-        self.waiting[place] = said
+            return answer
+        self.waiting[place] = answer
         return None
 
     def _suspend_at(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def stop_here(*args: Any, **kwargs: Any) -> Any:
             if greenlet.getcurrent() is self._driver:
                 return forward(*args, **kwargs)
-            said = self._driver.switch(Suspended(name, args, kwargs))
-            if said is _ENTER:
-                said = self._driver.switch(Suspended(name, args, kwargs, (forward(*args, **kwargs),)))
-            return said
+            answer = self._driver.switch(Suspended(name, args, kwargs))
+            if answer is _ENTER:
+                answer = self._driver.switch(Suspended(name, args, kwargs, (forward(*args, **kwargs),)))
+            return answer
 
         return stop_here
 

@@ -43,11 +43,11 @@ class FP8Source(Source):
         """The tensors of the dense model; weights in float32, in which float8 times a scale is rounded once."""
         reader = CheckpointReader(self.path)
         reader.check()
-        said = reader.quantization()
+        settings = reader.quantization()
         known, coded = Known(reader), {}
         for name in known.names:
             if name.endswith(".weight"):
-                found = _coded(name, known, said)
+                found = _coded(name, known, settings)
                 if found is not None:
                     coded[name] = found
         return CodedWeights(reader, coded, _beside(known, coded))
@@ -58,7 +58,7 @@ def _beside(known: Known, coded: Mapping[str, Coded]) -> list[str]:
     return [name for name in known.ending(*_CACHE, *_INPUTS, *_SCALES[:2]) if name not in used]
 
 
-def _coded(name: str, known: Known, said: Mapping[str, Any]) -> Coded | None:
+def _coded(name: str, known: Known, settings: Mapping[str, Any]) -> Coded | None:
     """What a weight is; None where it is whole.
 
     Raises:
@@ -78,7 +78,7 @@ def _coded(name: str, known: Known, said: Mapping[str, Any]) -> Coded | None:
     scales = tuple(known.reader.shape(scale))
     if dtype != torch.float8_e4m3fn:
         return _fp4(name, scale, (shape[0], 2 * shape[1]), scales, known)
-    return _fp8(name, scale, (shape[0], shape[1]), scales, known, said)
+    return _fp8(name, scale, (shape[0], shape[1]), scales, known, settings)
 
 
 def _fp4(name: str, scale: str, shape: tuple[int, int], scales: tuple[int, ...], known: Known) -> Coded:
@@ -92,36 +92,38 @@ def _fp4(name: str, scale: str, shape: tuple[int, int], scales: tuple[int, ...],
 
 
 def _fp8(
-    name: str, scale: str, shape: tuple[int, int], scales: tuple[int, ...], known: Known, said: Mapping[str, Any]
+    name: str, scale: str, shape: tuple[int, int], scales: tuple[int, ...], known: Known, settings: Mapping[str, Any]
 ) -> Coded:
     inputs = known.beside(name, *_INPUTS)
-    block = said.get("weight_block_size")
+    block = settings.get("weight_block_size")
     usual = (int(block[0]), int(block[1])) if isinstance(block, list) and len(block) == 2 else _BLOCK
-    settings: dict[str, Any] = {"num_bits": 8, "type": "float"}
+    grid: dict[str, Any] = {"num_bits": 8, "type": "float"}
     sides = block_of(shape, scales, usual) if len(scales) == 2 else None
     if sides is not None and isinstance(block, list):
-        args, inputs = QuantizationArgs(strategy="block", block_structure=sides, **settings), None
+        args, inputs = QuantizationArgs(strategy="block", block_structure=sides, **grid), None
     elif scales in ((), (1,), (1, 1)):
-        args = QuantizationArgs(strategy="tensor", **settings)
+        args = QuantizationArgs(strategy="tensor", **grid)
     elif scales in ((shape[0],), (shape[0], 1)):
-        args = QuantizationArgs(strategy="channel", **settings)
+        args = QuantizationArgs(strategy="channel", **grid)
     elif sides is not None:
-        args, inputs = QuantizationArgs(strategy="block", block_structure=sides, **settings), None
+        args, inputs = QuantizationArgs(strategy="block", block_structure=sides, **grid), None
     else:
         raise CheckpointError(
             f"{known.reader.folder}: {scale} has the shape {scales}, which is no scale of {name}, "
             f"{shape[0]} x {shape[1]}"
         )
-    scheme = Scheme(targets=("Linear",), weights=args, input_activations=_inputs(args, said, static=inputs is not None))
+    scheme = Scheme(
+        targets=("Linear",), weights=args, input_activations=_inputs(args, settings, static=inputs is not None)
+    )
     stored = (name, scale) if inputs is None else (name, scale, inputs)
     return Coded(stored, scheme, shape, partial(_restore_fp8, scheme, stored))
 
 
-def _inputs(args: QuantizationArgs, said: Mapping[str, Any], *, static: bool) -> QuantizationArgs | None:
+def _inputs(args: QuantizationArgs, settings: Mapping[str, Any], *, static: bool) -> QuantizationArgs | None:
     """How inputs are quantized where the checkpoint is served."""
     if static:
         return preset("FP8").input_activations
-    if said.get("activation_scheme", "dynamic") != "dynamic":
+    if settings.get("activation_scheme", "dynamic") != "dynamic":
         return None
     return preset("FP8_BLOCK" if args.strategy == "block" else "FP8_DYNAMIC").input_activations
 

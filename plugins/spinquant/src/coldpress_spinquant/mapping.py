@@ -59,8 +59,8 @@ def check_norm_mappings(state: State, mappings: Any) -> None:
         expected = {name for norm in norms for name in readers.get(norm, ())}
         wrong = sorted(linears ^ expected)
         if wrong:
-            said = "is not listed and reads" if wrong[0] in expected else "is listed and does not read"
-            raise TargetError(f"norm_mappings: {wrong[0]} {said} {entry['norm']!r}")
+            problem = "is not listed and reads" if wrong[0] in expected else "is listed and does not read"
+            raise TargetError(f"norm_mappings: {wrong[0]} {problem} {entry['norm']!r}")
 
 
 def _matched(state: State, where: str, patterns: str | Iterable[str]) -> list[str]:

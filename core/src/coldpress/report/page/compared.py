@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from coldpress.checkpoint.disk import telling
+from coldpress.checkpoint.disk import disk_errors
 from coldpress.report.difference import Difference
 from coldpress.report.page import figures
 from coldpress.report.page.page import rendered
@@ -60,6 +60,6 @@ def write_difference(found: Difference, place: Path) -> Path:
     Raises:
         CheckpointError: it cannot be written.
     """
-    with telling(place):
+    with disk_errors(place):
         place.write_text(page_of_difference(found), encoding="utf-8")
     return place

@@ -174,10 +174,10 @@ def time_figure(stages: Sequence[Mapping[str, Any]], planned: Sequence[Mapping[s
     if not rows or not any(actual for _, actual, _ in rows):
         return None
     total, plan = sum(actual for _, actual, _ in rows), sum(value or 0 for _, _, value in rows)
-    said = f"; {in_time(plan)} planned" if plan else ""
+    plans = f"; {in_time(plan)} planned" if plan else ""
     drawing = _stage_bars([(name, actual, value) for name, actual, value in rows], in_time, "seconds by stage")
     caption = (
-        f"Bars are what each stage took ({in_time(total)} in all{said}), the line across a bar is the plan: a bar far "
+        f"Bars are what each stage took ({in_time(total)} in all{plans}), the line across a bar is the plan: a bar far "
     )
     return Figure("Time by stage", drawing, caption + "above its line is where the run waited for disk or memory.")
 
@@ -207,11 +207,11 @@ def _stage_bars(rows: Sequence[tuple[str, float, float | None]], words: Any, lab
         drawing.text(x.start - 6, y(value) + 4, words(value), anchor="end")
     wide = x(1) - x(0)
     for index, (name, actual, plan) in enumerate(rows):
-        told = f"{name}: {words(actual)}" + ("" if plan is None else f", planned {words(plan)}")
+        title = f"{name}: {words(actual)}" + ("" if plan is None else f", planned {words(plan)}")
         size = (wide * 0.8, y.start - y(actual))
-        drawing.bar((x(index) + wide * 0.1, y(actual)), size, class_="bar after", title=told)
+        drawing.bar((x(index) + wide * 0.1, y(actual)), size, class_="bar after", title=title)
         if plan is not None:
-            drawing.add("line", x1=x(index), x2=x(index + 1), y1=y(plan), y2=y(plan), class_="plan", title=told)
+            drawing.add("line", x1=x(index), x2=x(index + 1), y1=y(plan), y2=y(plan), class_="plan", title=title)
     drawing.text(x.start, y.start + 18, rows[0][0])
     if len(rows) > 1:
         drawing.text(x.end, y.start + 18, rows[-1][0], anchor="end")

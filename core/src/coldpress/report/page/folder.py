@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from coldpress.checkpoint.disk import checksum, telling
+from coldpress.checkpoint.disk import checksum, disk_errors
 from coldpress.checkpoint.reader import read_json
 from coldpress.errors import CheckpointError
 from coldpress.report.manifest import NAME as MANIFEST
@@ -87,7 +87,7 @@ def _write(path: Path, text: str) -> None:
     if path.is_dir():
         raise CheckpointError(f"cannot write {path}: it is a folder, and the page is a file")
     draft = path.with_name(f"{path.name}.partial")
-    with telling(path):
+    with disk_errors(path):
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)
 

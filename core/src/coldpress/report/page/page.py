@@ -43,7 +43,7 @@ def page_of(
     """
     measured = evaluation or {}
     lines, predicted = report.get("layers", []), report.get("predicted") or {}
-    told = {key: value for key, value in manifest.items() if key not in ("files", "recipe", "stages")}
+    shown = {key: value for key, value in manifest.items() if key not in ("files", "recipe", "stages")}
     content = {
         "title": str(manifest.get("source") or "a model in memory"),
         "verdict": sections.verdict(report, measured),
@@ -62,7 +62,7 @@ def page_of(
         "training": {k: v for k, v in (report.get("training") or {}).items() if not isinstance(v, list | dict)},
         "lines": lines,
         "recipe": recipe,
-        "manifest": json.dumps(told, indent=2, ensure_ascii=False),
+        "manifest": json.dumps(shown, indent=2, ensure_ascii=False),
     }
     page = rendered("page.html", content, most=_MOST_LINES)
     return page if len(page.encode()) < MOST_BYTES else rendered("page.html", content, most=0)

@@ -64,30 +64,30 @@ def numbers(report: Json, evaluation: Json) -> list[tuple[str, str, str]]:
     weights, plan = predicted.get("size", {}).get("weights"), predicted.get("seconds")
     errors = values_of(report.get("layers", []), "weight_error")
     memory = predicted.get("memory", {}).get("host_bytes")
-    told = [(in_bytes(after), "tensors", f"{in_bytes(before)} before" if before else "")] if after else []
+    tiles = [(in_bytes(after), "tensors", f"{in_bytes(before)} before" if before else "")] if after else []
     if weights and after:
-        told.append((f"{8 * after / weights:.2f}", "bits per weight", "of the whole model, scales included"))
+        tiles.append((f"{8 * after / weights:.2f}", "bits per weight", "of the whole model, scales included"))
     if errors:
         mean = sum(errors.values()) / len(errors)
-        told.append((f"{mean:.2%}", "mean weight error", f"at most {max(errors.values()):.2%}"))
+        tiles.append((f"{mean:.2%}", "mean weight error", f"at most {max(errors.values()):.2%}"))
     if report.get("seconds"):
         words = f"planned {in_time(plan['low'])} to {in_time(plan['high'])}" if plan else ""
-        told.append((in_time(report["seconds"]), "time", words))
+        tiles.append((in_time(report["seconds"]), "time", words))
     if measured.get("host_bytes"):
-        told.append((in_bytes(measured["host_bytes"]), "peak memory", f"planned {in_bytes(memory)}" if memory else ""))
-    return told + _evaluated(evaluation)
+        tiles.append((in_bytes(measured["host_bytes"]), "peak memory", f"planned {in_bytes(memory)}" if memory else ""))
+    return tiles + _evaluated(evaluation)
 
 
 def _evaluated(evaluation: Json) -> list[tuple[str, str, str]]:
     found, reference, distance = (evaluation.get(k) for k in ("perplexity", "reference_perplexity", "divergence"))
-    told = []
+    tiles = []
     if found:
         words = f"{_plus_minus(reference)} of the original" if reference else ""
-        told.append((_plus_minus(found), "perplexity", words))
+        tiles.append((_plus_minus(found), "perplexity", words))
     if distance:
-        told.append((in_error(distance["kl"], distance["kl_standard_error"] or 0), "KL divergence", "nats a token"))
-        told.append((f"{distance['top1_agreement']:.2%}", "top-1 agreement", "same token most likely"))
-    return told
+        tiles.append((in_error(distance["kl"], distance["kl_standard_error"] or 0), "KL divergence", "nats a token"))
+        tiles.append((f"{distance['top1_agreement']:.2%}", "top-1 agreement", "same token most likely"))
+    return tiles
 
 
 def _plus_minus(measured: Json) -> str:
@@ -145,8 +145,8 @@ def worst_layers(lines: Sequence[Json]) -> list[tuple[str, str, str, str]]:
 
 def notes(line: Json) -> str:
     """The notes of a layer in a line."""
-    told = (f"{key.replace('_', ' ')} {_short(value)}" for key, value in line.get("notes", {}).items())
-    return "; ".join(told)
+    notes = (f"{key.replace('_', ' ')} {_short(value)}" for key, value in line.get("notes", {}).items())
+    return "; ".join(notes)
 
 
 def _short(value: Any) -> str:
@@ -167,13 +167,13 @@ def mixtures(lines: Sequence[Json]) -> dict[str, list[tuple[int, bool]]]:
     """Name of each mixture to the tokens of its experts and whether these are fewer than columns."""
     found: dict[str, dict[int, tuple[int, bool]]] = {}
     for line in lines:
-        told = line.get("notes", {})
-        if isinstance(told.get("tokens_of_experts"), list):
-            found[line["name"]] = {i: (int(n), n == 0) for i, n in enumerate(told["tokens_of_experts"])}
-        elif "few_tokens" in told:
+        notes = line.get("notes", {})
+        if isinstance(notes.get("tokens_of_experts"), list):
+            found[line["name"]] = {i: (int(n), n == 0) for i, n in enumerate(notes["tokens_of_experts"])}
+        elif "few_tokens" in notes:
             home, _, number = line["name"].rpartition(".")[0].rpartition(".")
             if number.isdigit():
                 tokens, few = found.setdefault(home, {}).get(int(number), (0, False))
-                own = (max(tokens, int(told.get("tokens", 0))), few or bool(told["few_tokens"]))
+                own = (max(tokens, int(notes.get("tokens", 0))), few or bool(notes["few_tokens"]))
                 found[home][int(number)] = own
     return {name: [experts[index] for index in sorted(experts)] for name, experts in found.items()}
