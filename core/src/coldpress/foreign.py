@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import perf_counter
 
 from coldpress.errors import ArgumentError, CalibrationError, ColdpressError
 
@@ -25,7 +26,7 @@ def check_interpreter() -> None:
 def bounded(seconds: float, what: str) -> Iterator[None]:
     """Stop what a file of the user's makes Python do, a template for example, if it takes too long.
 
-    In the main thread, where no other alarm is set; elsewhere nothing is bounded.
+    In the main thread, where no other alarm is due before; elsewhere nothing is bounded.
 
     Args:
         seconds: that it may take.
@@ -39,16 +40,19 @@ def bounded(seconds: float, what: str) -> Iterator[None]:
         raise CalibrationError(f"{what} for more than {seconds:g} s")
 
     apart = threading.current_thread() is not threading.main_thread()
-    if apart or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0]:
+    if apart or not hasattr(signal, "setitimer") or 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= seconds:
         yield
         return
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    start = perf_counter()
+    due, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if due:  # the alarm of another, as it would have come
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, due - (perf_counter() - start)), interval)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from coldpress.errors import CheckpointError
+
 QUANTIZATION = ("quantization_config", "compression_config")  # the second is what compressed-tensors once wrote
 _INNER = ("text_config", "language_config", "llm_config")
 
@@ -32,9 +34,18 @@ def replace_quantization(config: dict[str, Any], quantization: Mapping[str, Any]
 
 
 def _place(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | None:
-    """The configuration that says how weights are stored, and under which name: the outermost one."""
-    places = ((table, name) for table in tables(config) for name in QUANTIZATION)
-    return next((one for one in places if isinstance(found := one[0].get(one[1]), Mapping) and found), None)
+    """The configuration that says how weights are stored, and under which name: the outermost one.
+
+    Raises:
+        CheckpointError: what it says is no JSON object.
+    """
+    for table, name in ((table, name) for table in tables(config) for name in QUANTIZATION):
+        found = table.get(name)
+        if found is not None and not isinstance(found, Mapping):
+            raise CheckpointError(f"config.json: {name} must be a JSON object, not {type(found).__name__} {found!r}")
+        if found:
+            return table, name
+    return None
 
 
 def tables(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from coldpress.planning import Prediction
 
-_ONLY_RUNNING = ("log_dir", "quiet")
+_ONLY_RUNNING = ("log_dir", "quiet", "check_tensors")
 
 
 def plan(

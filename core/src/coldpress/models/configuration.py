@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from coldpress.arguments.hub import hub_is_reachable
-from coldpress.checkpoint.config import without_quantization
+from coldpress.checkpoint.config import quantization_in, without_quantization
+from coldpress.checkpoint.reader import read_json
 from coldpress.errors import ModelError
 from coldpress.foreign import reading
 from coldpress.models.location import locate
@@ -23,6 +24,8 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
     there = Path(source).expanduser().exists()
     if not there:
         locate(source)  # says what is near
+    elif (config_file := Path(source).expanduser() / "config.json").is_file():
+        quantization_in(read_json(config_file))  # which transformers would stumble over
     with reading(f"cannot read a configuration at {source!r}", ModelError):
         config = AutoConfig.from_pretrained(
             Path(source).expanduser() if there else source,
