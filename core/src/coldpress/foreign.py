@@ -24,9 +24,8 @@ def check_interpreter() -> None:
 
 @contextmanager
 def bounded(seconds: float, what: str) -> Iterator[None]:
-    """Stop what a file of the user's makes Python do, a template for example, if it takes too long.
-
-    In the main thread, where no other alarm is due before; elsewhere nothing is bounded.
+    """Stop what a file makes Python do, a template for example, if it takes too long; in the main thread, where no
+    other alarm is due before, and nowhere else.
 
     Args:
         seconds: that it may take.
@@ -39,19 +38,18 @@ def bounded(seconds: float, what: str) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise CalibrationError(f"{what} for more than {seconds:g} s")
 
-    apart = threading.current_thread() is not threading.main_thread()
-    if apart or not hasattr(signal, "setitimer") or 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= seconds:
+    free = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    if not free or 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= seconds:
         yield
         return
     before = signal.signal(signal.SIGALRM, stop)
-    start = perf_counter()
-    due, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    start, (due, interval) = perf_counter(), signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        if due:  # the alarm of another, as it would have come
+        if due:  # another's alarm, when it would have come
             signal.setitimer(signal.ITIMER_REAL, max(1e-6, due - (perf_counter() - start)), interval)
 
 
