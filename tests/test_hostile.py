@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import resource
 import struct
 import time
 from contextlib import suppress
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from coldpress import QuantizationArgs, load_model, oneshot, read_recipe
-from coldpress.calibration.chat import rendered
+from coldpress.calibration.chat import answers_marked, rendered
 from coldpress.calibration.conversation import Conversation
 from coldpress.errors import ColdpressError, ModelError, RecipeError, TargetError
 from coldpress.models import load_tokenizer
@@ -301,15 +302,39 @@ def test_a_pipe_in_place_of_a_journal_is_not_waited_for(tmp_path):
     ends_well(lambda: _opened(tmp_path / "output"))
 
 
-def test_a_chat_template_that_takes_for_ever_is_told(monkeypatch):
-    monkeypatch.setattr("coldpress.calibration.chat._SECONDS", 0.2)
+_LOOPS = "{% for b in range(99999) %}" * 3 + "{% endfor %}" * 3
+_DOUBLED = "{% set a = namespace(b='x') %}{% for _ in range(40) %}{% set a.b = a.b + a.b %}{% endfor %}"
+TEMPLATES = [
+    (_LOOPS, r"row 7: the chat template runs for more than 0\.5 s"),
+    ("{{ 'x' * 10000000000 }}", r"row 7: the chat template runs in more than 512 MB of memory"),
+    ("{{ 'x'.rjust(10000000000) }}", r"row 7: the chat template runs in more than 512 MB of memory"),
+    ("{{ '%10000000000d' % 1 }}", r"row 7: the chat template runs in more than 512 MB of memory"),
+    (_DOUBLED, r"row 7: the chat template runs (in more than 512 MB of memory|for more than)"),
+    ("{{ 'x' * 20000000 }}", r"row 7: the chat template makes 200000\d\d characters"),
+    ("{{ 10 ** 10 ** 10 }}", r"row 7: the chat template has a power"),
+]
+
+
+@pytest.mark.parametrize(("template", "message"), TEMPLATES, ids=range(len(TEMPLATES)))
+@pytest.mark.parametrize("reads", [rendered, answers_marked])
+def test_a_chat_template_is_bounded_in_time_and_memory(monkeypatch, template, message, reads):
+    monkeypatch.setattr("coldpress.calibration.chat._SECONDS", 0.5)
     tokenizer = tiny_tokenizer()
-    loops = "{% for b in range(99999) %}" * 3 + "{% endfor %}" * 3
-    tokenizer.chat_template = f"{loops}{{{{ messages[0]['content'] }}}}"
+    tokenizer.chat_template = template + "{{ messages[0]['content'] }}{# generation #}"
+    turns = [{"role": "user", "content": "Hello"}]
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+
+    with pytest.raises(ColdpressError, match=message):
+        reads(Conversation(turns, "messages", turns), tokenizer, "row 7")
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
+
+
+def test_a_chat_template_may_unpack_arguments():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% set a = {'b': 1} %}{{ dict(c=2, **a) }}{{ dict(**a) }}{{ messages[0]['content'] }}"
     turns = [{"role": "user", "content": "Hello"}]
 
-    with pytest.raises(ColdpressError, match=r"chat template runs for more than 0\.2 s"):
-        rendered(Conversation(turns, "messages", turns), tokenizer, "row 0")
+    assert rendered(Conversation(turns, "messages", turns), tokenizer, "row 0").endswith("Hello")
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,21 @@
-"""Conversations to text, through the chat template of a tokenizer or processor."""
+"""Conversations to text, through the chat template of a tokenizer or processor.
+
+A template is a program that came with the model: its time and its memory have a limit.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from coldpress.calibration.conversation import Conversation, Turns
 from coldpress.errors import CalibrationError
-from coldpress.foreign import bounded, reading
+from coldpress.foreign import bounded, bounded_memory, reading
 
 _SECONDS = 5  # that a chat template may take for one conversation
+_BYTES = 1 << 29  # of memory, likewise
+_CHARACTERS = 10_000_000  # that it may add to ten times the conversation
 
 
 def rendered(conversation: Conversation, writer: Any, where: str) -> str:
@@ -22,12 +29,14 @@ def rendered(conversation: Conversation, writer: Any, where: str) -> str:
     Raises:
         CalibrationError: the template refuses the turns, or renders nothing of them.
     """
-    with _template(where):
-        text = _written(conversation.turns, writer)
+    with running_template(writer, where):
+        text = _bounded(_written(conversation.turns, writer), conversation.turns, where)
     if _shows(text, conversation.turns):
         return text
-    with _template(where):
-        raw = _written(conversation.raw, writer)  # a template may be made for the keys that the data have
+    with running_template(writer, where):
+        raw = _bounded(
+            _written(conversation.raw, writer), conversation.raw, where
+        )  # a template may be made for the keys that the data have
     if conversation.raw is not conversation.turns and _shows(raw, conversation.turns):
         return raw
     keys = ", ".join(dict.fromkeys(str(key) for turn in conversation.raw for key in turn))
@@ -48,7 +57,12 @@ def answers_marked(conversation: Conversation, writer: Any, where: str) -> tuple
             f"{where}: use_loss_mask needs a chat template that marks the answers with {{% generation %}}, or rows "
             "with a loss_mask"
         )
-    with _template(where):
+    with running_template(writer, where):
+        _bounded(_written(conversation.turns, writer), conversation.turns, where)
+    with (
+        reading(f"{where}: the tokenizer cannot read the conversation"),
+        bounded(_SECONDS, f"{where}: the chat template runs"),
+    ):
         found = writer.apply_chat_template(
             list(conversation.turns), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
@@ -56,13 +70,40 @@ def answers_marked(conversation: Conversation, writer: Any, where: str) -> tuple
 
 
 @contextmanager
-def _template(where: str) -> Iterator[None]:
-    """What a chat template raises as our error, and a limit of its time."""
+def running_template(writer: Any, where: str) -> Iterator[None]:
+    """What a chat template raises as our error, and limits of its time and memory.
+
+    Args:
+        writer: has the template.
+        where: which row of which data set, for messages.
+
+    Raises:
+        CalibrationError: the template fails, takes too much, or raises numbers to a power.
+    """
+    if _has_powers(str(getattr(writer, "chat_template", None) or "")):  # one that is large enough cannot be stopped
+        raise CalibrationError(
+            f"{where}: the chat template has a power (`**`), which none needs; write it as a product"
+        )
     with (
         reading(f"{where}: the chat template refuses the conversation"),
+        bounded_memory(_BYTES, f"{where}: the chat template runs"),
         bounded(_SECONDS, f"{where}: the chat template runs"),
     ):
         yield
+
+
+@lru_cache(maxsize=8)
+def _has_powers(template: str) -> bool:
+    """Whether `**` stands between two values of a template; before an argument it unpacks."""
+    if "**" not in template:
+        return False
+    from jinja2 import Environment, TemplateError
+
+    try:
+        tokens = [text for _, kind, text in Environment().lex(template) if kind not in ("whitespace", "data")]
+    except TemplateError:
+        return False  # jinja2 says better what is wrong with it
+    return any(text == "**" and before not in ("(", ",") for before, text in pairwise(tokens))
 
 
 def plain(conversation: Conversation) -> str:
@@ -74,6 +115,14 @@ def _written(turns: Turns, writer: Any) -> str:
     plain_tokenizer = getattr(writer, "tokenizer", None) is None
     turns = [_flat(turn) for turn in turns] if plain_tokenizer else list(turns)
     return str(writer.apply_chat_template(turns, tokenize=False))
+
+
+def _bounded(text: str, turns: Turns, where: str) -> str:
+    """The text, if it is not far longer than the turns."""
+    most = _CHARACTERS + 10 * sum(len(part) for turn in turns for part in _contents(turn))
+    if len(text) > most:
+        raise CalibrationError(f"{where}: the chat template makes {len(text)} characters of the conversation")
+    return text
 
 
 def _flat(turn: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from coldpress.calibration.chat import running_template
 from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.sample import as_tensor
 from coldpress.errors import CalibrationError
@@ -40,11 +41,9 @@ def process(row: Mapping[str, Any], processor: Any, inputs: ModelInputs, where: 
     if "audio" in media:
         media["audio"] = torch.as_tensor(media["audio"], dtype=torch.float32).numpy()
         media["sampling_rate"] = row.get("sampling_rate")
+    text = _text(row, processor, where)
     with reading(f"{where}: {type(processor).__name__} refuses a row with {', '.join(media)}"):
-        found = {
-            name: as_tensor(value)
-            for name, value in processor(text=[_text(row, processor)], **media, return_tensors="pt").items()
-        }
+        found = {name: as_tensor(value) for name, value in processor(text=[text], **media, return_tensors="pt").items()}
     if "input_ids" not in found and "decoder_input_ids" not in found and "labels" in found:
         found["decoder_input_ids"] = found.pop("labels")  # of a model whose encoder hears, and whose decoder reads
     if "input_ids" not in found and "decoder_input_ids" not in found:
@@ -57,8 +56,9 @@ def process(row: Mapping[str, Any], processor: Any, inputs: ModelInputs, where: 
     return {name: value for name, value in found.items() if inputs.takes(name) or name.endswith("_mask")}
 
 
-def _text(row: Mapping[str, Any], processor: Any) -> str:
+def _text(row: Mapping[str, Any], processor: Any, where: str) -> str:
     """The text of a row: its conversation, where the processor has a template for such."""
     if row.get("messages") and (getattr(processor, "chat_template", None) or "text" not in row):
-        return str(processor.apply_chat_template(list(row["messages"]), tokenize=False))
+        with running_template(processor, where):
+            return str(processor.apply_chat_template(list(row["messages"]), tokenize=False))
     return str(row["text"])
