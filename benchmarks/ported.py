@@ -58,9 +58,8 @@ def main() -> None:
         _tokenizer(Path(folder))
         for path in scripts:
             name = path.relative_to(root / "examples").as_posix()
-            if (options.words and any(word in name for word in options.words)) or (
-                not options.words and (name not in rows or not options.into)
-            ):
+            chosen = not options.words or any(word in name for word in options.words)
+            if chosen and not (options.into and name in rows):
                 rows[name] = {"script": name, **_run(path, Path(folder))}
                 print(name, rows[name]["outcome"], rows[name]["why"][:150], flush=True)
                 if options.into:
