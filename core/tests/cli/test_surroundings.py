@@ -1,5 +1,9 @@
-"""Closed and full streams, warnings that raise, no docstrings: the command runs, or says why it does not."""
+"""Closed and full streams, encodings of few characters, warnings that raise, no docstrings: the command runs, or says
+why it does not.
+"""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -54,3 +58,35 @@ def test_warnings_of_libraries_do_not_end_a_command():
 
     assert done.returncode == 0
     assert "UserWarning: x" in done.stderr
+
+
+SIGNS = """
+import sys
+from pathlib import Path
+from coldpress.cli.surroundings import mend_streams
+mend_streams()
+from coldpress.cli.console import out, print_json, print_path, say
+out().print("2 × 3 …")
+say("error", "é")
+print_path(Path("/a/\\udcff"))
+print_json({"é": "\\udcff ×"})
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "table", "message"),
+    [
+        ("ascii", b"2 x 3 ...", b"\\xe9"),
+        ("latin-1", b"2 \xd7 3 ...", b"\xe9"),
+        ("utf-8", "2 × 3 …".encode(), "é".encode()),
+    ],
+)
+def test_what_an_encoding_lacks_is_written_plainly(encoding, table, message):
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNS], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}
+    )
+    first, second, *rest = done.stdout.splitlines()
+
+    assert (done.returncode, done.stderr) == (0, b"error: " + message + b"\n")
+    assert (first, second) == (table, b"/a/\xff")  # the name of a file has its bytes
+    assert json.loads(b"\n".join(rest)) == {"é": "\udcff ×"}

@@ -9,7 +9,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -53,7 +52,18 @@ def say(kind: str, message: str, *, style: str = "bold red") -> None:
 
 def print_json(value: Any) -> None:
     """A result for programs."""
-    typer.echo(json.dumps(finite(value), indent=2, allow_nan=False, ensure_ascii=False))
+    text = json.dumps(finite(value), indent=2, allow_nan=False, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # JSON has a form of its own for what the encoding lacks
+        text = json.dumps(finite(value), indent=2, allow_nan=False)
+    write(f"{text}\n")
+
+
+def write(text: str) -> None:
+    """Write to standard output in its own encoding, for which typer takes UTF-8 where it is ASCII."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def finite(value: Any) -> Any:
@@ -67,7 +77,7 @@ def finite(value: Any) -> Any:
 
 def print_path(path: Path) -> None:
     """The result for scripts, on a line of its own."""
-    typer.echo(str(path))
+    write(f"{path}\n")
 
 
 class Told(logging.Handler):

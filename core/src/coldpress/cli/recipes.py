@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from attrs import asdict
 
-from coldpress.cli.console import out, print_json
+from coldpress.cli.console import out, print_json, write
 from coldpress.cli.option import Json
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def recipes(
         if as_json:
             print_json({"name": name, **_row(found)})
         else:
-            typer.echo(found.text, nl=False)
+            write(found.text)
         return
     every = ready_recipes()
     if as_json:

@@ -1,14 +1,22 @@
-"""What a process finds around it, made such that a command can run: streams that are closed, warnings that raise."""
+"""What a process finds around it, made such that a command can run: streams that are closed or know few characters,
+warnings that raise.
+"""
 
+import codecs
 import io
 import os
 import sys
 import warnings
 from typing import Any
 
+_SIGNS = {"×": "x", "…": "...", "±": "+-", "→": "->"}  # of ours, where only ASCII can be written
+_PLAIN = "coldpress.plain"  # the name of `_plain`, as a handler of errors
+
 
 def mend_streams() -> None:
     """Open standard streams that are closed onto nothing, and let standard error lose what cannot be written.
+
+    What an encoding lacks is written plainly.
 
     Without that, a file that a run opens takes the number of a closed stream, and gets its messages.
     """
@@ -27,13 +35,27 @@ def mend_streams() -> None:
     own = sys.stderr is sys.__stderr__  # a program that calls `main` may have put its own in place, without a number
     if own and not sys.stderr.isatty() and isinstance(sys.stderr, io.TextIOWrapper):
         raw = io.BufferedWriter(_Lossy(sys.stderr.fileno(), "w", closefd=False))
-        sys.stderr = io.TextIOWrapper(raw, encoding=sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
+        sys.stderr = io.TextIOWrapper(raw, encoding=sys.stderr.encoding, line_buffering=True)
+    codecs.register_error(_PLAIN, _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_PLAIN)
 
 
 def mend_warnings() -> None:
     """Let warnings of libraries be warnings, where PYTHONWARNINGS or -W makes errors of them."""
     if any(action == "error" for action, *_ in warnings.filters):
         warnings.simplefilter("default")
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A handler of codecs: a byte of a file's name as it is, our signs in ASCII, any other character by its number."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character, rest = error.object[error.start], error.start + 1
+    if "\udc80" <= character <= "\udcff":
+        return bytes([ord(character) - 0xDC00]), rest
+    return _SIGNS.get(character) or character.encode("ascii", "backslashreplace").decode(), rest
 
 
 class _Lossy(io.FileIO):
