@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import CompressedTensorsConfig
 
-from coldpress import load_model, oneshot
+from coldpress import load_model, model_free_ptq, oneshot
 from coldpress.testing.families import FAMILIES, tiny_family
 from coldpress.testing.interrupt import interrupted, kept_stages
 from coldpress.testing.models import VOCABULARY, batches, tiny_tokenizer
@@ -48,10 +47,8 @@ def answer(model):
 
 
 def reloaded(model, folder):
-    """By transformers, which cannot leave these two packed: their initialisation asks every layer for its weight."""
-    dense = {"quantization_config": CompressedTensorsConfig(dequantize=True)}
-    asked = dense if type(model).__name__.startswith(("T5", "Gemma3")) else {}
-    found, info = type(model).from_pretrained(folder, output_loading_info=True, **asked)
+    """By transformers."""
+    found, info = type(model).from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     return found
@@ -96,6 +93,28 @@ def test_a_head_that_is_tied_whatever_the_configuration_says_is_not_quantized(tm
 
     with pytest.raises(Exception, match=r"lm_head shares its weight with shared.weight, .*: ignore 'lm_head'"):
         oneshot(str(source), QuantizationModifier(scheme="W8A16", group_size=-1), output_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "t5"])
+def test_without_the_model_too_transformers_reads_what_its_initialization_needs_weights_of(kind, tmp_path):
+    source = save(tiny_family(kind), tmp_path / "source")
+
+    model_free_ptq(str(source), tmp_path / "out", recipe=QuantizationModifier(scheme="W4A16", group_size=32))
+
+    ours = load_model(tmp_path / "out", device="cpu")
+    assert torch.equal(answer(reloaded(ours, tmp_path / "out")), answer(ours))
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "warned"),
+    [("t5", "W4A8", True), ("t5", "W8A8", False), ("t5", "W4A16", False), ("bart", "W4A8", False)],
+)
+def test_what_transformers_will_not_load_is_a_warning_before_the_run(kind, scheme, warned, caplog, tmp_path):
+    modifier = QuantizationModifier(scheme=scheme, group_size=32 if "W4" in scheme else None, ignore=["lm_head"])
+
+    oneshot(tiny_family(kind), modifier, output_dir=tmp_path / "out")
+
+    assert ("transformers will not load this checkpoint" in caplog.text) == warned
 
 
 RECIPES = {

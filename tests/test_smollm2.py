@@ -10,7 +10,7 @@ pytest.importorskip("compressed_tensors", reason="our checkpoints are unpacked w
 
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+from transformers import AutoModelForCausalLM
 
 from coldpress import load_model, load_tokenizer, oneshot, plan
 from coldpress.calibration.short import load
@@ -84,10 +84,7 @@ def test_the_library_unpacks_the_weights_of_the_model_in_memory_bit_for_bit(case
 @torch.no_grad()
 def test_transformers_computes_the_logits_of_the_model_in_memory(case, tokens):
     model, folder = case
-    packed_zeros = any(name.endswith("zero_point") for name in CheckpointReader(folder).names())
-    # transformers 5.23 drops packed zero points unless it is told to dequantize at once.
-    wanted = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if packed_zeros else {}
-    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **wanted).eval()
+    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
     ours, theirs = model(tokens).logits.float(), reloaded(tokens).logits.float()
 

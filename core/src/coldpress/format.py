@@ -6,6 +6,7 @@
         def check_model(self, state, names): ...         before any work: has it a place for the whole model?
         def tensors(self, quantized): ...                {"weight_packed": ..., "weight_scale": ...}
         def config(self, schemes, ignore, attachments)   config.json["quantization_config"]
+        def config_for(self, config, model, schemes): .. the same for a model of this class
         def read(self, config): ...                      config -> (layer -> scheme)
         def restore(self, tensors, scheme): ...          the tensors of one layer -> Quantized
         def count_weights(self, stored, scheme): ...     how many weights they stand for
@@ -177,6 +178,18 @@ class Format(ABC):
         Returns:
             A table that JSON can hold, with `quant_method`; None when the checkpoint is that of a plain model.
         """
+
+    def config_for(
+        self, config: dict[str, Any], model: Callable[[], Any], schemes: Mapping[str, Scheme]
+    ) -> dict[str, Any]:
+        """What `config` returned, with what readers must know because of the model's class; as it is, by default.
+
+        Args:
+            config: of the whole checkpoint.
+            model: gives the model, in memory or on the meta device; None where transformers cannot build it.
+            schemes: as for `config`, by the names that layers have in the model or in its files.
+        """
+        return config
 
     @abstractmethod
     def read(self, config: Mapping[str, Any]) -> SchemeLookup:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from coldpress.calibration.statistics import Average, Gamma, Gram, SecondMoment, TokenWeight
     from coldpress.calibration.tap import InputTap, StopForward
     from coldpress.checkpoint import CheckpointReader
+    from coldpress.checkpoint.initialization import initialization_reads_weights
     from coldpress.dataflow.fold import gain
     from coldpress.dataflow.fused import FusedLayers
     from coldpress.dataflow.heads import Heads
@@ -196,6 +197,7 @@ __all__ = [
     "guided",
     "guiding",
     "hookimpl",
+    "initialization_reads_weights",
     "layers_outside",
     "linear_experts",
     "matches_name",
@@ -258,6 +260,7 @@ if not TYPE_CHECKING:  # to a type checker any name would be there
             "calibration.statistics": ("Average", "Gamma", "Gram", "SecondMoment", "TokenWeight"),
             "calibration.tap": ("InputTap", "StopForward"),
             "checkpoint": ("CheckpointReader",),
+            "checkpoint.initialization": ("initialization_reads_weights",),
             "dataflow.fold": ("gain",),
             "dataflow.heads": ("Heads",),
             "dataflow.fused": ("FusedLayers",),

@@ -7,8 +7,8 @@ import torch
 
 import coldpress
 from coldpress import CheckpointError, SchemeError, TargetError, oneshot, registry
+from coldpress.dataflow.empty import empty_copy
 from coldpress.dataflow.partition import partition
-from coldpress.planning.empty import empty_copy
 from coldpress.planning.forward import forward_of
 from coldpress.report.contents import contents_of
 from coldpress.stage import find_layers

@@ -145,6 +145,17 @@ def test_embeddings_heads_routers_and_convolutions_are_left_alone(tmp_path):
     assert {"lm_head", "model.layers.0.mlp.gate"} <= set(config_of(tmp_path / "out")["quantization_config"]["ignore"])
 
 
+@pytest.mark.parametrize("name", ["shared", "cls.predictions.decoder", "input_embeds_layer", "odd", "blocks.0.odd"])
+def test_what_has_a_row_for_each_token_outside_of_blocks_is_left_alone(name, tmp_path):
+    tensors = {f"{name}.weight": randn(257, 128), "blocks.0.up_proj.weight": randn(64, 128)}
+    write(tmp_path / "model", [tensors], {"text_config": {"vocab_size": 257}})
+
+    report = model_free_ptq(tmp_path / "model", tmp_path / "out", scheme="W8A8", quiet=True)
+
+    quantized = {line.name for line in report.layers if line.status == "quantized"}
+    assert quantized == {"blocks.0.up_proj", *([name] if name == "blocks.0.odd" else [])}
+
+
 def test_a_head_that_is_named_is_quantized(tmp_path):
     write(tmp_path / "model", [mixture()])
     scheme = {"targets": ["re:.*lm_head"], "weights": {"num_bits": 8, "strategy": "channel"}}

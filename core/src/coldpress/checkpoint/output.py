@@ -335,6 +335,7 @@ class Output:
         more = (attached,) if attached else ()  # a format that can tell none need not know of them
         quantization = self.format.config(schemes, ignored, *more)
         if quantization is not None:
+            quantization = self.format.config_for(quantization, lambda: model, state.schemes)
             saved = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
             self._writer.write_json("config.json", {**saved, "quantization_config": quantization})
 

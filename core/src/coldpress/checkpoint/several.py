@@ -8,7 +8,7 @@ While the run goes on, the tensors of all formats lie in the files of its stages
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,17 @@ class SeveralFormats(Format):
             own = {layer: _own(scheme, name) for layer, scheme in schemes.items()}
             found[name] = form.config(own, ignore, *more)
         return {"quant_method": SEVERAL, "formats": found}
+
+    def config_for(
+        self, config: dict[str, Any], model: Callable[[], Any], schemes: Mapping[str, Scheme]
+    ) -> dict[str, Any]:
+        """The configuration of each, for a model of this class."""
+        found = dict(config["formats"])
+        for name, form in self.forms.items():
+            if found[name] is not None:
+                own = {layer: _own(scheme, name) for layer, scheme in schemes.items()}
+                found[name] = form.config_for(found[name], model, own)
+        return {**config, "formats": found}
 
     def read(self, config: Mapping[str, Any]) -> SchemeLookup:
         """What the first says of a layer."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from coldpress.bases.without_data import without_data
 from coldpress.checkpoint.consolidate import Place, shards_of
 from coldpress.checkpoint.shard import Entry, header_of
+from coldpress.dataflow.empty import empty_copy
 from coldpress.format import REST, Format
 from coldpress.models.tie import untie
-from coldpress.planning.empty import empty_copy
 from coldpress.run.job import Job
 from coldpress.run.ties import separate_layers
 from coldpress.stage import find_layers

@@ -16,11 +16,11 @@ from coldpress.calibration.batch import count_places
 from coldpress.checkpoint.pickled import PickledReader
 from coldpress.checkpoint.reader import CheckpointReader
 from coldpress.checkpoint.several import SeveralFormats
+from coldpress.dataflow.empty import empty_copy
 from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.format import Format
 from coldpress.modifier import Modifier
 from coldpress.planning.contents import PlannedContents, planned_contents
-from coldpress.planning.empty import empty_copy
 from coldpress.planning.forward import Forward, forward_of
 from coldpress.planning.prediction import EngineVerdict, LayerKind, Prediction
 from coldpress.planning.rates import measured_rates

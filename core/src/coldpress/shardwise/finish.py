@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import frozen
 
 from coldpress.checkpoint import CheckpointWriter, Format
@@ -16,6 +17,8 @@ from coldpress.checkpoint.companion import CONFIG, GENERATION_CONFIG, Origin, co
 from coldpress.checkpoint.config import replace_quantization
 from coldpress.checkpoint.disk import as_utf8, disk_errors
 from coldpress.checkpoint.parts import INDEX, StageParts
+from coldpress.models.auto import build_model
+from coldpress.models.configuration import load_config
 from coldpress.report import Report, manifest_of
 from coldpress.report.page import PAGE, page_of
 from coldpress.shardwise.opening import Opened
@@ -81,8 +84,19 @@ class Finish:
                 config.pop(name, None)
         ignored = [name for name in self.outline.matrices if name not in self.fates.schemes]
         more = (attached,) if (attached := self.opened.attached()) else ()
-        replace_quantization(config, self.form.config(self.fates.schemes, ignored, *more))
+        quantization = self.form.config(self.fates.schemes, ignored, *more)
+        if quantization is not None:
+            quantization = self.form.config_for(quantization, self._model, self.fates.schemes)
+        replace_quantization(config, quantization)
         return config
+
+    def _model(self) -> Any:
+        """The model without weights; None where the installed transformers cannot build it."""
+        try:
+            with torch.device("meta"):
+                return build_model(load_config(str(self.opened.folder)), dtype=torch.bfloat16)
+        except Exception:  # of a configuration that nothing else is asked of
+            return None
 
     def _publish(self, shards: Sequence[Shard], parts: StageParts, folder: Path) -> None:
         """Link the files under the names of the checkpoint's, and write their index where there are several."""

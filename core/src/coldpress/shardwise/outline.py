@@ -11,7 +11,7 @@ meta device.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,13 +19,16 @@ from attrs import field, frozen
 from torch import nn
 
 from coldpress.arguments import DEFAULT_IGNORE
+from coldpress.checkpoint.config import tables
 from coldpress.checkpoint.named import Part
 from coldpress.errors import CheckpointError
 from coldpress.shardwise.joint import Joint, joint_experts
 from coldpress.source import Weights
 from coldpress.stage import matches_name
 
-_EMBEDDING = re.compile(r"\w*embed(ding|dings|_\w+)?|emb|wte|wpe|relative_attention_bias|\w*position_embeddings?")
+_EMBEDDING = re.compile(
+    r"\w*embed(s|ding|dings|der|s?_\w+)?|emb|wte|wpe|relative_attention_bias|\w*position_embeddings?"
+)
 _HEADS = ("lm_head", "head", "output", "output_layer", "embed_out", "score")
 _NORM = re.compile(r"\w*norm\w*|ln_\w+")
 _MTP = re.compile(r"(.*\.)?mtp\w*\..*")
@@ -90,7 +93,7 @@ def outline_of(weights: Weights, config: Mapping[str, Any], *, dtype: torch.dtyp
 
     Args:
         weights: the tensors of the dense model.
-        config: `config.json`, parsed; only its model types are looked at.
+        config: `config.json`, parsed; only its model types and sizes of vocabularies are looked at.
         dtype: of the model, in which weights are read that the files hold whole; None for the dtype of each.
 
     Raises:
@@ -117,7 +120,7 @@ def outline_of(weights: Weights, config: Mapping[str, Any], *, dtype: torch.dtyp
         found.kinds[owner] = _kind(owner, turned)
     for one in joint.values():
         found.matrices.update({layer: Matrix(p.tensor, one.shape(p), p) for layer, p in one.layers.items()})
-    _spare(found, names)
+    _spare(found, names, _vocabularies(config))
     model = _tree(found, weights, dtype)
     return Outline(model, found.matrices, joint, found.spared, refused, found.left)
 
@@ -207,7 +210,7 @@ def _check_number(weights: Weights, name: str) -> None:
 
 def _kind(owner: str, turned: frozenset[str]) -> type[nn.Module]:
     last = owner.rpartition(".")[2]
-    if _EMBEDDING.fullmatch(last):
+    if _EMBEDDING.fullmatch(last) or (last == "shared" and not _in_block(owner)):  # T5's and BART's
         return Embedding
     return Conv1D if last in turned else Linear
 
@@ -227,7 +230,17 @@ def _turned(weights: Weights, names: list[str]) -> frozenset[str]:
     return frozenset(last for last, turned in votes.items() if turned == {True})
 
 
-def _spare(found: _Found, names: list[str]) -> None:
+def _in_block(name: str) -> bool:
+    return re.search(r"\.\d+\.", f".{name}") is not None
+
+
+def _vocabularies(config: Mapping[str, Any]) -> frozenset[int]:
+    """Sizes of the vocabularies that a configuration names."""
+    sizes = (table.get(key) for table in tables(config) for key in ("vocab_size", "decoder_vocab_size"))
+    return frozenset(size for size in sizes if isinstance(size, int))
+
+
+def _spare(found: _Found, names: list[str], vocabularies: Collection[int]) -> None:
     """Note the layers that a class as a target does not mean: heads, routers, norms, multi-token prediction."""
     predicting = _prediction_blocks(names)
     for name in found.matrices:
@@ -235,8 +248,10 @@ def _spare(found: _Found, names: list[str]) -> None:
         prefix = next((prefix for prefix in predicting if name.startswith(prefix)), None)
         if found.kinds.get(name) is Embedding:
             found.spared[name] = "an embedding, by its name"
-        elif last in _HEADS and not re.search(r"\.\d+\.", f".{name}"):
+        elif last in _HEADS and not _in_block(name):
             found.spared[name] = "the output head, by its name"
+        elif found.matrices[name].shape[0] in vocabularies and not _in_block(name):
+            found.spared[name] = "an embedding or output head, which has a row for each token"
         elif matches_name(DEFAULT_IGNORE[1], name):
             found.spared[name] = "a router or gate of experts, by its name"
         elif _NORM.fullmatch(last):

@@ -12,6 +12,8 @@ float8, groups of 32, MX scales     mxfp8-quantized    a byte a weight, scales a
 on request                          dense              the dequantized weight, beside its scales
 """
 
+from collections.abc import Iterable
+
 from attrs import evolve
 from torch import dtype, float16, uint8
 
@@ -31,6 +33,8 @@ MICROSCALED = {MXFP4: 4, MXFP6: 6, MXFP8: 8}
 """Layouts whose scales are exponents, and how many bits their weights have."""
 NVFP4_BITS = 4
 PACKED_FLOATS = (NVFP4, MXFP4, MXFP6)
+WITHOUT_WEIGHT = (PACK, *PACKED_FLOATS)
+"""Layouts that have `weight_packed` in place of `weight`."""
 
 _STRATEGIES = ("tensor", "channel", "group", "block")
 _INPUT_STRATEGIES = ("token", "tensor", "group")
@@ -51,6 +55,18 @@ def choose(scheme: Scheme) -> str:
     if args.type == "float":
         return FLOAT if scheme.input_activations else NAIVE
     return PACK if args.num_bits < _BYTE or not scheme.input_activations else INT
+
+
+def is_read_dense(schemes: Iterable[Scheme]) -> bool:
+    """Whether transformers makes dense weights of all layers, with `dequantize`, that compute what codes stand for.
+
+    It unpacks all layers by the first scheme, leaves inputs as they are, and rounds scales of packed floats otherwise.
+
+    Args:
+        schemes: of all quantized layers, `format` filled in.
+    """
+    kinds = {evolve(scheme, targets=()) for scheme in schemes}
+    return len(kinds) == 1 and all(kind.format == PACK and not kind.input_activations for kind in kinds)
 
 
 def own_scale_dtype(args: QuantizationArgs) -> dtype | None:

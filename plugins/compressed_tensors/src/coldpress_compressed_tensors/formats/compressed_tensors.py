@@ -1,6 +1,7 @@
 """compressed-tensors: the checkpoint format of llm-compressor, which vLLM and transformers read."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -20,8 +21,10 @@ from coldpress.plugin import (
     Scheme,
     SchemeError,
     SchemeLookup,
+    State,
     Stored,
     Weights,
+    initialization_reads_weights,
     number_format,
 )
 from coldpress_compressed_tensors.algorithm import (
@@ -38,7 +41,9 @@ from coldpress_compressed_tensors.layout import (
     LAYOUTS,
     PACK,
     PACKED_FLOATS,
+    WITHOUT_WEIGHT,
     choose,
+    is_read_dense,
     obstacle,
     own_scale_dtype,
     without_float16,
@@ -50,6 +55,8 @@ from coldpress_compressed_tensors.transforms import (
     rotation_tensors,
     write_transforms,
 )
+
+log = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True)
@@ -126,6 +133,29 @@ class CompressedTensorsFormat(Format):
         )
         return write_transforms(write_cache(config, attachments), attachments)
 
+    def check_model(self, state: State, names: Sequence[str]) -> None:
+        """Say of a model that transformers will not be able to load, and why; it is written all the same."""
+        schemes = {**{name: planned.scheme for name, planned in state.plan.items()}, **state.schemes}
+        schemes = {name: evolve(scheme, format=self._layout(scheme)) for name, scheme in schemes.items()}
+        if not is_read_dense(schemes.values()) and _fails(state.model, schemes):
+            log.warning(
+                "transformers will not load this checkpoint, which coldpress.load_model reads: its initialization of "
+                "%s needs the weights of layers that are packed, and they can be made dense only where all have one "
+                "scheme of int weights alone, as with W4A16; schemes of 8-bit weights and inputs (W8A8, FP8_DYNAMIC) "
+                "are loaded too",
+                type(state.model).__name__,
+            )
+
+    def config_for(
+        self, config: dict[str, Any], model: Callable[[], Any], schemes: Mapping[str, Scheme]
+    ) -> dict[str, Any]:
+        """With `dequantize` where transformers can load the model in no other way; others do not look at it."""
+        schemes = {name: evolve(scheme, format=self._layout(scheme)) for name, scheme in schemes.items()}
+        if not is_read_dense(schemes.values()):
+            return config
+        asymmetric = any(scheme.weights and not scheme.weights.symmetric for scheme in schemes.values())
+        return {**config, "dequantize": True} if asymmetric or _fails(model(), schemes) else config
+
     def attachments(self, config: Mapping[str, Any]) -> AttachmentLookup:
         """`kv_cache_scheme` and `transform_config`."""
         cache, transforms = read_cache(config), read_transforms(config)
@@ -191,6 +221,11 @@ class CompressedTensorsFormat(Format):
 
     def _layout(self, scheme: Scheme) -> str:
         return self.quantization_format or scheme.format or choose(scheme)
+
+
+def _fails(model: Any, schemes: Mapping[str, Scheme]) -> bool:
+    """Whether transformers' initialization of the model needs what packed layers do not have."""
+    return initialization_reads_weights(model, [name for name, one in schemes.items() if one.format in WITHOUT_WEIGHT])
 
 
 def _input_tensors(quantized: Quantized) -> dict[str, Tensor]:
