@@ -45,6 +45,7 @@ class StandIns:
         self.folder = str(folder)
         self.model: Any = None
         self.compressed = False
+        self._processor: type[Processor] | None = None
 
     def install(self, text: str) -> None:
         """Put them in place for a script."""
@@ -52,6 +53,7 @@ class StandIns:
             self._library(name)
         self._transformers(text)
         self._images()
+        self._accelerator(text)
         datasets.load_dataset = self.load_dataset
         coldpress.oneshot = partial(self._oneshot, coldpress.oneshot)
         coldpress.model_free_ptq = partial(self._model_free, coldpress.model_free_ptq)
@@ -76,12 +78,16 @@ class StandIns:
             self.model = _READ[class_name](hub_id)
             return self.model
         self.model = ported_zoo.build(str(hub_id), class_name)
-        self.model.config._name_or_path = self.model.name_or_path = self.folder
+        folder = tempfile.mkdtemp()
+        self.model.config.save_pretrained(folder)
+        self.tokenizer().save_pretrained(folder)
+        self.model.config._name_or_path = self.model.name_or_path = folder
         return self.model
 
-    def load_dataset(self, *_: Any, **__: Any) -> datasets.Dataset:
-        """Rows with the columns of every data set that the scripts name."""
-        rows = [_row(text) for text in TEXTS] * 64
+    def load_dataset(self, name: str, *_: Any, **__: Any) -> datasets.Dataset:
+        """Rows with the columns of every data set that the scripts name; the Pile's are long."""
+        times = 40 if "pile" in name else 1
+        rows = [_row(text * times) for text in TEXTS] * 64
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         return datasets.Dataset.from_dict({**columns, "image": [_image()] * len(rows)})
 
@@ -94,6 +100,9 @@ class StandIns:
     def _oneshot(self, oneshot: Any, *args: Any, **options: Any) -> Any:
         if (options.get("num_calibration_samples") or 0) > SAMPLES:
             options["num_calibration_samples"] = SAMPLES
+        for name in ("tokenizer", "processor"):
+            if isinstance(options.get(name), str) and not Path(options[name]).is_dir():
+                options[name] = self.tokenizer() if self._processor is None else self._processor(self)
         done = oneshot(*args, **options)
         self.compressed = True
         return done
@@ -116,6 +125,7 @@ class StandIns:
                 kind.from_pretrained = staticmethod(partial(self.load_model, name))
         transformers.AutoTokenizer.from_pretrained = staticmethod(lambda *_, **__: self.tokenizer())
         processor = Recorder if "Whisper" in text else Processor
+        self._processor = processor if "AutoProcessor" in text else None
         for name in ("AutoProcessor", "Llama4Processor", "WhisperProcessor"):
             getattr(transformers, name).from_pretrained = staticmethod(lambda *_, **__: processor(self))
 
@@ -123,6 +133,17 @@ class StandIns:
     def _images() -> None:
         """Every image that a script opens is a black one."""
         PIL.Image.open = lambda *_, **__: _image()
+
+    @staticmethod
+    def _accelerator(text: str) -> None:
+        """The CPU in place of a GPU that a script names."""
+        torch.accelerator.reset_peak_memory_stats = lambda *_: None
+        torch.accelerator.max_memory_allocated = lambda *_: 0
+        if '"cuda"' in text:
+            move = torch.Tensor.to
+            torch.Tensor.to = lambda tensor, *args, **options: move(
+                tensor, *("cpu" if arg == "cuda" else arg for arg in args), **options
+            )
 
     def _library(self, name: str) -> None:
         """A module that has whatever is asked of it, where the library is not installed."""
@@ -173,18 +194,12 @@ class Processor:
 
     def _add_image(self, found: dict[str, Any], *, as_tensors: bool) -> None:
         config = self._stand_ins.model.config
+        config = getattr(config, "thinker_config", config)
         ids = torch.as_tensor(found["input_ids"])
         ids = ids if ids.ndim == 2 else ids[None]
         found.clear()
-        vision = config.vision_config
-        if hasattr(config, "vision_start_token_id"):
-            image = [config.vision_start_token_id, *[config.image_token_id] * 4, config.vision_end_token_id]
-            width = 3 * getattr(vision, "temporal_patch_size", 2) * vision.patch_size**2
-            found |= {"pixel_values": torch.randn(16, width), "image_grid_thw": torch.tensor([[1, 4, 4]])}
-        else:
-            token = getattr(config, "image_token_index", None) or config.image_token_id
-            image = [token] * (vision.image_size // vision.patch_size) ** 2
-            found["pixel_values"] = torch.randn(1, 3, vision.image_size, vision.image_size)
+        image, pixels = ported_zoo.image_of(config)
+        found |= pixels
         found["input_ids"] = torch.cat([torch.tensor([image]), ids], 1)
         found["attention_mask"] = torch.ones_like(found["input_ids"])
         if not as_tensors:
@@ -203,7 +218,7 @@ class Recorder(Processor):
         self.tokenizer.set_prefix_tokens = lambda **_: None
         self.tokenizer.prefix_tokens = [1, 5]
 
-    def __call__(self, text: Any = None, **_: Any) -> Any:  # type: ignore[override]
+    def __call__(self, *_: Any, text: Any = None, **__: Any) -> Any:  # type: ignore[override]
         """Features of a sound, and labels where there is text."""
         found = {"input_features": torch.randn(1, 16, 100)}
         if text is not None:

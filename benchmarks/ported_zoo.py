@@ -91,7 +91,14 @@ _TYPES = {
 }
 _MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 _MERGERS = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-_BOTH = ("llama4", "qwen3_5", "qwen3_5_moe", "gemma3", "gemma4")  # AutoModelForCausalLM of these takes the whole
+_BOTH = (
+    "llama4",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "gemma3",
+    "gemma4",
+    "glm5_next",
+)  # AutoModelForCausalLM of these takes the whole
 _IMAGE_TOKENS = {"vision_start_token_id": 10, "vision_end_token_id": 11, "image_token_id": 12, "video_token_id": 13}
 
 
@@ -130,6 +137,20 @@ def build(hub_id: str, class_name: str) -> nn.Module:
     return model
 
 
+def image_of(config: Any) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """Token ids that stand for one image, and its pixels, as a model with this configuration takes them."""
+    vision = config.vision_config
+    if hasattr(vision, "spatial_merge_size"):
+        start, end = (getattr(config, f"vision_{side}_token_id", None) for side in ("start", "end"))
+        image = [start, *[config.image_token_id] * 4, end]
+        width = 3 * getattr(vision, "temporal_patch_size", 2) * vision.patch_size**2
+        pixels = {"pixel_values": torch.randn(16, width), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+        return [token for token in image if token is not None], pixels
+    token = getattr(config, "image_token_index", None) or config.image_token_id
+    shape = (1, 1, 3, 28, 28) if config.model_type == "idefics3" else (1, 3, 28, 28)  # patches of 14
+    return [token] * (1 if config.model_type in ("idefics3", "internvl") else 4), {"pixel_values": torch.randn(shape)}
+
+
 def _text(model_type: str) -> PreTrainedConfig:
     """A configuration of a language model with two small blocks."""
     known = AutoConfig.for_model(model_type).to_dict()
@@ -144,6 +165,8 @@ def _text(model_type: str) -> PreTrainedConfig:
     if model_type.startswith(("deepseek", "glm_moe_dsa", "glm5")):
         small["num_key_value_heads"] = 4
         small.pop("head_dim", None)
+    if model_type == "glm5_next_text":
+        small |= {"qk_rope_head_dim": 0, "linear_head_dim": 64, "linear_num_heads": 4}
     if known.get("sliding_window"):
         small["sliding_window"] = 64
     if "index_n_heads" in known:
@@ -182,6 +205,11 @@ def _whole(model_type: str) -> PreTrainedConfig:
         parts["audio_config"] = _smaller(known["audio_config"], _AUDIO)
     if model_type == "gemma4":
         parts["audio_config"] = None
+    if model_type == "gemma3":
+        parts["mm_tokens_per_image"] = 4
+    if model_type == "internvl":
+        parts["image_seq_length"] = 1
+        parts["vision_config"] |= {"image_size": [28, 28], "patch_size": [14, 14]}
     return AutoConfig.for_model(model_type, **parts)
 
 

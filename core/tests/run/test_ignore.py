@@ -47,6 +47,10 @@ def test_a_module_that_only_holds_layers_is_no_layer():
     assert "it holds layers and is none; 're:model.layers.0.mlp.*' matches 'model.layers.0.mlp.gate_proj'" in problem
 
 
+def test_a_module_whose_layers_are_ignored_by_another_pattern_is_no_mistake():
+    assert problems(tiny_llama(), "LlamaMLP", "re:.*mlp.*") == []
+
+
 @pytest.mark.parametrize("pattern", ["model.lm_head", "LM_HEAD", "lm_head.weight", "re:.*lm_head.weight$"])
 def test_the_head_by_a_name_that_it_does_not_have_is_no_custom(pattern):
     (problem,) = problems(tiny_llama(), pattern)

@@ -65,9 +65,9 @@ def head_layers(model: Any) -> list[str]:
 def ignore_problems(modifiers: Sequence[Modifier], model: nn.Module, beside: Iterable[str]) -> list[str]:
     """What is wrong with patterns that match no layer, in words.
 
-    It is wrong where the model has something that is nearly called so, or that a better pattern would match.  Else it
-    is a pattern that recipes carry from model to model, for a vision tower or routers, and worth a warning; the default
-    for routers nothing.
+    It is wrong where the model has something that is nearly called so, or that a better pattern would match and no
+    other one does.  Else it is a pattern that recipes carry from model to model, for a vision tower or routers, and
+    worth a warning; the default for routers nothing.
 
     Args:
         modifiers: of a recipe.
@@ -82,7 +82,7 @@ def ignore_problems(modifiers: Sequence[Modifier], model: nn.Module, beside: Ite
             if any(matches(pattern, name, classes) for name, classes in modules):
                 continue
             customary = any(matches(pattern, name, ()) for name in _CUSTOMARY)
-            hint = "" if customary else _hint(pattern, model)
+            hint = "" if customary else _hint(pattern, model, modifier.ignore)
             if hint:
                 problems.append(f"{type(modifier).__name__}: ignore has {pattern!r}, which matches no layer{hint}")
             elif pattern not in DEFAULT_IGNORE[1:]:
@@ -101,11 +101,20 @@ def warn_of_routers(state: State) -> None:
         )
 
 
-def _hint(pattern: str, model: nn.Module) -> str:
+def _hint(pattern: str, model: nn.Module, ignore: Sequence[str]) -> str:
     """The end of a message: what the pattern must be meant for; nothing where the model has nothing of the kind."""
-    layers = [layer.name for layer in find_layers(model.named_modules())]
+    found = list(find_layers(model.named_modules()))
+    layers = [layer.name for layer in found]
     named = [name for name, module in model.named_modules() if name and matches(pattern, name, class_names(module))]
-    inside = [layer for layer in layers if any(layer.startswith(f"{name}.") for name in named)]
+    classes = {layer.name: class_names(layer.module) for layer in found}
+    inside = [
+        name
+        for name in layers
+        if any(name.startswith(f"{holder}.") for holder in named)
+        and not any(matches(other, name, classes[name]) for other in ignore)
+    ]
+    if named and not inside:
+        return ""
     if inside:
         return f": it holds layers and is none; {f're:{named[0]}.*'!r} matches {inside[0]!r} and what is beside it"
     word = pattern.removeprefix("re:").strip("^$.*\\")
@@ -120,10 +129,8 @@ def _hint(pattern: str, model: nn.Module) -> str:
         slips = words[-1:]
     if not slips:
         return ""
-    found = [name for name in (*layers, *sorted(kinds)) if slips[0] in name.split(".")][:3] or near(
-        word, layers, count=3
-    )
-    return f"; the model has, for example, {', '.join(map(repr, found))}"
+    examples = [name for name in (*layers, *sorted(kinds)) if slips[0] in name.split(".")][:3]
+    return f"; the model has, for example, {', '.join(map(repr, examples or near(word, layers, count=3)))}"
 
 
 def _misspelt(word: str, known: Iterable[str]) -> list[str]:
