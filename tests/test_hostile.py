@@ -261,6 +261,32 @@ def test_a_pattern_that_does_not_compile_is_told(pattern):
         matches_name(pattern, "model.layers.0")
 
 
+@pytest.mark.parametrize("pattern", ["re:a{99999999}", "re:((a{2,999}){999}){,999}", "re:a{999999,}"])
+def test_a_pattern_that_takes_memory_is_refused_before_it_is_compiled(pattern):
+    with pytest.raises(TargetError, match="more than 100000 times"):
+        matches_name(pattern, "model.layers.0")
+
+
+def test_counts_of_layers_are_patterns():
+    assert matches_name(r"re:a\.\d{1,3}\.b{1}\.[0-9]{0,2}\.x{,5}$", "a.12.b.3.xx")
+
+
+def test_a_name_that_no_file_system_takes_is_no_model():
+    with pytest.raises(ModelError, match=r"no model is called 'aaa.*so long a name"):
+        load_model("a" * 300)
+
+
+def test_a_tokenizer_that_promises_billions_of_tokens_is_refused(tmp_path):
+    TOKENIZER.save_pretrained(tmp_path)
+    MODEL.config.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"] = {token: number + 2**31 for token, number in content["model"]["vocab"].items()}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+
+    with pytest.raises(ModelError, match=r"the id 21474\d+; the most is 10000000"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_pattern_that_takes_for_ever_is_told():
     with pytest.raises(TargetError, match="for more than 1 s"):
         matches_name(r"re:^(([a-z])+.)+[A-Z]([a-z])+$", "a" * 3000)

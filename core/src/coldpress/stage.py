@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import regex
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from coldpress.errors import TargetError
 
 _SECONDS = 1.0  # that a pattern may take for one name
+_MOST_REPEATS = 100_000  # of a part of a pattern: all its counts multiplied, as if each were within the one before
 
 
 def class_names(module: nn.Module) -> tuple[str, ...]:
@@ -36,6 +38,9 @@ def matches_name(pattern: str, name: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> Any:
+    counts = (int(max(pair, key=len)[:9] or 1) for pair in regex.findall(r"\{(\d*),?(\d*)\}", pattern))
+    if prod(max(1, count) for count in counts) > _MOST_REPEATS:  # each takes memory when it is compiled
+        raise TargetError(f"{pattern!r} repeats its parts more than {_MOST_REPEATS} times: write it with fewer")
     try:
         return regex.compile(pattern[3:])
     except regex.error as error:

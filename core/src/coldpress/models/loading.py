@@ -25,6 +25,7 @@ from coldpress.models.promise import check_promises, check_size
 
 log = logging.getLogger(__name__)
 
+_MOST_TOKENS = 10_000_000  # ids of a tokenizer; the largest vocabularies have a million
 _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -268,7 +269,11 @@ def _load_tokenizer(name: str, folder: Path, trust_remote_code: bool) -> Any | N
     if not any((folder / file).is_file() for file in files):
         return None
     with reading(f"transformers cannot read the tokenizer of {name!r}", ModelError):
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        last, token = max(((number, token) for token, number in tokenizer.get_vocab().items()), default=(0, ""))
+    if last > _MOST_TOKENS:  # a copy of such a tokenizer lists every id that is not used
+        raise ModelError(f"the tokenizer of {name!r} gives {token!r} the id {last}; the most is {_MOST_TOKENS}")
+    return tokenizer
 
 
 def _exists(source: str) -> bool:

@@ -1,5 +1,6 @@
 """What the text that names a model means: a folder, a file, a name that a source knows, or an id on a hub."""
 
+import errno
 import logging
 import re
 import stat
@@ -59,13 +60,22 @@ def locate(name: str) -> Location:
         if known is not None:
             return Location(name, known, source)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if _is_folder(path):
         return _folder(name, path)
     if path.is_file():
         return _file(name, path)
     if _HUB_ID.fullmatch(name) and _suffix(path) not in registry.names("sources"):
         return Location(name)
     raise ModelError(f"{name!r} is not there: neither a folder nor a file of this name exists{neighbours(name)}")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ModelError(f"no model is called {str(path)[:60]!r}...: no file system takes so long a name") from error
 
 
 def neighbours(name: str) -> str:
