@@ -27,6 +27,11 @@ TOKENS = 96  # of one
 NEW_TOKENS = 4  # that a script may generate
 TEXTS = [text[:400] for text in pydoc_data.topics.topics.values() if len(text) > 400][:SAMPLES]
 LIBRARIES = ("librosa", "loguru", "qwen_omni_utils", "qwen_vl_utils", "requests", "soundfile", "auto_round")
+LLAMA_TOKENS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+LLAMA_TEMPLATE = (
+    "{% for turn in messages %}<|start_header_id|>{{ turn.role }}<|end_header_id|>\n\n{{ turn.content }}<|eot_id|>"
+    "{% endfor %}"
+)
 
 _MODEL_CLASS = re.compile(r"\b(AutoModel\w*|\w+ForConditionalGeneration|\w+ForCausalLM)\b")
 _CHAT = ("add_generation_prompt",)
@@ -46,9 +51,11 @@ class StandIns:
         self.model: Any = None
         self.compressed = False
         self._processor: type[Processor] | None = None
+        self._is_llama = False
 
     def install(self, text: str) -> None:
         """Put them in place for a script."""
+        self._is_llama = LLAMA_TOKENS[0] in text  # it looks for them
         for name in LIBRARIES:
             self._library(name)
         self._transformers(text)
@@ -70,6 +77,9 @@ class StandIns:
         """A tokenizer that can pad."""
         found = _read_tokenizer(self.folder)
         found.pad_token = found.pad_token or found.eos_token
+        if self._is_llama:
+            found.add_special_tokens({"additional_special_tokens": LLAMA_TOKENS})
+            found.chat_template = LLAMA_TEMPLATE
         return found
 
     def load_model(self, class_name: str, hub_id: Any, *_: Any, **__: Any) -> Any:
@@ -84,9 +94,9 @@ class StandIns:
         self.model.config._name_or_path = self.model.name_or_path = folder
         return self.model
 
-    def load_dataset(self, name: str, *_: Any, **__: Any) -> datasets.Dataset:
+    def load_dataset(self, path: str, *_: Any, **__: Any) -> datasets.Dataset:
         """Rows with the columns of every data set that the scripts name; the Pile's are long."""
-        times = 40 if "pile" in name else 1
+        times = 40 if "pile" in path else 1
         rows = [_row(text * times) for text in TEXTS] * 64
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         return datasets.Dataset.from_dict({**columns, "image": [_image()] * len(rows)})
@@ -202,6 +212,8 @@ class Processor:
         found |= pixels
         found["input_ids"] = torch.cat([torch.tensor([image]), ids], 1)
         found["attention_mask"] = torch.ones_like(found["input_ids"])
+        if "image_grid_thw" in pixels:
+            found["mm_token_type_ids"] = (found["input_ids"] == config.image_token_id).long()
         if not as_tensors:
             found |= {key: value.tolist() for key, value in found.items()}
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from coldpress.testing.models import filled
 
-VOCABULARY = 49152  # of SmolLM2, whose tokenizer takes the place of every other
+VOCABULARY = 49280  # of SmolLM2, whose tokenizer takes the place of every other, and some more
 
 _TEXT = {
     "vocab_size": VOCABULARY,
@@ -28,6 +28,7 @@ _LINEAR = {
     **{"linear_num_value_heads": 4, "linear_num_key_heads": 2},
     **{"linear_key_head_dim": 64, "linear_value_head_dim": 64},
 }
+_DEEP = {"num_hidden_layers": 64, "layer_types": ["linear_attention", "full_attention"] * 32}
 _INDEXER = {"index_n_heads": 2, "index_head_dim": 32, "index_topk": 16}
 _VISION = {
     **{"hidden_size": 64, "intermediate_size": 128, "depth": 2, "num_heads": 2, "num_hidden_layers": 2},
@@ -43,6 +44,10 @@ _WHISPER = {
     **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256},
     **{"max_source_positions": 50, "max_target_positions": 128, "decoder_start_token_id": 1},
     **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+}
+_LANGUAGES = {
+    **{"is_multilingual": True, "lang_to_id": {"<|en|>": 3}, "task_to_id": {"transcribe": 4, "translate": 5}},
+    "no_timestamps_token_id": 6,
 }
 
 # Pattern over a hub id -> model type.
@@ -126,6 +131,8 @@ def build(hub_id: str, class_name: str) -> nn.Module:
         config = _whole(model_type)
     if class_name == "AutoModelForCausalLM" and type(config) not in transformers.AutoModelForCausalLM._model_mapping:
         class_name = "AutoModelForImageTextToText"  # a script that trusts remote code
+    if "Qwen3.8-" in hub_id:  # a recipe names blocks up to the 64th
+        config.get_text_config().update(_DEEP)
     kind = getattr(transformers, class_name)
     make = kind.from_config if class_name.startswith("Auto") else kind._from_config
     model = filled(make(config, dtype=torch.bfloat16), torch.bfloat16, 0)
@@ -134,6 +141,8 @@ def build(hub_id: str, class_name: str) -> nn.Module:
             setattr(model.config, name, token)
     if hasattr(model.config, "image_token_index"):
         model.config.image_token_index = 12
+    if model_type == "whisper":
+        model.generation_config.update(**_LANGUAGES)
     return model
 
 
@@ -147,6 +156,8 @@ def image_of(config: Any) -> tuple[list[int], dict[str, torch.Tensor]]:
         pixels = {"pixel_values": torch.randn(16, width), "image_grid_thw": torch.tensor([[1, 4, 4]])}
         return [token for token in image if token is not None], pixels
     token = getattr(config, "image_token_index", None) or config.image_token_id
+    if config.model_type == "mistral3":
+        return [token], {"pixel_values": torch.randn(1, 3, 28, 28), "image_sizes": torch.tensor([[28, 28]])}
     shape = (1, 1, 3, 28, 28) if config.model_type == "idefics3" else (1, 3, 28, 28)  # patches of 14
     return [token] * (1 if config.model_type in ("idefics3", "internvl") else 4), {"pixel_values": torch.randn(shape)}
 
@@ -160,6 +171,8 @@ def _text(model_type: str) -> PreTrainedConfig:
         small |= {"num_hidden_layers": 5, "first_k_dense_replace": 3}
     if model_type == "granitemoehybrid":
         small |= {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 16}
+    if "hidden_size_per_layer_input" in known:
+        small["hidden_size_per_layer_input"] = 0  # as the larger models of gemma 4 have it
     if model_type == "gemma2":
         small["query_pre_attn_scalar"] = 64
     if model_type.startswith(("deepseek", "glm_moe_dsa", "glm5")):
@@ -205,6 +218,8 @@ def _whole(model_type: str) -> PreTrainedConfig:
         parts["audio_config"] = _smaller(known["audio_config"], _AUDIO)
     if model_type == "gemma4":
         parts["audio_config"] = None
+    if model_type in ("mistral3", "llava") and "head_dim" in parts["vision_config"]:
+        parts["vision_config"]["head_dim"] = 32
     if model_type == "gemma3":
         parts["mm_tokens_per_image"] = 4
     if model_type == "internvl":

@@ -49,6 +49,8 @@ def test_a_module_that_only_holds_layers_is_no_layer():
 
 def test_a_module_whose_layers_are_ignored_by_another_pattern_is_no_mistake():
     assert problems(tiny_llama(), "LlamaMLP", "re:.*mlp.*") == []
+    assert problems(tiny_family("qwen2_5_vl"), "re:visual.*", "re:model.visual.*") == []
+    assert len(problems(tiny_family("qwen2_5_vl"), "re:visual.*", "re:model.visual.blocks.0.*")) == 1
 
 
 @pytest.mark.parametrize("pattern", ["model.lm_head", "LM_HEAD", "lm_head.weight", "re:.*lm_head.weight$"])

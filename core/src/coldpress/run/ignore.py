@@ -102,25 +102,27 @@ def warn_of_routers(state: State) -> None:
 
 
 def _hint(pattern: str, model: nn.Module, ignore: Sequence[str]) -> str:
-    """The end of a message: what the pattern must be meant for; nothing where the model has nothing of the kind."""
-    found = list(find_layers(model.named_modules()))
-    layers = [layer.name for layer in found]
+    """The end of a message: what the pattern must be meant for; nothing where the model has nothing of the kind, or
+    other patterns ignore it.
+    """
+    found = {layer.name: class_names(layer.module) for layer in find_layers(model.named_modules())}
+    layers = [name for name, classes in found.items() if not any(matches(other, name, classes) for other in ignore)]
     named = [name for name, module in model.named_modules() if name and matches(pattern, name, class_names(module))]
-    classes = {layer.name: class_names(layer.module) for layer in found}
-    inside = [
-        name
-        for name in layers
-        if any(name.startswith(f"{holder}.") for holder in named)
-        and not any(matches(other, name, classes[name]) for other in ignore)
-    ]
-    if named and not inside:
-        return ""
+    inside = [layer for layer in layers if any(layer.startswith(f"{name}.") for name in named)]
     if inside:
         return f": it holds layers and is none; {f're:{named[0]}.*'!r} matches {inside[0]!r} and what is beside it"
     word = pattern.removeprefix("re:").strip("^$.*\\")
     holding = [layer for layer in layers if word and word in layer]
     if holding:
         return f": a pattern is matched from the start of a name; {f're:.*{word}.*'!r} matches {holding[0]!r}"
+    if named or (word and any(word in name for name in found)):
+        return ""
+    examples = _examples(word, model, list(found))
+    return f"; the model has, for example, {', '.join(map(repr, examples))}" if examples else ""
+
+
+def _examples(word: str, model: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Layers, or classes of such, whose names look as if they were meant."""
     kinds = {type(layer.module).__name__ for layer in find_layers(model.named_modules())}
     parts = kinds | {"weight", "bias"} | {part for name, _ in model.named_modules() for part in name.split(".")}
     words = re.findall(r"\w+", word)
@@ -128,9 +130,9 @@ def _hint(pattern: str, model: nn.Module, ignore: Sequence[str]) -> str:
     if words and parts.issuperset(words):  # parts of names, wrongly joined
         slips = words[-1:]
     if not slips:
-        return ""
-    examples = [name for name in (*layers, *sorted(kinds)) if slips[0] in name.split(".")][:3]
-    return f"; the model has, for example, {', '.join(map(repr, examples or near(word, layers, count=3)))}"
+        return []
+    found = [name for name in (*layers, *sorted(kinds)) if slips[0] in name.split(".")][:3]
+    return found or near(word, layers, count=3)
 
 
 def _misspelt(word: str, known: Iterable[str]) -> list[str]:

@@ -139,6 +139,8 @@ def read_config(config: Mapping[str, Any]) -> ConfigLookup:
     schemes = [_read_group(name, group, config) for name, group in groups.items()]
     targets = {target: scheme for scheme in schemes for target in scheme.targets}
     ignore = config.get("ignore") or []
+    if not isinstance(ignore, list | tuple):
+        raise CheckpointError(f"quantization_config: ignore must be a list of names and patterns, got {ignore!r}")
     for pattern in (*targets, *ignore):
         _check_pattern(pattern)
     # A later group takes a target from an earlier one; patterns come after names.
