@@ -16,7 +16,9 @@ def build(folder: Path, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0, *
     config.dtype = dtype
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
     generator = torch.Generator().manual_seed(seed)
     weight_map, total = {}, 0
     parts = shapes(config)

@@ -80,7 +80,7 @@ def test_where_activations_wait_is_an_argument_and_changes_no_byte(pipeline, tmp
 def test_the_peers_name_of_the_place_is_accepted_and_says_which_is_ours(caplog):
     oneshot(tiny_llama(), static(), dataset=batches(), sequential_offload_device="cuda:1")
 
-    assert "sequential_offload_device has no effect: what waits is in CPU memory, or on disk" in caplog.text
+    assert "sequential_offload_device has no effect: what waits is on its card, in CPU memory or on disk" in caplog.text
 
 
 def test_a_setting_that_the_pipeline_does_not_have_is_said_to_do_nothing(caplog):

@@ -180,8 +180,8 @@ class State:
         """What the model calls the stage with, or a module of it, batch by batch; `Call.run` runs it again.
 
         Outputs are those of the weights as they are when a call is run: compressed so far, or, inside of
-        `state.original()`, the original ones.  One batch at a time is where the model is; a call is not kept
-        beyond the next one, except one of a module, whose arguments were computed for it.
+        `state.original()`, the original ones.  One batch at a time is where the model is: what a call holds is put
+        aside with the next one, so a modifier that keeps calls keeps them with tensors of its own (`x.detach()`).
 
         Args:
             stage: that is compressed now.

@@ -141,6 +141,18 @@ def test_blocks_are_run_again_on_the_first_tokens_however_they_are_batched(size,
     assert sum(call.args[0].shape[:-1].numel() for call in found) == 256
 
 
+def test_calls_that_are_kept_stay_where_they_are_when_a_pipeline_puts_its_own_aside():
+    x, mask = torch.ones(1, 16, 4), torch.ones(16)
+
+    def calls():
+        yield Call(0, (x,), {"masks": (mask,)}, lambda x, masks: x * masks[0][:, None])
+        x.data, mask.data = torch.empty(0), torch.empty(0)
+
+    (found,) = first_calls(calls())
+
+    assert torch.equal(found.output(), torch.ones(1, 16, 4))
+
+
 def test_every_pair_is_scaled_and_says_how():
     state = run(AWQModifier(), Rounding(**W4))
 

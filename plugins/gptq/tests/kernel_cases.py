@@ -45,7 +45,7 @@ def test_without_errors_to_carry_codes_are_the_same_bits(args):
     finest = 2.0**-10 if args.num_bits == 8 and args.type == "float" else 2.0**-4 if args.type == "float" else 0.5
     targets = (torch.arange(-1024, 1024) * finest).reshape(1, -1).to(DEVICE)
     targets = torch.cat([targets, targets * 2.0**5, draw(1, 2048) * grid.maximum, torch.zeros(1, 2048, device=DEVICE)])
-    scales, groups = torch.ones(1, 2048, device=DEVICE), torch.zeros(1, 4, dtype=torch.int64)
+    scales, groups = torch.ones(1, 2048, device=DEVICE), torch.zeros(1, 4, dtype=torch.int64, device=DEVICE)
     found = []
     for loop in loops(grid, scales, None, groups):
         tensors = targets.clone(), targets.clone(), torch.empty_like(targets)

@@ -4,6 +4,7 @@ import gc
 import tempfile
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from coldpress.report.histogram import Histogram
 from coldpress.run.job import Job
 from coldpress.testing.models import batches, tiny_conv1d, tiny_llama
 from coldpress_pipelines import Independent, LayerSequential, Sequential
-from coldpress_pipelines.offload import Offload
+from coldpress_pipelines.offload import Offload, _has_room
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks the system where memory is")
 BLOCKWISE = pytest.mark.parametrize("pipeline", [Sequential, LayerSequential])
@@ -131,6 +132,30 @@ def test_what_waits_takes_no_memory_of_the_accelerator_and_comes_back(folder, sp
     assert (x.device.type, part.device.type) == (device.type, device.type)
     assert torch.equal(x.cpu(), before)
     assert torch.equal(part.cpu(), before[1:])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_waits_stays_on_a_card_while_half_of_it_is_free(monkeypatch):
+    x = torch.arange(12.0, device="cuda")
+
+    with Offload(stays=True) as room:
+        room.put(x)
+        assert x.is_cuda
+        monkeypatch.setattr("coldpress_pipelines.offload._FREE", 1.1)
+        room.put(x)
+        assert not x.is_cuda
+    assert x.is_cuda
+
+
+def test_what_the_allocator_holds_counts_as_free(monkeypatch):
+    sizes = {"mem_get_info": (100, 1000), "memory_reserved": 800, "memory_allocated": 300}
+    for name, size in sizes.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, size=size: size)
+
+    assert _has_room(SimpleNamespace(is_cuda=True, device="cuda:0"))
+    assert not _has_room(torch.zeros(1))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 400)
+    assert not _has_room(SimpleNamespace(is_cuda=True, device="cuda:0"))
 
 
 # --- whole runs

@@ -77,7 +77,7 @@ class PipelineKeywords(TypedDict, total=False):
     sequential_targets: str | Sequence[str] | None
     propagate_error: bool | None
     true_sequential: bool | None
-    offload_activations: Literal["cpu", "disk"]
+    offload_activations: Literal["auto", "cpu", "disk"]
     offload_limit: int | str
 
 

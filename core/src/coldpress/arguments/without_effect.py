@@ -10,7 +10,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "preprocessing_num_workers": "calibration samples are few and the tokenizer has its own threads",
     "quantization_aware_calibration": "deprecated in llm-compressor, where it does nothing either",
     "remove_columns": "columns that the model does not take are left out",
-    "sequential_offload_device": "what waits is in CPU memory, or on disk: see offload_activations",
+    "sequential_offload_device": "what waits is on its card, in CPU memory or on disk: see offload_activations",
     "sequential_prefetch": "no installed pipeline reads ahead",
     "sequential_targets_per_subgraph": "no installed pipeline cuts the model into parts",
     "tracing_ignore": "nothing is traced: it is the model's own forward that runs",

@@ -14,6 +14,7 @@ from coldpress.numerics.hadamard import hadamard_block_sizes, hadamard_matrix, h
 from coldpress.numerics.mask import smallest, smallest_in_groups
 from coldpress.numerics.pack import pack_int32, pack_rows_int32, unpack_int32, unpack_rows_int32
 from coldpress.numerics.pack_float import decode_exponents, encode_exponents, pack_floats, unpack_floats
+from coldpress.numerics.piece import piece
 from coldpress.numerics.qparams import (
     calculate_global_scale,
     calculate_qparams,
@@ -68,6 +69,7 @@ __all__ = [
     "pack_floats",
     "pack_int32",
     "pack_rows_int32",
+    "piece",
     "quantize",
     "random_orthogonal",
     "relative_error",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from coldpress.numerics.group import group
+from coldpress.numerics.piece import piece
 from coldpress.numerics.qparams import calculate_qparams
 from coldpress.schemes import QuantizationArgs, number_format
 
@@ -85,8 +86,9 @@ def _losses(
     scales = scales if global_scale is None else [scale / global_scale for scale in scales]
     points = [point.reshape(grouped.shape[:-1]).float() for _, point in candidates]
     losses = [torch.zeros_like(scale) for scale in scales]
-    step, wide = max(1, _BLOCK // costs.numel()), max(1, _BLOCK * size // costs.numel())
-    buffers = torch.empty(2, min(wide, size), min(step, rows), *costs.shape[:-1], device=grouped.device)
+    block = piece(grouped, _BLOCK)
+    step, wide = min(rows, max(1, block // costs.numel())), max(1, block * size // costs.numel())
+    buffers = torch.empty(2, min(wide, size), step, *costs.shape[:-1], device=grouped.device)
     for part in range(0, size, wide):
         below = slice(part, part + wide)
         cost = costs[..., below].movedim(-1, 0)[:, None].expand(-1, step, *costs.shape[:-1]).contiguous()  # [n, r, *]

@@ -15,7 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coldpress.numerics import calculate_global_scale, calculate_qparams, fake_quantize_groups, group, search_range
+from coldpress.numerics import (
+    calculate_global_scale,
+    calculate_qparams,
+    fake_quantize_groups,
+    group,
+    piece,
+    search_range,
+)
 from coldpress.plugin import QuantizationArgs
 
 FEW_ROWS, ROWS = 32, 256
@@ -123,7 +130,8 @@ def _errors(weight: Tensor, scale: Tensor, args: QuantizationArgs, importance: T
     out = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
     inverse = 1 / scale
     factor = _global_scale(weight.float() * scale, args)
-    for part, target in zip(*(torch.split(x, max(1, _BLOCK // weight.shape[1])) for x in (weight, out)), strict=True):
+    rows = max(1, piece(weight, _BLOCK) // weight.shape[1])
+    for part, target in zip(*(torch.split(x, rows) for x in (weight, out)), strict=True):
         scaled = part.float() * scale
         new = rounded(scaled, args, global_scale=factor, importance=costs)
         torch.mul(new.sub_(scaled), inverse, out=target)

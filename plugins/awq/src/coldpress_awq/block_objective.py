@@ -4,7 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from attrs import evolve
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from coldpress.plugin import Call
 
@@ -13,15 +15,20 @@ TOKENS = 4096
 
 
 def first_calls(calls: Iterable[Call]) -> list[Call]:
-    """As many calls of a module as hold `TOKENS` tokens; all of them if there are fewer."""
+    """As many calls of a module as hold `TOKENS` tokens, with tensors of their own; all of them if there are fewer."""
     found, tokens = [], 0
     for call in calls:
-        found.append(call)
+        found.append(evolve(call, args=tree_map(_own, call.args), kwargs=tree_map(_own, call.kwargs)))
         first = next(x for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor))  # [..., I]
         tokens += first.shape[:-1].numel()
         if tokens >= TOKENS:
             break
     return found
+
+
+def _own(x: object) -> object:
+    """A tensor that stays where its numbers are now, when the one that it is made of is put aside."""
+    return x.detach() if isinstance(x, Tensor) else x
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coldpress.numerics import calculate_qparams, fake_quantize_groups
+from coldpress.numerics import calculate_qparams, fake_quantize_groups, piece
 from coldpress.plugin import QuantizationArgs
 
 _SMALL = 256  # elements of a group that is
@@ -181,7 +181,8 @@ def rounding_error(
     scale, zero_point = (q.reshape(-1) for q in qparams)  # [q]
     flat = x.reshape(scale.numel(), -1)  # [q, n]
     costs = None if importance is None else importance.reshape(scale.numel(), -1)  # [q, n]
-    rows, columns = max(1, _BLOCK // max(1, flat.shape[1])), _BLOCK
+    columns = piece(x, _BLOCK)
+    rows = max(1, columns // max(1, flat.shape[1]))
     error = torch.zeros(flat.shape[0], dtype=torch.float32, device=x.device)  # [q]
     for row in range(0, flat.shape[0], rows):
         here = slice(row, row + rows)

@@ -1,4 +1,6 @@
-"""Where activations wait between two stages: in CPU memory, and above a limit in files that are mapped into it."""
+"""Where activations wait between two stages: on their card while it has room, in CPU memory, and above a limit in files
+that are mapped into it.
+"""
 
 import mmap
 from collections.abc import Iterator, Mapping
@@ -16,9 +18,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from coldpress.plugin import CalibrationError, State
 
-Place = Literal["cpu", "disk"]
-PLACES = ("cpu", "disk")
+Place = Literal["auto", "cpu", "disk"]
+PLACES = ("auto", "cpu", "disk")
 DEFAULT_LIMIT = 1 << 30
+_FREE = 0.5  # share of a card's memory that what waits there leaves free, for solvers and their matrices
 
 _CPU = torch.device("cpu")
 
@@ -58,12 +61,14 @@ class Offload:
     needs it; even a run that is killed leaves nothing but an empty folder.
 
     Attributes:
+        stays: whether what is on a CUDA device waits there, while half of its memory is free.
         spills: whether there are files at all.
         limit: bytes that may wait in memory if it spills.
         held: bytes that wait in memory now; counted if it spills.
         most: the largest `held` so far.
     """
 
+    stays: bool = False
     spills: bool = False
     limit: int = DEFAULT_LIMIT
     held: int = 0
@@ -79,11 +84,12 @@ class Offload:
 
         Args:
             state: whose model and batches do not move.
-            place: "cpu", or "disk" for what is beyond the limit.
+            place: "auto" for the device while it has room, and CPU memory beyond; "cpu"; or "disk" for what is beyond
+                the limit.
             limit: bytes that may wait in memory if `place` is "disk".
         """
         theirs = _tensors([*state.model.buffers(), *state.batches])
-        return cls(place == "disk", limit, staying=frozenset(_address(x) for x in theirs))
+        return cls(place == "auto", place == "disk", limit, staying=frozenset(_address(x) for x in theirs))
 
     def __enter__(self) -> "Offload":
         return self
@@ -132,7 +138,7 @@ class Offload:
     def _new(self, x: Tensor, fresh: dict[int, _Kept]) -> _Kept | None:
         """Where a tensor that was not seen before will wait; None if it stays."""
         address = _address(x)
-        if address in self._staying or (x.device == _CPU and not self.spills):
+        if address in self._staying or (x.device == _CPU and not self.spills) or (self.stays and _has_room(x)):
             return None
         kept: _Kept | None = self._waiting.get(address) or fresh.get(
             address
@@ -191,6 +197,15 @@ def _is_plain(x: Tensor) -> bool:
     """Whether a tensor may get another storage: not a weight, on no device without memory, not in inference mode."""
     ours = type(x) is Tensor and not isinstance(x, nn.Parameter) and not x.is_inference()
     return ours and x.layout == torch.strided and not x.is_meta and x.untyped_storage().nbytes() > 0
+
+
+def _has_room(x: Tensor) -> bool:
+    """Whether enough of the memory of a tensor's device is free; what the allocator holds for later counts as free."""
+    if not x.is_cuda:
+        return False
+    free, total = torch.cuda.mem_get_info(x.device)
+    cached = torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
+    return free + cached > _FREE * total
 
 
 def _address(x: Tensor) -> int:

@@ -31,8 +31,8 @@ class Independent(Pipeline):
         propagate_error: later blocks see the outputs of compressed ones; False shows them the original's outputs, None
             does so where no modifier makes use of the others.
         true_sequential: whether batches run through a block layer by layer; of "sequential" only.
-        offload_activations: where activations wait between two stages: "cpu", in memory, or "disk", in files beyond
-            the limit.
+        offload_activations: where activations wait between two stages: "auto", on a CUDA device while half of its
+            memory is free, else in CPU memory; "cpu", in CPU memory; or "disk", in files beyond the limit.
         offload_limit: bytes of activations that "disk" leaves in memory.
     """
 
@@ -44,7 +44,7 @@ class Independent(Pipeline):
     sequential_targets: list[str] | None = field(default=None, converter=as_list)
     propagate_error: bool | None = None
     true_sequential: bool | None = None
-    offload_activations: Place = field(default="cpu", validator=in_(PLACES))
+    offload_activations: Place = field(default="auto", validator=in_(PLACES))
     offload_limit: int = field(default=DEFAULT_LIMIT, validator=ge(0))
 
     def stages(self, state: State) -> Iterator[Stage]:

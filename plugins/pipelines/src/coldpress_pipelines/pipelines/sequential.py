@@ -55,8 +55,8 @@ class Sequential(Pipeline):
         true_sequential: True leads batches through a block from layer to layer; False compresses a block as a whole.
             A batch that waits inside of a block keeps what its forward holds there, several times what it is called
             with, on the device where it is: None does so on the CPU, for up to 256 MiB of inputs of the block.
-        offload_activations: where activations wait between two stages: "cpu", in memory, or "disk", in files beyond
-            the limit.
+        offload_activations: where activations wait between two stages: "auto", on a CUDA device while half of its
+            memory is free, else in CPU memory; "cpu", in CPU memory; or "disk", in files beyond the limit.
         offload_limit: bytes of activations that "disk" leaves in memory.
     """
 
@@ -67,7 +67,7 @@ class Sequential(Pipeline):
     sequential_targets: list[str] | None = field(default=None, converter=as_list)
     propagate_error: bool | None = None
     true_sequential: bool | None = None
-    offload_activations: Place = field(default="cpu", validator=in_(PLACES))
+    offload_activations: Place = field(default="auto", validator=in_(PLACES))
     offload_limit: int = field(default=DEFAULT_LIMIT, validator=ge(0))
 
     def stages(self, state: State) -> Iterator[Stage]:
