@@ -42,6 +42,33 @@ def test_settings_of_generation_that_transformers_would_not_save_come_through(tm
     assert load_model(tmp_path / "out", device="cpu").generation_config.temperature == 0.5
 
 
+def shared(part):
+    """A Llama that runs a block, its attention or its MLP at two places."""
+    model = tiny_llama(layers=3)
+    first, second = model.model.layers[0], model.model.layers[2]
+    if part == "block":
+        model.model.layers[2] = first
+    else:
+        setattr(second, part, getattr(first, part))
+    return model
+
+
+@pytest.mark.parametrize("part", ["block", "self_attn", "mlp"])
+def test_what_runs_at_two_places_is_the_same_at_both_after_reading(part, tmp_path):
+    """Without a cache: attention at two places fills one place of it twice, before any compression too."""
+    recipe = "modifiers: [GPTQModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}]"
+    returned = oneshot(shared(part), recipe, dataset=batches(rows=2), output_dir=tmp_path / "out", quiet=True)
+
+    data = [{**batch, "use_cache": False} for batch in batches(rows=2)]
+    found = load_model(tmp_path / "out", device="cpu")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(found, data), logits(returned, data))
+    assert torch.equal(logits(theirs, data), logits(returned, data))
+    returned.save_pretrained(tmp_path / "later")
+    whole, later = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "later"))
+    assert whole == later
+
+
 def test_what_the_configuration_of_the_language_model_says_of_quantization_counts(tmp_path):
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = transformers.LlavaConfig(

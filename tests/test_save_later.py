@@ -118,12 +118,19 @@ def test_a_copy_that_was_changed_saves_itself_and_not_the_original(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_model_that_was_put_into_another_dtype_keeps_its_codes(tmp_path, dtype):
+def test_a_model_that_was_put_into_another_dtype_keeps_its_codes_and_that_is_said_of_it(tmp_path, dtype, caplog):
     model = compressed()
     model.save_pretrained(tmp_path / "before")
+    assert "compressed in" not in caplog.text
 
     model.to(dtype).save_pretrained(tmp_path / "after")
 
+    assert f"compressed in torch.float32 and is {dtype} now" in caplog.text
+    again = load_model(tmp_path / "after", device="cpu")
+    assert again.dtype == dtype
+    assert all(torch.equal(weight, model.get_parameter(name)) for name, weight in again.named_parameters())
+    model.model.rotary_emb = again.model.rotary_emb  # whose angles `to` has rounded
+    assert torch.equal(logits(again, batches(rows=2)), logits(model, batches(rows=2)))
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "after"))
     packed = [name for name in before if name.endswith("weight_packed")]
     assert packed

@@ -52,7 +52,6 @@ class SchemeLookup(Protocol):
             name: of the layer, from the root of the model.
             class_names: names of the classes in its module's MRO; `Conv1D` also answers to `Linear`.
         """
-        ...
 
 
 @frozen
@@ -88,7 +87,6 @@ class AttachmentLookup(Protocol):
         Raises:
             CheckpointError: a tensor that belongs to an attachment is missing.
         """
-        ...
 
 
 class Parts(Weights):
@@ -179,16 +177,8 @@ class Format(ABC):
             A table that JSON can hold, with `quant_method`; None when the checkpoint is that of a plain model.
         """
 
-    def config_for(
-        self, config: dict[str, Any], model: Callable[[], Any], schemes: Mapping[str, Scheme]
-    ) -> dict[str, Any]:
-        """What `config` returned, with what readers must know because of the model's class; as it is, by default.
-
-        Args:
-            config: of the whole checkpoint.
-            model: gives the model, in memory or on the meta device; None where transformers cannot build it.
-            schemes: as for `config`, by the names that layers have in the model or in its files.
-        """
+    def config_for(self, config: dict[str, Any], model: Any, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
+        """What `config` returned, and what readers must know of the class of `model()`, None where it is not known."""
         return config
 
     @abstractmethod
@@ -222,11 +212,7 @@ class Format(ABC):
         return lambda name, class_names, tensors: ()
 
     def attachment_tensors(self, attachments: Sequence[Attached]) -> dict[str, Tensor]:
-        """What is written for attachments beside their buffers, such as a matrix that several share; none by default.
-
-        Returns:
-            Full name, as the checkpoint has it, to tensor.
-        """
+        """What is written for attachments beside their buffers, by its full name on disk; none by default."""
         return {}
 
     def attachment_buffers(self, attached: Attached, weights: Weights) -> Mapping[str, Tensor] | None:
@@ -259,16 +245,13 @@ class Format(ABC):
             scheme: what `read` says of the layer.
 
         Returns:
-            Suffix to number, 0 for scales and whatever else is no code; without tensors that are no part of the
-            quantized weight, such as `bias`.  Empty where the tensors are not those of a quantized layer.
+            Suffix to number, 0 for scales and whatever else is no code; without tensors such as `bias`, which are no
+            part of the quantized weight.  Empty where the tensors are not those of a quantized layer.
         """
         return {}
 
     def shape(self, stored: Mapping[str, Stored], scheme: Scheme) -> tuple[int, int] | None:
-        """The shape of the weight that the tensors of a quantized layer stand for, (O, I), without reading codes.
-
-        None, unless overridden: then `restore` tells.
-        """
+        """The shape of the weight of a quantized layer, (O, I), without reading codes; None where `restore` tells."""
         return None
 
     def publish(self, parts: Parts, folder: Path, state: State) -> None:

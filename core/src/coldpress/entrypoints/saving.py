@@ -41,6 +41,12 @@ _BY_PLACE = ("is_main_process", "state_dict", "push_to_hub", "max_shard_size", "
 _OURS = ("save_compressed", "overwrite", "quantization_format")
 _PUSHING = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
+_OTHER_DTYPE = (
+    "the model was compressed in %s and is %s now: its codes and scales are written as they are, from which readers "
+    "compute weights in %s, apart from those in memory by the rounding of the coarser of the two; buffers that no "
+    "checkpoint has, such as angles of positions, are in float32 again after loading"
+)
+
 
 @frozen(eq=False)
 class FinishedRun:
@@ -154,8 +160,10 @@ class SavePretrained:
         if origin is not None and not origin.folder.is_dir():
             log.warning("%s is gone: what lay beside the model's weights does not come along", origin.folder)
             origin = None
-        if origin is not None and self.run.dtype != getattr(self.model, "dtype", None):
-            origin = evolve(origin, stored={})
+        dtype = getattr(self.model, "dtype", None)
+        if self.run.dtype != dtype:
+            log.warning(_OTHER_DTYPE, self.run.dtype, dtype, dtype)
+            origin = None if origin is None else evolve(origin, stored={})
         check_apart(folder, self.model)
         if origin is not None:
             check_origin(folder, origin.folder)

@@ -108,6 +108,39 @@ def _jetmoe(experts: int) -> Any:
     return transformers.JetMoeForCausalLM(config)
 
 
+def _dbrx(experts: int) -> Any:
+    config = transformers.DbrxConfig(
+        vocab_size=VOCABULARY,
+        d_model=64,
+        n_heads=4,
+        n_layers=2,
+        max_seq_len=POSITIONS,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
+        ffn_config={"hidden_size": 64, "ffn_hidden_size": 96, "moe_num_experts": experts, "moe_top_k": 2},
+        tie_word_embeddings=False,
+    )
+    return transformers.DbrxForCausalLM(config)
+
+
+def _switch(experts: int) -> Any:
+    config = transformers.SwitchTransformersConfig(
+        vocab_size=VOCABULARY,
+        d_model=64,
+        d_kv=16,
+        d_ff=96,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_sparse_encoder_layers=1,
+        num_sparse_decoder_layers=1,
+        num_heads=4,
+        num_experts=experts,
+        decoder_start_token_id=0,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return transformers.SwitchTransformersForConditionalGeneration(config)
+
+
 _BUILDERS: dict[str, Callable[[int], Any]] = {
     "mixtral": _mixtral,
     "qwen3_moe": _qwen3_moe,
@@ -121,15 +154,21 @@ _BUILDERS: dict[str, Callable[[int], Any]] = {
 MIXTURES = tuple(_BUILDERS)
 """The model types that `tiny_mixture` builds."""
 
-_OTHERS: dict[str, Callable[[int], Any]] = {"jetmoe": _jetmoe, "qwen2_moe": _qwen2_moe}
-"""Mixtures that are of use to few tests: experts of one tensor a module, a gate for the shared expert."""
+_OTHERS: dict[str, Callable[[int], Any]] = {
+    "dbrx": _dbrx,
+    "jetmoe": _jetmoe,
+    "qwen2_moe": _qwen2_moe,
+    "switch": _switch,
+}
+"""Mixtures that are of use to few tests: all experts in one matrix, or in one tensor a module, a gate for the shared
+expert, an encoder-decoder."""
 
 
 def tiny_mixture(kind: str, *, experts: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     """A mixture of experts of two blocks, width 64.
 
     Args:
-        kind: one of `MIXTURES`, `jetmoe` or `qwen2_moe`.
+        kind: one of `MIXTURES`, `dbrx`, `jetmoe`, `qwen2_moe` or `switch`.
         experts: of each block, an even number.
         dtype: of all weights.
         seed: of the weights.
