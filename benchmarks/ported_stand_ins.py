@@ -79,6 +79,7 @@ class StandIns:
         found.pad_token = found.pad_token or found.eos_token
         if self._is_llama:
             found.add_special_tokens({"additional_special_tokens": LLAMA_TOKENS})
+            found.add_tokens("assistant")
             found.chat_template = LLAMA_TEMPLATE
         return found
 

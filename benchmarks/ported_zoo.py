@@ -142,7 +142,8 @@ def build(hub_id: str, class_name: str) -> nn.Module:
     if hasattr(model.config, "image_token_index"):
         model.config.image_token_index = 12
     if model_type == "whisper":
-        model.generation_config.update(**_LANGUAGES)
+        for name, value in _LANGUAGES.items():
+            setattr(model.generation_config, name, value)
     return model
 
 
@@ -157,7 +158,7 @@ def image_of(config: Any) -> tuple[list[int], dict[str, torch.Tensor]]:
         return [token for token in image if token is not None], pixels
     token = getattr(config, "image_token_index", None) or config.image_token_id
     if config.model_type == "mistral3":
-        return [token], {"pixel_values": torch.randn(1, 3, 28, 28), "image_sizes": torch.tensor([[28, 28]])}
+        return [token] * 4, {"pixel_values": torch.randn(1, 3, 56, 56), "image_sizes": torch.tensor([[56, 56]])}
     shape = (1, 1, 3, 28, 28) if config.model_type == "idefics3" else (1, 3, 28, 28)  # patches of 14
     return [token] * (1 if config.model_type in ("idefics3", "internvl") else 4), {"pixel_values": torch.randn(shape)}
 
@@ -218,6 +219,8 @@ def _whole(model_type: str) -> PreTrainedConfig:
         parts["audio_config"] = _smaller(known["audio_config"], _AUDIO)
     if model_type == "gemma4":
         parts["audio_config"] = None
+    if model_type == "mistral3":
+        parts["vision_config"]["image_size"] = 56
     if model_type in ("mistral3", "llava") and "head_dim" in parts["vision_config"]:
         parts["vision_config"]["head_dim"] = 32
     if model_type == "gemma3":

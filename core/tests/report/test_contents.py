@@ -96,6 +96,12 @@ def test_what_was_left_alone_is_told_with_its_reason(checkpoint):
     assert dict(found.left_alone) == {"a": "ignored", "b": "no token", "c": "no reason given"}
 
 
+@pytest.mark.parametrize("report", [5, [5], {"a": {}}, [{"scheme": "int8"}]])
+def test_a_report_that_is_none_is_named(checkpoint, report):
+    with pytest.raises(CheckpointError, match=r"report\.json is no report of a run"):
+        checkpoint({"a.weight": zeros(4, 4)}, report=report)
+
+
 def test_words_of_plain_tensors_go_by_shape_name_and_dtype(checkpoint):
     tensors = {
         "model.embed_tokens.weight": zeros(8, 4, dtype=torch.bfloat16),

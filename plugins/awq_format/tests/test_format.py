@@ -102,7 +102,13 @@ def test_two_schemes_in_one_model_are_refused():
         AWQFormat().complete(schemes, dict.fromkeys(schemes, (64, 64)))
 
 
-@pytest.mark.parametrize("change", [{"version": "gemv"}, {"bits": 8}, {"zero_point": False}, {"group_size": 0}])
+CHANGES = [
+    *({"version": "gemv"}, {"bits": 8}, {"zero_point": False}, {"group_size": 0}),
+    {"modules_to_not_convert": 5},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_configuration_that_cannot_be_read_is_told(change):
     config = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 

@@ -340,6 +340,7 @@ def test_weights_that_were_never_compressed_are_dense():
         ({"config_groups": {"W3A3": ["Linear"]}}, "W3A3"),
         ({"ignore": ["re:("]}, "not a regular expression"),
         ({"ignore": [3]}, "3 is not the name"),
+        ({"ignore": 3}, "ignore must be a list of names and patterns, got 3"),
     ],
 )
 def test_a_table_that_cannot_be_read_says_why(change, reason):

@@ -13,7 +13,7 @@ from compressed_tensors.compressors.format import infer_module_format
 from compressed_tensors.quantization import QuantizationScheme
 
 from coldpress import CheckpointError, QuantizationArgs, Scheme, SchemeError, preset, preset_names
-from coldpress.plugin import Quantized
+from coldpress.plugin import Quantized, Stored
 from coldpress.testing.rounding import rounded_weight
 from coldpress_compressed_tensors import CompressedTensorsFormat, DenseFormat
 from coldpress_compressed_tensors.layout import LAYOUTS, choose
@@ -325,6 +325,26 @@ def test_a_tensor_of_the_wrong_shape_is_refused(suffix, tensor, reason):
 
     with pytest.raises(CheckpointError, match=reason):
         FORMAT.restore({**tensors, suffix: tensor}, wanted)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor([-7, -96]),
+        torch.tensor([7 * 10**9, 96 * 10**9]),
+        torch.tensor([7, 9600]),
+        torch.tensor([7, 96, 1]),
+        torch.tensor([7.0, float("nan")]),
+    ],
+)
+def test_a_shape_that_the_codes_do_not_have_is_refused_before_anything_is_made_of_it(tensor):
+    wanted, shape = SCHEMES["int4 g32 asym"]
+    tensors = {**FORMAT.tensors(quantized_layer(wanted, shape)), "weight_shape": tensor}
+    stored = {suffix: Stored(one.dtype, tuple(one.shape), lambda one=one: one) for suffix, one in tensors.items()}
+
+    for read in (FORMAT.shape, FORMAT.count_weights):
+        with pytest.raises(CheckpointError, match="'weight_shape' is"):
+            read(stored, wanted)
 
 
 def test_codes_of_the_wrong_dtype_are_refused():

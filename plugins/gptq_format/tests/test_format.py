@@ -150,6 +150,9 @@ def test_scales_that_float16_cannot_hold_are_refused_before_a_code_is_chosen(tmp
         ({"pack_dtype": "int64"}, "int64"),
         ({"dynamic": {"-:(": {}}}, "not a regular expression"),
         ({"dynamic": {"+:.*": {"bits": 0}}}, "num_bits"),
+        ({"dynamic": {"+:.*": 5}}, "must be a table"),
+        ({"dynamic": {"+:a{99999999}": {}}}, "repeats its parts"),
+        ({"dynamic": 5}, "dynamic must be a table of patterns, got 5"),
     ],
 )
 def test_a_configuration_that_cannot_be_read_is_told(change, words):

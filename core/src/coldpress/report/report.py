@@ -74,7 +74,7 @@ def read_report(folder: Path) -> dict[str, Any] | None:
     """The report inside a checkpoint; None when it has none.
 
     Raises:
-        CheckpointError: the file is not JSON.
+        CheckpointError: the file is not JSON, or something else than a report.
     """
     path = folder / NAME
     if not path.exists():
@@ -83,4 +83,9 @@ def read_report(folder: Path) -> dict[str, Any] | None:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
+    lines = content.get("layers", []) if isinstance(content, dict) else None
+    if not isinstance(lines, list) or not all(isinstance(line, dict) and "name" in line for line in lines):
+        raise CheckpointError(
+            f"{path} is no report of a run: it has no table of layers; the folder is whole without it"
+        )
     return content

@@ -88,6 +88,8 @@ def read_config(config: Mapping[str, Any]) -> ConfigLookup:
     except SchemeError as error:
         raise CheckpointError(f"quantization_config: {error}") from error
     dense = config.get("modules_to_not_convert") or []
+    if not isinstance(dense, list | tuple):
+        raise CheckpointError(f"quantization_config: modules_to_not_convert must be a list of names, got {dense!r}")
     scheme, head = Scheme(targets=("Linear",), weights=args), bool(config.get(HEAD))
     return ConfigLookup(scheme, tuple(str(part) for part in dense), head)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from attrs import frozen
 
-from coldpress.plugin import CheckpointError, QuantizationArgs, Scheme, SchemeError
+from coldpress.plugin import CheckpointError, QuantizationArgs, Scheme, SchemeError, TargetError, matches_name
 
 QUANT_METHOD = "gptq"
 V1, V2 = "gptq", "gptq_v2"
@@ -87,13 +87,13 @@ class ConfigLookup:
 
     Attributes:
         usual: of layers that no rule means; bits, group size, symmetric.
-        rules: expression to what its layers have; None for layers that are dense.
+        rules: pattern to what its layers have; None for layers that are dense.
         head: whether the output layer is quantized.
         version: how zero points are stored.
     """
 
     usual: _Kind
-    rules: Sequence[tuple["re.Pattern[str]", _Kind | None]]
+    rules: Sequence[tuple[str, _Kind | None]]
     head: bool
     version: str
 
@@ -101,7 +101,7 @@ class ConfigLookup:
         """The scheme of a layer, None when it is dense."""
         if "Linear" not in class_names:
             return None
-        found = next((kind for pattern, kind in self.rules if pattern.match(name)), self.usual)
+        found = next((kind for pattern, kind in self.rules if matches_name(pattern, name)), self.usual)
         if found is None or (_is_head(name) and not self.head):
             return None
         return scheme_of(found, self.version)
@@ -131,15 +131,19 @@ def read_config(config: Mapping[str, Any]) -> ConfigLookup:
     if config.get("pack_dtype", "int32") != "int32":
         raise CheckpointError(f"quantization_config: pack_dtype {config['pack_dtype']!r} cannot be read; int32 can")
     usual = _kind(config, {}, "quantization_config")
-    rules = []
-    for text, settings in (config.get("dynamic") or {}).items():
+    rules, dynamic = [], config.get("dynamic") or {}
+    if not isinstance(dynamic, Mapping):
+        raise CheckpointError(f"quantization_config: dynamic must be a table of patterns, got {dynamic!r}")
+    for text, settings in dynamic.items():
         where = f"quantization_config.dynamic[{text!r}]"
-        pattern = text.removeprefix("-:").removeprefix("+:")
+        pattern = "re:" + text.removeprefix("-:").removeprefix("+:")
+        if not isinstance(settings, Mapping | None):
+            raise CheckpointError(f"{where} must be a table of settings, got {settings!r}")
         try:
-            expression = re.compile(pattern)
-        except re.error as error:
-            raise CheckpointError(f"{where} is not a regular expression: {error}") from error
-        rules.append((expression, None if text.startswith("-:") else _kind(config, settings or {}, where)))
+            matches_name(pattern, "")
+        except TargetError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+        rules.append((pattern, None if text.startswith("-:") else _kind(config, settings or {}, where)))
     return ConfigLookup(usual, rules, bool(config.get("lm_head")), version)
 
 

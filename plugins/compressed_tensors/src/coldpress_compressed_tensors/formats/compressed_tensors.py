@@ -200,7 +200,7 @@ class CompressedTensorsFormat(Format):
         if "weight_packed" not in stored:
             return {**counts, "weight": prod(stored["weight"].shape)} if "weight" in stored else {}
         if "weight_shape" in stored:  # the words of a row may hold more than its codes
-            return {**counts, "weight_packed": int(stored["weight_shape"].read().prod())}
+            return {**counts, "weight_packed": prod(_stated_shape(stored, scheme))}
         assert scheme.weights is not None
         return {**counts, "weight_packed": stored["weight_packed"].nbytes() * 8 // scheme.weights.num_bits}
 
@@ -209,7 +209,7 @@ class CompressedTensorsFormat(Format):
         if "weight" in stored:
             rows, columns = stored["weight"].shape
         elif "weight_shape" in stored:
-            rows, columns = stored["weight_shape"].read().tolist()
+            rows, columns = _stated_shape(stored, scheme)
         elif "weight_packed" in stored and scheme.weights is not None:
             rows, width = stored["weight_packed"].shape
             columns = width * 8 // scheme.weights.num_bits
@@ -219,6 +219,23 @@ class CompressedTensorsFormat(Format):
 
     def _layout(self, scheme: Scheme) -> str:
         return self.quantization_format or scheme.format or choose(scheme)
+
+
+def _stated_shape(stored: Mapping[str, Stored], scheme: Scheme) -> tuple[int, int]:
+    """What `weight_shape` says, if the packed codes are as many.
+
+    Raises:
+        CheckpointError: they are not, or it is no pair of numbers.
+    """
+    found = stored["weight_shape"].read()
+    if found.shape != (2,) or found.is_floating_point():
+        raise CheckpointError(f"'weight_shape' is no pair of whole numbers: {found.dtype} {tuple(found.shape)}")
+    rows, columns = (int(size) for size in found)
+    packed = stored["weight_packed"].shape if "weight_packed" in stored else (rows, columns)
+    bits = scheme.weights.num_bits if scheme.weights is not None else 0
+    if rows != packed[0] or not 0 < columns * bits <= packed[-1] * 32:
+        raise CheckpointError(f"'weight_shape' is [{rows}, {columns}], and 'weight_packed' {list(packed)}")
+    return rows, columns
 
 
 def _fails(model: Any, schemes: Mapping[str, Scheme]) -> bool:
