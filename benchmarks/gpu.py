@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         "kernel": [(ours, {"task": "kernel", "shapes": shapes})],
         "gptq": [(ours, {"task": "gptq", "blocks": blocks}) for blocks in options.blocks],
         "peer": [(peer, {"task": "gptq", "blocks": blocks}) for blocks in options.blocks if options.peer],
-        "streamed": [(ours, {"task": "streamed", "blocks": 2 * max(options.blocks)})],
+        "streamed": [(ours, {"task": "streamed", "blocks": max(options.blocks)})],
         "rounding": [(ours, {"task": "rounding", "blocks": max(options.blocks)})],
     }
     found: dict[str, Any] = {}
@@ -184,7 +184,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=1, help="batch size of llm-compressor; its default is 1")
-    parser.add_argument("--blocks", type=int, nargs=2, default=[1, 3], help="two numbers of blocks")
+    parser.add_argument("--blocks", type=int, nargs=2, default=[2, 6], help="two numbers of blocks")
     parser.add_argument("--peer", default="", help="command of a Python that has llm-compressor")
     parser.add_argument("--tiny", action="store_true", help="small shapes and few tokens, to try the command")
     parser.add_argument("--profile", action="store_true", help="say where our time goes; the device waits each time")

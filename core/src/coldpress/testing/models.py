@@ -91,9 +91,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def logits(model: nn.Module, data: list[dict[str, Tensor]]) -> Tensor:
-    """What a model says to batches, [rows, length, vocabulary] in float32."""
+    """What a model says to batches, [rows, length, vocabulary] in float32 on the CPU, wherever the model is."""
+    where = next(model.parameters()).device
     with torch.no_grad():
-        return torch.cat([model(**batch).logits.float() for batch in data])
+        there = ({name: x.to(where) for name, x in batch.items()} for batch in data)
+        return torch.cat([model(**batch).logits.float().cpu() for batch in there])
 
 
 def filled(model: Any, dtype: torch.dtype, seed: int) -> Any:
