@@ -148,9 +148,11 @@ class StandIns:
     @staticmethod
     def _accelerator(text: str) -> None:
         """The CPU in place of a GPU that a script names."""
-        torch.accelerator.reset_peak_memory_stats = lambda *_: None
-        torch.accelerator.max_memory_allocated = lambda *_: 0
-        if '"cuda"' in text:
+        for name, value in {"max_memory_allocated": 0, "device_count": 1, "get_memory_info": (0, 1 << 34)}.items():
+            setattr(torch.accelerator, name, lambda *_, value=value: value)
+        for name in ("reset_peak_memory_stats", "empty_cache", "synchronize", "set_device_index"):
+            setattr(torch.accelerator, name, lambda *_: None)
+        if "cuda" in text:
             move = torch.Tensor.to
             torch.Tensor.to = lambda tensor, *args, **options: move(
                 tensor, *("cpu" if arg == "cuda" else arg for arg in args), **options
@@ -213,6 +215,8 @@ class Processor:
         found |= pixels
         found["input_ids"] = torch.cat([torch.tensor([image]), ids], 1)
         found["attention_mask"] = torch.ones_like(found["input_ids"])
+        if "aspect_ratio_ids" in pixels:
+            found["cross_attention_mask"] = torch.ones(*found["input_ids"].shape, 1, 4, dtype=torch.int64)
         if "image_grid_thw" in pixels:
             found["mm_token_type_ids"] = (found["input_ids"] == config.image_token_id).long()
         if not as_tensors:

@@ -128,7 +128,7 @@ def build(hub_id: str, class_name: str) -> nn.Module:
     elif class_name == "AutoModelForCausalLM" and model_type not in _BOTH:
         config = _text(model_type)
     else:
-        config = _whole(model_type)
+        config = _whole(model_type, hub_id)
     if class_name == "AutoModelForCausalLM" and type(config) not in transformers.AutoModelForCausalLM._model_mapping:
         class_name = "AutoModelForImageTextToText"  # a script that trusts remote code
     if "Qwen3.8-" in hub_id:  # a recipe names blocks up to the 64th
@@ -157,6 +157,12 @@ def image_of(config: Any) -> tuple[list[int], dict[str, torch.Tensor]]:
         pixels = {"pixel_values": torch.randn(16, width), "image_grid_thw": torch.tensor([[1, 4, 4]])}
         return [token for token in image if token is not None], pixels
     token = getattr(config, "image_token_index", None) or config.image_token_id
+    if config.model_type == "mllama":  # four tiles, of which the first is filled
+        ratio = {
+            "aspect_ratio_ids": torch.ones(1, 1, dtype=torch.int64),
+            "aspect_ratio_mask": torch.ones(1, 1, 4).long(),
+        }
+        return [token], {"pixel_values": torch.randn(1, 1, 4, 3, 28, 28), **ratio}
     if config.model_type == "mistral3":
         return [token] * 4, {"pixel_values": torch.randn(1, 3, 56, 56), "image_sizes": torch.tensor([[56, 56]])}
     shape = (1, 1, 3, 28, 28) if config.model_type == "idefics3" else (1, 3, 28, 28)  # patches of 14
@@ -195,14 +201,14 @@ def _text(model_type: str) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **small)
 
 
-def _whole(model_type: str) -> PreTrainedConfig:
+def _whole(model_type: str, hub_id: str) -> PreTrainedConfig:
     """A configuration of a model that has a vision or an audio tower beside its language model."""
     known = AutoConfig.for_model(model_type).to_dict()
     if model_type == "qwen3_omni_moe":
         return _omni(known)
     if "text_config" not in known:
         return _text(model_type)
-    text = _text(known["text_config"]["model_type"]).to_dict()
+    text = _text("mistral" if hub_id.endswith("pixtral-12b") else known["text_config"]["model_type"]).to_dict()
     if model_type == "mllama":
         text["cross_attention_layers"] = [1]
     if model_type == "llama4":
@@ -250,7 +256,7 @@ def _omni(known: dict[str, Any]) -> PreTrainedConfig:
         text["rope_parameters"] |= {"mrope_section": [8, 12, 12], "rope_type": "default"}
     parts = {"text_config": text, "vision_config": _vision("qwen3_vl_moe", thinker["vision_config"])}
     parts["audio_config"] = _smaller(
-        thinker["audio_config"], _AUDIO | {"output_dim": 256, "downsample_hidden_size": 64}
+        thinker["audio_config"], _AUDIO | {"d_model": 128, "output_dim": 256, "downsample_hidden_size": 128}
     )
     return AutoConfig.for_model("qwen3_omni_moe", thinker_config=parts, enable_audio_output=False)
 

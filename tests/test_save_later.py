@@ -204,11 +204,19 @@ def test_arguments_of_transformers_and_llm_compressor_are_taken(tmp_path, case):
     assert ((tmp_path / "out" / "model.safetensors.index.json").is_file()) == (case == "shards")
 
 
+def test_names_of_the_class_are_warned_of_and_not_written(tmp_path, caplog):
+    model = compressed()
+    model.save_pretrained(tmp_path / "out", save_original_format=False)
+
+    assert "save_original_format=False has no effect" in caplog.text
+    assert torch.equal(logits(load_model(tmp_path / "out"), batches(rows=1)), logits(model, batches(rows=1)))
+
+
 REFUSED = {
     "unknown": ({"save_compresed": True}, "did you mean 'save_compressed'"),
     "pickle": ({"safe_serialization": False}, "safe_serialization=False is not possible"),
     "variant": ({"variant": "fp16"}, "variant='fp16' is not possible"),
-    "names": ({"save_original_format": False}, "save_original_format=False is not possible"),
+    "names": ({"save_original_format": "no"}, "save_original_format"),
     "size": ({"max_shard_size": "five"}, "max_shard_size is 'five'"),
     "form": ({"quantization_format": "nonsense"}, "nonsense"),
     "state": ({"state_dict": {}}, "state_dict is not the model's own: 'model.embed_tokens.weight' differs"),

@@ -47,6 +47,11 @@ def test_a_module_that_only_holds_layers_is_no_layer():
     assert "it holds layers and is none; 're:model.layers.0.mlp.*' matches 'model.layers.0.mlp.gate_proj'" in problem
 
 
+def test_a_pattern_of_another_model_is_none_that_is_misspelt():
+    assert problems(tiny_llama(), "re:.*.block_sparse_moe.router.layer") == []
+    assert len(problems(tiny_llama(), "re:.*layer.0.*.gate_prj")) == 1
+
+
 def test_a_module_whose_layers_are_ignored_by_another_pattern_is_no_mistake():
     assert problems(tiny_llama(), "LlamaMLP", "re:.*mlp.*") == []
     assert problems(tiny_family("qwen2_5_vl"), "re:visual.*", "re:model.visual.*") == []

@@ -1,5 +1,6 @@
 """How a compressed model is saved later: what `save_pretrained` takes in transformers and in llm-compressor."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,8 @@ from attrs import Attribute, field, fields_dict, frozen
 
 from coldpress.arguments.checks import is_a
 from coldpress.errors import ArgumentError, suggest
+
+log = logging.getLogger(__name__)
 
 
 def _only(value: Any, otherwise: str) -> Any:
@@ -33,7 +36,8 @@ class SaveArguments:
         state_dict: the weights to write, which must be the model's own.
         safe_serialization: checkpoints are safetensors files.
         variant: files have the names that engines look for.
-        save_original_format: tensors have the names that they have in other checkpoints of the model's class.
+        save_original_format: False has no effect, with a warning: tensors have the names that they have in other
+            checkpoints of the model's class, which engines look for.
         distributed_checkpoint: one process writes.
         push_to_hub: upload the model when it is written, to `repo_id` or the folder's name.
         repo_id: see `push_to_hub`, as are those that follow.
@@ -61,7 +65,7 @@ class SaveArguments:
         default=True, validator=_only(True, "leave it out, checkpoints are safetensors files")
     )
     variant: str | None = field(default=None, validator=_only(None, "leave it out, engines look for the plain names"))
-    save_original_format: bool = field(default=True, validator=_only(True, "engines look for the original names"))
+    save_original_format: bool = field(default=True, validator=is_a(bool))
     distributed_checkpoint: bool = field(default=False, validator=_only(False, "gather the model in one process first"))
     push_to_hub: bool = field(default=False, validator=is_a(bool))
     repo_id: str | None = field(default=None, validator=is_a(str, optional=True))
@@ -91,4 +95,7 @@ def parse_save_arguments(arguments: Mapping[str, Any]) -> SaveArguments:
         raise ArgumentError(
             "\n".join(f"{name!r} is no argument of save_pretrained{suggest(name, known)}" for name in unknown)
         )
-    return SaveArguments(**arguments)
+    found = SaveArguments(**arguments)
+    if not found.save_original_format:
+        log.warning("save_original_format=False has no effect: compressed weights have the names that engines look for")
+    return found

@@ -117,21 +117,23 @@ def _hint(pattern: str, model: nn.Module, ignore: Sequence[str]) -> str:
         return f": a pattern is matched from the start of a name; {f're:.*{word}.*'!r} matches {holding[0]!r}"
     if named or (word and any(word in name for name in found)):
         return ""
-    examples = _examples(word, model, list(found))
+    examples = _examples(pattern, word, model, list(found))
     return f"; the model has, for example, {', '.join(map(repr, examples))}" if examples else ""
 
 
-def _examples(word: str, model: nn.Module, layers: Sequence[str]) -> list[str]:
+def _examples(pattern: str, word: str, model: nn.Module, layers: Sequence[str]) -> list[str]:
     """Layers, or classes of such, whose names look as if they were meant."""
     kinds = {type(layer.module).__name__ for layer in find_layers(model.named_modules())}
     parts = kinds | {"weight", "bias"} | {part for name, _ in model.named_modules() for part in name.split(".")}
     words = re.findall(r"\w+", word)
-    slips = [part for own in words if own not in parts for part in _misspelt(own, parts)]
-    if words and parts.issuperset(words):  # parts of names, wrongly joined
-        slips = words[-1:]
-    if not slips:
+    slips = {own: near_by[0] for own in words if own not in parts and (near_by := _misspelt(own, parts))}
+    corrected = re.sub(r"\w+", lambda found: slips.get(found[0], found[0]), pattern)
+    if pattern.startswith("re:") and slips and not any(matches(corrected, name, ()) for name in layers):
+        return []  # of another model, where a part has a name that is like one of this
+    meant = words[-1:] if words and parts.issuperset(words) else list(slips.values())  # parts of names, wrongly joined
+    if not meant:
         return []
-    found = [name for name in (*layers, *sorted(kinds)) if slips[0] in name.split(".")][:3]
+    found = [name for name in (*layers, *sorted(kinds)) if meant[0] in name.split(".")][:3]
     return found or near(word, layers, count=3)
 
 
