@@ -177,14 +177,14 @@ def seen_and_heard(kind):
             found.append({"input_features": torch.randn(1, 8, 64, generator=generator), "decoder_input_ids": text})
             continue
         else:
-            ids, more = text, {"decoder_input_ids": text}
+            ids, more = text, {} if kind == "gemma3_text" else {"decoder_input_ids": text}
         found.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), **more})
     return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", RECIPES)
-@pytest.mark.parametrize("kind", ["bart", "gemma3", "llava", "qwen2_5_vl", "t5", "whisper"])
+@pytest.mark.parametrize("kind", ["bart", "gemma3", "gemma3_text", "llava", "qwen2_5_vl", "t5", "whisper"])
 def test_images_and_sound_are_calibrated_on_from_a_folder_that_is_streamed_and_interrupted(kind, scheme, tmp_path):
     source, data = save(tiny_family(kind), tmp_path / "source"), seen_and_heard(kind)
     recipe, settings = RECIPES[scheme](["lm_head"]), {"dataset": data, "output_dir": tmp_path / "out"}
@@ -196,10 +196,11 @@ def test_images_and_sound_are_calibrated_on_from_a_folder_that_is_streamed_and_i
 
     memory, out = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("memory", "out"))
     assert out == memory
-    if scheme == "W4A16":
-        again = reloaded(found, tmp_path / "out")
-        with torch.no_grad():
-            assert torch.equal(again.eval()(**data[0])[0], found.eval()(**data[0])[0])
+    again = reloaded(found, tmp_path / "out")
+    with torch.no_grad():
+        different = (again.eval()(**data[0])[0] - found.eval()(**data[0])[0]).abs().max()
+    # Its vision tower hands rows without a batch to layers; of these the library scales each number by itself.
+    assert (different > 0) == (kind == "qwen2_5_vl" and scheme == "W8A8")
 
 
 RENAMED = {

@@ -108,10 +108,17 @@ def _llava(tied: bool) -> Any:
     return transformers.LlavaForConditionalGeneration(config)
 
 
+_GEMMA: dict[str, Any] = {"head_dim": 16, "num_key_value_heads": 2, "sliding_window": 8, "query_pre_attn_scalar": 16}
+
+
+def _gemma3_text(tied: bool) -> Any:
+    config = transformers.Gemma3TextConfig(vocab_size=VOCABULARY, tie_word_embeddings=tied, **_TEXT, **_GEMMA)
+    return transformers.Gemma3ForCausalLM(config)
+
+
 def _gemma3(tied: bool) -> Any:
-    text = {"head_dim": 16, "num_key_value_heads": 2, "sliding_window": 8, "query_pre_attn_scalar": 16}
     config = transformers.Gemma3Config(
-        text_config={"vocab_size": VOCABULARY + 3, "tie_word_embeddings": tied, **_TEXT, **text},
+        text_config={"vocab_size": VOCABULARY + 3, "tie_word_embeddings": tied, **_TEXT, **_GEMMA},
         vision_config=_CLIP,
         mm_tokens_per_image=4,
         image_token_index=_IMAGE,
@@ -150,6 +157,7 @@ FAMILIES: dict[str, Callable[[bool], Any]] = {
     "bert_classifier": lambda tied: transformers.BertForSequenceClassification(_bert(tied, num_labels=3)),
     "bert_masked": lambda tied: transformers.BertForMaskedLM(_bert(tied)),
     "gemma3": _gemma3,
+    "gemma3_text": _gemma3_text,
     "llama_classifier": _llama_classifier,
     "llava": _llava,
     "qwen2_5_vl": _qwen2_5_vl,
