@@ -43,7 +43,7 @@ def inputs(model):
 
 @torch.no_grad()
 def answer(model):
-    return model.eval()(**inputs(model))[0]
+    return model.eval()(**{name: x.to(model.device) for name, x in inputs(model).items()})[0].cpu()
 
 
 def reloaded(model, folder):

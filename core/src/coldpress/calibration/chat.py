@@ -9,9 +9,10 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from coldpress.calibration.bounded import bounded, bounded_memory
 from coldpress.calibration.conversation import Conversation, Turns
 from coldpress.errors import CalibrationError
-from coldpress.foreign import bounded, bounded_memory, reading
+from coldpress.foreign import reading
 
 _SECONDS = 5  # that a chat template may take for one conversation
 _BYTES = 1 << 29  # of memory, likewise
