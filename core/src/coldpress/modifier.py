@@ -1,5 +1,6 @@
 """Modifier: the frozen settings of one algorithm, and what core must know of it without knowing its name."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,8 @@ from coldpress.statistic import GradientStatistic
 if TYPE_CHECKING:
     from coldpress.lifecycle import Lifecycle
     from coldpress.state import State
+
+log = logging.getLogger(__name__)
 
 QUANTIZES = "quantizes"
 """Every layer that it claims ends up quantized, or is reported as skipped with a reason."""
@@ -113,6 +116,9 @@ class Cost:
 HOUSEKEEPING = ("group", "index", "start", "end", "update", "requires_calibration_data")
 """What llm-compressor keeps beside the settings of every modifier; without effect there and here."""
 
+FORMER = ("sequential_update", "sequential_targets", "disable_quantization_observer_epoch", "num_calibration_steps")
+"""Settings of modifiers in its early releases, up to 0.10, of what the run decides here; without effect."""
+
 
 def names(value: str | Iterable[str]) -> list[str]:
     """One pattern or several, as a list.
@@ -126,13 +132,20 @@ def names(value: str | Iterable[str]) -> list[str]:
     return found
 
 
+def drop_housekeeping(cls: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those of `HOUSEKEEPING` and `FORMER` that a class has no field for."""
+    own = {attribute.alias for attribute in fields(cls)}
+    dropped = {name: value for name, value in settings.items() if name in (*HOUSEKEEPING, *FORMER) and name not in own}
+    if dropped.get("sequential_targets") is not None:
+        log.warning("%s: sequential_targets is an argument of the run, and has no effect here", cls.__name__)
+    return {name: value for name, value in settings.items() if name not in dropped}
+
+
 class _TakesHousekeeping(type):
-    """Drops the keywords of `HOUSEKEEPING` that a class has no field for."""
+    """Drops the keywords of `HOUSEKEEPING` and `FORMER` that a class has no field for."""
 
     def __call__(cls, *args: Any, **settings: Any) -> Any:
-        own = {attribute.alias for attribute in fields(cls)}  # type: ignore[arg-type]
-        kept = {name: value for name, value in settings.items() if name in own or name not in HOUSEKEEPING}
-        return super().__call__(*args, **kept)
+        return super().__call__(*args, **drop_housekeeping(cls, settings))
 
 
 @frozen(kw_only=True, eq=False)

@@ -149,6 +149,15 @@ def test_what_llm_compressor_keeps_beside_the_settings_of_modifiers_is_understoo
     assert solve_modifier(block_size=7, **kept).block_size == 7
 
 
+def test_former_settings_of_modifiers_are_understood(read, solve_modifier, caplog):
+    former = "{sequential_update: true, sequential_targets: null, num_calibration_steps: null, block_size: 7}"
+
+    assert steps(read(f"SolveModifier: {former}")) == [("SolveModifier", 7, None)]
+    assert not caplog.records
+    assert solve_modifier(block_size=7, sequential_targets=["Block"]).block_size == 7
+    assert "sequential_targets is an argument of the run" in caplog.text
+
+
 def test_housekeeping_of_another_form_is_a_problem(problems):
     assert problems("SolveModifier: {start: soon}") == ["<recipe>:1:24: SolveModifier.start: must be a number"]
 

@@ -82,3 +82,28 @@ def test_codes_are_those_of_the_rotated_weight():
     rotation = attachments_on(model.get_submodule(LAYER))[0].rotation(weight.shape[1])
     expected = rotation.apply(weight)
     assert (state.quantized[LAYER].weight(torch.float32) - expected).norm() < 0.01 * expected.norm()
+
+
+def transform_config(*names, kind="random-hadamard"):
+    return {"config_groups": {name: {"type": kind, "apply": [], "head_dim": None} for name in names}}
+
+
+def test_what_llm_compressor_keeps_of_its_transforms_is_read_where_it_says_the_same():
+    kept = {"rotations": ["v", "u"], "transform_config": transform_config("v", "u"), "ignore": "lm_head"}
+
+    assert QuIPModifier(**kept, randomize=False, learnable=False).ignore == ["lm_head"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [transform_config("v", "u"), transform_config("v", kind="hadamard"), {"config_groups": 5}, {}, 5],
+)
+def test_a_transform_that_the_settings_do_not_say_is_refused(changed):
+    with pytest.raises(ValueError, match="something else than rotations and transform_type"):
+        QuIPModifier(transform_config=changed)
+
+
+@pytest.mark.parametrize("name", ["randomize", "learnable"])
+def test_what_is_not_done_there_is_not_done_here(name):
+    with pytest.raises(ValueError, match=name):
+        QuIPModifier(**{name: True})

@@ -68,6 +68,15 @@ class BlockRotations:
         )
 
 
+def _as_plain(value: Any) -> Any:
+    """A table, of an object of pydantic too."""
+    return value.model_dump() if callable(getattr(value, "model_dump", None)) else value
+
+
+def _is_table(groups: Any) -> bool:
+    return isinstance(groups, Mapping) and all(isinstance(group, Mapping) for group in groups.values())
+
+
 def _dtype_name(value: Any) -> str:
     return str(value).removeprefix("torch.")
 
@@ -80,6 +89,8 @@ class Rotator(Modifier):
         transform_type: `hadamard`, `random-hadamard` (after random signs) or `random-matrix` (any orthogonal matrix).
         transform_block_size: channels that are mixed with each other; None for all.
         precision: understood and without effect: weights are rotated in float64, activations in float32 at least.
+        transform_config: what llm-compressor makes of the other settings, and keeps beside them; it may say the same
+            as they do, and nothing else.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({TRANSFORMS})
@@ -92,6 +103,8 @@ class Rotator(Modifier):
     transform_block_size: int | None = field(default=None, validator=optional(instance_of(int)))
     precision: Any = field(default="float64", converter=_dtype_name)
 
+    transform_config: Any = field(default=None, converter=_as_plain)
+
     @precision.validator
     def _check_precision(self, attribute: object, value: str) -> None:
         if value not in ("float64", "float32", "bfloat16", "float16"):
@@ -101,6 +114,16 @@ class Rotator(Modifier):
     def _check_block_size(self, attribute: object, value: int | None) -> None:
         if value is not None and value < 2:
             raise ValueError(f"must be 2 at least; got {value!r}")
+
+    @transform_config.validator
+    def _check_transform_config(self, attribute: object, value: Any) -> None:
+        if value is None:
+            return
+        groups = value.get("config_groups") if isinstance(value, Mapping) else None
+        own = {name.lower() for name in getattr(self, "rotations", ())}
+        kinds = {group.get("type") for group in groups.values()} if _is_table(groups) else set()
+        if not _is_table(groups) or {str(name).lower() for name in groups} != own or kinds != {self.transform_type}:
+            raise ValueError("says something else than rotations and transform_type, which are what is done: leave it")
 
 
 def rotate_layer(state: State, layer: Layer, online: OnlineRotation, *, dim: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from coldpress import registry
 from coldpress.errors import BrokenPluginError, PluginError, RecipeError, near
-from coldpress.modifier import HOUSEKEEPING, Modifier
+from coldpress.modifier import HOUSEKEEPING, Modifier, drop_housekeeping
 from coldpress.recipe.document import MAX_LENGTH, parse
 from coldpress.recipe.form import check_form
 from coldpress.recipe.front_matter import SUFFIX, front_matter
@@ -111,12 +111,12 @@ def _modifier(step: Step, problems: Problems, find: Find) -> Modifier | None:
         return None
     settings = plain(step.settings)
     for name in set(HOUSEKEEPING).intersection(settings) - accepted_types(cls).keys():
-        value, is_name = settings.pop(name), name == "group"
+        value, is_name = settings[name], name == "group"
         if not isinstance(value, str | None if is_name else int | float | None):
             wanted = "a name" if is_name else "a number"
             problems.add(f"must be {wanted}", node=step.settings.value[name], path=(*step.path, name))
     try:
-        return build(cls, settings)
+        return build(cls, drop_housekeeping(cls, settings))
     except PluginError as error:
         problems.add(str(error), node=step.key, path=step.path)
     except Mistakes as error:

@@ -28,6 +28,10 @@ from coldpress_quip.algorithm import incoherence
 SIDES: dict[str, tuple[type[OnlineRotation], int]] = {"v": (InputRotation, 1), "u": (OutputRotation, 0)}
 
 
+def _names(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
 def _lower(value: Any) -> list[str]:
     return [str(name).lower() for name in ([value] if isinstance(value, str) else value)]
 
@@ -43,6 +47,8 @@ class QuIPModifier(Rotator):
         targets: layers to rotate; where the recipe quantizes layers, those that it quantizes.
         ignore: layers to leave alone.
         transform_type: `random-hadamard` unless set.
+        randomize: one matrix for each layer, which is not done, there neither: False.
+        learnable: learned matrices, likewise.
     """
 
     notes: ClassVar[tuple[Note, ...]] = (
@@ -50,8 +56,10 @@ class QuIPModifier(Rotator):
     )
 
     rotations: list[str] = field(factory=lambda: ["v"], converter=_lower)
-    ignore: list[str] = field(factory=lambda: ["lm_head"], converter=list)
+    ignore: list[str] = field(factory=lambda: ["lm_head"], converter=_names)
     transform_type: TransformType = field(default="random-hadamard", validator=in_(TRANSFORM_TYPES))
+    randomize: bool = field(default=False, validator=in_([False]))
+    learnable: bool = field(default=False, validator=in_([False]))
 
     @rotations.validator
     def _check_rotations(self, attribute: object, value: list[str]) -> None:
