@@ -12,6 +12,7 @@ Needs pillow.  Words are parts of the names of scripts; with some, --write chang
 import argparse
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from coldpress.porting import port
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 1200  # limit for one script
+BYTES = 16 << 30  # of its address space
 ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
 CLOSE = 0.05  # of the largest logit: what loads again may differ in the last bits of bfloat16
 
@@ -91,6 +93,7 @@ def _run(path: Path, tokenizer: Path) -> dict[str, Any]:
         for stream in (1, 2):
             os.dup2(null, stream)
         signal.alarm(SECONDS)
+        resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
         try:
             row = _child(path, tokenizer)
         except BaseException as error:

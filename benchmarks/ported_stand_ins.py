@@ -154,9 +154,12 @@ class StandIns:
             setattr(torch.accelerator, name, lambda *_: None)
         if "cuda" in text:
             move = torch.Tensor.to
-            torch.Tensor.to = lambda tensor, *args, **options: move(
-                tensor, *("cpu" if arg == "cuda" else arg for arg in args), **options
-            )
+
+            def moved(tensor: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+                args, device = tuple("cpu" if _is_gpu(arg) else arg for arg in args), options.get("device")
+                return move(tensor, *args, **options | ({"device": "cpu"} if _is_gpu(device) else {}))
+
+            torch.Tensor.to = moved
 
     def _library(self, name: str) -> None:
         """A module that has whatever is asked of it, where the library is not installed."""
@@ -245,6 +248,10 @@ class Recorder(Processor):
 
 _READ: dict[str, Any] = {}  # class name -> its own from_pretrained
 _read_tokenizer = transformers.AutoTokenizer.from_pretrained
+
+
+def _is_gpu(value: Any) -> bool:
+    return isinstance(value, str | torch.device) and str(value).startswith("cuda")
 
 
 def _nothing(name: str) -> Any:

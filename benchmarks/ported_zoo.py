@@ -120,7 +120,7 @@ def type_of(hub_id: str) -> str:
 
 
 def build(hub_id: str, class_name: str) -> nn.Module:
-    """A tiny random model in bfloat16, of the class that a script names."""
+    """A tiny random model of the class that a script names."""
     model_type = type_of(hub_id)
     torch.manual_seed(0)
     if model_type == "whisper":
@@ -135,7 +135,8 @@ def build(hub_id: str, class_name: str) -> nn.Module:
         config.get_text_config().update(_DEEP)
     kind = getattr(transformers, class_name)
     make = kind.from_config if class_name.startswith("Auto") else kind._from_config
-    model = filled(make(config, dtype=torch.bfloat16), torch.bfloat16, 0)
+    dtype = torch.float32 if model_type == "whisper" else torch.bfloat16  # as the hub has it
+    model = filled(make(config, dtype=dtype), dtype, 0)
     for name, token in _IMAGE_TOKENS.items():
         if hasattr(model.config, name):
             setattr(model.config, name, token)
@@ -241,6 +242,8 @@ def _vision(model_type: str, known: dict[str, Any]) -> dict[str, Any]:
     vision = _smaller(known, _VISION)
     if model_type == "qwen2_vl":
         vision["hidden_size"] = 256
+    if model_type == "mllama":
+        vision |= {"intermediate_layers_indices": [0], "num_global_layers": 1, "vision_output_dim": 128}
     if model_type in _MERGERS:
         vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64, "patch_size": 14}
     if model_type == "llama4":

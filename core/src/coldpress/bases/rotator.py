@@ -73,10 +73,6 @@ def _as_plain(value: Any) -> Any:
     return value.model_dump() if callable(getattr(value, "model_dump", None)) else value
 
 
-def _is_table(groups: Any) -> bool:
-    return isinstance(groups, Mapping) and all(isinstance(group, Mapping) for group in groups.values())
-
-
 def _dtype_name(value: Any) -> str:
     return str(value).removeprefix("torch.")
 
@@ -120,9 +116,10 @@ class Rotator(Modifier):
         if value is None:
             return
         groups = value.get("config_groups") if isinstance(value, Mapping) else None
+        groups = groups if isinstance(groups, Mapping) else {}
         own = {name.lower() for name in getattr(self, "rotations", ())}
-        kinds = {group.get("type") for group in groups.values()} if _is_table(groups) else set()
-        if not _is_table(groups) or {str(name).lower() for name in groups} != own or kinds != {self.transform_type}:
+        kinds = {group.get("type") if isinstance(group, Mapping) else None for group in groups.values()}
+        if {str(name).lower() for name in groups} != own or kinds != {self.transform_type}:
             raise ValueError("says something else than rotations and transform_type, which are what is done: leave it")
 
 
