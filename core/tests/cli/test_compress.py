@@ -59,6 +59,15 @@ def test_quiet_prints_the_folder_only(coldpress, model, tmp_path):
     assert answer.err == ""
 
 
+@pytest.mark.parametrize("words", [(), ("--model-free",)])
+def test_a_tilde_that_no_shell_expanded_is_the_home_folder_to_the_end(coldpress, model, tmp_path, monkeypatch, words):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    answer = coldpress("compress", model, "-s", "FP8_DYNAMIC", "-o", "~/out", *words)
+
+    assert answer.code == 0, answer.err
+    assert answer.out.splitlines()[-1] == str(tmp_path / "out")
+
+
 def test_ignore_replaces_the_default(coldpress, model, tmp_path):
     answer = coldpress(
         "compress", model, "--scheme", "W8A16", "--group-size", -1, "--ignore", "re:.*mlp", "-o", tmp_path / "out"

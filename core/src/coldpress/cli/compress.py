@@ -16,6 +16,7 @@ from coldpress.arguments import (
     DatasetArguments,
     parse_arguments,
 )
+from coldpress.arguments.checks import path
 from coldpress.cli.console import out, print_path, say
 from coldpress.cli.model_free import run_model_free
 from coldpress.cli.option import DTYPE, SEED, Device, Dtype, Quiet, Seed, default_of, option
@@ -212,7 +213,7 @@ def _run(settings: Mapping[str, Any], *, quiet: bool) -> None:
     with advised():
         state = run(arguments)
     seconds = perf_counter() - start
-    output = settings["output_dir"]
+    output = Path(path(settings["output_dir"]))
     if not state.share.ranks.leads:
         return
     if quiet:

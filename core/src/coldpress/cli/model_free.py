@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coldpress.arguments import DEFAULT_DATASET, DEFAULT_FORMAT, DatasetArguments
+from coldpress.arguments.checks import path
 from coldpress.cli.console import out, print_path
 from coldpress.cli.option import Quiet, default_of, option
 from coldpress.errors import ArgumentError
@@ -100,6 +101,7 @@ def _work(recipe: "Recipe", form: "Format", model: str, output: Path, *, quiet: 
     arguments = ModelFreeArguments(model=model, output=output, **settings)
     job = prepare(recipe, form, arguments, progress=Progress(quiet=quiet))
     run(job)
+    output = Path(path(output))
     if quiet:
         print_path(output)
         return

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from coldpress.arguments import DEFAULT_DATASET, DatasetArguments
+from coldpress.arguments.checks import path
 from coldpress.cli.console import out, print_path
 from coldpress.cli.option import DTYPE, SEED, Device, Dtype, Quiet, Seed, default_of, option
 from coldpress.errors import ArgumentError
@@ -132,4 +133,4 @@ def _run(arguments: dict[str, Any]) -> None:
             measured = metrics.get(f"held_out_{when}") or {}
             if measured:
                 out().print(f"perplexity {when}: {measured['perplexity']:.4g} ± {measured['standard_error']:.2g}")
-    print_path(arguments["output_dir"])
+    print_path(Path(path(arguments["output_dir"])))
