@@ -19,7 +19,7 @@ def trim_heap() -> None:
     glibc serves tensors of less than 32 MiB from a heap in which those that live longer keep holes open: a run over
     many stages would come to hold as much memory as the whole model.
     """
-    trim = _glibc("malloc_trim")
+    trim = glibc("malloc_trim")
     if trim is not None:
         trim(0)
 
@@ -31,7 +31,7 @@ def steady_heap() -> Iterator[None]:
     By itself glibc returns what is free at the end of its heap beyond some 64 MiB: in a calibration that is every few
     operations, and the system clears every page that it hands out.
     """
-    set_option = _glibc("mallopt")
+    set_option = glibc("mallopt")
     if set_option is not None:
         set_option(_MMAP_THRESHOLD, _LARGE)
         set_option(_TRIM_THRESHOLD, _KEPT)
@@ -44,9 +44,12 @@ def steady_heap() -> Iterator[None]:
 
 
 @cache
-def _glibc(name: str) -> Callable[..., Any] | None:
-    """A function of the system's allocator; None where there is no such thing, as with musl."""
+def glibc(name: str) -> Callable[..., Any] | None:
+    """A function of the system's C library; None where there is no such thing, as with musl."""
     if not sys.platform.startswith("linux"):
         return None
-    found: Callable[..., Any] | None = getattr(ctypes.CDLL(None), name, None)
-    return found
+    found: Any = getattr(ctypes.CDLL(None), name, None)
+    if name == "madvise" and found is not None:
+        found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    called: Callable[..., Any] | None = found
+    return called

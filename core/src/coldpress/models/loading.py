@@ -21,6 +21,7 @@ from coldpress.models.configuration import first_line, load_config, read_generat
 from coldpress.models.dense import load_dense, source_checkpoint
 from coldpress.models.hub import hub_folder, on_this_disk
 from coldpress.models.location import Location, locate
+from coldpress.models.mapped import own_memory
 from coldpress.models.promise import check_promises, check_size
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ def load_model(
     if config is not None:
         more["config"] = load_config(config, **more)
     model = load_located(found, kind, more)
+    if target.type == "cpu":
+        own_memory(model)
     model.config._name_or_path = found.name
     log.info("loaded %s: %s in %s", found.name, type(model).__name__, model.dtype)
     return model.to(target).eval()

@@ -92,7 +92,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def logits(model: nn.Module, data: list[dict[str, Tensor]]) -> Tensor:
     """What a model says to batches, [rows, length, vocabulary] in float32 on the CPU, wherever the model is."""
-    where = next(model.parameters()).device
+    where = next((x.device for x in model.parameters() if not x.is_meta), torch.device("cpu"))
     with torch.no_grad():
         there = ({name: x.to(where) for name, x in batch.items()} for batch in data)
         return torch.cat([model(**batch).logits.float().cpu() for batch in there])
