@@ -2,6 +2,7 @@
 
 ColdpressError
 ├── ArgumentError            an entry point (`oneshot`, the command line) was given something it cannot use
+│   └── SettingError         a modifier has no setting of this name; a TypeError, too
 ├── RecipeError              a recipe cannot be read; carries every problem found, with its place
 ├── PluginError
 │   ├── UnknownPluginError   no installed distribution offers this name
@@ -18,7 +19,6 @@ ColdpressError
 
 import errno
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.EIO}
 
@@ -29,6 +29,10 @@ class ColdpressError(Exception):
 
 class ArgumentError(ColdpressError):
     """An entry point was given an argument that it cannot use."""
+
+
+class SettingError(ArgumentError, TypeError):
+    """A modifier has no setting of this name."""
 
 
 class RecipeError(ColdpressError):
@@ -106,15 +110,3 @@ def is_of_the_machine(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, OSError) and error.errno in _MACHINE
-
-
-def near(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
-    """The `count` names of `known` that look most like `name`, best first; case does not matter."""
-    spelling = {k.lower(): k for k in known}
-    return [spelling[k] for k in get_close_matches(name.lower(), spelling, n=count, cutoff=0.55)]
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: `; did you mean 'x'?`, or nothing when no name is near."""
-    found = near(name, known)
-    return f"; did you mean {found[0]!r}?" if found else ""

@@ -7,7 +7,8 @@ from importlib.metadata import PackageNotFoundError, metadata
 from typing import Any
 
 from coldpress import registry
-from coldpress.errors import UnknownPluginError, suggest
+from coldpress.errors import UnknownPluginError
+from coldpress.spelling import suggest
 
 
 def installed_names(module: str, kind: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

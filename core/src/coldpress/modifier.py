@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import field, fields, frozen
 
 from coldpress.attachment import Attachment
-from coldpress.errors import TargetError, must_implement
+from coldpress.errors import SettingError, TargetError, must_implement
 from coldpress.layer_report import CORE_NOTES, Note
 from coldpress.schemes import Scheme
+from coldpress.spelling import suggest
 from coldpress.stage import Layer, Stage
 from coldpress.statistic import GradientStatistic
 
@@ -141,11 +142,24 @@ def drop_housekeeping(cls: type[Any], settings: Mapping[str, Any]) -> dict[str, 
     return {name: value for name, value in settings.items() if name not in dropped}
 
 
+def _known(cls: type[Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a class.
+
+    Raises:
+        SettingError: it has none of a name.
+    """
+    own = [attribute.alias for attribute in fields(cls) if attribute.init]
+    for name in settings:
+        if name not in own:
+            raise SettingError(f"{cls.__name__} has no setting {name!r}{suggest(name, own)}")
+    return settings
+
+
 class _TakesHousekeeping(type):
-    """Drops the keywords of `HOUSEKEEPING` and `FORMER` that a class has no field for."""
+    """Drops the keywords of `HOUSEKEEPING` and `FORMER` that a class has no field for, and refuses unknown ones."""
 
     def __call__(cls, *args: Any, **settings: Any) -> Any:
-        return super().__call__(*args, **drop_housekeeping(cls, settings))
+        return super().__call__(*args, **_known(cls, drop_housekeeping(cls, settings)))
 
 
 @frozen(kw_only=True, eq=False)

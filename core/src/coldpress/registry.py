@@ -18,7 +18,8 @@ from typing import Any
 
 from attrs import frozen
 
-from coldpress.errors import BrokenPluginError, PluginConflictError, UnknownPluginError, suggest
+from coldpress.errors import BrokenPluginError, PluginConflictError, UnknownPluginError
+from coldpress.spelling import suggest
 
 KINDS = (
     "modifiers",

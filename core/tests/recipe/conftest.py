@@ -8,10 +8,11 @@ import pytest
 from attrs import field, frozen
 from attrs.validators import ge, in_, lt
 
-from coldpress.errors import RecipeError, UnknownPluginError, suggest
+from coldpress.errors import RecipeError, UnknownPluginError
 from coldpress.modifier import Modifier
 from coldpress.recipe import Recipe, read_recipe
 from coldpress.schemes import QuantizationArgs, Scheme
+from coldpress.spelling import suggest
 
 
 @frozen

@@ -6,7 +6,8 @@ from typing import Any
 
 from attrs import Attribute
 
-from coldpress.errors import ArgumentError, suggest
+from coldpress.errors import ArgumentError
+from coldpress.spelling import suggest
 
 
 def is_a(*kinds: type, optional: bool = False) -> Callable[[Any, "Attribute[Any]", Any], None]:

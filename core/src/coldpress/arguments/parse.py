@@ -13,8 +13,9 @@ from coldpress.arguments.output import OutputArguments
 from coldpress.arguments.pipeline import PipelineArguments
 from coldpress.arguments.recipe import RecipeArguments
 from coldpress.arguments.without_effect import WITHOUT_EFFECT
-from coldpress.errors import ArgumentError, suggest
+from coldpress.errors import ArgumentError
 from coldpress.foreign import check_interpreter
+from coldpress.spelling import suggest
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from typing import Any
 from attrs import Attribute, field, fields_dict, frozen
 
 from coldpress.arguments.checks import is_a
-from coldpress.errors import ArgumentError, suggest
+from coldpress.errors import ArgumentError
+from coldpress.spelling import suggest
 
 log = logging.getLogger(__name__)
 

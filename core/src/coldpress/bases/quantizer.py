@@ -13,13 +13,14 @@ from coldpress.bases.weight_range import weight_qparams
 from coldpress.calibration.observer import check_observer, checked_range, observer_for
 from coldpress.calibration.statistics import Observed
 from coldpress.dataflow.fused import FusedLayers
-from coldpress.errors import CalibrationError, SchemeError, suggest
+from coldpress.errors import CalibrationError, SchemeError
 from coldpress.experts.tokens import siblings
 from coldpress.hookspecs import hookimpl
 from coldpress.modifier import QUANTIZES, Modifier, Needs
 from coldpress.numerics import calculate_global_scale, calculate_qparams, in_weight_dtype, quantize, version
 from coldpress.quantized import Quantized
 from coldpress.schemes import QuantizationArgs, Scheme, preset
+from coldpress.spelling import suggest
 from coldpress.stage import Layer, Stage
 from coldpress.state import State
 

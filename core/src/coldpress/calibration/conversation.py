@@ -13,7 +13,8 @@ from typing import Any
 from attrs import frozen
 
 from coldpress.calibration.table import rows_of_table
-from coldpress.errors import CalibrationError, suggest
+from coldpress.errors import CalibrationError
+from coldpress.spelling import suggest
 
 CHAT_COLUMNS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
 PAIRS = (

@@ -16,8 +16,9 @@ from coldpress.calibration.cache_folder import cache_settings
 from coldpress.calibration.files import SUFFIXES, FileRows, check_regular, joined, read_file, read_pieces
 from coldpress.calibration.hub_dataset import HubDataset
 from coldpress.calibration.splits import pick, split_part
-from coldpress.errors import BrokenPluginError, CalibrationError, near, suggest
+from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.foreign import reading
+from coldpress.spelling import near, suggest
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ from typing import Any, ClassVar, cast
 from attrs import Attribute, field, fields, frozen
 from torch import Tensor
 
-from coldpress.errors import BrokenPluginError, SchemeError, must_implement, suggest
+from coldpress.errors import BrokenPluginError, SchemeError, must_implement
 from coldpress.registry import find
 from coldpress.schemes import QuantizationArgs
+from coldpress.spelling import suggest
 
 
 def _check_args(observer: "Observer", attribute: "Attribute[QuantizationArgs]", value: Any) -> None:

@@ -6,7 +6,8 @@ Where it is from and how it was made: `texts/README.md`.
 import json
 from importlib.resources import files
 
-from coldpress.errors import CalibrationError, suggest
+from coldpress.errors import CalibrationError
+from coldpress.spelling import suggest
 
 SPLITS = ("calibration", "held_out")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from attrs import frozen
 
-from coldpress.errors import CalibrationError, suggest
+from coldpress.errors import CalibrationError
+from coldpress.spelling import suggest
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from coldpress.checkpoint.consolidate import Part, Place, index_of, shards_of, write_shards
 from coldpress.checkpoint.disk import as_utf8
 from coldpress.checkpoint.shard import read_tensor
-from coldpress.errors import CheckpointError, suggest
+from coldpress.errors import CheckpointError
 from coldpress.format import Parts
+from coldpress.spelling import suggest
 
 INDEX = "model.safetensors.index.json"
 

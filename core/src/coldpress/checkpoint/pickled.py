@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from coldpress.checkpoint.reader import CheckpointReader, read_weight_map
-from coldpress.errors import CheckpointError, suggest
+from coldpress.errors import CheckpointError
 from coldpress.foreign import reading
 from coldpress.source import Weights
+from coldpress.spelling import suggest
 
 _SINGLE = "pytorch_model.bin"
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from coldpress import registry
 from coldpress.checkpoint.config import quantization_in
 from coldpress.checkpoint.shard import Entry, read_header, read_tensor
-from coldpress.errors import CheckpointError, suggest
+from coldpress.errors import CheckpointError
 from coldpress.source import Weights
+from coldpress.spelling import suggest
 
 _SINGLE = "model.safetensors"
 _INDEX = ".safetensors.index.json"

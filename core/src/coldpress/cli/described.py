@@ -43,8 +43,9 @@ def show(name: str, *, as_json: bool) -> None:
 
 def _called(name: str) -> "list[Plugin]":
     """The plugins of this name, whatever their kind and the case of its letters."""
-    from coldpress.errors import UnknownPluginError, suggest
+    from coldpress.errors import UnknownPluginError
     from coldpress.registry import KINDS, available
+    from coldpress.spelling import suggest
 
     every = [plugin for kind in KINDS for plugin in available(kind)]
     found = [one for one in every if one.name == name] or [one for one in every if one.name.lower() == name.lower()]

@@ -6,7 +6,7 @@ import typer
 from attrs import fields_dict
 
 from coldpress.arguments import PRECISIONS, ModelArguments, RecipeArguments
-from coldpress.errors import suggest
+from coldpress.spelling import suggest
 
 
 def default_of(arguments: type, name: str) -> Any:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from attrs import frozen
 from torch import nn
 
-from coldpress.errors import ModelError, TargetError, suggest
+from coldpress.errors import ModelError, TargetError
+from coldpress.spelling import suggest
 from coldpress.stage import class_names, matches
 
 REPEATED = (nn.ModuleList, nn.Sequential)

@@ -17,7 +17,8 @@ from coldpress.dataflow.pair import Pair
 from coldpress.dataflow.probe import Dataflow, probe
 from coldpress.dataflow.sharing import Shared
 from coldpress.dataflow.workbench import Workbench
-from coldpress.errors import TargetError, suggest
+from coldpress.errors import TargetError
+from coldpress.spelling import suggest
 from coldpress.stage import class_names, input_dim, is_linear, matches
 
 _SIDES = ("balance_layers", "smooth_layer")

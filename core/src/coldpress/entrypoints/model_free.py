@@ -14,7 +14,7 @@ from coldpress.arguments.checks import at_least, is_a, path
 from coldpress.checkpoint import CheckpointWriter
 from coldpress.distributed.start import refuse_several
 from coldpress.entrypoints.places import check_apart, check_origin
-from coldpress.errors import ArgumentError, UnknownPluginError, suggest
+from coldpress.errors import ArgumentError, UnknownPluginError
 from coldpress.format import Format
 from coldpress.models.loading import placement
 from coldpress.modifier import Modifier
@@ -29,6 +29,7 @@ from coldpress.shardwise.job import ShardwiseJob
 from coldpress.shardwise.opening import open_checkpoint
 from coldpress.shardwise.outline import is_parameter
 from coldpress.shardwise.workers import workers_by_default
+from coldpress.spelling import suggest
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,11 @@ from coldpress.entrypoints.job import prepare
 from coldpress.entrypoints.model_free import ModelFreeArguments, output_form
 from coldpress.entrypoints.model_free import prepare as prepare_model_free
 from coldpress.entrypoints.opening import open_empty
-from coldpress.errors import ArgumentError, CheckpointError, suggest
+from coldpress.errors import ArgumentError, CheckpointError
 from coldpress.planning import Prediction, predict, predict_model_free
 from coldpress.recipe import Recipe, read_recipe
 from coldpress.report.words import in_bytes
+from coldpress.spelling import suggest
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -8,7 +8,8 @@ from typing import Any
 from attrs import fields_dict, frozen
 
 from coldpress.arguments import Arguments, TrainingArguments, argument_names, parse_arguments
-from coldpress.errors import ArgumentError, ModelError, suggest
+from coldpress.errors import ArgumentError, ModelError
+from coldpress.spelling import suggest
 from coldpress.training.progress import learning_rate_problem
 
 _OURS = ("output_dir", "seed", "resume_from_checkpoint")  # names that transformers has too

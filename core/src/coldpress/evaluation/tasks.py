@@ -9,9 +9,10 @@ from typing import Any
 
 from attrs import frozen
 
-from coldpress.errors import ArgumentError, suggest
+from coldpress.errors import ArgumentError
 from coldpress.foreign import reading
 from coldpress.models.evaluating import evaluating
+from coldpress.spelling import suggest
 
 _NAME = re.compile(r"^(?:task|group):\s*[\"']?([^\s\"'#]+)", re.MULTILINE)
 _YAML = (".yaml", ".yml")

@@ -17,7 +17,7 @@ from coldpress.checkpoint import Format, SchemeLookup
 from coldpress.checkpoint.config import without_quantization
 from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
 from coldpress.checkpoint.published import format_of, open_folder
-from coldpress.errors import CheckpointError, ModelError, suggest
+from coldpress.errors import CheckpointError, ModelError
 from coldpress.experts import linear_experts, linearize_experts
 from coldpress.foreign import reading
 from coldpress.format import AttachmentLookup
@@ -28,6 +28,7 @@ from coldpress.models.quiet import no_bar
 from coldpress.models.streaming import without_weights
 from coldpress.quantized import Quantized, set_encoding
 from coldpress.source import Weights
+from coldpress.spelling import suggest
 from coldpress.stage import class_names, find_layers, oriented
 
 log = logging.getLogger(__name__)

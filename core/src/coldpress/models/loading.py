@@ -14,7 +14,7 @@ from coldpress.checkpoint.config import quantization_in
 from coldpress.checkpoint.pickled import open_files, pickled_files
 from coldpress.checkpoint.reader import read_json
 from coldpress.distributed.start import local_device
-from coldpress.errors import ArgumentError, CheckpointError, ModelError, suggest
+from coldpress.errors import ArgumentError, CheckpointError, ModelError
 from coldpress.foreign import reading
 from coldpress.models.auto import build_model, model_class
 from coldpress.models.configuration import first_line, load_config, read_generation_settings
@@ -23,6 +23,7 @@ from coldpress.models.hub import hub_folder, on_this_disk
 from coldpress.models.location import Location, locate
 from coldpress.models.mapped import own_memory
 from coldpress.models.promise import check_promises, check_size
+from coldpress.spelling import suggest
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ from attrs import frozen
 from coldpress import registry
 from coldpress.checkpoint.published import quantization_of
 from coldpress.checkpoint.reader import read_json
-from coldpress.errors import BrokenPluginError, ModelError, near
+from coldpress.errors import BrokenPluginError, ModelError
 from coldpress.installed import extra_called
 from coldpress.source import Source
+from coldpress.spelling import near
 
 log = logging.getLogger(__name__)
 

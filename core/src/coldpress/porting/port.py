@@ -7,12 +7,13 @@ from typing import Literal
 from attrs import define, field, frozen
 
 from coldpress.arguments import WITHOUT_EFFECT, argument_names
-from coldpress.errors import ArgumentError, suggest
+from coldpress.errors import ArgumentError
 from coldpress.porting.edit import Edit, Source
 from coldpress.porting.equivalents import Equivalent, Kind, is_foreign
 from coldpress.porting.names import Program, Use, read_program
 from coldpress.porting.statement import Name, comments_of, write_from, write_import
 from coldpress.porting.uses import Uses
+from coldpress.spelling import suggest
 
 RemarkKind = Literal["dropped", "kept", "missing", "note"]
 

@@ -12,10 +12,10 @@ import attrs
 from attrs import evolve
 from cattrs import Converter, StructureHandlerNotFoundError
 
-from coldpress.errors import suggest
 from coldpress.recipe.mistake import USER_ERRORS, Collected, Mistake, Mistakes, flat
 from coldpress.recipe.problem import UNKNOWN, kind, quote
 from coldpress.recipe.problem import Path as Keys
+from coldpress.spelling import suggest
 
 Hook = Callable[[Any, Any], Any]
 

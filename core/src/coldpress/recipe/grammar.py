@@ -18,9 +18,9 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from coldpress.errors import suggest
 from coldpress.recipe.problem import UNKNOWN, Node, Path, Problems, kind, plain
 from coldpress.recipe.recipe import SEVERAL, Choice
+from coldpress.spelling import suggest
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from attrs import define, evolve, field
 
-from coldpress.errors import suggest
 from coldpress.recipe.document import scalar
 from coldpress.recipe.problem import UNKNOWN, Node, Path, Problems, kind, plain
+from coldpress.spelling import suggest
 
 ARGS = "args"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from coldpress import registry
-from coldpress.errors import BrokenPluginError, PluginError, RecipeError, near
+from coldpress.errors import BrokenPluginError, PluginError, RecipeError
 from coldpress.modifier import HOUSEKEEPING, Modifier, drop_housekeeping
 from coldpress.recipe.document import MAX_LENGTH, parse
 from coldpress.recipe.form import check_form
@@ -18,6 +18,7 @@ from coldpress.recipe.problem import Problems, kind, locate, plain
 from coldpress.recipe.ready import ready_recipe
 from coldpress.recipe.recipe import Recipe, select
 from coldpress.recipe.structure import accepted_types, build
+from coldpress.spelling import near
 
 Find = Callable[[str, str], Any]
 

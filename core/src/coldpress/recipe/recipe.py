@@ -5,8 +5,9 @@ from typing import Any
 
 from attrs import Attribute, evolve, field, frozen
 
-from coldpress.errors import RecipeError, suggest
+from coldpress.errors import RecipeError
 from coldpress.modifier import QUANTIZES, SPARES_QUANTIZED, TRANSFORMS, Modifier
+from coldpress.spelling import suggest
 
 SEVERAL = "several"
 """The format that stands for a list of formats."""

@@ -12,10 +12,11 @@ from typing import Any, TypeVar, cast, get_origin, get_type_hints
 import attrs
 from attrs import NOTHING, Attribute, define, field
 
-from coldpress.errors import BrokenPluginError, RecipeError, suggest
+from coldpress.errors import BrokenPluginError, RecipeError
 from coldpress.recipe.converter import CONVERTER, has_dicts, mismatch, structure
 from coldpress.recipe.mistake import USER_ERRORS, Collected, Mistake, Mistakes, flat
 from coldpress.recipe.problem import show
+from coldpress.spelling import suggest
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from attrs import evolve
 from torch import nn
 
 from coldpress.arguments import DEFAULT_IGNORE
-from coldpress.errors import near
 from coldpress.experts.router import router_layers
 from coldpress.modifier import Modifier
+from coldpress.spelling import near
 from coldpress.stage import class_names, find_layers, matches
 from coldpress.state import State
 

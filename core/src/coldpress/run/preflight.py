@@ -10,18 +10,13 @@ from torch import nn
 
 from coldpress.attachment import Attached, Attachment, attachment_class
 from coldpress.dataflow.fused import FusedLayers, split_groups
-from coldpress.errors import (
-    BrokenPluginError,
-    ModelError,
-    SchemeError,
-    TargetError,
-    near,
-)
+from coldpress.errors import BrokenPluginError, ModelError, SchemeError, TargetError
 from coldpress.format import Format
 from coldpress.modifier import PRUNES, QUANTIZES, RUNS_LAST, TRANSFORMS, Modifier
 from coldpress.planned import Planned, Sweep
 from coldpress.run.ignore import ignore_problems
 from coldpress.schemes import Scheme, check_fit, check_supported
+from coldpress.spelling import near
 from coldpress.stage import Layer, Stage, find_layers
 from coldpress.state import State
 

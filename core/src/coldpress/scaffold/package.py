@@ -20,7 +20,8 @@ from typing import Any
 from attrs import frozen
 
 from coldpress import __version__, registry
-from coldpress.errors import ArgumentError, suggest
+from coldpress.errors import ArgumentError
+from coldpress.spelling import suggest
 
 SCAFFOLDED = ("modifier", "observer", "pipeline", "format", "source", "dataset")
 

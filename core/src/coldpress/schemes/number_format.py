@@ -10,9 +10,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from coldpress.errors import BrokenPluginError, SchemeError, UnknownPluginError, must_implement, suggest
+from coldpress.errors import BrokenPluginError, SchemeError, UnknownPluginError, must_implement
 from coldpress.registry import available, find
 from coldpress.schemes.quantization_args import QuantizationArgs
+from coldpress.spelling import suggest
 
 _EXPONENTS = {
     torch.float32: (torch.int32, 0x7F800000),

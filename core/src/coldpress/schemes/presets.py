@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from attrs import evolve, fields
 
-from coldpress.errors import BrokenPluginError, SchemeError, UnknownPluginError, suggest
+from coldpress.errors import BrokenPluginError, SchemeError, UnknownPluginError
 from coldpress.registry import available, find
 from coldpress.schemes.quantization_args import QuantizationArgs
 from coldpress.schemes.scheme import Scheme
+from coldpress.spelling import suggest
 
 _Tensors = tuple[QuantizationArgs | None, QuantizationArgs | None]  # weights, input_activations
 

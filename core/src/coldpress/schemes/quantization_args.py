@@ -6,7 +6,8 @@ from typing import Any, Literal, cast
 import torch
 from attrs import Attribute, Converter, field, fields, frozen
 
-from coldpress.errors import SchemeError, suggest
+from coldpress.errors import SchemeError
+from coldpress.spelling import suggest
 
 STRATEGIES = ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head")
 DYNAMIC_STRATEGIES = ("token", "tensor", "tensor_group", "group")

@@ -14,7 +14,7 @@ from coldpress.checkpoint import CheckpointReader
 from coldpress.checkpoint.config import quantization_in, tables
 from coldpress.checkpoint.decoded import FormatWeights
 from coldpress.checkpoint.published import format_of
-from coldpress.errors import CheckpointError, ModelError, suggest
+from coldpress.errors import CheckpointError, ModelError
 from coldpress.foreign import reading
 from coldpress.format import Format
 from coldpress.installed import extra_called
@@ -22,6 +22,7 @@ from coldpress.models.hub import on_this_disk
 from coldpress.models.location import Location, locate
 from coldpress.registry import names
 from coldpress.source import Weights
+from coldpress.spelling import suggest
 
 log = logging.getLogger(__name__)
 

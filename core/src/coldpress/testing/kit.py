@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import define, field
 
-from coldpress.errors import suggest
+from coldpress.spelling import suggest
 from coldpress.testing.check import Check
 from coldpress.testing.subject import Subject, subject_of
 

@@ -8,7 +8,8 @@ from typing import Any
 from attrs import frozen
 
 from coldpress import registry
-from coldpress.errors import BrokenPluginError, UnknownPluginError, suggest
+from coldpress.errors import BrokenPluginError, UnknownPluginError
+from coldpress.spelling import suggest
 
 KINDS = ("modifiers", "observers", "pipelines", "formats", "sources", "statistics", "attachments")
 

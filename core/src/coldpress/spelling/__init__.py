@@ -1,0 +1,32 @@
+"""What a name that is not there may have meant: one that looks like it, or what other tools call by it."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_ELSEWHERE = {  # what GPTQModel, AutoAWQ, AutoRound and papers' scripts call our settings and arguments
+    **dict.fromkeys(("percdamp", "damp_percent", "damp"), "dampening_frac"),
+    **dict.fromkeys(("desc_act", "act_order", "act_group_aware"), "actorder"),
+    **dict.fromkeys(("w_bit", "wbits", "w_bits", "nbits", "bits"), "num_bits"),
+    **dict.fromkeys(("q_group_size", "groupsize"), "group_size"),
+    **dict.fromkeys(("nsamples", "n_samples", "max_calib_samples"), "num_calibration_samples"),
+    **dict.fromkeys(("seqlen", "seq_len", "max_calib_seq_len"), "max_seq_length"),
+    **dict.fromkeys(("calib_data", "calib_dataset", "calibration_dataset"), "dataset"),
+    **dict.fromkeys(("modules_to_not_convert", "skip_modules", "exclude"), "ignore"),
+    **dict.fromkeys(("save_dir", "save_path", "quant_path", "outfile"), "output_dir"),
+    **dict.fromkeys(("model_path", "model_id", "model_name_or_path"), "model"),
+    **{"sym": "symmetric", "zero_point": "symmetric", "alpha": "smoothing_strength", "sparsity_ratio": "sparsity"},
+}
+
+
+def near(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
+    """The `count` names of `known` that look most like `name`, best first, or mean what it means in other tools."""
+    spelling = {k.lower(): k for k in known}
+    meant = [spelling[k] for k in _ELSEWHERE.get(name.lower(), "").split() if k in spelling]
+    alike = [spelling[k] for k in get_close_matches(name.lower(), spelling, n=count, cutoff=0.55)]
+    return list(dict.fromkeys(meant + alike))[:count]
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: `; did you mean 'x'?`, or nothing when no name is near."""
+    found = near(name, known)
+    return f"; did you mean {found[0]!r}?" if found else ""
