@@ -174,3 +174,22 @@ def test_pipes_get_no_colours(model):
 
     assert answer.returncode == 0
     assert "\x1b" not in answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("--nsamples", "--num-calibration-samples"),
+        ("--w_bit", "--bits"),
+        ("--exclude", "--ignore"),
+        ("--save-dir", "--output"),
+        ("--percdamp", "In a recipe it is the setting 'dampening_frac'"),
+    ],
+)
+def test_options_of_other_tools_are_hinted_at(option, hint):
+    from coldpress.cli.app import app
+
+    answer = CliRunner().invoke(app, ["compress", "model", option, "3"], terminal_width=200)
+
+    assert answer.exit_code == 2
+    assert hint in " ".join(answer.stderr.replace("│", " ").split())

@@ -11,6 +11,7 @@ from coldpress.cli.datasets import datasets
 from coldpress.cli.demo import demo
 from coldpress.cli.diff import diff
 from coldpress.cli.evaluate import evaluate
+from coldpress.cli.hinting import HintingCommand
 from coldpress.cli.inspect import inspect
 from coldpress.cli.model_free import convert
 from coldpress.cli.new import new
@@ -73,4 +74,4 @@ def options(
 
 
 for _command in _COMMANDS:
-    app.command(name=_command.__name__)(guarded(_command))
+    app.command(name=_command.__name__, cls=HintingCommand)(guarded(_command))

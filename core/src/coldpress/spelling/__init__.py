@@ -18,10 +18,15 @@ _ELSEWHERE = {  # what GPTQModel, AutoAWQ, AutoRound and papers' scripts call ou
 }
 
 
+def elsewhere(name: str) -> str:
+    """The setting or argument that other tools call so; nothing where none is known."""
+    return _ELSEWHERE.get(name.lower(), "")
+
+
 def near(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
     """The `count` names of `known` that look most like `name`, best first, or mean what it means in other tools."""
     spelling = {k.lower(): k for k in known}
-    meant = [spelling[k] for k in _ELSEWHERE.get(name.lower(), "").split() if k in spelling]
+    meant = [spelling[k] for k in (elsewhere(name),) if k in spelling]
     alike = [spelling[k] for k in get_close_matches(name.lower(), spelling, n=count, cutoff=0.55)]
     return list(dict.fromkeys(meant + alike))[:count]
 

@@ -1,0 +1,36 @@
+"""A command that knows what an option that it does not have may have meant."""
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+from coldpress.spelling import elsewhere, near
+
+_LIKE_SETTINGS = {"num_bits": "bits", "output_dir": "output"}  # settings and arguments that have a shorter option
+
+
+class HintingCommand(TyperCommand):
+    """The command of typer, whose message about an unknown option names the one that was meant."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does it."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if type(error).__name__ == "NoSuchOption":  # of click, or of typer's own copy of it
+                _hint(error, [option for one in self.params for option in one.opts])
+            raise
+
+
+def _hint(error: Any, options: list[str]) -> None:
+    """Name the option, or say that a setting of a modifier stands in a recipe."""
+    name = error.option_name.lstrip("-").replace("-", "_")
+    meant = elsewhere(name)
+    known = {option.lstrip("-").replace("-", "_"): option for option in options if option.startswith("--")}
+    found = [known[one] for one in (_LIKE_SETTINGS.get(meant, meant), *near(name, known)) if one in known]
+    if found:
+        error.possibilities = list(dict.fromkeys(found))[:1]
+    elif meant:
+        error.message += (
+            f". In a recipe it is the setting {meant!r}: `coldpress plugins NAME` lists those of a modifier"
+        )
