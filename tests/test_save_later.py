@@ -103,6 +103,20 @@ def test_what_was_changed_after_the_run_is_written_as_it_is_now(tmp_path):
     assert torch.equal(logits(again, batches(rows=2)), logits(model, batches(rows=2)))
 
 
+def test_layers_that_were_taken_out_without_the_configuration_are_told(tmp_path, caplog):
+    model = compressed()
+    del model.model.layers[-1]
+
+    model.save_pretrained(tmp_path / "out")
+
+    assert "are not those that its configuration describes, the first is model.layers.1." in caplog.text
+    model.config.num_hidden_layers -= 1
+    caplog.clear()
+    model.save_pretrained(tmp_path / "right")
+    assert "configuration describes" not in caplog.text
+    load_model(tmp_path / "right", device="cpu")
+
+
 def test_a_copy_that_was_changed_saves_itself_and_not_the_original(tmp_path):
     model = compressed()
     other = copy.deepcopy(model)

@@ -168,3 +168,28 @@ def test_padding_of_sound_is_left_out_of_the_frames_that_a_model_makes_of_it():
     batch = inputs.batch({"input_values": torch.randn(2, 64), "attention_mask": mask})
 
     assert [found.sum(1).tolist() for found in batch.token_masks] == [[8, 4]]
+
+
+def test_a_mask_that_is_not_over_the_tokens_is_refused_and_a_longer_one_is_of_a_prefix():
+    inputs = ModelInputs.of(Reads("input_ids", "attention_mask"))
+
+    for shape in ((1, 3), (2, 4)):
+        with pytest.raises(CalibrationError, match=r"attention_mask of a batch, .* is not over its input_ids"):
+            inputs.batch({"input_ids": ids(1, 4), "attention_mask": torch.ones(shape)})
+    assert inputs.batch({"input_ids": ids(1, 4), "attention_mask": torch.ones(1, 6)}) is not None
+
+
+def test_tensors_without_data_are_refused_by_name():
+    with pytest.raises(CalibrationError, match="input_ids of a batch has no data: it is on the meta device"):
+        ModelInputs.of(Reads("input_ids")).batch({"input_ids": torch.empty(1, 4, dtype=torch.long, device="meta")})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_token_ids_in_any_whole_number_are_read_and_pixels_stay_what_they_are(dtype):
+    batch = ModelInputs.of(Reads("input_ids", "pixels")).batch(
+        {"input_ids": ids(1, 4).to(dtype), "pixels": ids(1, 4).byte()}
+    )
+
+    assert batch["input_ids"].dtype in (torch.int32, torch.int64)
+    assert torch.equal(batch["input_ids"].long(), ids(1, 4))
+    assert batch["pixels"].dtype == torch.uint8

@@ -1,13 +1,15 @@
 """Models that users hand over in memory: wrapped, adapted, quantized, made under inference mode."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune
 
-from coldpress import oneshot
-from coldpress.errors import ArgumentError, ModelError
+from coldpress import load_model, oneshot
+from coldpress.errors import ArgumentError, CheckpointError, ModelError, TargetError
 from coldpress.models.handed_over import handed_over
 from coldpress.testing.models import batches, logits, tiny_llama
 
@@ -180,6 +182,32 @@ def test_what_was_made_under_inference_mode_is_compressed_as_any_other(run_insid
     assert not any(tensor.is_inference() for tensor in model.state_dict().values())
 
 
+def test_a_module_whose_config_is_not_of_transformers_cannot_be_written(tmp_path):
+    model = nn.Sequential(nn.Linear(64, 64))
+    model.config = {"hidden_size": 64}
+
+    with pytest.raises(ModelError, match="a Sequential is no model of transformers"):
+        oneshot(model, ROUNDING, output_dir=tmp_path / "out")
+
+
+def test_a_layer_without_weights_is_refused_by_name():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 0))
+
+    with pytest.raises(TargetError, match=r"'1' has no weights \(0 x 64\): ignore it"):
+        oneshot(model, ROUNDING)
+
+
+def test_weights_in_float64_are_rounded_like_any(tmp_path):
+    model = tiny_llama(layers=1).double()
+    before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+
+    oneshot(model, "QuantizationModifier: {scheme: W8A8}", output_dir=tmp_path / "out", quiet=True)
+
+    change = (model.model.layers[0].mlp.up_proj.weight - before).abs().max()
+    assert 0 < change <= before.abs().max() / 250
+    assert torch.equal(logits(load_model(tmp_path / "out", device="cpu"), batches()), logits(model, batches()))
+
+
 def test_layers_of_torch_s_own_quantization_are_refused():
     model = torch.ao.quantization.quantize_dynamic(tiny_llama(layers=1), {nn.Linear}, dtype=torch.qint8)
 
@@ -196,3 +224,75 @@ def test_wrappers_that_recompute_activations_are_taken_out(caplog):
 
     assert [name for name, _ in model.named_parameters()] == names
     assert "CheckpointWrapper is taken off" in caplog.text
+
+
+def _fewer(model):
+    model.model.layers = model.model.layers[:1]
+
+
+def _narrower(model):
+    mlp = model.model.layers[1].mlp
+    mlp.gate_proj, mlp.up_proj = (nn.Linear(128, 64, bias=False) for _ in range(2))
+    mlp.down_proj = nn.Linear(64, 128, bias=False)
+
+
+def _vocabulary(model):
+    model.config.vocab_size = 999
+
+
+def _head(model):
+    model.lm_head = nn.Sequential(nn.Linear(128, 16), nn.Linear(16, 259))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_fewer, r"model.layers.1.* \(none, and 128 x 128 by model.config\)"),
+        (_narrower, r"model.layers.1.mlp.gate_proj.weight \(64 x 128, and 256 x 128 by model.config\)"),
+        (_vocabulary, r"model.embed_tokens.weight \(259 x 128, and 999 x 128 by model.config\)"),
+        (_head, r"lm_head.weight \(none, and 259 x 128 by model.config\)"),
+        (lambda model: model.resize_token_embeddings(300), None),
+    ],
+)
+def test_a_model_that_its_configuration_does_not_describe_is_a_warning(change, says, caplog, tmp_path):
+    model = tiny_llama()
+    change(model)
+
+    oneshot(model, "QuantizationModifier: {scheme: W8A8}", output_dir=tmp_path / "out", quiet=True)
+
+    assert bool(re.search(f"that its configuration describes, the first is {says}", caplog.text)) == (says is not None)
+    if says is None:
+        load_model(tmp_path / "out", device="cpu")
+    else:
+        with pytest.raises(CheckpointError, match="in the model that config.json describes|lacks"):
+            load_model(tmp_path / "out", device="cpu")
+
+
+def test_a_configuration_that_json_cannot_hold_is_refused_by_name_at_once_and_later(tmp_path):
+    model = tiny_llama()
+    model.config.mine = {1, 2}
+
+    with pytest.raises(CheckpointError, match="config.json cannot hold 'mine' of the model"):
+        oneshot(model, ROUNDING, output_dir=tmp_path / "out")
+    oneshot(model, ROUNDING, quiet=True)
+    with pytest.raises(CheckpointError, match="config.json cannot hold 'mine' of the model"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_that_is_called_as_a_part_of_the_checkpoint_is_refused(tmp_path):
+    model = tiny_llama()
+    model.model.layers[0].mlp.up_proj.register_buffer("weight_scale", torch.ones(3))
+
+    with pytest.raises(
+        CheckpointError, match=r"up_proj.weight_scale of the model has the name that the checkpoint needs"
+    ):
+        oneshot(model, ROUNDING, output_dir=tmp_path / "out")
+
+
+def test_sparse_tensors_are_refused_by_name():
+    model = tiny_llama()
+    model.model.mask = nn.Parameter(torch.eye(4).to_sparse())
+
+    with pytest.raises(ModelError, match="model.mask is stored sparsely"):
+        oneshot(model, ROUNDING)

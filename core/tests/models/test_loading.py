@@ -5,9 +5,11 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from coldpress.errors import ArgumentError, CheckpointError, ModelError
 from coldpress.models import load_model, load_tokenizer, need_tokenizer
+from coldpress.models.dense import folder_checkpoint
 from coldpress.testing.models import tiny_llama, tiny_tokenizer
 
 
@@ -159,3 +161,41 @@ def test_loading_is_logged_in_one_line(folder, caplog):
         load_model(folder, device="cpu")
 
     assert [record.message for record in caplog.records] == [f"loaded {folder}: LlamaForCausalLM in torch.float32"]
+
+
+def test_code_of_a_model_s_own_is_named_before_transformers_asks_for_it(folder):
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+
+    with pytest.raises(ModelError, match=r"'configuration_mine.MineConfig'.*trust_remote_code_model=True"):
+        load_model(folder, device="cpu")
+
+
+def test_a_class_that_is_named_without_a_list_is_that_class(folder, caplog):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": "LlamaForCausalLM"}))
+
+    assert type(load_model(folder, device="cpu")).__name__ == "LlamaForCausalLM"
+    assert "does not have" not in caplog.text
+
+
+def test_tensors_that_lie_where_the_index_does_not_say_are_told(tmp_path, caplog):
+    tiny_llama(hidden=64).save_pretrained(tmp_path, max_shard_size="100KB")
+    name = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]["model.norm.weight"]
+    other = next(file for file in sorted(tmp_path.glob("*.safetensors")) if file.name != name)
+    save_file({**load_file(other), "model.norm.weight": torch.full((64,), 7.0)}, other, {"format": "pt"})
+
+    found = folder_checkpoint("mine", tmp_path).weights
+
+    assert not found.read("model.norm.weight").eq(7).any()
+    assert f"the first is model.norm.weight in {other}" in caplog.text
+
+
+def test_a_folder_that_holds_a_tokenizer_alone_is_one(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path / "alone")
+
+    assert len(load_tokenizer(str(tmp_path / "alone"))) == len(tiny_tokenizer())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="is a folder without config.json"):
+        load_tokenizer(str(tmp_path / "empty"))

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 _INNER = ("base_model", "model", "module")  # where a wrapper keeps the model that it hands its arguments to
 _DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
+_SHORT = (torch.uint8, torch.int8, torch.int16, torch.uint16)
 _BESIDE = ("attention_mask", "decoder_attention_mask", "position_ids", "token_type_ids", "labels")
 _NO_LABEL = -100  # what losses leave out, and models turn into padding
 
@@ -138,15 +139,18 @@ class ModelInputs:
                 f"a batch holds {', '.join(map(str, found)) or 'nothing'}, and {self.model}.forward needs one of "
                 f"{', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
             )
-        return {name: self._cast(value) for name, value in batch.items()}
+        _check_tensors(batch)
+        return {name: self._cast(value, name) for name, value in batch.items()}
 
-    def _cast(self, value: Any) -> Any:
+    def _cast(self, value: Any, column: str) -> Any:
         """The tensors of a nest in the dtype of the model, and as normal ones: those of inference mode are copied."""
 
         def cast(x: Any) -> Any:
             if not isinstance(x, Tensor):
                 return x
             x = x.clone() if x.is_inference() else x
+            if column.endswith("input_ids") and x.dtype in _SHORT:  # no embedding takes them
+                return x.long()
             return x if self.dtype is None or not x.is_floating_point() else x.to(self.dtype)
 
         return tree_map(cast, value)
@@ -189,6 +193,26 @@ class ModelInputs:
         if "decoder_inputs_embeds" in batch:
             batch["decoder_inputs_embeds"] = torch.nn.functional.pad(batch["decoder_inputs_embeds"], (0, 0, 0, 1))
         return torch.nn.functional.pad(counted, (0, 1))
+
+
+def _check_tensors(batch: Mapping[str, Any]) -> None:
+    """Refuse tensors without data, and a mask that is not over the tokens beside it.
+
+    Raises:
+        CalibrationError: names the column.
+    """
+    for name, value in batch.items():
+        if isinstance(value, Tensor) and value.is_meta:
+            raise CalibrationError(f"{name} of a batch has no data: it is on the meta device")
+    for prefix in ("", "decoder_"):
+        ids, mask = batch.get(f"{prefix}input_ids"), batch.get(f"{prefix}attention_mask")
+        if not (isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.ndim == 2 == mask.ndim):
+            continue
+        if len(ids) != len(mask) or mask.shape[1] < ids.shape[1]:  # a prefix may make it longer
+            raise CalibrationError(
+                f"{prefix}attention_mask of a batch, {tuple(mask.shape)}, is not over its {prefix}input_ids, "
+                f"{tuple(ids.shape)}: it needs an entry for each token"
+            )
 
 
 def _argument_names(model: nn.Module) -> frozenset[str] | None:

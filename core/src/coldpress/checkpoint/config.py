@@ -63,6 +63,30 @@ def without_quantization(config: Any) -> Any:
     return config
 
 
+def check_storable(config: Any) -> None:
+    """Refuse a configuration that JSON cannot hold.
+
+    Raises:
+        CheckpointError: names what it cannot hold.
+    """
+    try:
+        config.to_json_string()
+    except TypeError as error:
+        found = [name for name, value in config.to_dict().items() if not _is_storable(value)]
+        raise CheckpointError(
+            f"config.json cannot hold {', '.join(map(repr, found)) or 'the configuration'} of the model ({error}): "
+            "make it text, a number, a list or a dict of these, or delete it from model.config"
+        ) from error
+
+
+def _is_storable(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
 def is_generation_config_of(model: Any, path: Path) -> bool:
     """Whether a file holds the settings of generation that the model has now."""
     from transformers import GenerationConfig

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from coldpress.attachment import Attached
 from coldpress.checkpoint.attachments import attachments_of, recall_attachments, record_attachments
 from coldpress.checkpoint.companion import CONFIG, GENERATION_CONFIG, Origin, copy_companions
-from coldpress.checkpoint.config import is_generation_config_of, without_quantization
+from coldpress.checkpoint.config import check_storable, is_generation_config_of, without_quantization
 from coldpress.checkpoint.disk import disk_errors
 from coldpress.checkpoint.named import (
     NamedWriter,
@@ -114,7 +114,8 @@ class Output:
             SchemeError: a layer or attachment cannot be written in this format.
             CheckpointError: transformers turns the joint tensors of experts round when it loads them.
         """
-        model = state.model
+        model: Any = state.model
+        check_storable(model.config)
         for name, scheme in schemes.items():
             layer = next(find_layers([(name, model.get_submodule(name))]))
             self.format.check(scheme, name, (layer.weight.shape[0], layer.weight.shape[1]))
@@ -279,7 +280,7 @@ class Output:
             joint = dict(joint_tensors(name, module, self._names))
             if joint:
                 self._written.update(full for full in self._named.joined if full.startswith(f"{name}."))
-            yield joint or dict(self._tensors(name, module, state))
+            yield joint or _distinct(self._tensors(name, module, state))
 
     def _unwritten(self, name: str, module: nn.Module, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Every name that a tensor of a module must be written under and is not yet, and the tensor."""
@@ -351,6 +352,23 @@ class Output:
         # Not save_pretrained, which refuses a temperature beside do_sample=False, as many models have it.
         text = model.generation_config.to_json_string(use_diff=True, keys_to_pop=["compile_config"])
         self._writer.write_text(GENERATION_CONFIG, text)
+
+
+def _distinct(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by their names.
+
+    Raises:
+        CheckpointError: a module has a tensor of its own that is called as a part of its quantized weight is.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if name in found:
+            raise CheckpointError(
+                f"{name} of the model has the name that the checkpoint needs for a part of the quantized weight beside "
+                "it: rename it, or ignore the layer"
+            )
+        found[name] = tensor
+    return found
 
 
 def _quantized(name: str, module: nn.Module, state: State) -> Quantized | None:

@@ -1,6 +1,7 @@
 """A checkpoint folder, read by memory map: nothing is loaded until a tensor is asked for, and then only that."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from coldpress.checkpoint.shard import Entry, read_header, read_tensor
 from coldpress.errors import CheckpointError
 from coldpress.source import Weights
 from coldpress.spelling import suggest
+
+log = logging.getLogger(__name__)
 
 _SINGLE = "model.safetensors"
 _INDEX = ".safetensors.index.json"
@@ -122,6 +125,16 @@ class CheckpointReader(Weights):
         """File and name of tensors that lie in files where the index does not say that they do; nothing reads them."""
         places = self._places()
         return [(path, name) for path in self.files for name in self._header(path) if places.get(name) != path]
+
+    def warn_of_passed_over(self) -> None:
+        """Say which tensors of the files nothing reads."""
+        found = self.passed_over()
+        if found:
+            log.warning(
+                "%d tensors do not come along, because the index does not say that they lie in these files; the first "
+                "is %s in %s",
+                *(len(found), found[0][1], found[0][0]),
+            )
 
     def _entry(self, name: str) -> Entry:
         return self._header(self._place(name))[name]

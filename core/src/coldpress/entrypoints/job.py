@@ -35,6 +35,7 @@ from coldpress.entrypoints.opening import Opened, open_model, report_extra
 from coldpress.entrypoints.places import check_apart
 from coldpress.errors import ArgumentError, BrokenPluginError, ModelError
 from coldpress.models import load_processor, load_tokenizer
+from coldpress.models.described import warn_of_undescribed
 from coldpress.models.handed_over import handed_over
 from coldpress.models.tie import untie_embeddings
 from coldpress.modifier import expanded
@@ -115,11 +116,14 @@ def _with_plain_model(arguments: Arguments) -> Arguments:
     if isinstance(model, str):
         return arguments
     model = handed_over(model)
-    if arguments.output.output_dir is not None and not hasattr(model, "config"):
+    config = getattr(model, "config", None)
+    if arguments.output.output_dir is not None and not callable(getattr(config, "save_pretrained", None)):
         raise ModelError(
             f"a {type(model).__name__} is no model of transformers, so no checkpoint of it can be written: leave "
             "output_dir out, and save what oneshot returns yourself"
         )
+    if arguments.output.output_dir is not None:
+        warn_of_undescribed(model)
     return arguments._replace(model=evolve(arguments.model, model=model))
 
 

@@ -27,6 +27,7 @@ from coldpress.entrypoints.places import check_apart, check_origin
 from coldpress.errors import ArgumentError, ModelError
 from coldpress.experts import fused_state_dict
 from coldpress.models.dense_saving import SaveDense, dense_tensors
+from coldpress.models.described import warn_of_undescribed
 from coldpress.models.handed_over import has_adapters
 from coldpress.modifier import Modifier
 from coldpress.run.hooks import Hooks
@@ -165,6 +166,7 @@ class SavePretrained:
             log.warning(_OTHER_DTYPE, self.run.dtype, dtype, dtype)
             origin = None if origin is None else evolve(origin, stored={})
         check_apart(folder, self.model)
+        warn_of_undescribed(self.model)
         if origin is not None:
             check_origin(folder, origin.folder)
         state = _without_model(self.run.state)

@@ -32,7 +32,8 @@ def model_class(config: Any, *, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelError: no class of transformers builds models of such a configuration.
     """
-    named = [name for name in getattr(config, "architectures", None) or [] if isinstance(name, str)]
+    listed = getattr(config, "architectures", None) or []
+    named = [name for name in ([listed] if isinstance(listed, str) else listed) if isinstance(name, str)]
     remote = _remote_class(config, named) if trust_remote_code else None
     found = remote or next((one for name in named if (one := _named_class(config, name)) is not None), None)
     if found is not None:

@@ -61,6 +61,7 @@ def load_compressed(
     reader = open_folder(folder, form)
     weights, quantized = _decode(reader, skeleton, form, form.read(quantization), kind)
     attached = _take_attachments(reader, skeleton, form, form.attachments(quantization), weights)
+    _check_shapes(skeleton, weights, folder)
     model, missing, extra = (
         _filled(skeleton, weights, dtype) if linear_experts(skeleton) else _built(skeleton, weights, kind)
     )
@@ -125,6 +126,22 @@ def _skeleton(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> nn.Mo
         skeleton: nn.Module = build_model(config, dtype=dtype, trust_remote_code=trust_remote_code)
     linearize_experts(skeleton)
     return skeleton
+
+
+def _check_shapes(skeleton: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse tensors of another shape than those of the model that the configuration describes.
+
+    Raises:
+        CheckpointError: names the first one.
+    """
+    names, shapes = checkpoint_names(skeleton), {name: x.shape for name, x in skeleton.named_parameters()}
+    for name, tensor in weights.items():
+        wanted = shapes.get(names.in_memory(name), tensor.shape)
+        if tensor.shape != wanted:
+            raise CheckpointError(
+                f"{str(folder)!r}: {name} is {tuple(tensor.shape)}, and {tuple(wanted)} in the model that config.json "
+                "describes: it is another model's, or the model was changed without its configuration"
+            )
 
 
 def _built(skeleton: Any, weights: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[Any, list[str], list[str]]:

@@ -1,5 +1,6 @@
 """The configuration of a model, and its settings of generation, as transformers reads them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
     if not there:
         locate(source)  # says what is near
     elif (config_file := Path(source).expanduser() / "config.json").is_file():
-        quantization_in(read_json(config_file))  # which transformers would stumble over
+        found = read_json(config_file)
+        quantization_in(found)  # which transformers would stumble over
+        if not trust_remote_code:
+            _refuse_code(found, source)
     with reading(f"cannot read a configuration at {source!r}", ModelError):
         config = AutoConfig.from_pretrained(
             Path(source).expanduser() if there else source,
@@ -33,6 +37,24 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
             local_files_only=not there and not hub_is_reachable(),
         )
     return without_quantization(config)
+
+
+def _refuse_code(config: Mapping[str, Any], source: str) -> None:
+    """Refuse a configuration that only code of the model's own can read.
+
+    Raises:
+        ModelError: names the code.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    code = config.get("auto_map")
+    own = code.get("AutoConfig") if isinstance(code, Mapping) else None
+    if own is not None and config.get("model_type") not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{source!r} brings code of its own, {own!r} and what that imports, without which its configuration is not "
+            "known: read the code, and pass trust_remote_code_model=True to run it; or compress without the model "
+            "(model_free_ptq, --model-free)"
+        )
 
 
 def read_generation_settings(model: Any, folder: Path) -> None:

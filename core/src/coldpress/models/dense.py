@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from attrs import frozen
 
+from coldpress.checkpoint import CheckpointReader
 from coldpress.checkpoint.pickled import open_files
 from coldpress.errors import ArgumentError, CheckpointError, ModelError
 from coldpress.foreign import reading
@@ -83,6 +84,8 @@ def folder_checkpoint(
     """
     reader = open_files(folder)
     reader.check()
+    if isinstance(reader, CheckpointReader):
+        reader.warn_of_passed_over()
     settings = load_config(str(folder), trust_remote_code=trust_remote_code) if config is None else config
     return DenseCheckpoint(name, reader, settings, folder)
 

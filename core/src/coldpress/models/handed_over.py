@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from coldpress.errors import ArgumentError, ModelError
+from coldpress.models.memory import shares_memory
 from coldpress.stage import find_layers
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,9 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
         )
     if kinds.intersection(_SHARDED) or any(type(p.data).__name__ in _SHARDED for p in model.parameters()):
         yield "the model's weights are sharded over processes (FSDP): gather them first, or pass the model's folder"
+    sparse = next((name for name, one in model.named_parameters() if one.layout != torch.strided), None)
+    if sparse is not None:
+        yield f"{sparse} is stored sparsely, which no checkpoint has a place for: make it dense with to_dense()"
     quantized = next(_quantized(model), None)
     if quantized is not None:
         yield (
@@ -129,15 +133,16 @@ def _computed(model: nn.Module) -> Iterator[str]:
 
 
 def _own(model: nn.Module) -> None:
-    """Copy parameters and buffers that were made under `torch.inference_mode`, which nothing may change in place."""
+    """Copy what nothing may change in place: parameters and buffers of `torch.inference_mode`, and shared memory."""
     copies: dict[int, Tensor] = {}
+    shared = shares_memory(model)
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for part, tensor in list(tensors.items()):
-                if tensor is None or not tensor.is_inference():
+                if tensor is None or not (tensor.is_inference() or id(tensor) in shared):
                     continue
                 if id(tensor) not in copies:
-                    copy = tensor.detach().clone()
+                    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
                     is_parameter = isinstance(tensor, nn.Parameter)
                     copies[id(tensor)] = (
                         nn.Parameter(copy, requires_grad=tensor.requires_grad) if is_parameter else copy

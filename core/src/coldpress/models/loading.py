@@ -27,6 +27,9 @@ from coldpress.spelling import suggest
 
 log = logging.getLogger(__name__)
 
+_WITHOUT_MODEL = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+"""Files of a folder that holds a tokenizer or a processor alone."""
+
 _MOST_TOKENS = 10_000_000  # ids of a tokenizer; the largest vocabularies have a million
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -175,6 +178,9 @@ def _origin(source: Any, model: Any) -> Location | None:
         source = getattr(getattr(model, "config", None), "_name_or_path", None)
         if not source or not _exists(source):
             return None
+    path = Path(str(source)).expanduser()
+    if not (path / "config.json").is_file() and any((path / name).is_file() for name in _WITHOUT_MODEL):
+        return Location(str(source), path)
     return locate(str(source))
 
 

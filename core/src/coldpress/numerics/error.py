@@ -18,8 +18,8 @@ def _norms(old: Tensor, new: Tensor) -> tuple[float, float]:
     """The norms of `old` and of the change; piece by piece on the CPU, where conversions cost more than sums."""
     rows = max(1, _PIECE // max(1, old[0].numel())) if len(old) else 1
     if old.device.type != "cpu" or len(old) <= rows:
-        size = torch.linalg.vector_norm(old, dtype=torch.float32)
-        return float(size), float(torch.linalg.vector_norm(old.float() - new))  # `old.float()` may be `old`
+        wide = old.float()  # may be `old`
+        return float(torch.linalg.vector_norm(wide)), float(torch.linalg.vector_norm(wide - new))
     sizes, changes = 0.0, 0.0
     for before, after in zip(torch.split(old, rows), torch.split(new, rows), strict=True):
         wide = before.float()

@@ -58,6 +58,11 @@ def claims_of(modifiers: Sequence[Modifier], model: nn.Module, *, beside: Iterab
         matched = {pattern: modifier.matching(pattern, whole) for pattern in modifier.patterns()}
         missed = [pattern for pattern, found in matched.items() if not found]
         problems += [f"{name}: the target {p!r} matches no layer{_examples(p, known)}" for p in missed]
+        problems += [
+            f"{name}: {layer.name!r} has no weights ({' x '.join(map(str, layer.weight.shape))}): ignore it"
+            for layer in claimed
+            if not layer.weight.numel()
+        ]
         ignored = all(layer.matches(modifier.ignore) for found in matched.values() for layer in found)
         if matched and not claimed and not missed and ignored:
             problems.append(f"{name}: every layer that its targets match is ignored, so it would do nothing")

@@ -1,6 +1,5 @@
 """Opening: a folder of safetensors files, read as whatever its configuration says that it holds."""
 
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +22,6 @@ from coldpress.models.location import Location, locate
 from coldpress.registry import names
 from coldpress.source import Weights
 from coldpress.spelling import suggest
-
-log = logging.getLogger(__name__)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that a model is computed in
 
@@ -111,7 +108,7 @@ def open_checkpoint(model: str, *, revision: str = "main") -> Opened:
     stored.check()
     if not stored.names():
         raise CheckpointError(f"{found.path} has no tensors: name the folder that holds the model")
-    _warn_of_passed_over(stored)
+    stored.warn_of_passed_over()
     config = stored.config()
     quantization = quantization_in(config)
     if found.source is not None:
@@ -122,16 +119,6 @@ def open_checkpoint(model: str, *, revision: str = "main") -> Opened:
     if form is None:
         raise _unknown(found.name, quantization)
     return Opened(found.name, found.path, stored, FormatWeights(stored, form, quantization), config, quantization, form)
-
-
-def _warn_of_passed_over(stored: CheckpointReader) -> None:
-    found = stored.passed_over()
-    if found:
-        log.warning(
-            "%d tensors do not come along, because the index does not say that they lie in these files; the first is "
-            "%s in %s",
-            *(len(found), found[0][1], found[0][0]),
-        )
 
 
 def dtype_of(config: Mapping[str, Any]) -> torch.dtype | None:

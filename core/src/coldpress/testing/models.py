@@ -94,7 +94,7 @@ def logits(model: nn.Module, data: list[dict[str, Tensor]]) -> Tensor:
     """What a model says to batches, [rows, length, vocabulary] in float32 on the CPU, wherever the model is."""
     where = next((x.device for x in model.parameters() if not x.is_meta), torch.device("cpu"))
     with torch.no_grad():
-        there = ({name: x.to(where) for name, x in batch.items()} for batch in data)
+        there = ({n: x.to(where) if isinstance(x, Tensor) else x for n, x in batch.items()} for batch in data)
         return torch.cat([model(**batch).logits.float().cpu() for batch in there])
 
 

@@ -30,8 +30,19 @@ def batch_named(index: int, batch: Mapping[str, Any]) -> Iterator[None]:
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
         shapes = {name: tuple(getattr(value, "shape", ())) for name, value in batch.items()}
         raise CalibrationError(
-            f"the model refuses batch {index} ({shapes}): {type(error).__name__}: {error}"
+            f"the model refuses batch {index} ({shapes}): {type(error).__name__}: {error}{_range_of_ids(batch, error)}"
         ) from error
+
+
+def _range_of_ids(batch: Mapping[str, Any], error: Exception) -> str:
+    """Which token ids a batch has, where a row of an embedding was not found."""
+    ids = batch.get("input_ids")
+    if not isinstance(error, IndexError) or not isinstance(ids, Tensor) or not ids.numel():
+        return ""
+    return (
+        f"; its input_ids go from {int(ids.min())} to {int(ids.max())} at up to {ids.shape[-1]} positions: see that "
+        "they are those of this model's tokenizer, and no longer than it takes"
+    )
 
 
 def placed(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
