@@ -2,8 +2,10 @@
 
 import pytest
 
+from coldpress import SchemeError, load_model, oneshot, preset
 from coldpress.errors import ArgumentError, SettingError
 from coldpress.spelling import _ELSEWHERE, near, suggest
+from coldpress.testing.models import tiny_llama
 from coldpress.testing.rounding import Rounding
 
 
@@ -25,9 +27,10 @@ def test_every_name_of_ours_is_that_of_a_setting_or_argument():
     from attrs import fields
 
     from coldpress import QuantizationArgs, registry
+    from coldpress.arguments import PRECISIONS
     from coldpress.arguments.keywords import OneshotKeywords
 
-    known = {field.name for field in fields(QuantizationArgs)} | set(OneshotKeywords.__annotations__) | {"model"}
+    known = {field.name for field in fields(QuantizationArgs)} | set(OneshotKeywords.__annotations__) | {"model", *PRECISIONS}
     for plugin in registry.available("modifiers"):
         known |= {field.alias for field in fields(plugin.load())}
 
@@ -42,3 +45,22 @@ def test_a_misspelt_setting_in_python_is_named_as_in_a_recipe():
 
     assert isinstance(found.value, TypeError)
     assert isinstance(found.value, ArgumentError)
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16", "fp32"])
+def test_short_names_of_dtypes_are_hinted_at(name):
+    with pytest.raises(ArgumentError, match=f"did you mean '{name.replace('fp', 'float').replace('bf', 'bfloat')}'"):
+        load_model("model", dtype=name)
+
+
+@pytest.mark.parametrize("name", ["GPTQ", "awq"])
+def test_an_algorithm_in_place_of_a_scheme_is_named(name):
+    with pytest.raises(SchemeError, match=f"'{name}' is an algorithm, not a scheme: .* --algorithm {name.lower()}"):
+        preset(name)
+
+
+def test_a_folder_that_is_named_like_a_file_of_another_format_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="named like a file of the format 'gguf': pass format='gguf'"):
+        oneshot(tiny_llama(), Rounding(scheme="W4A16", group_size=32), output_dir=tmp_path / "model.gguf")
+
+    assert not any(tmp_path.iterdir())

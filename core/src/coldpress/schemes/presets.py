@@ -113,6 +113,12 @@ def _of_plugin(name: str, given: str) -> Scheme:
         found = find("presets", name)
     except UnknownPluginError as error:
         known = [*_PRESETS, *(plugin.name for plugin in available("presets"))]
+        algorithm = next((plugin.name for plugin in available("recipes") if plugin.name == given.lower()), None)
+        if algorithm is not None:
+            raise SchemeError(
+                f"{given!r} is an algorithm, not a scheme: pass one of both, such as --scheme W4A16 --algorithm "
+                f"{algorithm}, or name the modifier in a recipe and the scheme as its setting"
+            ) from error
         raise SchemeError(
             f"no preset scheme is called {given!r}{suggest(given, known)} (there are: {', '.join(known)})"
         ) from error

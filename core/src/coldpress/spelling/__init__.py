@@ -14,6 +14,7 @@ _ELSEWHERE = {  # what GPTQModel, AutoAWQ, AutoRound and papers' scripts call ou
     **dict.fromkeys(("modules_to_not_convert", "skip_modules", "exclude"), "ignore"),
     **dict.fromkeys(("save_dir", "save_path", "quant_path", "outfile"), "output_dir"),
     **dict.fromkeys(("model_path", "model_id", "model_name_or_path"), "model"),
+    **{"fp16": "float16", "f16": "float16", "bf16": "bfloat16", "fp32": "float32", "f32": "float32"},
     **{"sym": "symmetric", "zero_point": "symmetric", "alpha": "smoothing_strength", "sparsity_ratio": "sparsity"},
 }
 
