@@ -276,6 +276,11 @@ def test_a_name_that_no_file_system_takes_is_no_model():
         load_model("a" * 300)
 
 
+def test_a_name_that_is_no_text_is_told_before_a_library_calls_the_file_corrupt():
+    with pytest.raises(ModelError, match=r"b'/models/\\xff' is no name in UTF-8"):
+        load_model("/models/\udcff")
+
+
 def test_a_tokenizer_that_promises_billions_of_tokens_is_refused(tmp_path):
     TOKENIZER.save_pretrained(tmp_path)
     MODEL.config.save_pretrained(tmp_path)

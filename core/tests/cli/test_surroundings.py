@@ -22,7 +22,7 @@ with open(sys.argv[1], "w") as file:
 
 
 def shell(redirection, *words):
-    command = f'exec "$0" "$@" {redirection}'
+    command = f'{"" if "|" in redirection else "exec "}"$0" "$@" {redirection}'
     return subprocess.run(["bash", "-c", command, sys.executable, *map(str, words)], capture_output=True, text=True)
 
 
@@ -60,6 +60,7 @@ def test_warnings_of_libraries_do_not_end_a_command():
     assert "UserWarning: x" in done.stderr
 
 
+MAIN = "from coldpress.cli import main; main()"
 SIGNS = """
 import sys
 from pathlib import Path
@@ -90,3 +91,9 @@ def test_what_an_encoding_lacks_is_written_plainly(encoding, table, message):
     assert (done.returncode, done.stderr) == (0, b"error: " + message + b"\n")
     assert (first, second) == (table, b"/a/\xff")  # the name of a file has its bytes
     assert json.loads(b"\n".join(rest)) == {"é": "\udcff ×"}
+
+
+def test_a_pipe_that_is_closed_ends_a_command_as_sigpipe_would():
+    done = shell("| true; exit ${PIPESTATUS[0]}", "-c", "import time; time.sleep(0.3); " + MAIN, "schemes", "--json")
+
+    assert (done.returncode, done.stderr) == (141, "")

@@ -4,13 +4,16 @@
 1    a bug of coldpress, or the machine gave out (no space, no memory, no permission)
 2    a mistake that the user can mend, a bug of a plugin, or a wrong use of an option
 130  interrupted
+141  whoever reads our output has closed the pipe
 """
 
 import functools
 import inspect
 import os
+import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -21,6 +24,7 @@ from coldpress.errors import BrokenPluginError, ColdpressError, is_of_the_machin
 FAILED = 1
 MISTAKEN = 2
 INTERRUPTED = 130
+PIPE_CLOSED = 141  # as of a program that SIGPIPE ends
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -31,13 +35,15 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with Told(quiet=options.get("quiet", False)):
                 command(*args, **options)
+            sys.stdout.flush()
         except typer.Exit:
             raise
         except KeyboardInterrupt as error:
             say_interrupted()
             raise typer.Exit(INTERRUPTED) from error
-        except BrokenPipeError:
-            raise  # whoever read our output has seen enough; typer ends quietly
+        except BrokenPipeError as error:
+            _drop_output()
+            raise typer.Exit(PIPE_CLOSED) from error
         except Exception as error:
             raise typer.Exit(_report(error, debug=debug)) from error
 
@@ -49,6 +55,12 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = signature.replace(parameters=[*parameters, debug])  # type: ignore[attr-defined]
     run.__annotations__ = {**command.__annotations__, "debug": Debug}
     return run
+
+
+def _drop_output() -> None:
+    """Lose what standard output still holds, which Python would write at its end, to the pipe that is closed."""
+    with suppress(OSError, ValueError):  # of a program that has put its own in place
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_interrupted() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import re
 import stat
 from pathlib import Path
@@ -61,6 +62,7 @@ def locate(name: str) -> Location:
         if known is not None:
             return Location(name, known, source)
     path = Path(name).expanduser()
+    _check_name(path)
     if _is_folder(path):
         return _folder(name, path)
     if path.is_file():
@@ -68,6 +70,16 @@ def locate(name: str) -> Location:
     if _HUB_ID.fullmatch(name) and _suffix(path) not in registry.names("sources"):
         return Location(name)
     raise ModelError(f"{name!r} is not there: neither a folder nor a file of this name exists{neighbours(name)}")
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ModelError(
+            f"{os.fsencode(path)!r} is no name in UTF-8, and the libraries that read models open no other: "
+            "rename it, or name a link to it"
+        ) from error
 
 
 def _is_folder(path: Path) -> bool:
