@@ -137,9 +137,10 @@ def build(hub_id: str, class_name: str) -> nn.Module:
     make = kind.from_config if class_name.startswith("Auto") else kind._from_config
     dtype = torch.float32 if model_type == "whisper" else torch.bfloat16  # as the hub has it
     model = filled(make(config, dtype=dtype), dtype, 0)
-    for name, token in _IMAGE_TOKENS.items():
-        if hasattr(model.config, name):
-            setattr(model.config, name, token)
+    for owner in (model.config, getattr(model.config, "thinker_config", model.config)):
+        for name, token in _IMAGE_TOKENS.items():
+            if hasattr(owner, name) or owner is not model.config:
+                setattr(owner, name, token)
     if hasattr(model.config, "image_token_index"):
         model.config.image_token_index = 12
     if model_type == "whisper":
@@ -223,7 +224,7 @@ def _whole(model_type: str, hub_id: str) -> PreTrainedConfig:
     if known.get("vision_config"):
         parts["vision_config"] = _vision(model_type, known["vision_config"])
     if known.get("audio_config"):
-        parts["audio_config"] = _smaller(known["audio_config"], _AUDIO)
+        parts["audio_config"] = _smaller(known["audio_config"], _AUDIO | {"d_model": 128})
     if model_type == "gemma4":
         parts["audio_config"] = None
     if model_type == "mistral3":

@@ -109,4 +109,6 @@ def is_of_the_machine(error: BaseException) -> bool:
     """Whether the machine gave out, in memory, space or permission, so that no code is to blame."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # of tempfile: there is no place to write
+        return True
     return isinstance(error, OSError) and error.errno in _MACHINE
