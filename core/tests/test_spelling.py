@@ -30,7 +30,11 @@ def test_every_name_of_ours_is_that_of_a_setting_or_argument():
     from coldpress.arguments import PRECISIONS
     from coldpress.arguments.keywords import OneshotKeywords
 
-    known = {field.name for field in fields(QuantizationArgs)} | set(OneshotKeywords.__annotations__) | {"model", *PRECISIONS}
+    known = (
+        {field.name for field in fields(QuantizationArgs)}
+        | set(OneshotKeywords.__annotations__)
+        | {"model", *PRECISIONS}
+    )
     for plugin in registry.available("modifiers"):
         known |= {field.alias for field in fields(plugin.load())}
 
