@@ -346,3 +346,21 @@ def test_weights_that_were_never_compressed_are_dense():
 def test_a_table_that_cannot_be_read_says_why(change, reason):
     with pytest.raises(CheckpointError, match=reason):
         FORMAT.read({**written({"a": W4}), **change})
+
+
+@pytest.mark.parametrize(
+    ("scheme", "more", "found"),
+    [
+        ("W4A16_ASYM", {}, True),
+        ("W4A16", {}, None),
+        ("W8A8", {}, None),
+        ("W4A16_ASYM", {"kv_cache_scheme": {"num_bits": 8}}, None),
+        ("W4A16_ASYM", {"transform_config": {"config_groups": {}}}, None),
+    ],
+)
+def test_zero_points_are_read_dense_where_that_leaves_nothing_out(scheme, more, found):
+    form, schemes = CompressedTensorsFormat(), {"x": preset(scheme)}
+
+    config = form.config_for({**form.config(schemes, []), **more}, lambda: None, schemes)
+
+    assert config.get("dequantize") is found

@@ -149,7 +149,8 @@ class CompressedTensorsFormat(Format):
     def config_for(self, config: dict[str, Any], model: Any, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
         """With `dequantize` where transformers can load the model in no other way; others do not look at it."""
         schemes = {name: evolve(scheme, format=self._layout(scheme)) for name, scheme in schemes.items()}
-        if not is_read_dense(schemes.values()):
+        attached = config["kv_cache_scheme"] or config["transform_config"]  # which it leaves out where it dequantizes
+        if attached or not is_read_dense(schemes.values()):
             return config
         asymmetric = any(scheme.weights and not scheme.weights.symmetric for scheme in schemes.values())
         return {**config, "dequantize": True} if asymmetric or _fails(model(), schemes) else config
