@@ -267,6 +267,11 @@ def test_a_pattern_that_takes_memory_is_refused_before_it_is_compiled(pattern):
         matches_name(pattern, "model.layers.0")
 
 
+def test_a_pattern_that_recurses_without_end_is_told():
+    with pytest.raises(TargetError, match="without recursion"):
+        matches_name("re:(?R)", "model.layers.0")
+
+
 def test_counts_of_layers_are_patterns():
     assert matches_name(r"re:a\.\d{1,3}\.b{1}\.[0-9]{0,2}\.x{,5}$", "a.12.b.3.xx")
 

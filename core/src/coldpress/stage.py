@@ -34,6 +34,8 @@ def matches_name(pattern: str, name: str) -> bool:
         raise TargetError(
             f"{pattern!r} is tried on {name[:80]!r} for more than {_SECONDS:g} s: write it with fewer repetitions"
         ) from None
+    except MemoryError:
+        raise TargetError(f"{pattern!r} takes all memory on {name[:80]!r}: write it without recursion") from None
 
 
 @lru_cache(maxsize=1024)

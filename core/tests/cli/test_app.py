@@ -96,6 +96,11 @@ def program(raises: BaseException) -> typer.Typer:
     [
         (RecipeError(["a.yaml:1:2: one", "a.yaml:3:4: two"]), 2, "error: a.yaml:1:2: one\na.yaml:3:4: two\n"),
         (OSError(28, "No space left on device", "/x/y"), 1, "error: No space left on device: /x/y\n"),
+        (
+            OSError(36, "File name too long", "x" * 99),
+            2,
+            f"error: no file system takes so long a name: '{'x' * 60}'...\n",
+        ),
         (FileNotFoundError(2, "No usable temporary directory"), 1, "error: No usable temporary directory\n"),
         (MemoryError(), 1, "out of memory"),
         (KeyError("k"), 1, "this is a bug of coldpress: KeyError: 'k'; --debug shows the traceback"),

@@ -58,6 +58,9 @@ def plain(name: Any) -> Any:
     return str(name).removeprefix("torch.") if str(name).startswith("torch.") else name
 
 
+_LONGEST = 255  # bytes of a part of a path
+
+
 def path(value: Any) -> Any:
     """A path as text, `~` expanded as a shell does; anything else as it is.
 
@@ -70,6 +73,8 @@ def path(value: Any) -> Any:
     if "\0" in value:
         raise ArgumentError(f"{value!r} cannot be a path: it holds a NUL character")
     found = os.path.expanduser(value)
+    if any(len(os.fsencode(part)) > _LONGEST for part in found.split(os.sep)):
+        raise ArgumentError(f"{value[:60]!r}... cannot be a path: no file system takes so long a name")
     if found.startswith("~") and os.sep in found and not os.path.lexists(found):
         raise ArgumentError(f"{value!r} is no path: there is no user {found.partition(os.sep)[0][1:]!r} here")
     return found

@@ -7,6 +7,7 @@
 141  whoever reads our output has closed the pipe
 """
 
+import errno
 import functools
 import inspect
 import os
@@ -76,6 +77,9 @@ def _report(error: Exception, *, debug: bool) -> int:
         say("error", str(error))
         if isinstance(error, BrokenPluginError) and not debug:
             say("hint", "--debug shows the plugin's own traceback", style="cyan")
+        return MISTAKEN
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        say("error", f"no file system takes so long a name: {os.fsdecode(error.filename or '')[:60]!r}...")
         return MISTAKEN
     if is_of_the_machine(error):
         out = "out of memory; use a smaller batch or model, or another device"

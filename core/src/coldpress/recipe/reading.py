@@ -131,7 +131,7 @@ def _load(source: str | Path) -> tuple[str, str]:
     """Where a text comes from, and the text."""
     path = Path(os.path.expanduser(source)) if isinstance(source, Path) else _path_in(source)
     name = str(source).strip()
-    if (path is None or not path.is_file()) and name in registry.names("recipes"):
+    if name in registry.names("recipes") and (path is None or not path.is_file()):
         return f"recipe {name}", ready_recipe(name).text
     if path is None:
         return TEXT, str(source)
