@@ -34,6 +34,26 @@ def installed(monkeypatch):
     monkeypatch.setattr("coldpress.porting.names.find_equivalent", find)
 
 
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("apply", "train"), ("DataTrainingArguments", "arguments of oneshot"), ("AWQ_MAPPING_REGISTRY", "mappings=")],
+)
+def test_names_of_earlier_releases_come_with_what_to_write_instead(name, word):
+    found = find_equivalent("llmcompressor.transformers", name)
+
+    assert (found.kind, word in found.why) == ("missing", True)
+
+
+def test_a_class_that_was_wrapped_is_the_class():
+    script = """
+        from llmcompressor.transformers import oneshot, wrap_hf_model_class
+        from transformers import AutoModelForCausalLM
+        model = wrap_hf_model_class(AutoModelForCausalLM).from_pretrained("x")
+    """
+
+    assert "model = AutoModelForCausalLM.from_pretrained" in ported(script).replace("(", "").replace(")", "")
+
+
 def test_imports_move_and_comments_and_layout_stay():
     script = """
         # Copyright

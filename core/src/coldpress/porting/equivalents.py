@@ -53,6 +53,7 @@ _DROPPED = {
     "prepare_cohere2_moe_for_spinquant": "what reads and writes the residual stream is found by probing",
     "prepare_for_calibration": _EXPERTS,
     "replace_modules_for_calibration": _EXPERTS,
+    "wrap_hf_model_class": "classes of transformers save what was compressed as they are",
 }
 
 _ONE_PROCESS = "with one process: rank 0 of 1"
@@ -76,7 +77,23 @@ _READERS = ("AutoAWQConverter", "CompressedTensorsDequantizer", "FP8BlockDequant
 # Functions that a script puts in place of a model's own, so that it can be traced.
 _PATCHES = ("fast_pos_embed_interpolate",)
 
+_OWN_ARGUMENTS = "its fields are arguments of oneshot and train themselves"
+_FOUND = "pairs are found by probing the model; mappings= of the modifier names others"
+_STREAMED = "leave it out: with a folder and an output_dir, weights are streamed"
+
 _ADVICE = {
+    "AWQ_MAPPING_REGISTRY": _FOUND,
+    "DataTrainingArguments": _OWN_ARGUMENTS,
+    "DatasetArguments": _OWN_ARGUMENTS,
+    "ModelArguments": _OWN_ARGUMENTS,
+    "RecipeArguments": _OWN_ARGUMENTS,
+    "apply": "oneshot(...), and train(...) for a recipe that trains",
+    "calculate_offload_device_map": _STREAMED,
+    "compress": "oneshot(...), and train(...) for a recipe that trains",
+    "custom_offload_device_map": _STREAMED,
+    "get_layer_mappings_from_architecture": _FOUND,
+    "mllama_data_collator": "leave it out: samples with images are batched by the run itself",
+    "skip_weights_initialize": "leave it out: load_model initializes nothing that it reads",
     "Modifier": "a modifier of one's own is written for other hooks here: docs/plugins.md",
     "ModelCompressor": "coldpress.load_model(folder) decodes a compressed checkpoint",
     "Observer": "an observer of one's own has another contract here: docs/plugins.md",
