@@ -27,7 +27,7 @@ def test_a_scheme_by_name_makes_a_checkpoint_and_says_so(coldpress, model, tmp_p
     stages = [line.partition(" (")[0] for line in answer.err.splitlines()]
     assert stages == [f"compressing {name}" for name in ("prologue", "model.layers.0", "model.layers.1", "epilogue")]
     assert answer.out.splitlines()[-1] == str(tmp_path / "out")
-    for words in ("14 quantized, 2 left alone", "int4 group 32", "times smaller", "weight error", "peak memory"):
+    for words in ("14 quantized, 2 not compressed", "int4 group 32", "times smaller", "weight error", "peak memory"):
         assert words in answer.out
     assert "ignored by QuantizationModifier" in answer.out
     assert {"config.json", "model.safetensors", "recipe.yaml", "report.json", "tokenizer.json"} <= {
@@ -74,7 +74,7 @@ def test_ignore_replaces_the_default(coldpress, model, tmp_path):
     )
 
     assert answer.code == 0, answer.err
-    assert "9 quantized, 7 left alone" in answer.out  # 4 projections in 2 blocks, and lm_head
+    assert "9 quantized, 7 not compressed" in answer.out  # 4 projections in 2 blocks, and lm_head
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,16 @@ def test_a_compressed_folder_is_near_the_original_and_not_it(coldpress, model, c
     assert found["perplexity"]["value"] != found["reference_perplexity"]["value"]
 
 
+def test_both_models_are_named(coldpress, model, compressed, text):
+    answer = coldpress("evaluate", compressed, "--against", model, "--text", text, "--window", 64, "--device", "cpu")
+
+    rows = dict(line.strip().split(maxsplit=1) for line in answer.out.splitlines())
+    assert rows["reference"] == str(model)
+    assert rows["model"] == str(compressed)
+    assert "its perplexity" in answer.out
+    assert "perplexity ratio" in answer.out
+
+
 def test_a_model_is_no_distance_from_itself(coldpress, model, text):
     found = measure(coldpress, model, "--against", model, "--text", text)["divergence"]
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from coldpress.report.memory import peak_memory, reset_peak_memory
 from coldpress.report.table import facts
-from coldpress.report.words import in_bytes, in_count, in_error, in_time
+from coldpress.report.words import in_bytes, in_count, in_decimals, in_error, in_time
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,20 @@ def test_times_are_short(seconds, words):
 )
 def test_a_value_has_the_digits_that_its_error_allows(value, error, words):
     assert in_error(value, error) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (34.5, 1.41, "34.5000 ± 1.4100"),
+        (0.00012345, 0.0000067, "0.0001234 ± 0.0000067"),
+        (3.14159, float("nan"), "3.1416"),
+        (0.0001234567, 0.0, "0.0001235"),
+        (0.0, 0.0, "0.0000"),
+    ],
+)
+def test_decimals_are_enough_to_compare_runs(value, error, words):
+    assert in_decimals(value, error) == words
 
 
 def test_the_peak_is_no_less_than_what_was_just_held():

@@ -62,7 +62,7 @@ def test_a_run_writes_a_page_with_a_mark_for_each_layer(folder, report):
     assert len(marks(plots["Time by stage"], "plan")) == LAYERS + 2
     assert len(marks(plots["Memory by stage"], "bar")) == LAYERS + 2
     words = "".join(root.itertext())
-    assert f"{LAYERS * KINDS} quantized, 2 left alone" in words
+    assert f"{LAYERS * KINDS} quantized, 2 not compressed" in words
     assert "ignored by QuantizationModifier" in words
     assert "scheme: W4A16" in words
 

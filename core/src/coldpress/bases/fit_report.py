@@ -37,7 +37,7 @@ def note_fit(
     if tokens / columns < min([1.0, *seen]):
         log.warning(
             "%s: %d tokens for %d columns; more calibration data would make it better (the report has the tokens of "
-            "every layer; what has no fewer is not named again)",
+            "every layer; further layers are not listed)",
             layers[0].name,
             tokens,
             columns,

@@ -51,7 +51,7 @@ class Quantizer(Modifier):
     Attributes:
         scheme: a preset by name (`W4A16`), or preset to targets, `{W4A16: [...], W8A8: [...]}`.
         config_groups: schemes in full, by a name of your choice; instead of `scheme`.
-        group_size: columns that share a scale, in place of the preset's; -1 for one scale a row.
+        group_size: in place of the preset's; -1 for per-channel scales.
         weight_observer: observer of weights, in place of the scheme's.
         input_observer: observer of static inputs, in place of the scheme's.
         output_observer: understood and without effect: outputs of layers are not quantized.

@@ -75,7 +75,7 @@ def compress(
     ] = None,
     stage: Annotated[str | None, option(_WHAT, "--stage", "NAME", "Only these stages of the recipe.")] = None,
     pipeline: Annotated[
-        str | None, option(_WHAT, "--pipeline", "NAME", "How the model is swept.", shown="what the recipe needs")
+        str | None, option(_WHAT, "--pipeline", "NAME", "Calibration pipeline.", shown="what the recipe needs")
     ] = None,
     dataset: Annotated[str, option(_DATA, "--dataset", "NAME", "A name, file, folder or hub id.")] = DEFAULT_DATASET,
     num_calibration_samples: Annotated[

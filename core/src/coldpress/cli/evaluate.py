@@ -1,6 +1,8 @@
 """`coldpress evaluate`: perplexity of a model, and its distance from another one."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from coldpress.evaluation import Divergence, Perplexity
     from coldpress.evaluation.tasks import Tasks
 
+log = logging.getLogger(__name__)
+
 _MODEL = "A folder (compressed or not), a hub id, or a file or name that a source reads."
 
 
@@ -24,7 +28,8 @@ def evaluate(
     model: Annotated[str, typer.Argument(help=_MODEL, show_default=False)],
     *,
     against: Annotated[
-        str | None, option(None, "--against", "MODEL", "Also compare with this one, say the original.")
+        str | None,
+        option(None, "--against", "MODEL", "The reference, as a rule the original."),
     ] = None,
     text: Annotated[
         Path | None, option(None, "--text", "FILE", "UTF-8 text.", shown=f"held out of {DEFAULT_DATASET}")
@@ -74,7 +79,10 @@ def evaluate(
     if as_json:
         print_json(found)
         return
-    _show(measured)
+    distance = measured["divergence"]
+    if distance is not None and distance.log_ratio < -3 * distance.log_ratio_standard_error:
+        log.warning("%s predicts the text better than its reference, %s: --against takes the original", model, against)
+    _show(measured, model, against)
 
 
 def _on_text(
@@ -121,20 +129,23 @@ def _read(file: Path) -> str:
     return text
 
 
-def _show(measured: Mapping[str, Any]) -> None:
+def _show(measured: Mapping[str, Any], model: str, against: str | None) -> None:
     from coldpress.report.table import facts
-    from coldpress.report.words import in_error
+    from coldpress.report.words import in_decimals, in_error
 
     found, reference, distance = (measured[k] for k in ("perplexity", "reference_perplexity", "divergence"))
-    rows = [("perplexity", in_error(found.value, found.standard_error))]
+    rows = [("model", model), ("perplexity", in_decimals(found.value, found.standard_error))]
     if reference is not None and distance is not None:
+        ratio = exp(distance.log_ratio)
         rows += [
-            ("of the other", in_error(reference.value, reference.standard_error)),
-            ("KL divergence", f"{in_error(distance.kl, distance.kl_standard_error)} nats a token"),
+            ("reference", str(against)),
+            ("its perplexity", in_decimals(reference.value, reference.standard_error)),
+            ("perplexity ratio", in_decimals(ratio, ratio * distance.log_ratio_standard_error)),
+            ("KL divergence", f"{in_decimals(distance.kl, distance.kl_standard_error)} nats a token"),
             ("top-1 agreement", f"{distance.top1_agreement:.2%}"),
         ]
     rows.append(("tokens", str(found.tokens)))
-    for key, words in (("tasks", ""), ("reference_tasks", " of the other")):
+    for key, words in (("tasks", ""), ("reference_tasks", ", reference")):
         tasks = measured.get(key)
         for name, result in {} if tasks is None else tasks.results.items():
             scores = {metric: in_error(one.value, one.standard_error or 0) for metric, one in result.metrics.items()}

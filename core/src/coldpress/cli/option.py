@@ -62,4 +62,4 @@ Device = Annotated[
     str | None, option(None, "--device", "NAME", "cpu, cuda, cuda:1, ...", shown="an accelerator, or cpu")
 ]
 
-Seed = Annotated[int, option(None, "--seed", "N", "Of everything that is drawn at random.", least=0)]
+Seed = Annotated[int, option(None, "--seed", "N", "Random seed.", least=0)]

@@ -19,7 +19,7 @@ _STATUSES: dict[Status, str] = {
     "quantized": "quantized",
     "changed": "changed",
     "fallback": "fell back",
-    "untouched": "left alone",
+    "untouched": "not compressed",
 }
 _MOST_LINES = 8
 
@@ -27,7 +27,7 @@ _MOST_LINES = 8
 def summary(
     state: State, folder: Path, *, seconds: float, memory: int | None, before: int | None = None
 ) -> RenderableType:
-    """The run in ten lines, and what was left alone.
+    """The run in ten lines, and what was not compressed.
 
     Args:
         state: of the finished run.
@@ -42,6 +42,7 @@ def summary(
         ("schemes", "; ".join(_schemes(lines)) or "none"),
         ("size", _sizes(parameter_bytes(state.model) if before is None else before, contents)),
         ("bits per weight", bits(contents)),
+        *_output_errors(lines),
         ("weight error", _errors(lines)),
         ("time", in_time(seconds)),
         ("peak memory", in_bytes(memory)),
@@ -65,7 +66,7 @@ def reasons(left: Iterable[tuple[str, str]], *, more: str) -> list[RenderableTyp
         return []
     shown = [(_names(names), reason) for reason, names in list(by_reason.items())[:_MOST_LINES]]
     cut = len(by_reason) > _MOST_LINES or any(len(names) > 3 for names in by_reason.values())
-    heading = Text("\nleft alone", style="bold") + Text(f" ({more})" if cut else "", style="dim")
+    heading = Text("\nnot compressed", style="bold") + Text(f" ({more})" if cut else "", style="dim")
     return [heading, facts(shown)]
 
 
@@ -102,6 +103,15 @@ def _sizes(before: int, contents: Contents) -> str:
 
 def _ratio(before: int, after: int) -> str:
     return f"{before / after:.2f} times smaller" if before >= after else f"{after / before:.2f} times larger"
+
+
+def _output_errors(lines: Iterable[LayerReport]) -> list[tuple[str, str]]:
+    """How the errors of outputs compare with those of rounding to nearest, where modifiers note that."""
+    found = {line.name: line.notes["rounding_ratio"] for line in lines if "rounding_ratio" in line.notes}
+    if not found:
+        return []
+    worst, mean = max(found, key=lambda name: found[name]), sum(found.values()) / len(found)
+    return [("output error", f"{mean:.2f} of that of rounding to nearest, at most {found[worst]:.2f} in {worst}")]
 
 
 def _errors(lines: Iterable[LayerReport]) -> str:

@@ -28,7 +28,7 @@ def trace(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Show the stages of a model, the inputs that layers share, and its smoothing pairs with their certificates.
+    """Show the stages of a model, the inputs that layers share, and its verified smoothing mappings.
 
     One block of each kind is probed with random factors in float64; nothing is known of any architecture by name.
     """

@@ -31,6 +31,14 @@ def in_error(value: float, error: float, *, digits: int = 2) -> str:
     return f"{value:.{places}f} ± {error:.{places}f}"
 
 
+def in_decimals(value: float, error: float) -> str:
+    """A value with its standard error, `18.4213 ± 0.3127`: four decimals, more where the error has none of them yet."""
+    if not 0 < error < inf:
+        return f"{value:.4f}" if abs(value) >= 1e-3 or not value else f"{value:.4g}"
+    places = max(4, 1 - _exponent(error))
+    return f"{value:.{places}f} ± {error:.{places}f}"
+
+
 def _exponent(value: float) -> int:
     return int(f"{value:e}".partition("e")[2])
 

@@ -8,7 +8,12 @@ from coldpress.report.histogram import WORST
 from coldpress.report.page.place import values_of
 from coldpress.report.words import in_bytes, in_error, in_time
 
-_STATUSES = (("quantized", "quantized"), ("changed", "changed"), ("fallback", "fell back"), ("untouched", "left alone"))
+_STATUSES = (
+    ("quantized", "quantized"),
+    ("changed", "changed"),
+    ("fallback", "fell back"),
+    ("untouched", "not compressed"),
+)
 
 Json = Mapping[str, Any]
 
