@@ -296,3 +296,39 @@ def test_sparse_tensors_are_refused_by_name():
 
     with pytest.raises(ModelError, match="model.mask is stored sparsely"):
         oneshot(model, ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda model: model.add_module("later", nn.LazyLinear(5)), "later.weight has no shape yet"),
+        (lambda model: nn.utils.spectral_norm(model.lm_head), r"lm_head.weight .*remove_spectral_norm\(layer\)"),
+    ],
+)
+def test_weights_that_are_not_there_yet_are_refused_with_what_to_call(change, says):
+    model = tiny_llama()
+    change(model)
+
+    with pytest.raises(ModelError, match=says):
+        oneshot(model, ROUNDING)
+
+
+def test_a_caller_under_autocast_gets_the_model_that_any_other_gets():
+    plain = oneshot(tiny_llama(), LEARNING, dataset=batches(), quiet=True)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = oneshot(tiny_llama(), LEARNING, dataset=batches(), quiet=True)
+
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), found.state_dict().values(), strict=True))
+
+
+def test_extra_state_has_no_place_in_a_checkpoint(tmp_path):
+    class Keeping(nn.Linear):
+        def get_extra_state(self):
+            return {"scale": 1}
+
+    model = tiny_llama()
+    model.model.layers[0].mlp.up_proj = Keeping(128, 256, bias=False)
+
+    with pytest.raises(CheckpointError, match=r"layers.0.mlp.up_proj \(Keeping\) keeps extra state"):
+        oneshot(model, ROUNDING, output_dir=tmp_path / "out")

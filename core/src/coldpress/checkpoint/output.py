@@ -28,7 +28,7 @@ from coldpress.checkpoint.named import (
 from coldpress.checkpoint.names import CheckpointNames, checkpoint_names
 from coldpress.checkpoint.parts import StageParts
 from coldpress.checkpoint.replaced import MANIFEST
-from coldpress.checkpoint.restore import own_tensors, restored, restored_layer
+from coldpress.checkpoint.restore import own_tensors, refuse_extra_state, restored, restored_layer
 from coldpress.checkpoint.stored import as_stored
 from coldpress.checkpoint.tie import WrittenNames, written_names
 from coldpress.checkpoint.writer import CheckpointWriter
@@ -116,6 +116,7 @@ class Output:
         """
         model: Any = state.model
         check_storable(model.config)
+        refuse_extra_state(model)
         for name, scheme in schemes.items():
             layer = next(find_layers([(name, model.get_submodule(name))]))
             self.format.check(scheme, name, (layer.weight.shape[0], layer.weight.shape[1]))

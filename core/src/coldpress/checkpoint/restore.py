@@ -61,3 +61,18 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in module.named_buffers(recurse=False):
         if name not in module._non_persistent_buffers_set:
             yield name, buffer
+
+
+def refuse_extra_state(model: nn.Module) -> None:
+    """Refuse modules that keep more than parameters and buffers.
+
+    Raises:
+        CheckpointError: names the module.
+    """
+    plain = nn.Module.get_extra_state
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not plain:
+            raise CheckpointError(
+                f"{name} ({type(module).__name__}) keeps extra state (get_extra_state), which a checkpoint of tensors "
+                "has no place for: put a module without it in its place"
+            )

@@ -64,8 +64,7 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
     With `return_model=False` the weights of the state's model may be missing (on the meta device).
     """
     check_log(arguments)
-    # What is made under inference mode cannot be changed in place; the caller may be in it.
-    with joined() as ranks, _logged(arguments.output.log_dir if ranks.leads else None), torch.inference_mode(False):
+    with joined() as ranks, _logged(arguments.output.log_dir if ranks.leads else None), _plain_modes():
         job = prepare(arguments, progress=progress, ranks=ranks)
         if job.output is not None and job.output.writes:
             job.predicted.update(summary_of(predict(job)))
@@ -80,6 +79,13 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
         form = output_format(job.recipe)
         offer_saving(state.model, finished_run(job, job.files(form, report), form))
     return state
+
+
+@contextmanager
+def _plain_modes() -> Iterator[None]:
+    """Leave what the caller may be in: inference mode, whose tensors cannot be changed in place, and autocast."""
+    with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def _finished(arguments: Arguments, state: State, form: Format) -> Any:

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from coldpress.experts import linear_experts
 from coldpress.models.auto import build_outline
@@ -38,4 +38,5 @@ def warn_of_undescribed(model: Any) -> None:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+    found = model.state_dict(keep_vars=True).items()
+    return {name: tuple(tensor.shape) for name, tensor in found if isinstance(tensor, Tensor)}  # no extra state

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from coldpress.errors import ArgumentError, ModelError
 from coldpress.models.memory import shares_memory
@@ -83,6 +84,10 @@ def _obstacles(model: nn.Module) -> Iterator[str]:
         )
     if kinds.intersection(_SHARDED) or any(type(p.data).__name__ in _SHARDED for p in model.parameters()):
         yield "the model's weights are sharded over processes (FSDP): gather them first, or pass the model's folder"
+    lazy = next((name for name, one in (*model.named_parameters(), *model.named_buffers()) if is_lazy(one)), None)
+    if lazy is not None:
+        yield f"{lazy} has no shape yet (a lazy module): call the model once, or take the module out"
+        return
     sparse = next((name for name, one in model.named_parameters() if one.layout != torch.strided), None)
     if sparse is not None:
         yield f"{sparse} is stored sparsely, which no checkpoint has a place for: make it dense with to_dense()"
@@ -125,6 +130,8 @@ def _computed(model: nn.Module) -> Iterator[str]:
         way = "give the layer a weight of its own"
         if hasattr(module, "parametrizations"):
             way = 'call torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")'
+        elif "weight_orig" in module._parameters and "weight_u" in module._buffers:
+            way = "call torch.nn.utils.remove_spectral_norm(layer)"
         elif "weight_orig" in module._parameters:
             way = 'call torch.nn.utils.prune.remove(layer, "weight")'
         elif "weight_g" in module._parameters:
