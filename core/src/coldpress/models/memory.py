@@ -15,7 +15,7 @@ from torch import Tensor, nn
 def shares_memory(model: nn.Module) -> frozenset[int]:
     """Ids of the parameters and buffers that need memory of their own, so that each can be changed by itself.
 
-    Of several in the same memory the first keeps it.  Buffers that only share with each other are left alone.
+    Of several in the same memory the one that begins first keeps it.  Buffers that share with buffers are left alone.
     """
     every = (*model.parameters(), *model.buffers())
     tensors = {id(one): one for one in every if one.numel() and one.layout == torch.strided and not one.is_meta}
@@ -25,13 +25,13 @@ def shares_memory(model: nn.Module) -> frozenset[int]:
         if key not in found:
             by_storage[one.untyped_storage().data_ptr()].append(one)
     for sharing in by_storage.values():
-        kept: list[Tensor] = []
-        for one in sharing:
-            others = [other for other in kept if _overlap(one, other)]
-            if any(isinstance(other, nn.Parameter) for other in (one, *others)) and others:
+        reaching: list[Tensor] = []  # of those that keep their memory, what may reach into the next
+        for one in sorted(sharing, key=_range):
+            reaching = [other for other in reaching if _range(other)[1] > _range(one)[0]]
+            if reaching and any(isinstance(other, nn.Parameter) for other in (one, *reaching)):
                 found.add(id(one))
             else:
-                kept.append(one)
+                reaching.append(one)
     return frozenset(found)
 
 
@@ -39,11 +39,6 @@ def _lies_in_itself(tensor: Tensor) -> bool:
     """Whether elements share memory with each other, as those of an expanded tensor do."""
     first, last = _range(tensor)
     return last - first < tensor.numel() * tensor.element_size()
-
-
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    (first, last), (start, end) = _range(one), _range(other)
-    return first < end and start < last
 
 
 def _range(tensor: Tensor) -> tuple[int, int]:
