@@ -63,6 +63,13 @@ def test_a_recipe_object_can_be_cut_to_a_stage(read):
     assert [block for _, block, _ in steps(read(read(STAGED), stage="second"))] == [3, 4]
 
 
+def test_stages_that_are_left_out_are_named(read, caplog):
+    read(STAGED)
+    assert "leaves out" not in caplog.text
+    read(STAGED, stage="second")
+    assert "stage='second' leaves out of the recipe: first_stage" in caplog.text
+
+
 def test_a_stage_that_is_not_there_is_an_error_with_the_names(problems, solve_modifier):
     assert problems(STAGED, stage="secnd_stage") == [
         "<recipe>: no stage begins with 'secnd_stage'; did you mean 'second_stage'? (stages: first_stage, second_stage)"

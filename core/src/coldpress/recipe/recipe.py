@@ -1,5 +1,6 @@
 """Recipe: an ordered list of modifiers, the pipeline that runs them and the format that stores the result."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ from attrs import Attribute, evolve, field, frozen
 from coldpress.errors import RecipeError
 from coldpress.modifier import QUANTIZES, SPARES_QUANTIZED, TRANSFORMS, Modifier
 from coldpress.spelling import suggest
+
+log = logging.getLogger(__name__)
 
 SEVERAL = "several"
 """The format that stands for a list of formats."""
@@ -87,7 +90,7 @@ class Recipe:
 
 
 def select(stages: Iterable[str | None], prefix: str) -> list[int]:
-    """Where in `stages` a name begins with `prefix`.
+    """Where in `stages` a name begins with `prefix`; those that are left out are named.
 
     Raises:
         RecipeError: nowhere; the names that there are come with it.
@@ -98,6 +101,9 @@ def select(stages: Iterable[str | None], prefix: str) -> list[int]:
         known = list(dict.fromkeys(stage for stage in stages if stage is not None))
         there = f"{suggest(prefix, known)} (stages: {', '.join(known)})" if known else ": the recipe has no stages"
         raise RecipeError([f"no stage begins with {prefix!r}{there}"])
+    left_out = dict.fromkeys(stage for i, stage in enumerate(stages) if i not in kept and stage is not None)
+    if left_out:
+        log.warning("stage=%r leaves out of the recipe: %s", prefix, ", ".join(left_out))
     return kept
 
 
