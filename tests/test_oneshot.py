@@ -1,12 +1,14 @@
 """oneshot as a whole: defaults, settings on their way to the pipeline, and recipes that replay."""
 
 import hashlib
+import json
+from copy import deepcopy
 
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from coldpress import Oneshot, RecipeError, load_context, oneshot
+from coldpress import ModelError, Oneshot, RecipeError, load_context, oneshot, perplexity
 from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
 from coldpress_quantization import QuantizationModifier
 
@@ -145,3 +147,34 @@ def test_the_device_maps_of_llm_compressor_are_understood_in_its_context(loader,
 
     assert cls.from_pretrained == before
     assert caplog.text.count("pass the model's folder and an output_dir") == 1
+
+
+def test_the_run_is_one_attribute_of_the_model_away(tmp_path):
+    recipe = "QuantizationModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}"
+    tokenizer = tiny_tokenizer()
+    original, model = tiny_llama(), tiny_llama()
+
+    model = oneshot(model, recipe, tokenizer=tokenizer, output_dir=tmp_path / "out")
+
+    found = model.coldpress
+    assert found.output_dir == tmp_path / "out"
+    assert (
+        json.loads(json.dumps(found.report.to_dict()["layers"]))
+        == json.loads((tmp_path / "out" / "report.json").read_text())["layers"]
+    )
+    assert "QuantizationModifier" in found.recipe
+    assert "14 quantized, 2 untouched" in repr(found)
+    assert "<td>14 quantized, 2 untouched</td>" in found._repr_html_()
+    text = "The quick brown fox jumps over the lazy dog. " * 20
+    assert found.perplexity(text, window=64).value == perplexity(model, tokenizer, text, window=64).value
+    assert 0 < found.divergence(original, text, window=64).kl < 1
+    copy = deepcopy(model)
+    assert copy.coldpress._model is copy
+
+
+def test_evaluation_without_a_tokenizer_says_so():
+    model = oneshot(tiny_llama(), "QuantizationModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}")
+
+    with pytest.raises(ModelError, match="evaluation needs a tokenizer"):
+        model.coldpress.perplexity("text")
+    assert "output not written" in repr(model.coldpress)

@@ -15,6 +15,7 @@ from coldpress.checkpoint.several import SeveralFormats
 from coldpress.distributed.start import joined
 from coldpress.entrypoints.job import output_format, prepare
 from coldpress.entrypoints.places import check_log
+from coldpress.entrypoints.result import offer_result
 from coldpress.entrypoints.saving import finished_run, offer_saving
 from coldpress.errors import ArgumentError
 from coldpress.experts import linear_experts, linearize_experts
@@ -45,9 +46,9 @@ def oneshot(model: Any = None, recipe: Any = None, **arguments: "Unpack[OneshotK
             `OutputArguments`, whose attributes they are.  The names and defaults are those of llm-compressor.
 
     Returns:
-        The compressed model: weights that the checkpoint's codes stand for, and quantization of activations
-        simulated on its forward, so that what is evaluated is what will be served.  Where weights were streamed, it
-        is loaded from the output.  None with `return_model=False`.
+        The compressed model: dequantized weights, and quantization of activations simulated on its forward, so that
+        what is evaluated is what will be served.  Where weights were streamed, it is loaded from the output.  Its
+        attribute `coldpress` is the run: report, recipe, output folder, evaluation.  None with `return_model=False`.
 
     Raises:
         ColdpressError: one of its kinds, saying what is wrong, where, and what to do.  No output is left behind but for
@@ -78,6 +79,7 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
             state.model = _finished(arguments, state, output_format(job.recipe))
         form = output_format(job.recipe)
         offer_saving(state.model, finished_run(job, job.files(form, report), form))
+        offer_result(state.model, report, arguments.output.output_dir, state.tokenizer)
     return state
 
 
