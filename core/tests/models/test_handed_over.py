@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune
+from transformers import AutoModelForCausalLM
 
 from coldpress import load_model, oneshot
 from coldpress.errors import ArgumentError, CheckpointError, ModelError, TargetError
@@ -332,3 +333,13 @@ def test_extra_state_has_no_place_in_a_checkpoint(tmp_path):
 
     with pytest.raises(CheckpointError, match=r"layers.0.mlp.up_proj \(Keeping\) keeps extra state"):
         oneshot(model, ROUNDING, output_dir=tmp_path / "out")
+
+
+def test_weights_that_transformers_made_dense_are_told_to_be_rounded_a_second_time(tmp_path, caplog):
+    oneshot(tiny_llama(), "QuantizationModifier: {scheme: W4A16_ASYM}", output_dir=tmp_path / "out", quiet=True)
+    assert "is compressed" not in caplog.text
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+    oneshot(model, ROUNDING, quiet=True)
+
+    assert f"{tmp_path / 'out'}, which the model was loaded from, is compressed (compressed-tensors)" in caplog.text

@@ -35,7 +35,7 @@ from coldpress.entrypoints.opening import Opened, open_model, report_extra
 from coldpress.entrypoints.places import check_apart
 from coldpress.errors import ArgumentError, BrokenPluginError, ModelError
 from coldpress.models import load_processor, load_tokenizer
-from coldpress.models.described import warn_of_undescribed
+from coldpress.models.described import warn_of_decoded, warn_of_undescribed
 from coldpress.models.handed_over import handed_over
 from coldpress.models.tie import untie_embeddings
 from coldpress.modifier import expanded
@@ -116,6 +116,7 @@ def _with_plain_model(arguments: Arguments) -> Arguments:
     if isinstance(model, str):
         return arguments
     model = handed_over(model)
+    warn_of_decoded(model)
     config = getattr(model, "config", None)
     if arguments.output.output_dir is not None and not callable(getattr(config, "save_pretrained", None)):
         raise ModelError(

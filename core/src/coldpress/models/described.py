@@ -1,12 +1,15 @@
 """Whether a model in memory is the one that its configuration describes, which readers of a checkpoint build."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from coldpress.checkpoint.published import quantization_of
 from coldpress.experts import linear_experts
 from coldpress.models.auto import build_outline
+from coldpress.quantized import encoding_of
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,23 @@ def warn_of_undescribed(model: Any) -> None:
             "model.config): readers of the checkpoint build what config.json says, and will refuse it or leave tensors "
             "out; set the configuration right (num_hidden_layers, vocab_size, ...) before",
             *(len(wrong), name, there, described),
+        )
+
+
+def warn_of_decoded(model: Any) -> None:
+    """Say of a dense model that the folder which it was loaded from is compressed: its weights were rounded before."""
+    name = getattr(getattr(model, "config", None), "_name_or_path", None)
+    if not isinstance(name, str) or not name or not Path(name).is_dir():
+        return
+    if any(encoding_of(module) is not None for module in model.modules()):
+        return  # which knows it, and says it by layer
+    method = quantization_of(Path(name)).get("quant_method")
+    if method:
+        log.warning(
+            "%s, which the model was loaded from, is compressed (%s), and its weights were made dense: what is "
+            "quantized now is rounded a second time; pass the folder, whose codes are known, or start from the "
+            "original model",
+            *(name, method),
         )
 
 
