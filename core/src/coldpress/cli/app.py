@@ -5,9 +5,10 @@ from typing import Annotated
 import typer
 
 from coldpress import __version__
-from coldpress.cli.border import guarded
+from coldpress.cli.border import exit_code_of, guarded
 from coldpress.cli.compress import compress
 from coldpress.cli.datasets import datasets
+from coldpress.cli.defaults import commands_of, default_map, defaults
 from coldpress.cli.demo import demo
 from coldpress.cli.diff import diff
 from coldpress.cli.evaluate import evaluate
@@ -24,6 +25,7 @@ from coldpress.cli.report import report
 from coldpress.cli.schemes import schemes
 from coldpress.cli.trace import trace
 from coldpress.cli.train import train
+from coldpress.errors import ColdpressError
 
 app = typer.Typer(
     name="coldpress",
@@ -50,6 +52,7 @@ _COMMANDS = (
     plugins,
     new,
     port,
+    defaults,
     demo,
 )
 
@@ -69,8 +72,13 @@ def options(
     ] = False,
 ) -> None:
     """Make large language models small after training: quantize, measure, look inside."""
+    try:
+        found = default_map(commands_of(context))
+    except ColdpressError as error:
+        raise typer.Exit(exit_code_of(error, debug=debug)) from error
     if debug:  # before the command means the same as after it
-        context.default_map = {command.__name__: {"debug": True} for command in _COMMANDS}
+        found |= {command.__name__: {**found.get(command.__name__, {}), "debug": True} for command in _COMMANDS}
+    context.default_map = found
 
 
 for _command in _COMMANDS:

@@ -46,7 +46,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             _drop_output()
             raise typer.Exit(PIPE_CLOSED) from error
         except Exception as error:
-            raise typer.Exit(_report(error, debug=debug)) from error
+            raise typer.Exit(exit_code_of(error, debug=debug)) from error
 
     from coldpress.cli.option import Debug
 
@@ -69,8 +69,8 @@ def say_interrupted() -> None:
     say("interrupted", "stopped before the end", style="yellow")
 
 
-def _report(error: Exception, *, debug: bool) -> int:
-    """Say what went wrong, and return the exit code."""
+def exit_code_of(error: Exception, *, debug: bool) -> int:
+    """Say what went wrong; the code that the process exits with."""
     if debug:
         say("traceback", "".join(traceback.format_exception(error)).rstrip(), style="dim")
     if isinstance(error, ColdpressError):

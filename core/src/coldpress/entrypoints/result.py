@@ -70,7 +70,7 @@ class Result:
         return f"<table>{''.join(rows)}</table>"
 
     def _facts(self) -> list[tuple[str, str]]:
-        counts = ", ".join(f"{count} {status}" for status, count in self.report.summary().items())
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(self.report.summary().items()))
         errors = [line.weight_error for line in self.report.layers if line.weight_error is not None]
         facts = [("layers", counts)]
         if errors:
