@@ -38,8 +38,8 @@ def defaults(context: typer.Context, as_json: Json = False) -> None:
     keys = ("command", "option", "value", "from")
     if rows:
         out().print(grid(keys, [tuple(str(row[key]) for key in keys) for row in rows]))
-    told = f"{file} {'is read' if file.exists() else 'is not there'}; {_FILE} names another file"
-    out().print(Text(told, style="dim"))
+    state = f"{file} {'is read' if file.exists() else 'is not there'}; {_FILE} names another file"
+    out().print(Text(state, style="dim"))
 
 
 def defaults_file() -> Path:
