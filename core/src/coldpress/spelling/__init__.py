@@ -27,7 +27,7 @@ def elsewhere(name: str) -> str:
 def near(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
     """The `count` names of `known` that look most like `name`, best first, or mean what it means in other tools."""
     spelling = {k.lower(): k for k in known}
-    meant = [spelling[k] for k in (elsewhere(name),) if k in spelling]
+    meant = [spelling[k] for k in (elsewhere(name),) if k and k in spelling]
     alike = [spelling[k] for k in get_close_matches(name.lower(), spelling, n=count, cutoff=0.55)]
     return list(dict.fromkeys(meant + alike))[:count]
 
