@@ -48,8 +48,5 @@ def glibc(name: str) -> Callable[..., Any] | None:
     """A function of the system's C library; None where there is no such thing, as with musl."""
     if not sys.platform.startswith("linux"):
         return None
-    found: Any = getattr(ctypes.CDLL(None), name, None)
-    if name == "madvise" and found is not None:
-        found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    called: Callable[..., Any] | None = found
-    return called
+    found: Callable[..., Any] | None = getattr(ctypes.CDLL(None), name, None)
+    return found

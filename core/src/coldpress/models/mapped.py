@@ -4,6 +4,7 @@ transformers maps safetensors files, so that the first write to each page of a w
 4 kB, which for a run that writes every weight takes longer than to read the file at once.
 """
 
+import ctypes
 import mmap
 import re
 import sys
@@ -34,7 +35,7 @@ def own_memory(model: nn.Module) -> None:
     found = {id(x): x for x in chain(model.parameters(), model.buffers())}.values()
     inside = sorted((x for x in found if _is_inside(x, mapped)), key=_range)
     alone = [group[0] for group in _overlapping(inside) if len(group) == 1]
-    if 2 * sum(x.nbytes for x in alone) > _free_memory():
+    if not alone or 2 * sum(x.nbytes for x in alone) > _free_memory():
         return
     for x in alone:
         old = _range(x)
@@ -96,4 +97,4 @@ def _forget(start: int, stop: int) -> None:
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     size = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
     if advise is not None and size > 0:
-        advise(first, size, _DONTNEED)
+        advise(ctypes.c_void_p(first), ctypes.c_size_t(size), _DONTNEED)
