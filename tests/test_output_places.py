@@ -8,13 +8,16 @@ from typing import ClassVar
 import pytest
 import transformers
 
-from coldpress import oneshot
+from coldpress import model_free_ptq, oneshot
 from coldpress.errors import ArgumentError, CheckpointError
 from coldpress.plugin import hookimpl
 from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
 from coldpress_gptq import GPTQModifier
 
 ROUNDING = "QuantizationModifier: {scheme: W8A16, group_size: -1, ignore: [lm_head]}"
+
+
+_OUTPUT = {oneshot: "output_dir", model_free_ptq: "save_directory"}
 
 
 @pytest.fixture
@@ -163,3 +166,18 @@ def test_a_file_that_is_written_while_the_run_reads_it_is_told(source, tmp_path,
     if how is in_place:
         with pytest.raises(CheckpointError, match="model: .*model.safetensors changed|model: not the same as then"):
             oneshot(str(source), recipe, **settings)
+
+
+@pytest.mark.parametrize("door", [oneshot, model_free_ptq], ids=["oneshot", "model_free"])
+def test_a_folder_that_is_named_like_the_file_of_another_format_is_refused(source, tmp_path, door):
+    with pytest.raises(ArgumentError, match="named like a file of the format 'gguf': pass format='gguf'"):
+        door(str(source), recipe=ROUNDING, **{_OUTPUT[door]: tmp_path / "model.gguf"})
+
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "llama.gptq", "llama.awq", "llama.dense"])
+def test_folders_may_be_named_after_what_is_written_as_safetensors_files(source, tmp_path, name):
+    oneshot(str(source), ROUNDING, output_dir=tmp_path / name, return_model=False)
+
+    assert (tmp_path / name / "model.safetensors").exists()

@@ -2,10 +2,9 @@
 
 import pytest
 
-from coldpress import SchemeError, load_model, oneshot, preset
+from coldpress import SchemeError, load_model, preset
 from coldpress.errors import ArgumentError, SettingError
 from coldpress.spelling import _ELSEWHERE, near, suggest
-from coldpress.testing.models import tiny_llama
 from coldpress.testing.rounding import Rounding
 
 
@@ -61,10 +60,3 @@ def test_short_names_of_dtypes_are_hinted_at(name):
 def test_an_algorithm_in_place_of_a_scheme_is_named(name):
     with pytest.raises(SchemeError, match=f"'{name}' is an algorithm, not a scheme: .* --algorithm {name.lower()}"):
         preset(name)
-
-
-def test_a_folder_that_is_named_like_a_file_of_another_format_is_refused(tmp_path):
-    with pytest.raises(ArgumentError, match="named like a file of the format 'gguf': pass format='gguf'"):
-        oneshot(tiny_llama(), Rounding(scheme="W4A16", group_size=32), output_dir=tmp_path / "model.gguf")
-
-    assert not any(tmp_path.iterdir())

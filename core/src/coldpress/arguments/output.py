@@ -1,13 +1,11 @@
 """Where the result goes."""
 
-from pathlib import PurePath
 from typing import Any
 
 from attrs import Attribute, field, frozen
 
 from coldpress.arguments.checks import is_a, path
 from coldpress.errors import ArgumentError
-from coldpress.registry import available
 
 
 def _to_formats(value: Any) -> Any:
@@ -46,16 +44,6 @@ class OutputArguments:
     quantization_format: str | None = field(default=None, validator=is_a(str, optional=True))
     return_model: bool = field(default=True, validator=is_a(bool))
     quiet: bool = field(default=False, validator=is_a(bool))
-
-    @format.validator
-    def _check_name(self, _: object, asked: str | tuple[str, ...] | None) -> None:
-        """`model.gguf` would be a folder of another format."""
-        suffix = PurePath(self.output_dir or "").suffix.removeprefix(".")
-        if suffix and suffix != asked and any(plugin.name == suffix for plugin in available("formats")):
-            raise ArgumentError(
-                f"output_dir {self.output_dir!r} is named like a file of the format {suffix!r}: pass "
-                f"format={suffix!r}, which writes that file into a folder, or another name"
-            )
 
     @overwrite.validator
     @restart.validator

@@ -32,7 +32,7 @@ from coldpress.checkpoint.untouched import Untouched, read_files
 from coldpress.distributed import ALONE, Ranks, Share
 from coldpress.entrypoints.experts import open_experts, report_refused
 from coldpress.entrypoints.opening import Opened, open_model, report_extra
-from coldpress.entrypoints.places import check_apart
+from coldpress.entrypoints.places import check_apart, check_named
 from coldpress.errors import ArgumentError, BrokenPluginError, ModelError
 from coldpress.models import load_processor, load_tokenizer
 from coldpress.models.described import warn_of_decoded, warn_of_undescribed
@@ -76,6 +76,7 @@ def prepare(
     recipe = _recipe(arguments)
     pipeline, form = _pipeline(recipe), output_format(recipe)
     if arguments.output.output_dir is not None:
+        check_named(arguments.output.output_dir, form)
         check_apart(arguments.output.output_dir, arguments.model.model)
     writer = _writer(arguments.output)
     sources = _sources(arguments.model.model)  # as they are before the first is read

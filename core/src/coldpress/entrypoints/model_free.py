@@ -13,7 +13,7 @@ from coldpress.arguments import DEFAULT_FORMAT, DEFAULT_QUANTIZER
 from coldpress.arguments.checks import at_least, is_a, path
 from coldpress.checkpoint import CheckpointWriter
 from coldpress.distributed.start import refuse_several
-from coldpress.entrypoints.places import check_apart, check_origin
+from coldpress.entrypoints.places import check_apart, check_named, check_origin
 from coldpress.errors import ArgumentError, UnknownPluginError
 from coldpress.format import Format
 from coldpress.models.loading import placement
@@ -199,6 +199,7 @@ def prepare(
     """
     _, place = placement("auto", arguments.device)
     workers = _workers(arguments.max_workers)
+    check_named(arguments.output, form)
     check_apart(arguments.output, arguments.model)
     writer = CheckpointWriter(arguments.output, overwrite=arguments.overwrite, restart=arguments.restart)
     opened = open_checkpoint(arguments.model, revision=arguments.revision)

@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from coldpress import registry
 from coldpress.arguments import Arguments
 from coldpress.checkpoint.destination import Destination, resolved
 from coldpress.errors import ArgumentError, CheckpointError
+from coldpress.format import Format
 from coldpress.models.origin import origin_folder
 
 _STATE = "trainer_state.json"  # which a Trainer writes into each of its checkpoints, after the weights
@@ -57,6 +59,27 @@ def check_log(arguments: Arguments) -> None:
     output, log = arguments.output.output_dir, arguments.output.log_dir
     if output is not None and log is not None and resolved(log).is_relative_to(resolved(output)):
         raise ArgumentError(f"log_dir={log!r} lies in output_dir, which appears when the run is done: name another one")
+
+
+def check_named(output: str | Path, form: Format) -> None:
+    """Refuse a folder that is named like the file of another format, such as `model.gguf`.
+
+    Args:
+        output: of the checkpoint.
+        form: in which it is written.
+
+    Raises:
+        ArgumentError: names the format.
+    """
+    suffix = Path(output).suffix.removeprefix(".")
+    if suffix not in registry.names("formats"):
+        return
+    other = registry.find("formats", suffix)
+    if other.publish is not Format.publish and not isinstance(form, other):  # a container of its own, not safetensors
+        raise ArgumentError(
+            f"output_dir {str(output)!r} is named like a file of the format {suffix!r}: pass format={suffix!r}, which "
+            "writes that file into a folder, or another name"
+        )
 
 
 def check_apart(output: str | Path, model: Any) -> None:
