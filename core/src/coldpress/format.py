@@ -177,8 +177,16 @@ class Format(ABC):
             A table that JSON can hold, with `quant_method`; None when the checkpoint is that of a plain model.
         """
 
-    def config_for(self, config: dict[str, Any], model: Any, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
-        """What `config` returned, and what readers must know of the class of `model()`, None where it is not known."""
+    def config_for(
+        self, config: dict[str, Any], model: Callable[[], Any], schemes: Mapping[str, Scheme]
+    ) -> dict[str, Any]:
+        """What `config` returned, and what readers must know of the model's class; by default nothing more.
+
+        Args:
+            config: that table.
+            model: returns the model, whose weights may be on the meta device; None where its class is not known.
+            schemes: layer name to scheme.
+        """
         return config
 
     @abstractmethod

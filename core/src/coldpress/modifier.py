@@ -143,11 +143,7 @@ def drop_housekeeping(cls: type[Any], settings: Mapping[str, Any]) -> dict[str, 
 
 
 def _known(cls: type[Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a class.
-
-    Raises:
-        SettingError: it has none of a name.
-    """
+    """The settings, if the class has all of them; else a SettingError."""
     own = [attribute.alias for attribute in fields(cls) if attribute.init]
     for name in settings:
         if name not in own:

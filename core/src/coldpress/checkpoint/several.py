@@ -8,7 +8,7 @@ While the run goes on, the tensors of all formats lie in the files of its stages
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,9 @@ class SeveralFormats(Format):
             found[name] = form.config(own, ignore, *more)
         return {"quant_method": SEVERAL, "formats": found}
 
-    def config_for(self, config: dict[str, Any], model: Any, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
+    def config_for(
+        self, config: dict[str, Any], model: Callable[[], Any], schemes: Mapping[str, Scheme]
+    ) -> dict[str, Any]:
         """The configuration of each, for a model of this class."""
         found = dict(config["formats"])
         for name, form in self.forms.items():

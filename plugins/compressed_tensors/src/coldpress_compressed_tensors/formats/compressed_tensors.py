@@ -1,7 +1,7 @@
 """compressed-tensors: the checkpoint format of llm-compressor, which vLLM and transformers read."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -146,7 +146,9 @@ class CompressedTensorsFormat(Format):
                 type(state.model).__name__,
             )
 
-    def config_for(self, config: dict[str, Any], model: Any, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
+    def config_for(
+        self, config: dict[str, Any], model: Callable[[], Any], schemes: Mapping[str, Scheme]
+    ) -> dict[str, Any]:
         """With `dequantize` where transformers can load the model in no other way; others do not look at it."""
         schemes = {name: evolve(scheme, format=self._layout(scheme)) for name, scheme in schemes.items()}
         attached = config["kv_cache_scheme"] or config["transform_config"]  # which it leaves out where it dequantizes
