@@ -1,6 +1,6 @@
 """What a card makes of it: GPTQ of blocks of Llama 3 8B's shape, beside llm-compressor, in one run.
 
-    python benchmarks/gpu.py --write
+    python benchmarks/gpu.py --peer .venv-peer/bin/python --write
     python benchmarks/gpu.py --tiny --device cpu      # the same with small shapes, to try the command
 
 Every part runs in a process of its own, which first does the same on a tiny model, so that kernels are compiled:
@@ -8,7 +8,8 @@ Every part runs in a process of its own, which first does the same on a tiny mod
     kernel     GPTQ's inner loop in Triton beside the one in torch
     gptq       W4A16 of a model on the card, `samples` x `length` random tokens; two numbers of blocks, whose difference
                is a block, and whose first is the rest: so the whole model, of 32 blocks, is extrapolated
-    peer       the same by llm-compressor, model on the CPU and blocks moved to the card, as its examples do
+    peer       the same by llm-compressor, model on the CPU and blocks moved to the card, as its examples do; what waits
+               between blocks stays on the card, and not in CPU memory, which is its default and slower
     streamed   a folder to a folder, a block at a time: the peak of host memory does not know how large the model is
     rounding   schemes without data, by gigabytes of weights a second
 
@@ -164,12 +165,13 @@ def table(found: dict[str, Any]) -> list[str]:
 
 def page(found: dict[str, Any], options: argparse.Namespace) -> str:
     """The result, beside the command that makes it."""
+    command = f"python benchmarks/gpu.py{' --peer PYTHON' if options.peer else ''} --write"
     shape = f"{options.samples} x {options.length} tokens; blocks: {' and '.join(map(str, options.blocks))}"
     return "\n".join(
         [
             "# On a card",
             "",
-            f"`python benchmarks/gpu.py --write` on {date.today().isoformat()}: {found['card']}, torch "
+            f"`{command}` on {date.today().isoformat()}: {found['card']}, torch "
             f"{torch.__version__}; {shape}, of the shape of Llama 3 8B's.",
             "",
             *table(found),

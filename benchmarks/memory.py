@@ -10,7 +10,6 @@ The peak over the bare imports must stay below two blocks + embeddings (and head
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 
 from random_llama import build, shapes
+from resident import status
 from transformers import LlamaConfig
 
 RESULTS = Path(__file__).parent / "results"
@@ -42,12 +42,6 @@ CASES = {
     "W4A16, data_free": {"recipe": W4A16, "pipeline": "data_free"},
     "W8A8 static, sequential": {"recipe": STATIC, "pipeline": "sequential"},
 }
-_STATUS = re.compile(r"^(VmHWM|VmRSS|RssFile|RssAnon):\s+(\d+) kB", re.MULTILINE)
-
-
-def status() -> dict[str, int]:
-    """What the system says of this process's memory, in bytes."""
-    return {name: int(size) * 1024 for name, size in _STATUS.findall(Path("/proc/self/status").read_text())}
 
 
 def child(model: Path, output: Path, case: str) -> None:

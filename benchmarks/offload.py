@@ -10,11 +10,12 @@ resident before the run.  The bytes of the compressed weights must be the same.
 import argparse
 import hashlib
 import json
-import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from resident import status
 
 RESULTS = Path(__file__).parent / "results"
 SHAPE = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 1024}
@@ -29,12 +30,6 @@ CASES = {
     for pipeline in ("sequential", "layer_sequential")
     for place in ("cpu", "disk")
 }
-_STATUS = re.compile(r"^(VmHWM|VmRSS):\s+(\d+) kB", re.MULTILINE)
-
-
-def status() -> dict[str, int]:
-    """What the system says of this process's memory, in bytes."""
-    return {name: int(size) * 1024 for name, size in _STATUS.findall(Path("/proc/self/status").read_text())}
 
 
 def child(case: str, samples: int) -> None:

@@ -1,21 +1,13 @@
 """What both libraries are measured with on a card: seconds, device memory, host memory."""
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-
-_STATUS = re.compile(r"^(VmHWM|VmRSS):\s+(\d+) kB", re.MULTILINE)
-
-
-def status() -> dict[str, int]:
-    """What the system says of this process's memory, in bytes."""
-    return {name: int(size) * 1024 for name, size in _STATUS.findall(Path("/proc/self/status").read_text())}
+from resident import status
 
 
 def synchronize(device: str) -> None:

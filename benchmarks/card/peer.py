@@ -13,7 +13,7 @@ from card.gauge import answer, gauged, request, token_ids
 
 
 def compress(folder: str, samples: int, length: int, asked: dict) -> dict[str, float]:
-    """As in its own examples: the model is loaded on the CPU, and blocks are moved to the card as they are needed."""
+    """The model is loaded on the CPU, as in its examples; what waits between blocks stays on the card."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     ids = token_ids(model.config.vocab_size, samples, length)
     rows = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * length] * samples})
