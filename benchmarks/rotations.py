@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare_evaluate import simulate_cache
-from compare_jobs import CACHE4
+from compare.evaluate import simulate_cache
+from compare.jobs import CACHE4
 
 from coldpress import load_model, load_tokenizer, oneshot
 from coldpress.arguments import DatasetArguments

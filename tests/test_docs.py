@@ -1,6 +1,8 @@
 """docs/cli.md has every command and option, and docs/llm-compressor.md every argument that does nothing."""
 
+import ast
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,20 @@ def test_every_argument_without_effect_has_a_line():
     text = sections("llm-compressor.md")["What is accepted and does nothing"]
 
     assert re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE) == sorted(WITHOUT_EFFECT)
+
+
+def test_what_benchmarks_import_is_there(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    elsewhere = {"PIL", "llmcompressor"}  # of other environments, which their pages name
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in BENCHMARKS.rglob("*.py")}
+    found = {
+        (path.name, node.module)
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] not in elsewhere
+    }
+
+    assert [one for one in sorted(found) if find_spec(one[1].partition(".")[0]) is None] == []
 
 
 def test_every_benchmark_has_its_command_in_their_list():
