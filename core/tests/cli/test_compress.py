@@ -4,6 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from coldpress.cli.app import app
+from coldpress.cli.summary import _output_errors
+from coldpress.layer_report import LayerReport
 from coldpress.testing.models import tiny_llama
 
 RECIPE = """\
@@ -18,6 +20,9 @@ quant_stage:
 """
 
 
+NOTES = {"a": {"rounding_ratio": 0.25}, "b": {"rounding_ratio": 0.75}, "c": {}}
+
+
 def test_a_scheme_by_name_makes_a_checkpoint_and_says_so(coldpress, model, tmp_path):
     answer = coldpress(
         "compress", model, "--scheme", "W4A16", "--algorithm", "rtn", "--group-size", 32, "--output", tmp_path / "out"
@@ -30,9 +35,17 @@ def test_a_scheme_by_name_makes_a_checkpoint_and_says_so(coldpress, model, tmp_p
     for words in ("14 quantized, 2 not compressed", "int4 group 32", "times smaller", "weight error", "peak memory"):
         assert words in answer.out
     assert "ignored by QuantizationModifier" in answer.out
+    assert "output error" not in answer.out  # nothing looked at outputs
     assert {"config.json", "model.safetensors", "recipe.yaml", "report.json", "tokenizer.json"} <= {
         path.name for path in (tmp_path / "out").iterdir()
     }
+
+
+def test_errors_of_outputs_stand_beside_those_of_rounding():
+    lines = [LayerReport(name, "Linear", (2, 2), "quantized", notes=notes) for name, notes in NOTES.items()]
+
+    assert _output_errors(lines) == [("output error", "0.50 of that of rounding to nearest, at most 0.75 in b")]
+    assert _output_errors(lines[2:]) == []
 
 
 def test_the_summary_fits_80_columns(coldpress, model, tmp_path):
