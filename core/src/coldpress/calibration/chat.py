@@ -35,9 +35,8 @@ def rendered(conversation: Conversation, writer: Any, where: str) -> str:
     if _shows(text, conversation.turns):
         return text
     with running_template(writer, where):
-        raw = _bounded(
-            _written(conversation.raw, writer), conversation.raw, where
-        )  # a template may be made for the keys that the data have
+        turns = conversation.raw  # a template may be made for the keys that the data have
+        raw = _bounded(_written(turns, writer), turns, where)
     if conversation.raw is not conversation.turns and _shows(raw, conversation.turns):
         return raw
     keys = ", ".join(dict.fromkeys(str(key) for turn in conversation.raw for key in turn))

@@ -15,7 +15,7 @@ from coldpress.cli.option import Json
 from coldpress.errors import ArgumentError
 from coldpress.spelling import suggest
 
-PREFIX = "COLDPRESS"
+_PREFIX = "COLDPRESS"
 _FILE = "COLDPRESS_DEFAULTS"
 
 
@@ -90,7 +90,7 @@ def _of_environment(commands: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A line for each option that a variable sets."""
     for name, command in commands.items():
         for option, parameter in _options(command).items():
-            variable = f"{PREFIX}_{name}_{parameter.name}".upper()
+            variable = f"{_PREFIX}_{name}_{parameter.name}".upper()
             if variable in os.environ:
                 given: Any = os.environ[variable]
                 several = getattr(parameter, "multiple", False)

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import frozen
 
 from coldpress.evaluation import Divergence, Perplexity, divergence, perplexity
 from coldpress.models import load_model, need_tokenizer
@@ -33,7 +33,7 @@ class Result:
     report: Report
     output_dir: Path | None
     tokenizer: Any
-    _model: Any = field()
+    _model: Any
 
     @property
     def recipe(self) -> str:
