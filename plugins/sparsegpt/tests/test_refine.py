@@ -5,8 +5,9 @@ from itertools import combinations
 import pytest
 import torch
 
+from coldpress_sparsegpt import refine
 from coldpress_sparsegpt.algorithm import prepare, sparsegpt
-from coldpress_sparsegpt.refine import loss_of, refined
+from coldpress_sparsegpt.refine import loss_of
 
 
 def random(seed, *shape):
@@ -17,6 +18,10 @@ def correlated(seed, width):
     """The Gram matrix of inputs whose channels depend on each other, [I, I]."""
     x = random(seed, 4 * width, width) @ random(seed + 1, width, width)
     return x.t() @ x
+
+
+def refined(weight, sparse, gram, **how):
+    return refine.refined([weight], [sparse], gram, **how)[0]
 
 
 def pruned(weight, gram, structure=None):

@@ -68,6 +68,7 @@ class SparseGPTModifier(Pruner):
             elements=(40.0 + self.refine_passes * 3 * subsets) * rows * width,
             steps=4.0 * width + self.refine_passes * 60.0 * len(layers) * width / size,
             nbytes=4 * matrices,
+            divided=True,
         )
 
     @hookimpl
@@ -114,11 +115,12 @@ class SparseGPTModifier(Pruner):
             block_size=self.block_size,
             keep_zeros=self.preserve_sparsity_mask,
         )
-        found = []
-        for layer, solution in zip(layers, solutions, strict=True):
-            pruned = self._refined(layer.weight, solution.weight, gram.total, factor.dampening)
-            found.append((pruned.to(layer.weight.dtype), loss_of(layer.weight, pruned, gram.total)))
-        return Outcome(layers=tuple(found), tokens=gram.count, dampening=factor.dampening)
+        weights = [layer.weight for layer in layers]
+        pruned = self._refined(weights, [one.weight for one in solutions], gram.total, factor.dampening)
+        found = tuple(
+            (new.to(old.dtype), loss_of(old, new, gram.total)) for old, new in zip(weights, pruned, strict=True)
+        )
+        return Outcome(layers=found, tokens=gram.count, dampening=factor.dampening)
 
     def _write(self, state: State, layers: Sequence[Layer], sparsities: Sequence[float], outcome: "Outcome") -> None:
         """Make an outcome what the layers are, or prune by magnitude where there is none."""
@@ -130,12 +132,14 @@ class SparseGPTModifier(Pruner):
         losses = [loss for _, loss in outcome.layers]
         note_fit(state, layers, tokens=outcome.tokens, dampening=outcome.dampening, losses=losses)
 
-    def _refined(self, weight: Tensor, sparse: Tensor, gram: Tensor, dampening: float) -> Tensor:
-        """What SparseGPT made of a weight, after the passes that are asked for."""
+    def _refined(
+        self, weights: Sequence[Tensor], sparse: Sequence[Tensor], gram: Tensor, dampening: float
+    ) -> Sequence[Tensor]:
+        """What SparseGPT made of weights, after the passes that are asked for."""
         if not self.refine_passes:
             return sparse
         structure = None if self.preserve_sparsity_mask else self.structure()  # zeros that must stay fix the mask
-        return refined(weight, sparse, gram, dampening=dampening, structure=structure, passes=self.refine_passes)
+        return refined(weights, sparse, gram, dampening=dampening, structure=structure, passes=self.refine_passes)
 
     def _fall_back(
         self,

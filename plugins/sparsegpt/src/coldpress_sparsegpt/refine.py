@@ -13,6 +13,7 @@ With R = H E^T and b = R_g + H_gg q_g, what a group's outputs lack without it, k
 more than 70 of them, such as 8:16, each column is a group whose mask stays.  (1) falls with every step, or stays.
 """
 
+from collections.abc import Sequence
 from itertools import combinations
 from math import comb
 
@@ -20,48 +21,80 @@ import torch
 from torch import Tensor
 
 _BLOCK = 128  # columns whose changes reach all others in one product
+_MICRO = 32  # columns whose changes reach each other one by one
 _MOST_SUBSETS = 70  # of 4:8; of more, masks stay as they are
 _UNSEEN = 1e-6  # what inputs that are always zero weigh, in mean diagonals: next to nothing, and H can be inverted
 
 
 def refined(
-    weight: Tensor, sparse: Tensor, gram: Tensor, *, dampening: float, structure: tuple[int, int] | None, passes: int
-) -> Tensor:
-    """A pruned weight whose outputs are nearer to those of the weight, with as many zeros.
+    weights: Sequence[Tensor],
+    sparse: Sequence[Tensor],
+    gram: Tensor,
+    *,
+    dampening: float,
+    structure: tuple[int, int] | None,
+    passes: int,
+) -> list[Tensor]:
+    """Pruned weights whose outputs are nearer to those of the weights, with as many zeros.
 
     Args:
-        weight: W, [O, I].
-        sparse: what SparseGPT made of it, [O, I].
+        weights: W of layers that read the same input, [O, I] each; rows do not depend on each other.
+        sparse: what SparseGPT made of them, [O, I] each.
         gram: G, [I, I] float32.
         dampening: share of the mean diagonal that is added to the diagonal.
         structure: (n, m) where n of every m columns stay; None keeps the mask, and so does one of more than 70 subsets.
         passes: over all columns.
 
     Returns:
-        The new weight, [O, I] float32.
+        The new weights, [O, I] float32 each.
     """
     damped = gram.clone()
     diagonal = gram.diagonal()
     mean = diagonal.clamp(min=0).mean()
     damped.diagonal().add_(dampening * mean).masked_fill_(diagonal <= 0, _UNSEEN * mean)
-    found = sparse.t().float().clone(memory_format=torch.contiguous_format)  # Q^T, [I, O]
-    rest = damped @ (weight.t().float() - found)  # R, [I, O]
+    found = torch.cat([one.t().float() for one in sparse], dim=1)  # Q^T, [I, O]
+    rest = damped @ torch.cat([one.t().float() for one in weights], dim=1).sub_(found)  # R, [I, O]
     choosing = structure is not None and comb(structure[1], structure[0]) <= _MOST_SUBSETS
     step = _Subsets(damped, *structure) if choosing and structure is not None else _Columns(damped)
+    change, block = torch.empty_like(found), _up(_BLOCK, step.size)
     for _ in range(passes):
-        for start in range(0, len(found), _up(_BLOCK, step.size)):
-            stop = min(start + _up(_BLOCK, step.size), len(found))
-            before = found[start:stop].clone()
-            for head in range(start, stop, step.size):
-                tail = head + step.size
-                lacking = rest[head:tail] + damped[head:tail, head:tail] @ found[head:tail]  # b, [m, O]
-                fresh = step.best(head, lacking, found[head:tail])
-                rest[start:stop].addmm_(damped[start:stop, head:tail], fresh - found[head:tail], alpha=-1)
-                found[head:tail] = fresh
-            change = found[start:stop] - before
-            rest[:start].addmm_(damped[:start, start:stop], change, alpha=-1)
-            rest[stop:].addmm_(damped[stop:, start:stop], change, alpha=-1)
-    return found.t()
+        for start in range(0, len(found), block):
+            stop = min(start + block, len(found))
+            _choose_anew(step, damped, rest[start:stop].clone(), found, change, start)
+            rest.addmm_(damped[:, start:stop], change[start:stop], alpha=-1)
+    return [one.t() for one in found.split([len(one) for one in weights], dim=1)]
+
+
+def _choose_anew(
+    step: "_Subsets | _Columns", damped: Tensor, rest: Tensor, found: Tensor, change: Tensor, start: int
+) -> None:
+    """One pass over the columns of a block, group by group.
+
+    Args:
+        step: chooses a group.
+        damped: H, [I, I].
+        rest: R of the block, [B, O], overwritten.
+        found: Q^T, [I, O], changed in place.
+        change: of each column of the block, written, [I, O].
+        start: first column of the block.
+    """
+    stop, micro = start + len(rest), _up(_MICRO, step.size)
+    for first in range(start, stop, micro):
+        last = min(first + micro, stop)
+        _look_back(rest[first - start : last - start], damped, change, start, first, last)
+        for head in range(first, last, step.size):
+            tail = head + step.size
+            own, now = rest[head - start : tail - start], found[head:tail]
+            _look_back(own, damped, change, first, head, tail)
+            fresh = step.best(head, own.addmm_(damped[head:tail, head:tail], now), now)  # of b, [m, O]
+            torch.sub(fresh, now, out=change[head:tail])
+            now.copy_(fresh)
+
+
+def _look_back(rest: Tensor, damped: Tensor, change: Tensor, since: int, start: int, stop: int) -> None:
+    """Take from R of some columns what the changes of those from `since` to `start` make up for."""
+    if since < start:
+        rest.addmm_(damped[start:stop, since:start], change[since:start], alpha=-1)
 
 
 def loss_of(weight: Tensor, sparse: Tensor, gram: Tensor) -> float:
@@ -73,6 +106,9 @@ def loss_of(weight: Tensor, sparse: Tensor, gram: Tensor) -> float:
 class _Subsets:
     """The best n columns of each group of m.
 
+    With H_pp = L L^T, keeping the columns p lowers (1) by |L^-1 b_p|^2, with the weights L^-T L^-1 b_p: both are
+    products with b, of all subsets at once.
+
     Args:
         damped: H, [I, I].
         n: columns that stay.
@@ -81,19 +117,23 @@ class _Subsets:
 
     def __init__(self, damped: Tensor, n: int, m: int) -> None:
         self.size = m
-        self._subsets = torch.tensor(list(combinations(range(m), n)), device=damped.device)  # [s, n]
-        starts = torch.arange(0, len(damped), m, device=damped.device)[:, None, None]
-        places = starts + self._subsets  # [I / m, s, n]
-        self._inverses = torch.linalg.inv(damped[places[..., :, None], places[..., None, :]])  # [I / m, s, n, n]
+        subsets = torch.tensor(list(combinations(range(m), n)), device=damped.device)  # [s, n]
+        places = torch.arange(0, len(damped), m, device=damped.device)[:, None, None] + subsets  # [I / m, s, n]
+        lower = torch.linalg.cholesky(damped[places[..., :, None], places[..., None, :]])  # L, [I / m, s, n, n]
+        picked = torch.eye(m, device=damped.device)[subsets]  # b to b_p, [s, n, m]
+        gains = torch.linalg.solve_triangular(lower, picked.expand(len(places), -1, -1, -1), upper=False)
+        weights = picked.mT @ torch.linalg.solve_triangular(lower.mT, gains, upper=True)  # [I / m, s, m, m]
+        self._gains = gains.flatten(1, 2)  # [I / m, s n, m]
+        self._weights = weights.flatten(1, 2)  # [I / m, s m, m]
+        self._subsets, self._kept = subsets.shape
 
     def best(self, head: int, lacking: Tensor, now: Tensor) -> Tensor:
         """The weights of a group, [m, O], from what its outputs lack."""
-        parts = lacking[self._subsets]  # [s, n, O]
-        solved = self._inverses[head // self.size] @ parts  # [s, n, O]
-        chosen = (solved * parts).sum(1).argmax(0)  # [O]
-        every = torch.arange(lacking.shape[1], device=lacking.device)
-        fresh = torch.zeros_like(lacking)
-        return fresh.scatter_(0, self._subsets[chosen].t(), solved[chosen, :, every].t())
+        group = head // self.size
+        gains = (self._gains[group] @ lacking).square_().view(self._subsets, self._kept, -1).sum(1)  # [s, O]
+        weights = (self._weights[group] @ lacking).view(self._subsets, self.size, -1)  # [s, m, O]
+        chosen = gains.max(0).indices  # [O]; argmax(0) takes 30 times as long on a CPU
+        return weights.gather(0, chosen.expand(1, self.size, -1))[0]
 
 
 class _Columns:
