@@ -97,10 +97,16 @@ test-vllm: venv .venv-vllm/.stamp ## serve a checkpoint of every scheme with vLL
 	.venv-peer/bin/pip install --quiet --no-deps -r $<
 	touch $@
 
+.venv-gptqmodel/.stamp: benchmarks/gptqmodel_requirements.txt constraints.txt
+	$(call environment,.venv-gptqmodel)
+	.venv-gptqmodel/bin/pip install --quiet setuptools wheel
+	.venv-gptqmodel/bin/pip install --quiet --no-deps --no-build-isolation -r $<
+	touch $@
+
 .PHONY: rtn-oracle
 rtn-oracle: venv .venv-peer/.stamp ## compare rounding to nearest with llm-compressor, bit for bit
 	$(BIN)/python benchmarks/rtn_oracle.py
 
 .PHONY: clean
 clean: ## remove the environments, wheels and caches
-	rm -rf .venv .venv-vllm .venv-peer dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-peer .venv-gptqmodel dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
