@@ -106,12 +106,14 @@ class Cost:
         elements: numbers that elementwise operations go over, counted once for each pass.
         steps: operations one after the other that are over in no time and cost the call alone.
         nbytes: held at once beside the weights, their codes and statistics.
+        divided: whether several ranks share it, by `state.share.divided`.
     """
 
     flops: float = 0.0
     elements: float = 0.0
     steps: float = 0.0
     nbytes: int = 0
+    divided: bool = False
 
 
 HOUSEKEEPING = ("group", "index", "start", "end", "update", "requires_calibration_data")
@@ -219,8 +221,7 @@ class Modifier(metaclass=_TakesHousekeeping):
         return False
 
     def cost(self, layers: Sequence[Layer], tokens: int) -> Cost:
-        """What `finalize` takes for layers that read one input, for plans; by default what rounding takes: passes over
-        weights for ranges, division, rounding, decoding and packing.
+        """What `finalize` takes for layers that read one input, for plans; by default the passes of rounding.
 
         Args:
             layers: that it claims; weights may be on the meta device.

@@ -21,6 +21,8 @@ _ONLY_RUNNING = ("log_dir", "quiet", "check_tensors")
 def plan(
     *,
     output: Path | None = None,
+    ranks: int = 1,
+    device_profile: Path | None = None,
     as_json: bool = False,
     model_free: bool = False,
     max_workers: int | None = None,
@@ -44,7 +46,7 @@ def plan(
     else:
         settings["quiet"] = as_json
     with advised():
-        prediction = predicted(**settings)
+        prediction = predicted(**settings, ranks=ranks, device_profile=device_profile)
     if as_json:
         print_json(prediction.to_dict())
         return
@@ -56,7 +58,12 @@ def _signature() -> inspect.Signature:
     """The options of `compress` that a plan depends on, the output among them if one is named, and --json."""
     place = option("Output", "--output/-o", "DIR", "Where a run would write: is there room?", shown="not looked at")
     found = [p for p in inspect.signature(compress).parameters.values() if p.name not in (*_ONLY_RUNNING, "output")]
+    several = option("Machine", "--ranks", "N", "Processes that share the work, as under torchrun.", shown="1")
+    profile = option("Machine", "--device-profile", "FILE", "Rates of another machine, as JSON.", shown="this one's")
+    keyword = inspect.Parameter.KEYWORD_ONLY
     more = [
+        inspect.Parameter("ranks", keyword, default=1, annotation=Annotated[int, several]),
+        inspect.Parameter("device_profile", keyword, default=None, annotation=Annotated[Path | None, profile]),
         inspect.Parameter(
             "output", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, place]
         ),
@@ -105,10 +112,17 @@ def _totals(prediction: "Prediction") -> list[tuple[str, str]]:
         *([("device memory", in_bytes(device))] if device else []),
         ("peaks in", f"{peak.name}: {held}"),
         ("disk", f"{in_bytes(prediction.disk)} while it runs"),
-        ("time", f"{in_time(low)} to {in_time(high)} on this machine"),
+        ("time", f"{in_time(low)} to {in_time(high)} on {_machine(prediction)}"),
         ("data", _data(prediction)),
     ]
     return rows
+
+
+def _machine(prediction: "Prediction") -> str:
+    where = (
+        "this machine" if prediction.rates["device"] in ("cpu", "cuda", "mps", "xpu") else prediction.rates["device"]
+    )
+    return where if prediction.ranks == 1 else f"{prediction.ranks} ranks of {where}"
 
 
 def _files(prediction: "Prediction") -> str:

@@ -79,7 +79,7 @@ class Share:
         Yields:
             Each problem, in order, with its solution, the same bits on all ranks, and the seconds that it took.
         """
-        owners = _dealt(costs, self.ranks.size)
+        owners = dealt(costs, self.ranks.size)
         if self.ranks.size == 1:
             yield from ((item, *_timed(solve, item)) for item in items)
             return
@@ -96,7 +96,7 @@ class Share:
         return sum(self.ranks.gather(what, number))
 
 
-def _dealt(costs: Sequence[float], size: int) -> list[int]:
+def dealt(costs: Sequence[float], size: int) -> list[int]:
     """The rank of each problem."""
     load, owners = [0.0] * size, [0] * len(costs)
     for index in sorted(range(len(costs)), key=lambda one: -costs[one]):

@@ -15,6 +15,7 @@ from coldpress.entrypoints.model_free import prepare as prepare_model_free
 from coldpress.entrypoints.opening import open_empty
 from coldpress.errors import ArgumentError, CheckpointError
 from coldpress.planning import Prediction, predict, predict_model_free
+from coldpress.planning.division import read_profile
 from coldpress.recipe import Recipe, read_recipe
 from coldpress.report.words import in_bytes
 from coldpress.spelling import suggest
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 
 
 def plan(
-    model: Any = None, recipe: Any = None, *, model_free: bool = False, **arguments: "Unpack[PlanKeywords]"
+    model: Any = None,
+    recipe: Any = None,
+    *,
+    model_free: bool = False,
+    ranks: int = 1,
+    device_profile: str | Path | None = None,
+    **arguments: "Unpack[PlanKeywords]",
 ) -> Prediction:
     """Say what `oneshot` with the same arguments will write, hold in memory and take; no weight is read.
 
@@ -42,6 +49,9 @@ def plan(
         recipe: as for `oneshot`.
         model_free: plan what `model_free_ptq` will do, or `convert` where the recipe is None; of layers that stay
             quantized as they are, one of each kind is read.
+        ranks: processes that share the work, as under torchrun.
+        device_profile: a JSON file with the rates of the machine that it will run on, see `Rates`; None measures those
+            of this one.
         **arguments: as for `oneshot`, or with `model_free`: `format`, `device`, `max_workers`, `revision`, `seed`,
             `overwrite`, `restart` and `output_dir`; without `output_dir` a run that writes one is planned, and free
             disk space is not looked at.
@@ -52,13 +62,18 @@ def plan(
     Raises:
         ColdpressError: the run could not end well; says why, and what to do.
     """
+    if not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 1:
+        raise ArgumentError(f"ranks must be a whole number of at least 1, got {ranks!r}")
     if model_free:
+        if ranks > 1 or device_profile is not None:
+            raise ArgumentError("ranks and device_profile: what is compressed without the model runs in one process")
         settings: dict[str, Any] = {**arguments}
         return _without_model(model, recipe, **settings)
+    rates = None if device_profile is None else read_profile(Path(device_profile))
     parsed = parse_arguments({"model": model, "recipe": recipe, **arguments})
     asked = parsed.output.output_dir
     job = prepare(_with_output(parsed), open_with=open_empty)
-    prediction = predict(job)
+    prediction = predict(job, ranks=ranks, rates=rates)
     if asked is not None:
         _check_room(Path(asked), prediction)
     return prediction

@@ -21,9 +21,10 @@ from coldpress.dataflow.fused import FusedLayers, split_groups
 from coldpress.format import Format
 from coldpress.modifier import Modifier
 from coldpress.planning.contents import PlannedContents, planned_contents
+from coldpress.planning.division import Division
 from coldpress.planning.forward import Forward, forward_of
 from coldpress.planning.prediction import EngineVerdict, LayerKind, Prediction
-from coldpress.planning.rates import measured_rates
+from coldpress.planning.rates import Rates, measured_rates
 from coldpress.planning.stages import StageCosts
 from coldpress.report.memory import memory_now
 from coldpress.run.job import Job
@@ -39,14 +40,16 @@ SPREAD = (0.6, 1.6)
 """The run's time over that of its operations at the measured rates is between these: `benchmarks/plan.py runs`."""
 
 
-def predict(job: Job) -> Prediction:
+def predict(job: Job, *, ranks: int = 1, rates: Rates | None = None) -> Prediction:
     """What is known of a job that is planned and has an output; nothing is read, run on data or changed.
 
     Args:
         job: after `plan`.
+        ranks: that will share the work.
+        rates: of the machine that it will run on; None measures those of this one.
     """
     contents = planned_contents(job)
-    costs = _stage_costs(job, contents)
+    costs = _stage_costs(job, contents, ranks, rates)
     schemes = {**job.state.schemes, **{name: one.scheme for name, one in job.state.plan.items()}}
     return Prediction(
         weights=sum(prod(shape) for _, shape in _stored(job).values()),
@@ -65,18 +68,20 @@ def predict(job: Job) -> Prediction:
         data=job.state.calibration,
         engines=tuple(_engines(job)),
         rates=asdict(costs.rates),
-        notes=tuple(_notes(job, contents, costs.forward)),
+        notes=tuple(_notes(job, contents, costs)),
+        ranks=ranks,
     )
 
 
-def _stage_costs(job: Job, contents: PlannedContents) -> StageCosts:
+def _stage_costs(job: Job, contents: PlannedContents, ranks: int, rates: Rates | None) -> StageCosts:
     """What counts the cost of each stage, on a copy of the model without data."""
     model, device = empty_copy(job.state.model), _device(job)
     state = State(model=model, batches=job.state.batches, plan=job.state.plan, seed=job.state.seed)
     state.report.update(job.state.report)
     state.sweep = job.sweep_of(job.modifiers)
     stages = job.pipeline.outline(state).stages
-    divisible = device.type == "cpu" and all(is_divisible(job.modifiers, stage) for stage in stages)
+    on_cpu = device.type == "cpu" if rates is None else rates.device == "cpu"
+    divisible = on_cpu and all(is_divisible(job.modifiers, stage) for stage in stages)
     outline = job.pipeline.outline(state, divisible=divisible)
     forward, ratio = _forward(state, outline.stages)
     passes = 1 if job.pipeline.shares_sweeps else len(job.passes())
@@ -86,7 +91,8 @@ def _stage_costs(job: Job, contents: PlannedContents) -> StageCosts:
         outline=outline,
         forward=forward,
         contents=contents,
-        rates=measured_rates(getattr(model, "dtype", torch.float32), device),
+        rates=rates or measured_rates(getattr(model, "dtype", torch.float32), device),
+        division=Division.of(ranks, [count_places(batch) or 1 for batch in state.batches]),
         ratio=ratio,
         passes=passes + any(modifier.needs().measuring_pass for modifier in job.modifiers),
     )
@@ -220,7 +226,8 @@ def was_tried(form: Format) -> bool:
     return any(isinstance(one, tried) for one in (form.forms.values() if isinstance(form, SeveralFormats) else [form]))
 
 
-def _notes(job: Job, contents: PlannedContents, forward: Forward | None) -> Iterator[str]:
+def _notes(job: Job, contents: PlannedContents, costs: StageCosts) -> Iterator[str]:
+    forward = costs.forward
     for modifier in job.modifiers:
         if modifier.needs().measuring_pass:
             yield f"{type(modifier).__name__} decides after it has seen data: sizes are those before its decision"
@@ -230,3 +237,5 @@ def _notes(job: Job, contents: PlannedContents, forward: Forward | None) -> Iter
         yield "the format writes a container of its own: sizes are those of its tensors"
     if forward is not None and not forward.counted:
         yield "the model's forward looks at values, so operations and activations follow from the shapes of layers"
+    if costs.division.ranks > 1:
+        yield f"ranks are taken to receive {costs.rates.network / 1e9:g} GB a second from each other"

@@ -41,6 +41,7 @@ class StagePrediction:
         host: bytes that its work holds in host memory beyond what the process held before.
         device: bytes that it holds on an accelerator; 0 on a CPU.
         parts: what these bytes are, by name.
+        exchanged: bytes that a rank receives from others.
     """
 
     name: str
@@ -48,6 +49,7 @@ class StagePrediction:
     host: int
     device: int
     parts: Mapping[str, int]
+    exchanged: int = 0
 
 
 @frozen(kw_only=True)
@@ -88,6 +90,7 @@ class Prediction:
         engines: what they do with checkpoints of this format; empty where that was not tried.
         rates: of this machine, by name.
         notes: what could not be counted.
+        ranks: that share the work; memory is that of each, time that of all together.
     """
 
     weights: int
@@ -107,6 +110,7 @@ class Prediction:
     engines: tuple[EngineVerdict, ...]
     rates: Mapping[str, Any]
     notes: tuple[str, ...]
+    ranks: int = 1
 
     def bits(self) -> float:
         """Bits per weight of the whole checkpoint."""
@@ -147,6 +151,7 @@ class Prediction:
                 "before_the_run": self.now,
                 "parts": dict(self.peak().parts),
             },
+            "ranks": {"count": self.ranks, "exchanged_bytes": sum(stage.exchanged for stage in self.stages)},
             "disk": {"bytes_while_running": self.disk},
             "seconds": {"low": round(low, 3), "high": round(high, 3)},
             "stages": [asdict(stage) for stage in self.stages],

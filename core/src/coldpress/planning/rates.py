@@ -27,6 +27,7 @@ class Rates:
         disk: bytes a second that are written and hashed, as far as hashing bounds it.
         device: where products were measured.
         threads: of the CPU.
+        network: bytes a second that a rank receives from others; a guess where no profile of the machine says it.
     """
 
     products: float
@@ -36,6 +37,7 @@ class Rates:
     disk: float
     device: str
     threads: int
+    network: float = 1e9
 
 
 @lru_cache

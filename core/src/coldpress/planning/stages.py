@@ -14,6 +14,7 @@ from coldpress.numerics import scale_shape
 from coldpress.pipeline import Outline
 from coldpress.planned import no_calls
 from coldpress.planning.contents import PlannedContents, nbytes_of
+from coldpress.planning.division import ALONE, Division
 from coldpress.planning.forward import TROUBLE, Forward, StageForward, counted
 from coldpress.planning.prediction import StagePrediction
 from coldpress.planning.rates import Rates
@@ -40,6 +41,7 @@ class StageCosts:
         rates: of the machine.
         ratio: tokens of all batches over those of that batch.
         passes: how often the pipeline goes over the model.
+        division: of the run among ranks.
     """
 
     job: Job
@@ -50,28 +52,35 @@ class StageCosts:
     rates: Rates
     ratio: float
     passes: int
+    division: Division = ALONE
 
     def of(self, stage: Stage) -> StagePrediction:
         """One stage."""
         ran = self._forward(stage)
         requests, groups = self._requests(stage), self._groups(stage)
-        sizes, flops, moved = self._statistics(requests, stage)
-        costs = [self._cost(group) for group in groups]
+        each, flops, moved = self._statistics(requests, stage)
+        sizes = max(each, default=0) if self.outline.in_parts else sum(each)
+        costs = [self._costs(group) for group in groups]
         parts = {
             "weights": self._weights(stage),
             "codes": self._codes(stage),
             "originals": self._originals(stage),
             "statistics": sizes,
             "forward": 0 if ran is None else ran.peak,
-            "solving": max((cost.nbytes for cost in costs), default=0),
+            "solving": max((cost.nbytes for found in costs for cost in found), default=0),
             "activations": self._waiting(stage, ran),
             "written": self._written(stage),
         }
         device = self._is_on_device()
         on_device = sum(parts.values()) - parts["activations"] - parts["written"] if device else 0
+        exchanged = self.division.exchanged(
+            each, parts["codes"], self.ratio * (self.forward.tokens if self.forward else 0)
+        )
+        seconds = self._seconds(stage, ran, flops, moved, costs)
         return StagePrediction(
             name=stage.name,
-            seconds=self._seconds(stage, ran, flops, moved, costs),
+            seconds=seconds + exchanged / self.rates.network * self.passes,
+            exchanged=exchanged,
             host=sum(parts.values()) - on_device,
             device=on_device,
             parts={name: size for name, size in parts.items() if size},
@@ -127,7 +136,7 @@ class StageCosts:
         inside = [self.forward.layers[one.name].held for one in stage.every_layer if one.name in self.forward.layers]
         held = max([ran.arguments, *inside]) if self.outline.in_parts else ran.arguments
         copies = 2 if self.state.sweep.original_inputs or self.outline.keeps_outputs else 1
-        return 0 if self.outline.on_disk else int(held * self.ratio * copies)
+        return 0 if self.outline.on_disk else int(held * self.ratio * copies * self.division.share)
 
     def _requests(self, stage: Stage) -> Requests:
         """What modifiers request in `initialize`, fired on the stage without data."""
@@ -162,48 +171,52 @@ class StageCosts:
                 groups.setdefault(self._input(layer), []).append(layer)
         return list(groups.values())
 
-    def _cost(self, layers: Sequence[Layer]) -> Cost:
-        """Of all modifiers that change these layers; what they hold is not held at once."""
+    def _costs(self, layers: Sequence[Layer]) -> list[Cost]:
+        """Of each modifier that changes these layers; what they hold is not held at once."""
         tokens = int(self.ratio * self.forward.tokens) if self.forward is not None else 0
-        found = [Cost()]
+        found = []
         for claim in self.job.claims:
             names = {layer.name for layer in claim.layers}
             own = [layer for layer in layers if layer.name in names]
             if own:
                 found.append(claim.modifier.cost(own, tokens))
-        return Cost(
-            flops=sum(cost.flops for cost in found),
-            elements=sum(cost.elements for cost in found),
-            steps=sum(cost.steps for cost in found),
-            nbytes=max(cost.nbytes for cost in found),
-        )
+        return found
 
-    def _statistics(self, requests: Requests, stage: Stage) -> tuple[int, float, float]:
-        """Bytes that statistics hold, and operations and bytes moved to collect them from all batches."""
+    def _statistics(self, requests: Requests, stage: Stage) -> tuple[list[int], float, float]:
+        """Bytes that the statistics of each input hold, and operations and bytes moved to collect them."""
         if self.forward is None or not requests:
-            return 0, 0.0, 0.0
+            return [], 0.0, 0.0
         dtype = getattr(self.state.model, "dtype", torch.float32)
         per_input = []
         for wanted in requests.values():
             found = [_collected(one, width, self.forward.tokens, self.ratio, dtype) for one, width in wanted]
             per_input.append(tuple(map(sum, zip(*found, strict=True))))
         sizes = [int(size) for size, _, _ in per_input]
-        held = max(sizes) if self.outline.in_parts else sum(sizes)
-        return held, sum(flops for _, flops, _ in per_input), sum(moved for _, _, moved in per_input)
+        return sizes, sum(flops for _, flops, _ in per_input), sum(moved for _, _, moved in per_input)
 
     def _seconds(
-        self, stage: Stage, ran: StageForward | None, flops: float, moved: float, costs: Sequence[Cost]
+        self, stage: Stage, ran: StageForward | None, flops: float, moved: float, costs: Sequence[Sequence[Cost]]
     ) -> float:
         rates = self.rates
-        seconds = flops / rates.wide_products + moved / rates.passes
+        seconds = (flops / rates.wide_products + moved / rates.passes) * self.division.share
         if ran is not None:
             once = ran.flops / rates.products + ran.moved / rates.passes
-            seconds += once * self.ratio * self.outline.forwards
-        for cost in costs:
-            seconds += cost.flops / rates.wide_products + cost.elements * 4 / rates.passes + cost.steps / rates.steps
+            seconds += once * self.ratio * self.outline.forwards * self.division.share
+        seconds += self._solving(costs)
         read = _parameter_bytes(stage) / rates.disk if self.job.weights is not None else 0.0
         written = self.contents.stage_nbytes(stage.name) / rates.disk
         return (seconds + read) * self.passes + 2 * written
+
+    def _solving(self, costs: Sequence[Sequence[Cost]]) -> float:
+        """Seconds of what modifiers make of the layers of each input, of the rank that takes longest."""
+        shared = [sum(self._time_of(cost) for cost in found if cost.divided) for found in costs]
+        alone = sum(self._time_of(cost) for found in costs for cost in found if not cost.divided)
+        # in parts one input after the other is solved: there is nothing to divide
+        return alone + (sum(shared) if self.outline.in_parts else self.division.busiest(shared))
+
+    def _time_of(self, cost: Cost) -> float:
+        rates = self.rates
+        return cost.flops / rates.wide_products + cost.elements * 4 / rates.passes + cost.steps / rates.steps
 
 
 class _Recorder:

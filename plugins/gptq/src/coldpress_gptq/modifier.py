@@ -152,7 +152,12 @@ class GPTQModifier(Quantizer):
         width = layers[0].weight.shape[1]
         rows = sum(layer.weight.shape[0] for layer in layers)
         matrices = 3 * width**2 + 8 * rows * width  # float32: matrix, factor, inverse; weights, errors, candidates
-        return Cost(flops=4 / 3 * width**3 + rows * width**2, elements=60.0 * rows * width, nbytes=4 * matrices)
+        return Cost(
+            flops=4 / 3 * width**3 + rows * width**2,
+            elements=60.0 * rows * width,
+            nbytes=4 * matrices,
+            divided=True,
+        )
 
     def takes_whole_range(self, state: State, layer: Layer) -> bool:
         """Never: its columns make up for errors against the weights that it is shown."""
