@@ -257,3 +257,11 @@ def test_a_weight_that_layers_share_counts_once(folders):
     before = {kind.name: kind.before for kind in kinds}
     assert before["model.embed_tokens"] > 0
     assert before["lm_head"] == 0
+
+
+@pytest.mark.parametrize(
+    "recipe", ["AWQModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}", "SmoothQuantModifier: {}"]
+)
+def test_what_smoothing_collects_counts(folders, recipe):
+    found = coldpress.plan(str(folders / "tied"), recipe, dataset=batches(rows=2), quiet=True)
+    assert found.peak().parts["statistics"] > 0

@@ -35,7 +35,7 @@ from coldpress.schemes.engines import FORMAT, engines_for
 from coldpress.stage import Layer, class_names, find_layers, matches
 from coldpress.state import State
 
-BESIDE = 5e5  # steps: to open the model and hash the code, to publish files, to draw the page
+BESIDE = 8.5e5  # steps: to open the model and hash the code, to publish files, to draw the page
 SPREAD = (0.6, 1.6)
 """The run's time over that of its operations at the measured rates is between these: `benchmarks/plan.py runs`."""
 

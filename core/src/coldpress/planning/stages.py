@@ -9,7 +9,7 @@ from attrs import fields, frozen, has
 from torch import Tensor
 
 from coldpress.errors import ColdpressError
-from coldpress.modifier import TRANSFORMS, Cost
+from coldpress.modifier import Cost
 from coldpress.numerics import scale_shape
 from coldpress.pipeline import Outline
 from coldpress.planned import no_calls
@@ -142,8 +142,8 @@ class StageCosts:
         """What modifiers request in `initialize`, fired on the stage without data."""
         found: dict[int, list[tuple[Statistic, int]]] = {}
         for modifier in self.job.modifiers:
-            if TRANSFORMS in modifier.traits or not modifier.needs().data:
-                continue  # it may look at weights; what it requests are vectors
+            if not modifier.needs().data:
+                continue
             recorder = _Recorder()
             self.state.begin_pass(self.state.sweep, recorder, no_calls)
             try:

@@ -66,7 +66,7 @@ class SparseGPTModifier(Pruner):
         return Cost(
             flops=4 / 3 * width**3 + (5 + 2 * self.refine_passes) * rows * width**2,
             elements=(40.0 + self.refine_passes * 3 * subsets) * rows * width,
-            steps=4.0 * width + self.refine_passes * 60.0 * len(layers) * width / size,
+            steps=40.0 * width + self.refine_passes * 100.0 * width / size,
             nbytes=4 * matrices,
             divided=True,
         )
