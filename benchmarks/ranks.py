@@ -68,7 +68,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def speed(arguments: argparse.Namespace, folder: Path) -> tuple[dict, str]:
-    data = {"num_calibration_samples": 32, "max_seq_length": arguments.length}
+    data = {"dataset": "coldpress/short", "num_calibration_samples": 32, "max_seq_length": arguments.length}
     found: dict[str, dict] = {}
     for name, size, threads in (("1 x 1", 1, 1), ("2 x 1", 2, 1), ("1 x 2", 1, 2)):
         out = folder / name.replace(" ", "")
