@@ -197,6 +197,14 @@ class Counted(CompressionCallback):
         return counted
 
 
+@torch.no_grad()
+def halve(model: Any) -> None:
+    """Make every second weight zero."""
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.view(-1)[::2] = 0
+
+
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
     """CPU seconds of a step without a callback, and of the callback's own part, without a modifier and with masks."""
     tokenizer = coldpress.load_tokenizer(options.model)
@@ -205,11 +213,9 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
     rows = load_training_rows(arguments, tokenizer, model=model, most=options.steps * options.batch)
     kinds = {"none": None, "no modifier": [], "masks": [ConstantPruningModifier(**LINEAR)]}
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.view(-1)[::2] = 0 if parameter.ndim == 2 else parameter.view(-1)[::2]
     for _ in range(options.repeats):
         for name, recipe in kinds.items():
+            halve(model)  # steps without masks fill the zeros
             callback = None if recipe is None else Counted(recipe)
             settings = TrainingArguments(
                 output_dir=str(OUT / "overhead"),
