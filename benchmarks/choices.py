@@ -68,11 +68,13 @@ def _gptq(settings: dict[str, Any], *, magr_alpha: float) -> list[Line]:
 
 
 def _foem(settings: dict[int, dict[str, Any]]) -> list[Line]:
-    """GPTQ, and with FOEM's correction, for several bit widths."""
+    """GPTQ, and with each correction, for several bit widths."""
     choices: dict[str, dict[str, Any]] = {
         "GPTQ": {},
-        "`foem_beta: 0.2`": {"correction": "foem"},
-        "`foem_beta: 0.05`": {"correction": "foem", "foem_beta": 0.05},
+        "`correction: foem`": {"correction": "foem"},
+        "`correction: foem`, `foem_beta: 0.05`": {"correction": "foem", "foem_beta": 0.05},
+        "`correction: gptaq`": {"correction": "gptaq"},
+        "`correction: qronos`": {"correction": "qronos"},
     }
     return [
         (f"{bits} bits, {label}", [{"GPTQModifier": {**given, **changed}}], {})

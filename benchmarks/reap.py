@@ -3,7 +3,8 @@
     python benchmarks/reap.py --peer .venv-peer --repeats 3 --write
 
 8 layers of 64 experts, width 512, in bfloat16; 16 samples of 512 random tokens.  Each run is a process of its own, in
-turns: seconds of `oneshot` alone, CPU seconds, and peak memory over that of the loaded model.  Both look at the same
+turns, which has pruned a small model before, so that everything is imported: seconds of `oneshot` alone, CPU seconds,
+and peak memory over that of the loaded model.  Both look at the same
 model and tokens, so the experts that they keep are compared layer by layer: llm-compressor drops experts of a layer
 before it looks at the next one, which moves what later layers see.
 """
@@ -35,14 +36,16 @@ else:
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.pruning.reap import REAPPruningModifier
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
 rows = json.load(open(f"{folder}/samples.json"))
 if side == "ours":
-    settings = {"dataset": [{"input_ids": torch.tensor([ids])} for ids in rows], "quiet": True}
+    settings = {"dataset": [{"input_ids": ids} for ids in rows], "quiet": True}
 else:
     data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(ids) for ids in rows]})
     settings = {"dataset": data, "num_calibration_samples": len(rows), "max_seq_length": len(rows[0])}
     settings["tokenizer"] = folder
+small = AutoModelForCausalLM.from_pretrained(f"{folder}-small", dtype=torch.bfloat16)
+oneshot(model=small, recipe=[REAPPruningModifier(sparsity=0.5)], **{**settings, "num_calibration_samples": 1})
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start, used = time.perf_counter(), time.process_time()
 oneshot(model=model, recipe=[REAPPruningModifier(sparsity=0.5, report_path=kept)], **settings)
@@ -53,28 +56,32 @@ print(json.dumps({"seconds": seconds, "cpu": cpu, "megabytes": (peak - before) /
 
 
 def make(folder: Path, *, layers: int, experts: int, samples: int, length: int) -> None:
-    """A model of random weights, a tokenizer and samples."""
+    """A model of random weights, a small one, a tokenizer and samples."""
     import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     from coldpress.testing.models import tiny_tokenizer
 
     torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        vocab_size=2048,
-        hidden_size=512,
-        intermediate_size=1024,
-        moe_intermediate_size=256,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        num_experts=experts,
-        num_experts_per_tok=8,
-        norm_topk_prob=True,
-        tie_word_embeddings=False,
-    )
-    Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    sizes: dict[Path, dict[str, int]] = {
+        folder: {"num_hidden_layers": layers, "num_experts": experts},
+        folder.with_name(f"{folder.name}-small"): {"num_hidden_layers": 1, "num_experts": 16},
+    }
+    for place, own in sizes.items():
+        config = Qwen3MoeConfig(
+            vocab_size=2048,
+            hidden_size=512,
+            intermediate_size=1024,
+            moe_intermediate_size=256,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            head_dim=64,
+            num_experts_per_tok=8,
+            norm_topk_prob=True,
+            tie_word_embeddings=False,
+            **own,
+        )
+        Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(place)
     tiny_tokenizer().save_pretrained(folder)
     rows = torch.randint(0, 2048, (samples, length), generator=torch.Generator().manual_seed(1)).tolist()
     (folder / "samples.json").write_text(json.dumps(rows), encoding="utf-8")

@@ -32,6 +32,7 @@ import zoo
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 120  # limit for one type
 FEW = 4  # experts of the zoo's models
+DENSE = ("num_dense_layers", "first_k_dense_replace", "mlp_only_layers")  # blocks at the beginning without experts
 COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 
 
@@ -70,8 +71,10 @@ def build(model_type: str) -> Any:
     config = small.config
     for part in (config, config.get_text_config()):
         for key, value in part.to_dict().items():
-            if value == FEW and key in COUNTS:
+            if value in (1, FEW) and key in COUNTS:  # one, where that is the default
                 setattr(part, key, 2 * FEW)
+            if key in DENSE and value:
+                setattr(part, key, type(value)())
     try:
         model = zoo._from_configuration(config)
         zoo.logits(model, zoo.token_batch())

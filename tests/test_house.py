@@ -31,6 +31,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS: dict[str, str] = {
     "core/src/coldpress/cli/compress.py:compress": "a command has one parameter for each of its options",
     "core/src/coldpress/cli/train.py:train": "a command has one parameter for each of its options",
+    "core/src/coldpress/cli/trace.py:trace": "a command has one parameter for each of its options",
     "core/src/coldpress/cli/evaluate.py:evaluate": "a command has one parameter for each of its options",
     "core/src/coldpress/cli/model_free.py:convert": "a command has one parameter for each of its options",
     "core/src/coldpress/entrypoints/model_free.py:convert": "a public door",

@@ -25,7 +25,7 @@ class Note:
 
 CORE_NOTES = (
     Note("tokens", "tokens", "of the calibration data that reached the layer"),
-    Note("few_tokens", "", "whether the layer of an expert saw fewer tokens than it has input channels"),
+    Note("few_tokens", "", "whether an expert's layer saw fewer than moe_min_tokens, or than it has input channels"),
     Note("dampening", "of the mean diagonal", "what was added to the diagonal of the Gram matrix of its inputs"),
     Note("output_error", "squared, a token", "error of its outputs on the calibration data"),
     Note("rounding_ratio", "", "that error over the one of rounding to nearest with the same scales; a gain below 1"),

@@ -26,3 +26,27 @@ def test_blocks_that_do_not_exist_are_a_clear_error(coldpress, model):
 
     assert answer.code == 2
     assert "did you mean 'LlamaDecoderLayer'" in answer.err
+
+
+def test_load_and_saliency_of_experts_are_shown_on_data(coldpress, tmp_path):
+    from coldpress.testing.mixtures import tiny_mixture
+    from coldpress.testing.models import tiny_tokenizer
+
+    tiny_mixture("mixtral").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    data = ("--dataset", "coldpress/short", "--num-calibration-samples", "2", "--max-seq-length", "16")
+
+    told = coldpress("trace", tmp_path / "model", *data)
+    counted = json.loads(coldpress("trace", tmp_path / "model", *data, "--json").out)["experts"]
+
+    assert told.code == 0, told.err
+    assert all(word in told.out for word in ("mixture", "busiest", "saliency", "█"))
+    assert [one["name"] for one in counted] == [f"model.layers.{block}.mlp.experts" for block in range(2)]
+    assert all(sum(one["tokens"]) == 2 * 2 * 16 and min(one["saliency"]) > 0 for one in counted)
+
+
+def test_data_for_a_model_without_experts_are_a_clear_error(coldpress, model):
+    answer = coldpress("trace", model, "--dataset", "coldpress/short", "--num-calibration-samples", "1")
+
+    assert answer.code == 2
+    assert "--dataset shows what experts see, and a LlamaForCausalLM has none" in answer.err

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from coldpress.experts import LinearExperts, linearize_experts, watched_experts
+from coldpress.experts import LinearExperts, fused_state_dict, linearize_experts, watched_experts
 from coldpress.testing.mixtures import MIXTURES, tiny_mixture
 from coldpress.testing.models import batches, logits, tiny_llama
 
@@ -28,6 +28,46 @@ def test_linear_experts_say_what_fused_ones_said(kind):
     assert found.replaced
     assert not found.refused
     torch.testing.assert_close(logits(model, DATA), before, rtol=1e-6, atol=1e-6)
+
+
+OTHER_SHAPES = ["dbrx", "inkling", "inkling2", "jetmoe"]
+
+
+@pytest.mark.parametrize("kind", OTHER_SHAPES)
+def test_experts_of_other_shapes_say_what_they_said_and_give_their_tensors_back(kind):
+    model = tiny_mixture(kind)
+    before, fused = logits(model, DATA), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    found = linearize_experts(model)
+
+    assert found.replaced
+    assert not found.refused
+    with watched_experts(model.modules()):
+        torch.testing.assert_close(logits(model, DATA), before, rtol=1e-6, atol=1e-5)
+    for name, experts in experts_of(model).items():
+        for part, tensor in experts.fused_tensors().items():
+            torch.testing.assert_close(tensor, fused[f"{name}.{part}"], rtol=0, atol=0)
+    assert fused_state_dict(model).keys() == fused.keys()
+
+
+def test_one_projection_a_module_is_one_layer_an_expert():
+    model = tiny_mixture("jetmoe")
+    fused = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    linearize_experts(model)
+
+    for name in ("mlp.input_linear", "mlp.output_linear", "self_attention.experts.input_linear"):
+        experts = model.model.layers[1].get_submodule(name)
+        assert torch.equal(experts.get_submodule("2.proj").weight, fused[f"model.layers.1.{name}.weight"][2])
+
+
+def test_matrices_of_all_experts_are_cut_into_theirs():
+    model = tiny_mixture("dbrx")
+    joint = model.transformer.blocks[0].ffn.experts.mlp.w2.detach().clone()  # [E * M, H]
+    linearize_experts(model)
+
+    expert = model.transformer.blocks[0].ffn.experts.get_submodule("3")
+    width = expert.down_proj.in_features
+    assert torch.equal(expert.down_proj.weight, joint[3 * width :].t())
 
 
 @pytest.mark.parametrize("kind", MIXTURES)

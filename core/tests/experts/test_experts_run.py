@@ -247,6 +247,57 @@ def test_experts_see_only_their_tokens_when_told_so(tmp_path):
     assert max(seen) < 64
 
 
+def few_tokens(tmp_path, modifier, **settings):
+    coldpress.oneshot(
+        tiny_mixture("mixtral"),
+        modifier,
+        dataset=DATA_LOADER,
+        output_dir=tmp_path / "out",
+        quiet=True,
+        moe_calibrate_all_experts=False,
+        **settings,
+    )
+    return {name: line for name, line in report(tmp_path / "out").items() if ".experts." in name}
+
+
+def test_what_few_tokens_are_is_a_setting(tmp_path):
+    lines = few_tokens(tmp_path, modifier("static"), moe_min_tokens=1)
+
+    assert not any(line["notes"]["few_tokens"] for line in lines.values())
+
+
+def test_experts_that_saw_few_tokens_are_rounded_where_that_is_asked(tmp_path):
+    from coldpress_gptq import GPTQModifier
+
+    steps = GPTQModifier(scheme="W4A16", group_size=32, ignore=["lm_head"])
+    lines = few_tokens(tmp_path, steps, moe_min_tokens=32, moe_few_tokens="round")
+
+    counts = {name: line["notes"]["tokens"] for name, line in lines.items()}
+    assert min(counts.values()) < 32 <= max(counts.values())
+    for name, line in lines.items():
+        assert line["status"] == ("fallback" if counts[name] < 32 else "quantized"), name
+        if 0 < counts[name] < 32:
+            reason = f"{counts[name]} tokens of the calibration data, fewer than 32, reached it"
+            assert line["reason"] == f"rounded to nearest: {reason}"
+
+
+def test_static_inputs_of_experts_that_saw_few_tokens_are_as_wide_as_those_of_others(tmp_path):
+    lines = few_tokens(tmp_path, modifier("static"), moe_min_tokens=32, moe_few_tokens="round")
+
+    few = [line for line in lines.values() if line["notes"]["tokens"] < 32]
+    assert few
+    assert all(line["status"] == "fallback" and "the widest of the other experts" in line["reason"] for line in few)
+
+
+def test_more_data_are_called_for_where_that_is_asked(tmp_path):
+    with pytest.raises(
+        coldpress.CalibrationError, match=r"fewer tokens than moe_min_tokens=1000, .*times as much data"
+    ):
+        few_tokens(tmp_path, modifier("static"), moe_min_tokens=1000, moe_few_tokens="refuse")
+
+    assert not (tmp_path / "out").exists()
+
+
 def test_padding_is_no_token_of_an_expert(tmp_path):
     rows = batches(rows=4, batch_size=2)
     for batch in rows:
@@ -313,7 +364,7 @@ class Unknown(torch.nn.Module):
         self.up_proj = torch.nn.Parameter(torch.randn(4, 512, 64) / 8)
         self.down_proj = torch.nn.Parameter(torch.randn(4, 64, 512) / 8)
 
-    def forward(self, x, scale):
+    def forward(self, x, scale, shift, power):
         return x
 
 
@@ -329,7 +380,7 @@ def with_unknown_experts(*, heavy: bool):
 
 
 def test_many_weights_that_cannot_be_split_are_refused_by_name():
-    with pytest.raises(coldpress.ModelError, match=r"model\.layers\.0\.unknown.*2 arguments.*ignore=\['Unknown'\]"):
+    with pytest.raises(coldpress.ModelError, match=r"model\.layers\.0\.unknown.*4 arguments.*ignore=\['Unknown'\]"):
         coldpress.oneshot(with_unknown_experts(heavy=True), modifier("W4A16"), quiet=True)
 
 

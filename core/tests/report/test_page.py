@@ -174,6 +174,23 @@ def test_experts_are_one_mark_each_and_starved_ones_have_a_border():
     assert len(marks(plots["Weight error, block by kind"], "cell")) == 2  # the worst of its block
 
 
+def test_mixtures_have_a_row_and_saliencies_a_mark_each_with_a_border_where_they_went():
+    notes = {"tokens_of_experts": [30, 0, 10, 20], "saliency": [0.5, 0.0, 0.1, 0.25], "kept": [0, 3]}
+    lines = [
+        {"name": f"model.layers.{block}.mlp.experts", "kind": "Mixture", "status": "changed", "shape": [4, 2],
+         "scheme": None, "weight_error": None, "reason": None, "notes": notes}
+        for block in range(3)
+    ]  # fmt: skip
+
+    plots, root = rendered({"layers": lines})
+
+    assert len(marks(plots["Tokens of each expert"], "few")) == 3
+    assert len(marks(plots["Saliency of each expert"], "cell")) == 12
+    assert len(marks(plots["Saliency of each expert"], "few")) == 6
+    words = " ".join(" ".join(root.itertext()).split())
+    assert "model.layers.1.mlp.experts 4 0, 15, 30 2.00 1 0, 0.175, 0.5 2" in words
+
+
 def test_names_are_escaped_and_control_characters_replaced(report):
     report = copy.deepcopy(report)
     evil = 'model.layers.0.<script>alert("x")</script>&\x00\ud800'

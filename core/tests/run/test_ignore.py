@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+import torch
 from torch import nn
 
 from coldpress import oneshot
@@ -120,12 +121,28 @@ def test_a_router_that_is_quantized_is_named(caplog):
     assert "the first is model.layers.0.mlp.shared_expert_gate; engines have no place" in caplog.text
 
 
-def test_experts_of_one_joint_tensor_a_module_are_refused_unless_they_are_ignored(tmp_path):
-    routers = ["lm_head", "re:.*router.*"]
-    with pytest.raises(ModelError, match=r"ignore=\['JetMoeParallelExperts'\]"):
-        oneshot(tiny_mixture("jetmoe"), Rounding(scheme="W8A16", group_size=-1, ignore=routers))
+class Joined(nn.Module):
+    """Experts of one tensor that are called with what nothing explains."""
 
-    ignore = [*routers, "JetMoeParallelExperts"]
-    oneshot(tiny_mixture("jetmoe"), Rounding(scheme="W8A16", group_size=-1, ignore=ignore), output_dir=tmp_path / "out")
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, width, width) / width**0.5)
+
+    def forward(self, x):
+        return x @ self.weight.sum(0)
+
+
+def test_experts_of_one_joint_tensor_a_module_are_refused_unless_they_are_ignored(tmp_path):
+    def model():
+        found = tiny_mixture("mixtral")
+        for block in found.model.layers:
+            block.joined = Joined(64)
+        return found
+
+    with pytest.raises(ModelError, match=r"ignore=\['Joined'\]"):
+        oneshot(model(), Rounding(scheme="W8A16", group_size=-1, ignore=["lm_head"]))
+
+    ignore = ["lm_head", "Joined"]
+    oneshot(model(), Rounding(scheme="W8A16", group_size=-1, ignore=ignore), output_dir=tmp_path / "out")
     lines = json.loads((tmp_path / "out/report.json").read_text())["layers"]
-    assert sum("joint tensor of their own" in (line["reason"] or "") for line in lines) == 8
+    assert sum("joint tensor of their own" in (line["reason"] or "") for line in lines) == 2

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from coldpress_reap.algorithm import CRITERIA, count_kept, kept_experts, saliency, sums
+from coldpress_reap.algorithm import CRITERIA, count_kept, gate_scales, kept_experts, masses, saliency, sums
 
 
 def table(tokens=40, experts=6, top_k=2, seed=0):
@@ -72,3 +72,25 @@ def test_the_best_of_each_group_stay_in_their_order(scores, keep, groups, kept):
 )
 def test_a_share_is_rounded_down_and_divided_among_groups(experts, sparsity, groups, left):
     assert count_kept(experts, sparsity, groups) == left
+
+
+def test_a_scale_is_the_mean_of_what_gates_lose_weighted_by_them():
+    generator = torch.Generator().manual_seed(0)
+    every = torch.rand(50, 6, generator=generator)
+    sent = torch.where(every >= every.topk(2, dim=1).values[:, -1:], every, 0)  # [T, E]
+    shares, kept = every / every.sum(1, keepdim=True), [0, 2, 5]
+    left = shares[:, kept].sum(1)  # [T], 1 - m
+
+    found = gate_scales(masses(sent, every), kept)
+
+    expected = [float((sent[:, one] * left).sum() / sent[:, one].sum()) for one in kept]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
+
+
+def test_an_expert_that_nothing_is_sent_to_is_scaled_as_the_others_are():
+    mass = torch.tensor([[3.0, 1.0, 0.0], [1.0, 3.0, 4.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+
+    first, unreached = gate_scales(mass, [0, 2])
+
+    assert first == 0.75
+    assert unreached == 0.75

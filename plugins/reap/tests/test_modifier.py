@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import coldpress
 from coldpress import load_model, oneshot
 from coldpress.errors import ColdpressError, RecipeError
+from coldpress.experts import linear_experts
 from coldpress.testing.interrupt import interrupted
 from coldpress.testing.mixtures import tiny_mixture
 from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
@@ -75,6 +77,138 @@ def test_a_planted_dead_expert_goes(tmp_path):
     assert list(json.loads((tmp_path / "kept.json").read_text(encoding="utf-8")).values()) == expected
     for block in model.model.layers:
         assert not any(bool((one.down_proj.weight == 0).all()) for one in block.mlp.experts.experts())
+
+
+def test_planted_duplicates_that_their_router_never_prefers_go_and_nothing_changes(tmp_path):
+    """Of rows in pairs r and -r the largest logit is positive; those of the duplicates are a little shorter."""
+    model = tiny_mixture("mixtral", experts=8)
+    model.config.num_experts_per_tok = 1
+    for block in model.model.layers:
+        block.mlp.gate.top_k = block.mlp.top_k = 1
+        rows = block.mlp.gate.weight.data
+        rows[[2, 7]] = -rows[[0, 5]]
+        rows[[1, 3, 4, 6]] = 0.99 * rows[[0, 2, 5, 7]]
+        for tensor in (block.mlp.experts.gate_up_proj, block.mlp.experts.down_proj):
+            tensor.data[[1, 3, 4, 6]] = tensor.data[[0, 2, 5, 7]]
+    before = logits(model)
+
+    found = oneshot(model, REAPPruningModifier(keep=4), dataset=batches(), output_dir=tmp_path / "out")
+
+    assert all(line["notes"]["kept"] == [0, 2, 5, 7] for line in mixtures_of(tmp_path / "out"))
+    assert (logits(found) - before).abs().max() <= 1e-6 * before.abs().max()
+
+
+def never_sent_to_half(kind="olmoe"):
+    """Its softmax gives all of eight experts nearly the same, and tokens are sent to two of the first four."""
+    model = tiny_mixture(kind, experts=8)
+    for block in model.model.layers:
+        rows = block.mlp.gate.weight.data
+        rows[[0, 2]] *= 1e-3
+        rows[[1, 3]] = -rows[[0, 2]]
+        rows[4:] = 0
+    return model
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_gates_that_grow_without_the_others_are_scaled_back(streamed, tmp_path):
+    """Without renormalisation gates of 1/8 become 1/4."""
+    model = never_sent_to_half()
+    before = logits(model)
+    subject = saved(model, tmp_path / "source") if streamed else model
+    settings = {"dataset": batches(), "output_dir": tmp_path / "out", "quiet": True, "stream_weights": streamed}
+    oneshot(subject, REAPPruningModifier(keep=4, rescale=True), **settings)
+
+    found = type(model).from_pretrained(tmp_path / "out")
+
+    assert (logits(found) - before).abs().max() <= 2e-3 * before.abs().max()
+    for line in mixtures_of(tmp_path / "out"):
+        assert line["notes"]["kept"] == [0, 1, 2, 3]
+        torch.testing.assert_close(torch.tensor(line["notes"]["rescaled_by"]), torch.full((4,), 0.5), atol=1e-3, rtol=0)
+
+
+def test_without_scaling_they_are_larger():
+    before = logits(never_sent_to_half())
+
+    found = oneshot(never_sent_to_half(), REAPPruningModifier(keep=4), dataset=batches(), quiet=True)
+
+    assert (logits(found) - before).abs().max() > 0.05 * before.abs().max()
+
+
+def test_scaled_experts_are_quantized_as_they_are_then():
+    steps = [REAPPruningModifier(keep=4, rescale=True), GPTQModifier(scheme="W8A16", group_size=32, ignore=["lm_head"])]
+    before = logits(never_sent_to_half())
+
+    found = oneshot(never_sent_to_half(), steps, dataset=batches(), quiet=True)
+
+    assert (logits(found) - before).abs().median() <= 0.01 * before.abs().max()  # a token may be sent elsewhere
+
+
+def test_a_router_that_renormalises_needs_no_scaling(tmp_path):
+    settings = {"dataset": batches(), "quiet": True}
+    plain = oneshot(tiny_mixture("mixtral"), REAPPruningModifier(keep=2), **settings)
+
+    found = oneshot(
+        tiny_mixture("mixtral"), REAPPruningModifier(keep=2, rescale=True), output_dir=tmp_path / "out", **settings
+    )
+
+    assert torch.equal(logits(found), logits(plain))
+    assert all("rescaled_by" not in line["notes"] for line in mixtures_of(tmp_path / "out"))
+
+
+def test_scaling_of_what_is_not_known_is_refused_before_the_run():
+    with pytest.raises(ColdpressError, match="what its router gives to all experts is not known, so leave rescale out"):
+        oneshot(tiny_mixture("llama4"), REAPPruningModifier(keep=2, rescale=True), dataset=batches())
+
+
+def test_experts_that_are_all_worth_the_same_are_warned_of(caplog):
+    model = tiny_mixture("mixtral")
+    for block in model.model.layers:
+        block.mlp.experts.down_proj.data.zero_()
+
+    oneshot(model, REAPPruningModifier(keep=2), dataset=batches(), quiet=True)
+
+    assert "all experts are worth the same on the calibration data; the first 2 stay" in caplog.text
+
+
+def test_experts_that_are_judged_by_few_tokens_are_named(caplog):
+    settings = {"dataset": batches(), "quiet": True, "moe_min_tokens": 10000}
+
+    oneshot(tiny_mixture("mixtral"), REAPPruningModifier(keep=2), **settings)
+    assert "experts 0, 1, 2, 3 saw fewer tokens than moe_min_tokens=10000: what they are worth" in caplog.text
+
+    with pytest.raises(ColdpressError, match=r"model\.layers\.0\.mlp\.experts: .* calibrate with more data"):
+        oneshot(tiny_mixture("mixtral"), REAPPruningModifier(keep=2), moe_few_tokens="refuse", **settings)
+
+
+def test_experts_whose_tokens_are_sorted_are_refused_and_shared_ones_stay(tmp_path):
+    with pytest.raises(ColdpressError, match="none of them can be dropped"):
+        oneshot(tiny_mixture("jetmoe"), REAPPruningModifier(keep=2), dataset=batches())
+    with pytest.raises(ColdpressError, match="which part of it belongs to which expert is not known"):
+        oneshot(tiny_mixture("inkling", experts=8), REAPPruningModifier(keep=4), dataset=batches())
+
+
+@pytest.mark.parametrize("kind", ["dbrx", "inkling2"])
+def test_experts_of_other_shapes_are_dropped_and_transformers_loads_the_rest(kind, tmp_path):
+    model = tiny_mixture(kind, experts=8)
+    found = oneshot(model, REAPPruningModifier(keep=4), dataset=batches(), output_dir=tmp_path / "out", quiet=True)
+
+    again, info = type(found).from_pretrained(tmp_path / "out", output_loading_info=True)
+
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert all(part.count == 4 for part in linear_experts(found).values())
+    torch.testing.assert_close(logits(again), logits(found), atol=1e-5, rtol=1e-5)
+
+
+def test_experts_beside_the_model_are_refused(tmp_path):
+    """Multi-token prediction would keep all of its experts, and the configuration has one number for all."""
+    folder = saved(tiny_mixture("qwen3_moe"), tmp_path / "source")
+    tensors = load_file(f"{folder}/model.safetensors")
+    extra = {"model.layers.2.mlp.experts.0.up_proj.weight": torch.zeros(32, 64)}
+    save_file({**tensors, **extra}, f"{folder}/model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ColdpressError, match=r"model\.layers\.2\.mlp\.experts.* remove these tensors"):
+        oneshot(folder, REAPPruningModifier(keep=2), dataset=batches())
 
 
 def test_streamed_it_writes_the_same_bytes_and_goes_on_where_it_was_interrupted(tmp_path):

@@ -9,6 +9,7 @@ from coldpress.arguments.checks import at_least, is_a, one_of, path
 from coldpress.errors import ArgumentError
 
 DATA_COLLATORS = ("truncation", "padding")
+FEW_TOKENS = ("note", "round", "refuse")
 
 # Arguments that say which data are read and how they become batches; `warn_idle` where no data are read.
 DATA_SOURCE = ("dataset_config_name", "dataset_path", "splits", "raw_kwargs", "streaming")
@@ -65,6 +66,10 @@ class DatasetArguments:
         min_tokens_per_module: no effect.
         moe_calibrate_all_experts: show every expert every token while it is calibrated; False shows it those that the
             router sends it.  What the model says is the same.
+        moe_min_tokens: tokens that the layer of an expert is calibrated with at least; None for as many as it has input
+            channels.
+        moe_few_tokens: of expert layers that saw fewer: "note" says so in the report; "round" compresses them as if no
+            token had come, which for most methods is rounding to nearest; "refuse" stops and says how much data to add.
         tracing_ignore: no effect.
         sequential_offload_device: no effect; see `offload_activations`.
         sequential_targets_per_subgraph: no effect yet.
@@ -96,6 +101,8 @@ class DatasetArguments:
     dataloader_num_workers: int = 0
     min_tokens_per_module: float | None = None
     moe_calibrate_all_experts: bool = field(default=True, validator=is_a(bool))
+    moe_min_tokens: int | None = field(default=None, validator=at_least(1, optional=True))
+    moe_few_tokens: str = field(default="note", validator=one_of(FEW_TOKENS))
     tracing_ignore: list[str] | None = None
     sequential_offload_device: str = "cpu"
     sequential_targets_per_subgraph: int = 1

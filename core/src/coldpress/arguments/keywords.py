@@ -61,6 +61,8 @@ class DatasetKeywords(TypedDict, total=False):
     dataloader_num_workers: int
     min_tokens_per_module: float | None
     moe_calibrate_all_experts: bool
+    moe_min_tokens: int | None
+    moe_few_tokens: str
     tracing_ignore: Sequence[str] | None
     sequential_offload_device: str
     sequential_targets_per_subgraph: int

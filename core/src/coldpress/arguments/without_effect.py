@@ -5,7 +5,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "clear_sparse_session": "there is no global session to clear",
     "dataloader_num_workers": "batches are made once, before the run, and stay in memory",
     "dvc_data_repository": "DVC is not read; fetch the file and pass its path as dataset",
-    "min_tokens_per_module": "it counts nothing, neither here nor in llm-compressor",
+    "min_tokens_per_module": "it counts nothing in llm-compressor either; see moe_min_tokens",
     "overwrite_cache": "tokens are never cached",
     "preprocessing_num_workers": "calibration samples are few and the tokenizer has its own threads",
     "quantization_aware_calibration": "deprecated in llm-compressor, where it does nothing either",

@@ -43,8 +43,13 @@ class GradientStore:
             tokens: which these are.
 
         Raises:
-            CalibrationError: the reverse sweep saw other tokens.
+            CalibrationError: the reverse sweep saw other tokens, or nothing says which tokens these are.
         """
+        if tokens.places is not None and len(tokens.places) != len(x):
+            raise CalibrationError(
+                f"{names[0]} sees tokens sorted by expert, so it is not known which of them count how much: leave "
+                "guidance out, or ignore the layer"
+            )
         whole, places = self._weights_of(tuple(names), statistic).get(tokens, (None, None))
         if whole is None or tokens.places is not None or places is not None:
             return _at_places(whole, places, tokens.places, x)

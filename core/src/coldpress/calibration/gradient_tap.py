@@ -11,7 +11,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from coldpress.calibration.batch import mask_for, token_masks
-from coldpress.calibration.tap import TokenRows, rows_of
+from coldpress.calibration.tap import UNPLACED, TokenRows, refuse_unplaced, rows_of
 from coldpress.errors import CalibrationError, NumericsError
 from coldpress.numerics import is_finite
 from coldpress.stage import Layer
@@ -94,6 +94,9 @@ class GradientTap:
 def _counted(seen: _Seen, masks: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
     """The gradient of the tokens that count, [T, O], and where they are among all; None where all count, in order."""
     gradient = seen.gradient
+    refuse_unplaced(seen.name, seen.rows, masks)
+    if seen.rows is UNPLACED:
+        return gradient, None
     if seen.rows is not None:
         places = seen.rows.places
         mask = mask_for(gradient.new_empty(seen.rows.total, 0), masks)

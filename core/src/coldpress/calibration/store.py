@@ -266,6 +266,11 @@ class StatisticStore:
         """
         self._carry(layers, ROTATE, _on_device(rotation, layers, rank=2))
 
+    def forget(self, names: Collection[str]) -> None:
+        """Nothing is known of the inputs of these layers, as if no token had reached them."""
+        parts = [(source, tuple(name for name in source.layers if name not in names)) for source in self._sources]
+        self._sources = [Source(left, source.values) for source, left in parts if left]
+
     def forget_attention(self, parameters: Iterable[str]) -> None:
         """The outputs of layers with these parameters are others: what attention around them is called with is lost."""
         changed = tuple(parameters)

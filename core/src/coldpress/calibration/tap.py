@@ -77,6 +77,10 @@ class TokenRows:
     total: int
 
 
+UNPLACED = TokenRows(torch.empty(0, dtype=torch.long), 0)
+"""Of inputs of which nothing says which tokens of the batch they have."""
+
+
 def mark_rows(x: Tensor, rows: TokenRows) -> Tensor:
     """Attach to an input, [T, I], which tokens of the batch it has, so that padding is left out; returns the input."""
     x.coldpress_rows = rows  # type: ignore[attr-defined]
@@ -199,10 +203,24 @@ def _checked(call: _Call, masks: tuple[Tensor, ...], index: int) -> Tensor:
     if call.heads:
         x = _tokens_of_heads(call.x, masks)
     else:
+        refuse_unplaced(call.name, call.rows, masks)
         x = _tokens(call.x, masks) if call.rows is None else _marked(call.x, call.rows, masks)
     if not is_finite(x):
         raise NumericsError(f"the input of {call.name} has NaN or Inf in batch {index}; nothing was written")
     return x
+
+
+def refuse_unplaced(name: str, rows: TokenRows | None, masks: tuple[Tensor, ...]) -> None:
+    """Refuse padding where nothing says which of the tokens that a layer sees are padding.
+
+    Raises:
+        CalibrationError: names the layer.
+    """
+    if rows is UNPLACED and any(not bool(mask.all()) for mask in masks):
+        raise CalibrationError(
+            f"{name} sees tokens sorted by expert, so which of them are padding is not known: calibrate with batches "
+            "without padding or loss mask (batch_size=1), or ignore the layer"
+        )
 
 
 def _places(call: _Call, masks: tuple[Tensor, ...]) -> Tensor | None:
@@ -220,6 +238,8 @@ def _identity(x: Tensor, version: int) -> tuple[Any, ...]:
 
 def _marked(x: Tensor, rows: TokenRows, masks: tuple[Tensor, ...]) -> Tensor:
     """Those of some tokens of the batch, [T, I], that count."""
+    if rows is UNPLACED:  # all of them
+        return x
     mask = mask_for(x.new_empty(rows.total, 0), masks)
     return x if mask is None else x[mask.flatten().to(x.device)[rows.places]]
 

@@ -32,7 +32,7 @@ class NamedWriter:
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors."""
-        self.writer.add({self.names.on_disk(name): tensor for name, tensor in tensors.items()})
+        self.writer.add({self.names.on_disk(name): self.names.saved(name, x) for name, x in tensors.items()})
 
     def there(self) -> set[str]:
         """Every tensor that is written."""
@@ -51,7 +51,7 @@ class NamedWriter:
         part = self.joined.get(name)
         if part is None:
             return self.writer.read(self.names.on_disk(name))
-        return part.of(self.writer.read(self.names.on_disk(part.tensor)))
+        return part.of(self.names.loaded(part.tensor, self.writer.read(self.names.on_disk(part.tensor))))
 
 
 @frozen

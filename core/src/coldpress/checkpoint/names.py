@@ -12,9 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor, nn
 
+from coldpress.checkpoint.turned import Turned, turned_tensor
 from coldpress.experts.layout import DOWN
 from coldpress.experts.linear import LinearExperts
 
@@ -30,12 +31,14 @@ class CheckpointNames:
     Attributes:
         renamed: name of a tensor in memory to its name on disk, where they differ.
         fused: name of every experts module whose plain checkpoint has its experts in one tensor.
-        remade: name of every tensor that transformers makes out of others in another way, or turns round.
+        remade: name of every tensor that transformers makes out of others in another way.
+        turned: name of every joint tensor that it turns round.
     """
 
     renamed: Mapping[str, str] = field(factory=dict)
     fused: frozenset[str] = frozenset()
     remade: frozenset[str] = frozenset()
+    turned: Mapping[str, Turned] = field(factory=dict)
     _back: Mapping[str, str] = field(init=False)
 
     @_back.default
@@ -63,6 +66,14 @@ class CheckpointNames:
         weight = self.renamed.get(f"{name}.weight", "")
         return _layer(weight) if weight.endswith(".weight") else name
 
+    def saved(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor as it is on disk."""
+        return self.turned[name].to_disk(tensor) if name in self.turned else tensor
+
+    def loaded(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of the disk as it is in memory; the inverse of `saved`."""
+        return self.turned[name].to_memory(tensor) if name in self.turned else tensor
+
 
 def _is_weight(name: str, disk: str) -> bool:
     return name.endswith(".weight") and disk.endswith(".weight")
@@ -78,12 +89,14 @@ def checkpoint_names(model: nn.Module) -> CheckpointNames:
     experts = {name: module for name, module in model.named_modules() if isinstance(module, LinearExperts)}
     found, fused = _expert_names(experts, rules)
     tensors = [*model.state_dict(), *(f"{name}.{part}" for name in fused for part in experts[name].shapes)]
+    turned = _turned_tensors({name: experts[name] for name in fused}, rules)
+    found |= {name: one.disk for name, one in turned.items()}
     names = {name: found.get(name) or _renamed(name, rules) for name in tensors}
     renamed = {name: other for name, other in names.items() if name != other}
     if len(set(names.values())) < len(names):  # two tensors would share a name
         renamed = {}
     remade = frozenset(name for name in tensors if name not in found and _is_remade(name, rules))
-    return CheckpointNames(renamed, fused, remade)
+    return CheckpointNames(renamed, fused, remade, turned)
 
 
 @frozen(eq=False)
@@ -143,6 +156,18 @@ def _is_remade(name: str, rules: _Rules) -> bool:
     return any(rule.rename_source_key(name)[1] is not None for rule in rules.converters)
 
 
+def _turned_tensors(experts: Mapping[str, LinearExperts], rules: _Rules) -> dict[str, Turned]:
+    """The joint tensors of experts that are turned round on disk, by name."""
+    found: dict[str, Turned] = {}
+    for name, module in experts.items():
+        for part, sample in _numbered(module, 1).items():
+            full = f"{name}.{part}"
+            rule = next((one for one in rules.converters if one.rename_source_key(full)[1] is not None), None)
+            one = None if rule is None else turned_tensor(full, sample, rules.model, rule)
+            found |= {} if one is None else {full: one}
+    return found
+
+
 def _expert_names(experts: Mapping[str, LinearExperts], rules: _Rules) -> tuple[dict[str, str], frozenset[str]]:
     """Name of each expert's weights to what they are called on disk; and the modules that stay fused there."""
     numbered = {name: _numbered(module, 1 + i * _APART) for i, (name, module) in enumerate(experts.items())}
@@ -176,16 +201,18 @@ def _numbered(module: LinearExperts, first: int) -> dict[str, Tensor]:
         joint = _WIDTH if slot.rows == "all" else 2 * _WIDTH
         out, inner = (_HIDDEN, _WIDTH) if role == DOWN else (joint, _HIDDEN)
         shape = (module.count, inner, out) if slot.transposed else (module.count, out, inner)
-        numbers = torch.arange(first, first + module.count * out * inner, dtype=torch.float64)
-        tensors[slot.parameter] = numbers.reshape(shape)
-        first += len(numbers)
+        numbers = torch.arange(first, first + module.count * out * inner, dtype=torch.float64).reshape(shape)
+        tensors[slot.parameter] = numbers.flatten(0, 1) if slot.each else numbers
+        first += numbers.numel()
     return tensors
 
 
 def _matrices(name: str, module: LinearExperts, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Name and numbered matrix, [O, I], of every projection of every expert."""
     for role, slot in module.layout.slots.items():
-        for number, matrix in enumerate(slot.weights(tensors)):
+        rows = len(tensors[slot.parameter]) // module.count
+        small = evolve(slot, each=rows) if slot.each else slot
+        for number, matrix in enumerate(small.weights(tensors)):
             yield f"{name}.{number}.{role}.weight", matrix
 
 

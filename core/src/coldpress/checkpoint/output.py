@@ -112,7 +112,7 @@ class Output:
 
         Raises:
             SchemeError: a layer or attachment cannot be written in this format.
-            CheckpointError: transformers turns the joint tensors of experts round when it loads them.
+            CheckpointError: transformers makes the joint tensors of experts of others when it loads them.
         """
         model: Any = state.model
         check_storable(model.config)
@@ -122,10 +122,10 @@ class Output:
             self.format.check(scheme, name, (layer.weight.shape[0], layer.weight.shape[1]))
         names = checkpoint_names(model)
         plain = self.format.config(schemes, []) is None
-        turned = next((name for name in names.remade if name.rpartition(".")[0] in names.fused), None)
-        if plain and turned is not None:
-            raise CheckpointError(f"{turned}: a dense checkpoint of it cannot be written; choose compressed-tensors")
-        self._names = names if plain else evolve(names, fused=frozenset())
+        remade = next((name for name in names.remade if name.rpartition(".")[0] in names.fused), None)
+        if plain and remade is not None:
+            raise CheckpointError(f"{remade}: a dense checkpoint of it cannot be written; choose compressed-tensors")
+        self._names = names if plain else evolve(names, fused=frozenset(), turned={})
         self._named = NamedWriter(self._writer, self._names, joined_parts(model, self._names))
         self.format.check_model(state, [self._names.on_disk(name) for name, _ in model.named_parameters()])
         for owner, attached in announced:
@@ -170,7 +170,9 @@ class Output:
             state: with codes and scales of the layers that will be quantized, on the meta device too.
         """
         parts = self._of_modules(stage, state)
-        return {self._names.on_disk(name): tensor for tensors in parts for name, tensor in tensors.items()}
+        return {
+            self._names.on_disk(name): self._names.saved(name, x) for tensors in parts for name, x in tensors.items()
+        }
 
     def promised_shared(self, announced: Sequence[Attached]) -> Mapping[str, Tensor]:
         """What will be written for attachments beside their buffers."""

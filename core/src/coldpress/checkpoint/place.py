@@ -255,7 +255,8 @@ def expert_places(model: nn.Module, fused: Mapping[str, Place], files: Weights) 
         files: of its checkpoint.
     """
     names, known = checkpoint_names(model), set(files.names())
-    places = {name: place for name, place in fused.items() if not _is_taken(name, model)}
+    taken = {f"{name}.{part}" for name, module in linear_experts(model).items() for part in module.shapes}
+    places = {name: place for name, place in fused.items() if name not in taken}
     for name, module in model.named_modules():
         if not isinstance(module, LinearExperts):
             continue
@@ -296,10 +297,3 @@ def _made_by(conversion: Conversion, files: Weights, known: Mapping[str, Tensor]
             f"{sources[0]!r}: {error}"
         ) from error
     return {name: Made(conversion, name, tuple(tensor.shape)) for name, tensor in made.items() if name in known}
-
-
-def _is_taken(name: str, model: nn.Module) -> bool:
-    """Whether the module that a name lies in has its experts as linear layers now, and so no such tensor."""
-    owner, _, part = name.rpartition(".")
-    module = model.get_submodule(owner)
-    return isinstance(module, LinearExperts) and part in module.shapes

@@ -1,19 +1,27 @@
-"""`coldpress trace`: the stages of a model, which layers share an input, and who can absorb a per-channel scale."""
+"""`coldpress trace`: the stages of a model, which layers share an input, who absorbs a scale, what experts see."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from attrs import asdict
 
+from coldpress.arguments import DatasetArguments
 from coldpress.cli.console import out, print_json
-from coldpress.cli.option import Device, Json, option
+from coldpress.cli.option import Device, Json, default_of, option
+from coldpress.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from rich.tree import Tree
 
     from coldpress.dataflow import BlockKind, Dataflow, Pair
+    from coldpress.experts import Usage
 
 _MODEL = "A folder, a hub id, or a file or name that a source reads."
+_EXPERTS = "Experts"
+_BARS, _WIDEST = "▁▂▃▄▅▆▇█", 32  # of a picture, one bar for each expert, or for several side by side
 
 
 def trace(
@@ -25,20 +33,36 @@ def trace(
             None, "--sequential-targets", "BLOCK", "Class, name or re:pattern of a block; repeatable.", shown="found"
         ),
     ] = None,
+    dataset: Annotated[
+        str | None, option(_EXPERTS, "--dataset", "NAME", "Also run these data, and show what experts see.")
+    ] = None,
+    num_calibration_samples: Annotated[
+        int, option(_EXPERTS, "--num-calibration-samples", "N", "Samples that are used.", least=1)
+    ] = default_of(DatasetArguments, "num_calibration_samples"),
+    max_seq_length: Annotated[
+        int | None, option(_EXPERTS, "--max-seq-length", "N", "Tokens a sample at most.", shown="the model's", least=1)
+    ] = default_of(DatasetArguments, "max_seq_length"),
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Show the stages of a model, the inputs that layers share, and its verified smoothing mappings.
+    """Show the stages of a model, the inputs that layers share, its verified smoothing mappings, and load of experts.
 
     One block of each kind is probed with random factors in float64; nothing is known of any architecture by name.
+    With --dataset the model is run: tokens and saliency of every expert are as its router sends them.
     """
     from coldpress.dataflow import describe
     from coldpress.models import load_model
 
     subject = load_model(model, dtype="auto", device=device)
     description = describe(subject, targets=sequential_targets)
+    usages = []
+    if dataset is not None:
+        arguments = DatasetArguments(
+            dataset=dataset, num_calibration_samples=num_calibration_samples, max_seq_length=max_seq_length
+        )
+        usages = _usages(model, subject, arguments)
     if as_json:
-        print_json(description.to_dict())
+        print_json({**description.to_dict(), **({"experts": [asdict(one) for one in usages]} if usages else {})})
         return
     from rich.tree import Tree
 
@@ -48,6 +72,51 @@ def trace(
         _kind(tree, kind)
     _leaves(tree.add("[cyan]epilogue[/]"), description.epilogue)
     out().print(tree)
+    if usages:
+        out().print(_experts(usages))
+
+
+def _usages(name: str, model: Any, arguments: DatasetArguments) -> "list[Usage]":
+    """What calibration data make of the experts of a model.
+
+    Raises:
+        ArgumentError: it has none that tokens are routed to.
+    """
+    from coldpress.calibration.dataset import load_batches
+    from coldpress.experts import linearize_experts, measure_usage
+    from coldpress.models import load_tokenizer
+
+    refused = linearize_experts(model).refused
+    found = measure_usage(model, load_batches(arguments, load_tokenizer(name, model), model=model))
+    if not found:
+        why = next((f": {name} {reason}" for name, reason in refused.items()), "")
+        raise ArgumentError(
+            f"--dataset shows what experts see, and a {type(model).__name__} has none that coldpress can watch{why}"
+        )
+    return found
+
+
+def _experts(usages: "Sequence[Usage]") -> "Table":
+    """A row for each mixture: numbers, and a bar for each expert."""
+    from coldpress.report.table import grid
+    from coldpress.report.words import in_count
+
+    rows = []
+    for one in usages:
+        tokens = ", ".join(in_count(round(f(one.tokens))) for f in (min, median, max))
+        worth = ", ".join(f"{f(one.saliency):.3g}" for f in (min, median, max))
+        load = (tokens, f"{one.busiest():.2f}", str(one.unreached() or ""))
+        rows.append((one.name, *load, _picture(one.tokens), worth, _picture(one.saliency)))
+    columns = ("mixture", "tokens an expert", "busiest", "unreached", "load", "saliency", "by expert")
+    return grid(columns, rows, numbers=("busiest", "unreached"))
+
+
+def _picture(values: Sequence[float]) -> str:
+    """A bar for each number, from none to the largest; where they are many, for the largest of several."""
+    size = -(-len(values) // _WIDEST)
+    parts = [max(values[start : start + size]) for start in range(0, len(values), size)]
+    most = max(parts) or 1.0
+    return "".join(" " if part <= 0 else _BARS[min(int(part / most * len(_BARS)), len(_BARS) - 1)] for part in parts)
 
 
 def _kind(tree: "Tree", kind: "BlockKind") -> None:

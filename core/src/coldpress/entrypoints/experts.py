@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from coldpress.errors import ModelError
-from coldpress.experts import linearize_experts
-from coldpress.experts.layout import fused_weights, slot_choices
+from coldpress.experts import FewTokens, linearize_experts
+from coldpress.experts.fused import NO_EXPERTS, expert_parameters, fused_weights
+from coldpress.experts.layout import slot_choices
 from coldpress.experts.linear import LinearExperts
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import Modifier
@@ -18,19 +19,20 @@ from coldpress.state import State
 
 log = logging.getLogger(__name__)
 
-_NO_EXPERTS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | ParametrizationList
-
 SHARE = 0.25
 """Of a model's weights: if more of them are in fused tensors that cannot be split but are meant, that is an error."""
 
 
-def open_experts(model: Any, modifiers: Sequence[Modifier], *, all_experts: bool) -> Mapping[str, str]:
+def open_experts(
+    model: Any, modifiers: Sequence[Modifier], *, all_experts: bool, few_tokens: FewTokens
+) -> Mapping[str, str]:
     """Make linear layers of a model's fused experts.
 
     Args:
         model: changed in place.
         modifiers: of the recipe.
         all_experts: experts are shown every token while they are calibrated.
+        few_tokens: what is done about experts that saw few.
 
     Returns:
         Names of modules whose fused tensors stay as they are, and why.
@@ -38,7 +40,8 @@ def open_experts(model: Any, modifiers: Sequence[Modifier], *, all_experts: bool
     Raises:
         ModelError: they hold a large part of the weights, and the recipe does not ignore them.
     """
-    refused = {**linearize_experts(model, all_experts=all_experts).refused, **_of_other_shapes(model)}
+    found = linearize_experts(model, all_experts=all_experts, few_tokens=few_tokens)
+    refused = {**found.refused, **_of_other_shapes(model)}
     sizes = {name: sum(t.numel() for t in _matrices(model.get_submodule(name)).values()) for name in refused}
     meant = [name for name in refused if any(_means(modifier, name, model) for modifier in modifiers)]
     if sum(sizes[name] for name in meant) > SHARE * sum(parameter.numel() for parameter in model.parameters()):
@@ -68,7 +71,8 @@ def _of_other_shapes(model: nn.Module) -> dict[str, str]:
     """Modules whose weights are experts in a tensor of their own, one a module, and why they stay as they are."""
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, LinearExperts | _NO_EXPERTS) or next(slot_choices(module), None) is not None:
+        other = isinstance(module, LinearExperts | NO_EXPERTS | ParametrizationList)
+        if other or next(slot_choices(module), None) is not None:
             continue
         joint = list(fused_weights(module))
         if "Expert" in type(module).__name__:
@@ -79,13 +83,14 @@ def _of_other_shapes(model: nn.Module) -> dict[str, str]:
 
 
 def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a module itself that have two dimensions or more."""
-    return {name: tensor for name, tensor in module.named_parameters(recurse=False) if tensor.ndim > 1}
+    """The parameters of a module itself, or of the child that holds its experts, with two dimensions or more."""
+    return {name: tensor for name, tensor in expert_parameters(module).items() if tensor.ndim > 1}
 
 
 def _means(modifier: Modifier, name: str, model: nn.Module) -> bool:
     """Whether a modifier would compress the experts of a module if they were linear layers."""
     own = class_names(model.get_submodule(name))
-    experts = [Layer(f"{name}.0.{last}", nn.Identity(), ("Linear", "Module")) for last in ("up_proj", "down_proj")]
+    lasts = ("up_proj", "down_proj", "proj")
+    experts = [Layer(f"{name}.0.{last}", nn.Identity(), ("Linear", "Module")) for last in lasts]
     ignored = Layer(name, nn.Identity(), own).matches(modifier.ignore)
     return not ignored and any(e.matches(modifier.patterns()) and not e.matches(modifier.ignore) for e in experts)

@@ -34,6 +34,7 @@ from coldpress.entrypoints.experts import open_experts, report_refused
 from coldpress.entrypoints.opening import Opened, open_model, report_extra
 from coldpress.entrypoints.places import check_apart, check_named
 from coldpress.errors import ArgumentError, BrokenPluginError, ModelError
+from coldpress.experts import FewTokens
 from coldpress.models import load_processor, load_tokenizer
 from coldpress.models.described import warn_of_decoded, warn_of_undescribed
 from coldpress.models.handed_over import handed_over
@@ -82,8 +83,12 @@ def prepare(
     sources = _sources(arguments.model.model)  # as they are before the first is read
     opened = open_with(arguments)
     recipe = evolve(recipe, modifiers=with_heads(recipe.modifiers, opened.model))
-    steps, every = expanded(recipe.modifiers), arguments.dataset.moe_calibrate_all_experts
-    refused = open_experts(opened.model, steps, all_experts=every)
+    refused = open_experts(
+        opened.model,
+        expanded(recipe.modifiers),
+        all_experts=arguments.dataset.moe_calibrate_all_experts,
+        few_tokens=FewTokens(arguments.dataset.moe_min_tokens, arguments.dataset.moe_few_tokens),
+    )
     progress = progress or Progress(quiet=arguments.output.quiet or not ranks.leads)
     state = _state(arguments, recipe, opened.model, progress)
     if ranks.size > 1:

@@ -14,6 +14,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from coldpress.errors import ModelError
+from coldpress.experts.fused import fused_weights
 from coldpress.experts.linear import LinearExperts
 from coldpress.experts.linearize import linear_experts
 
@@ -56,13 +57,14 @@ def drop_experts(model: Any, kept: Mapping[str, Sequence[int]], build: Build) ->
 
     Args:
         model: changed in place; its weights may be on the meta device.
-        kept: name of each module of experts, all of the model's, to the numbers of those that stay, in order.
+        kept: name of each module of experts that tokens are routed to, all of the model's, to the numbers of those that
+            stay, in order.
         build: of the model's class.
 
     Raises:
         ModelError: its class does not build a model of that shape; says what differs.
     """
-    experts = linear_experts(model)
+    experts = routed_experts(model)
     before, after = _counts(experts, kept)
     changes = expert_counts(model.config, before, after, build, list(experts))
     config = deepcopy(model.config)
@@ -81,6 +83,11 @@ def drop_experts(model: Any, kept: Mapping[str, Sequence[int]], build: Build) ->
         _keep_rows(model, name, some)
     _follow_numbers(model, small, experts)
     return Dropped(renamed, rows)
+
+
+def routed_experts(model: nn.Module) -> dict[str, LinearExperts]:
+    """The modules of experts whose number may change: tokens are routed to them, and not all to all."""
+    return {name: module for name, module in linear_experts(model).items() if module.layout.is_routed}
 
 
 def expert_counts(config: Any, before: int, after: int, build: Build, names: Sequence[str]) -> list[tuple[int, str]]:
@@ -149,7 +156,7 @@ def _spread(counts: set[int]) -> str:
 
 def _count(module: nn.Module) -> int:
     """How many experts a fused module has."""
-    return min(tensor.shape[0] for tensor in module.parameters(recurse=False))
+    return min(tensor.shape[0] for tensor in fused_weights(module).values())
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -172,9 +179,11 @@ def _rows(
         **dict(small.named_parameters(remove_duplicate=False)),
         **dict(small.named_buffers(remove_duplicate=False)),
     }
-    ours = _tensors(model)
+    ours, routed = _tensors(model), routed_experts(model)
     fused = {
-        f"{name}.{part}": (after, *shape[1:]) for name, one in experts.items() for part, shape in one.shapes.items()
+        f"{name}.{part}": shape
+        for name, one in experts.items()
+        for part, shape in one.shapes_of(after if name in routed else one.count).items()
     }
     lost = (ours.keys() | fused.keys()) ^ theirs.keys()
     if lost:
@@ -192,7 +201,7 @@ def _rows(
                 f"{name} is {tuple(tensor.shape)}, and {tuple(theirs[name].shape)} with {after} experts: which part of "
                 "it belongs to which expert is not known"
             )
-        found[name] = Rows(dims[0], tuple(kept[_nearest(name, experts)]))
+        found[name] = Rows(dims[0], tuple(kept[_nearest(name, routed)]))
     return found
 
 

@@ -5,13 +5,19 @@ Legend: E experts, O out, I in, H hidden, M width between the projections.
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import permutations, product
+from operator import attrgetter
 from typing import Any
 
 import torch
 from attrs import evolve, field, frozen
 from torch import Tensor, nn
 
+from coldpress.experts.fused import expert_parameters, fused_weights, stacked
+
 GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
+ONLY = "proj"
+"""The projection of an expert that has no other in its module."""
+
 OWN_GATE = "_apply_gate"
 """What transformers calls a method that makes of both halves at once what the down projection reads."""
 
@@ -35,16 +41,19 @@ class Slot:
         transposed: it is [E, I, O] and not [E, O, I].
         rows: which of its outputs: all, first or second half, even or odd.
         bias: the fused biases, [E, O] before `rows` is taken.
+        each: rows of one expert where the parameter is a matrix with expert below expert; 0 where it is none.
     """
 
     parameter: str
     transposed: bool = False
     rows: str = "all"
     bias: str | None = None
+    each: int = 0
 
     def weights(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The weights, [E, O, I]; a view."""
         weights = parameters[self.parameter]
+        weights = weights.view(-1, self.each, weights.shape[1]) if self.each else weights
         weights = weights.transpose(1, 2) if self.transposed else weights
         return weights[:, _ROWS[self.rows](weights.shape[1])]
 
@@ -61,21 +70,27 @@ class Layout:
     """How an experts module computes.
 
     Attributes:
-        slots: projection to where it is; without `gate_proj` when there is no gate.
+        slots: projection to where it is; without `gate_proj` when there is no gate, `proj` alone when there is one.
         mixing: the attribute of the module that lies between the projections: a method that takes both halves
-            joined, or an activation (of the gate, or of the only projection).
+            joined, or an activation (of the gate, or of one projection without a gate); none after `proj`.
         after: the child that the output of an expert goes through before it is weighted.
-        order: what the arguments of the forward are: hidden, index, weights.
+        order: what the arguments of the forward are: hidden, index, weights, and sizes of the groups of tokens that
+            are sent to one expert after the other.
     """
 
     slots: Mapping[str, Slot] = field(hash=False)
-    mixing: str
+    mixing: str = ""
     after: str | None = None
     order: tuple[str, ...] = ("hidden", "index", "weights")
 
+    @property
+    def is_routed(self) -> bool:
+        """Whether tokens are sent to some of whole experts: not to all, and not to one projection of them."""
+        return ONLY not in self.slots and self.order != ("hidden", "weights")
+
     def mix(self, module: nn.Module, gate: Tensor | None, up: Tensor) -> Tensor:
         """What the down projection reads, [T, M]."""
-        between: Callable[[Tensor], Tensor] = getattr(module, self.mixing)
+        between: Callable[[Tensor], Tensor] = attrgetter(self.mixing)(module)
         if gate is None:
             return between(up)
         if self.mixing == OWN_GATE:
@@ -89,24 +104,22 @@ class Layout:
         return torch.cat((gate, up) if rows == "first" else (up, gate), dim=-1)
 
 
-def fused_weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the module itself that have three dimensions, none of them 1."""
-    own = module.named_parameters(recurse=False)
-    return {name: tensor for name, tensor in own if tensor.ndim == 3 and min(tensor.shape) > 1}
-
-
 def slot_choices(module: nn.Module) -> Iterator[dict[str, Slot]]:
     """Every way to read the parameters of a module as projections that fits their shapes, the likeliest first.
 
     Gate and up of one joint tensor are both `all` here: which half is which, `layouts` tries.
     """
-    weights = fused_weights(module)
-    biases = [name for name, tensor in module.named_parameters(recurse=False) if tensor.ndim == 2]
+    weights, each = fused_weights(module), bool(stacked(module)[0])
+    own = expert_parameters(module).items()
+    biases = [name for name, tensor in own if tensor.ndim == 2 and name not in weights]
     if len(weights) not in (2, 3):
         return
     for names in permutations(weights):
         for turned in product((False, True), repeat=len(names)):
-            slots = [Slot(name, transposed) for name, transposed in zip(names, turned, strict=True)]
+            slots = [
+                Slot(name, transposed, each=each * weights[name].shape[1])
+                for name, transposed in zip(names, turned, strict=True)
+            ]
             if _fit(slots, module):
                 yield from _with_biases(slots, biases, module)
 
@@ -114,7 +127,9 @@ def slot_choices(module: nn.Module) -> Iterator[dict[str, Slot]]:
 def layouts(module: nn.Module) -> Iterator[Layout]:
     """Every layout that fits the shapes of a module's parameters and the number of its arguments."""
     children = [name for name, _ in module.named_children()]
-    between = children + [name for name, value in vars(module).items() if name[0] != "_" and callable(value)]
+    between = [*_callables(module)]
+    if child := stacked(module)[0]:
+        between = [f"{child}.{name}" for name in _callables(module.get_submodule(child))]
     for slots in slot_choices(module):
         gated = GATE in slots
         own = _own_halves(module, slots) if gated and slots[GATE].parameter == slots[UP].parameter else None
@@ -129,14 +144,21 @@ def argument_orders(count: int) -> list[tuple[str, ...]]:
     """What the arguments of an experts module may be, by their number."""
     orders: dict[int, list[tuple[str, ...]]] = {
         1: [("hidden",)],
+        2: [("hidden", "weights")],
         3: [("hidden", "index", "weights"), ("hidden", "weights", "index")],
     }
     return orders.get(count, [])
 
 
+def _callables(module: nn.Module) -> list[str]:
+    """What may lie between projections: children of a module, and functions that it has."""
+    children = [name for name, _ in module.named_children()]
+    return children + [name for name, value in vars(module).items() if name[0] != "_" and callable(value)]
+
+
 def _fit(slots: list[Slot], module: nn.Module) -> bool:
     """Whether inputs and outputs have the widths that such projections have."""
-    shapes = [slot.weights(dict(module.named_parameters(recurse=False))).shape for slot in slots]
+    shapes = [slot.weights(dict(expert_parameters(module))).shape for slot in slots]
     (*before, down) = [(shape[1], shape[2]) for shape in shapes]  # (O, I) each
     width = sum(out for out, _ in before)
     hidden = {inner for _, inner in before}
@@ -147,7 +169,7 @@ def _fit(slots: list[Slot], module: nn.Module) -> bool:
 
 def _with_biases(slots: list[Slot], biases: list[str], module: nn.Module) -> Iterator[dict[str, Slot]]:
     """The slots by projection, with every assignment of biases to them that fits; all biases must be used."""
-    parameters = dict(module.named_parameters(recurse=False))
+    parameters: Any = expert_parameters(module)
     spare = [None] * (len(slots) - len(biases))
     choices = dict.fromkeys(permutations([*biases, *spare], len(slots)))
     likely = sorted(
@@ -193,7 +215,7 @@ def _own_halves(module: nn.Module, slots: Mapping[str, Slot]) -> dict[str, Slot]
     own: Any = getattr(module, OWN_GATE, None)
     if own is None:
         return None
-    width = slots[DOWN].weights(dict(module.named_parameters(recurse=False))).shape[2]  # M
+    width = slots[DOWN].weights(dict(expert_parameters(module))).shape[2]  # M
     start = torch.full((1, 2 * width), 0.3, dtype=torch.float64)
     partner = next((place for place in (width, 1) if _moves(own, start, place)), None)
     if partner is None or not _moves(own, start, 0):

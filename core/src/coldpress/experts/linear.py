@@ -3,6 +3,8 @@
 experts            LinearExperts: called like the fused module, sends tokens to experts, adds up what they say
 experts.0          Expert: down_proj(mix(gate_proj(x), up_proj(x)))
 experts.0.up_proj  nn.Linear
+
+A module with one projection of every expert (JetMoE's `input_linear`) has experts of one layer, `input_linear.0.proj`.
 """
 
 import inspect
@@ -13,8 +15,10 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from coldpress.calibration.tap import TokenRows, mark_rows, rows_of
-from coldpress.experts.layout import DOWN, GATE, UP, Layout, Slot
+from coldpress.calibration.tap import UNPLACED, TokenRows, mark_rows, rows_of
+from coldpress.experts.few_tokens import FewTokens
+from coldpress.experts.fused import expert_parameters
+from coldpress.experts.layout import DOWN, GATE, ONLY, UP, Layout, Slot
 from coldpress.routed import RoutedTap
 
 
@@ -44,7 +48,7 @@ class Mixing:
 
 
 class Expert(nn.Module):
-    """One expert: `gate_proj` (where there is a gate), `up_proj` and `down_proj`, ordinary linear layers."""
+    """One expert: `gate_proj` (where there is a gate), `up_proj` and `down_proj`, ordinary linear layers; or `proj`."""
 
     gate_proj: nn.Linear | None
 
@@ -56,6 +60,9 @@ class Expert(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the expert says, [T, H], of tokens [T, H]."""
+        if ONLY in self._modules:
+            only: Tensor = self.get_submodule(ONLY)(x)
+            return only
         gate = self.get_submodule(GATE)(x) if GATE in self._modules else None
         middle = self._mixing.between(gate, self.get_submodule(UP)(x))  # [T, M]
         rows = rows_of(x)
@@ -80,12 +87,13 @@ class LinearExperts(nn.Module):
         super().__init__()
         self.watched = False
         self.all_experts = True
+        self.few = FewTokens()
         self.taps: list[RoutedTap] = []
         self.layout = layout
         self._names = tuple(inspect.signature(fused.forward).parameters)
-        parameters = dict(fused.named_parameters(recurse=False))
+        parameters = expert_parameters(fused)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
-        self.count = min(shape[0] for shape in self.shapes.values())
+        self.count = len(next(iter(layout.slots.values())).weights(dict(parameters)))
         for name, child in fused.named_children():
             self.add_module(name, child)
         for name, buffer in fused.named_buffers(recurse=False):
@@ -96,7 +104,8 @@ class LinearExperts(nn.Module):
             self.add_module(str(number), Expert(mixing, layers))
         if copy:
             for name in parameters:
-                delattr(fused, name)
+                owner, _, part = name.rpartition(".")
+                delattr(fused.get_submodule(owner), part)
         self.train(fused.training)
 
     def experts(self) -> Iterator[Expert]:
@@ -113,21 +122,29 @@ class LinearExperts(nn.Module):
             delattr(self, str(number))
         for number, old in enumerate(kept):
             self.add_module(str(number), experts[old])
+        self.shapes = self.shapes_of(len(kept))
         self.count = len(kept)
-        self.shapes = {name: (self.count, *shape[1:]) for name, shape in self.shapes.items()}
+
+    def shapes_of(self, count: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors that this was made of, with as many experts."""
+        return {name: (shape[0] // self.count * count, *shape[1:]) for name, shape in self.shapes.items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the fused module would return; it is called as that was."""
         named = {**dict(zip(self._names, args, strict=False)), **kwargs}
         values = [named[name] for name in self._names]
         given = dict(zip(self.layout.order, values, strict=True))
-        if "index" not in given:
+        if "sizes" in given:
+            return self._grouped(given["hidden"], given["sizes"])
+        if "weights" not in given:
             return self._each_its_own(given["hidden"])
-        return self._routed(given["hidden"], given["index"], given["weights"])
+        weights = given["weights"].reshape(-1, given["weights"].shape[-1])  # [T, K]
+        everyone = torch.arange(self.count, device=weights.device).expand(len(weights), -1)
+        return self._routed(given["hidden"], given.get("index", everyone), weights)
 
     def fused_tensors(self) -> dict[str, Tensor]:
         """The weights as the replaced module had them, by name; new memory."""
-        first: Any = next(self.experts()).get_submodule(DOWN)
+        first: Any = next(iter(next(self.experts()).children()))
         tensors = {
             name: torch.empty(shape, dtype=first.weight.dtype, device=first.weight.device)
             for name, shape in self.shapes.items()
@@ -144,12 +161,12 @@ class LinearExperts(nn.Module):
     def _routed(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """Tokens go to the experts of `index`, [T, K]; what these say is added up, weighted by `weights`, [T, K]."""
         x = hidden.reshape(-1, hidden.shape[-1])  # [T, H]
-        index, weights = index.reshape(len(x), -1), weights.reshape(len(x), -1)
+        index, weights = index.reshape(len(x), -1), weights.reshape(-1, 1)  # [T, K], [T K, 1]
         kind = torch.promote_types(x.dtype, weights.dtype)
-        parts = x.new_zeros((*index.shape, x.shape[-1]), dtype=kind)  # [T, K, H]
+        parts = x.new_zeros((index.numel(), x.shape[-1]), dtype=kind)  # [T K, H]
         table = self._empty_table(x)
-        for number, expert in enumerate(self.experts()):
-            token, place = torch.where(index == number)
+        for number, (expert, places) in enumerate(zip(self.experts(), self._places(index), strict=True)):
+            token = places // index.shape[1]
             if self.watched and self.all_experts:
                 output = expert(x)[token]
             elif len(token):
@@ -159,11 +176,26 @@ class LinearExperts(nn.Module):
                 output = expert(chosen)
             else:
                 continue
-            parts[token, place] = output.to(kind) * weights[token, place, None]
+            parts[places] = output.to(kind) * weights[places]
             if table is not None:
-                table[token, number] = torch.stack((weights[token, place].float(), _norms(output)), dim=-1)
+                table[token, number] = torch.stack((weights[places, 0].float(), _norms(output)), dim=-1)
         self._show(table)
-        return parts.sum(dim=1).to(hidden.dtype).reshape(hidden.shape)
+        return parts.reshape(*index.shape, -1).sum(dim=1).to(hidden.dtype).reshape(hidden.shape)
+
+    def _places(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Where in `index`, flat, each expert is chosen, in order; numbers beyond the last mean no expert."""
+        flat = index.flatten()
+        counts = torch.bincount(flat, minlength=self.count)
+        return torch.split(flat.argsort(stable=True), counts.tolist())[: self.count]
+
+    def _grouped(self, hidden: Tensor, sizes: Any) -> Tensor:
+        """Tokens, [T, I], come expert by expert, as many as `sizes` says; nothing tells which tokens they are."""
+        counts = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+        output = []
+        for expert, own in zip(self.experts(), torch.split(hidden, counts), strict=True):
+            if len(own):
+                output.append(expert(mark_rows(own, UNPLACED) if self.watched else own))
+        return torch.cat(output)
 
     def _each_its_own(self, hidden: Tensor) -> Tensor:
         """Every expert has tokens of its own, in order and as many as any other; the caller weights and adds up.

@@ -5,12 +5,15 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from copy import copy, deepcopy
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from coldpress.experts.layout import Layout, argument_orders, fused_weights, layouts
+from coldpress.dataflow.product_trace import ProductTrace
+from coldpress.experts.fused import expert_parameters, fused_weights, stacked
+from coldpress.experts.layout import Layout, argument_orders, layouts
 from coldpress.experts.linear import LinearExperts
 
 TOLERANCE = 1e-10
@@ -25,14 +28,20 @@ _TROUBLE = (RuntimeError, ValueError, IndexError, KeyError, TypeError, Attribute
 def find_layout(module: nn.Module) -> Layout | str:
     """How a fused experts module computes, or why that is not known.
 
-    It is found with random weights, so those of the module may be on the meta device.
+    It is found with random weights, so those of the module may be on the meta device; what its code casts to float32 is
+    computed in float64 like the rest.
     """
-    weights = fused_weights(module)
-    counts = {name: tensor.shape[0] for name, tensor in module.named_parameters(recurse=False)}
+    with ProductTrace(()):
+        return _find_layout(module)
+
+
+def _find_layout(module: nn.Module) -> Layout | str:
+    weights, own = fused_weights(module), expert_parameters(module)
+    counts = {name: weights.get(name, tensor).shape[0] for name, tensor in own.items()}
     if len(set(counts.values())) > 1:
         sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
         return f"its tensors are of different numbers of experts ({sizes})"
-    others = [name for name, t in module.named_parameters(recurse=False) if name not in weights and t.ndim != 2]
+    others = [name for name, tensor in own.items() if name not in weights and tensor.ndim != 2]
     if others:
         return f"it has weights of its own that belong to no projection ({', '.join(others)})"
     count = next(iter(counts.values()))
@@ -63,9 +72,10 @@ def _trials(stand_in: nn.Module, order: tuple[str, ...], few: int, count: int) -
     """Random tokens, small and large, and what the module makes of them; also with a token that no expert gets."""
     generator = torch.Generator().manual_seed(0)
     hidden_dims = {size for tensor in fused_weights(stand_in).values() for size in tensor.shape[1:]}
-    for hidden in sorted(hidden_dims):
+    for hidden, rows in product(sorted(hidden_dims), ((), (1,))):  # tokens in a row, or as a batch of one sequence
         try:
             arguments = _arguments_of(order, hidden, few, generator)
+            arguments["hidden"] = arguments["hidden"].reshape(*rows, -1, hidden)
             output = stand_in(*arguments.values())
         except _TROUBLE:
             continue
@@ -83,10 +93,11 @@ def _trials(stand_in: nn.Module, order: tuple[str, ...], few: int, count: int) -
 
 def _arguments_of(order: tuple[str, ...], hidden: int, few: int, generator: torch.Generator) -> dict[str, Tensor]:
     each = min(2, few)
-    tokens = _TOKENS if "index" in order else _TOKENS * few
+    tokens = _TOKENS * few if order == ("hidden",) else _TOKENS
     x = torch.randn(tokens, hidden, generator=generator, dtype=torch.float64)
     x[1::2] *= 20  # beyond what a module may clamp
     index = torch.rand(tokens, few, generator=generator).argsort(dim=1)[:, :each]
+    each = each if "index" in order else few  # without an index all of them
     weights = torch.rand(tokens, each, generator=generator, dtype=torch.float64) + 0.5
     values = {"hidden": x, "index": index, "weights": weights}
     return {name: values[name] for name in order}
@@ -119,7 +130,14 @@ def _stand_in(module: nn.Module, few: int) -> Any:
         for name, tensor in module.named_parameters(recurse=False)
     }
     stand_in._buffers = {name: tensor.double() for name, tensor in module.named_buffers(recurse=False)}
-    stand_in._modules = {name: _in_float64(child, generator) for name, child in module.named_children()}
+    holder, count = stacked(module)
+    stand_in._modules = {
+        name: _in_float64(child, generator) if name != holder else _with_few(child, few / count, generator)
+        for name, child in module.named_children()
+    }
+    if holder:
+        counts = {key: few for key, value in vars(module).items() if "expert" in key and value == count}
+        stand_in.__dict__.update(counts)
     config: Any = getattr(module, "config", None)
     if config is not None:
         stand_in.config = deepcopy(config)
@@ -128,11 +146,21 @@ def _stand_in(module: nn.Module, few: int) -> Any:
 
 
 def _in_float64(child: nn.Module, generator: torch.Generator) -> nn.Module:
-    copy = deepcopy(child).double()
-    for part in copy.modules():
+    new = deepcopy(child).double()
+    for part in new.modules():
         for name, tensor in list(part.named_parameters(recurse=False)):
             setattr(part, name, nn.Parameter(1 + 0.1 * _noise(tuple(tensor.shape), generator), requires_grad=False))
-    return copy
+    return new
+
+
+def _with_few(child: nn.Module, share: float, generator: torch.Generator) -> nn.Module:
+    """A module that holds the matrices of all experts, with a share of their rows."""
+    new = copy(child)
+    sizes = {name: (round(len(one) * share), one.shape[1]) for name, one in child.named_parameters(recurse=False)}
+    drawn = {name: _noise((1, *size), generator)[0] for name, size in sizes.items()}
+    new._parameters = {name: nn.Parameter(matrix, requires_grad=False) for name, matrix in drawn.items()}
+    new._modules = {name: _in_float64(inner, generator) for name, inner in child.named_children()}
+    return new
 
 
 def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

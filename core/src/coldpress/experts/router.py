@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from coldpress.experts.layout import fused_weights
+from coldpress.experts.fused import fused_weights
 from coldpress.experts.linear import LinearExperts
 from coldpress.stage import find_layers
 

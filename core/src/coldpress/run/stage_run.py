@@ -209,7 +209,7 @@ class StageRun:
         if readers:
             watch.check_sums(sums, readers)
         self.store.finish()
-        count.report(self.state)
+        self.store.forget(count.report(self.state))
         return swept
 
     def _batch_inputs(self, sweep: Iterator[Pass], tap: InputTap) -> Iterator[tuple[BatchInputs, BatchInputs | None]]:

@@ -141,6 +141,59 @@ def _switch(experts: int) -> Any:
     return transformers.SwitchTransformersForConditionalGeneration(config)
 
 
+_SLIDING: dict[str, Any] = {
+    "head_dim": 16,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 16,
+    "sliding_window_size": 8,
+    "d_rel": 16,
+    "rel_extent": 32,
+    "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2,
+}
+
+
+def _inkling(experts: int) -> Any:
+    """Two shared experts, which the router weighs together with the others."""
+    config = transformers.InklingTextConfig(
+        **_SHARED, **_SLIDING, unpadded_vocab_size=VOCABULARY, n_routed_experts=experts, n_shared_experts=2
+    )
+    return transformers.InklingForCausalLM(config)
+
+
+def _inkling2(experts: int) -> Any:
+    """Experts that cap what lies between their projections, in float32, and add up in float32."""
+    sizes = {name: size for name, size in _SHARED.items() if name != "intermediate_size"}
+    config = transformers.Inkling2TextConfig(
+        **sizes, **_SLIDING, unpadded_vocab_size=VOCABULARY, n_routed_experts=experts
+    )
+    return transformers.Inkling2ForCausalLM(config)
+
+
+def _longcat(experts: int) -> Any:
+    """Two more experts than it has weights for, which pass tokens on."""
+    sizes = {
+        name: size for name, size in _SHARED.items() if not name.startswith(("intermediate", "num_hidden", "num_key"))
+    }
+    config = transformers.LongcatFlashConfig(
+        **sizes,
+        num_layers=1,
+        ffn_hidden_size=96,
+        expert_ffn_hidden_size=96,
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        head_dim=16,
+        v_head_dim=16,
+        moe_topk=2,
+        n_routed_experts=experts,
+        zero_expert_num=2,
+    )
+    return transformers.LongcatFlashForCausalLM(config)
+
+
 _BUILDERS: dict[str, Callable[[int], Any]] = {
     "mixtral": _mixtral,
     "qwen3_moe": _qwen3_moe,
@@ -156,19 +209,22 @@ MIXTURES = tuple(_BUILDERS)
 
 _OTHERS: dict[str, Callable[[int], Any]] = {
     "dbrx": _dbrx,
+    "inkling": _inkling,
+    "inkling2": _inkling2,
     "jetmoe": _jetmoe,
+    "longcat": _longcat,
     "qwen2_moe": _qwen2_moe,
     "switch": _switch,
 }
-"""Mixtures that are of use to few tests: all experts in one matrix, or in one tensor a module, a gate for the shared
-expert, an encoder-decoder."""
+"""Mixtures that are of use to few tests: all experts in one matrix, or in one tensor a module, shared experts that a
+router weighs, sums in float32, experts without weights, a gate for the shared expert, an encoder-decoder."""
 
 
 def tiny_mixture(kind: str, *, experts: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     """A mixture of experts of two blocks, width 64.
 
     Args:
-        kind: one of `MIXTURES`, `dbrx`, `jetmoe`, `qwen2_moe` or `switch`.
+        kind: one of `MIXTURES`, `dbrx`, `inkling`, `inkling2`, `jetmoe`, `longcat`, `qwen2_moe` or `switch`.
         experts: of each block, an even number.
         dtype: of all weights.
         seed: of the weights.

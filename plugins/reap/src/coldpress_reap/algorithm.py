@@ -6,6 +6,9 @@ Legend: T tokens, E experts; g the weight that a router gives an expert's output
     man    mean of |f|       the same without the router
     msan   mean of |f|^2
 
+p is the softmax over all experts, of which g are the largest: without the experts that go, those that stay get
+p / (1 - m), where m is the mass of those that go.
+
 REAP: Lasby, Lazarevich, Sinnadurai, Lie, Ioannou, Thangarasa, arXiv 2510.13999, equation 9.
 Norms without the router: arXiv 2606.15716.
 """
@@ -60,6 +63,32 @@ def kept_experts(scores: Tensor, keep: int, *, groups: int = 1) -> list[int]:
 def count_kept(experts: int, sparsity: float, groups: int) -> int:
     """How many of a layer's experts stay when a share of them goes; as many of each group."""
     return experts - groups * round(int(experts * sparsity) / groups)
+
+
+def masses(gates: Tensor, every: Tensor) -> Tensor:
+    """How much the softmax gives to each expert where another one is chosen, [E, E] float64: sum over tokens of g p^T.
+
+    Args:
+        gates: g of the experts that each token was sent to, 0 of the others, [T, E].
+        every: p times anything that is the same for all experts, [T, E].
+    """
+    shares = every.double() / every.double().sum(1, keepdim=True)
+    return gates.double().T @ shares
+
+
+def gate_scales(mass: Tensor, kept: Sequence[int]) -> list[float]:
+    """What undoes that gates grow when experts go: for each that stays the mean of 1 - m, weighted by its gate.
+
+    A factor for each token would undo it exactly; one for each expert, which its weights can hold, does so on average.
+
+    Args:
+        mass: `masses` of all tokens, [E, E].
+        kept: numbers of the experts that stay.
+    """
+    stay = mass[:, list(kept)].sum(1)  # [E]
+    whole = mass.sum(1)  # [E]
+    overall = float(stay[list(kept)].sum() / whole[list(kept)].sum().clamp(min=1e-30))
+    return [float(stay[one] / whole[one]) if whole[one] > 0 else overall for one in kept]
 
 
 def uneven(scores: Sequence[float]) -> bool:

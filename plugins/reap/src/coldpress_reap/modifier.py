@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from attrs import field, frozen
-from attrs.validators import ge, in_, optional
+from attrs.validators import ge, in_, instance_of, optional
 from torch import Tensor, nn
 
 from coldpress.plugin import (
@@ -28,12 +28,13 @@ from coldpress.plugin import (
     State,
     Statistic,
     TargetError,
+    counted_tokens,
     hookimpl,
     linear_experts,
     matches_name,
 )
-from coldpress_reap.algorithm import CRITERIA, count_kept, kept_experts, saliency, sums, uneven
-from coldpress_reap.router import Router, minds_others, read_router
+from coldpress_reap.algorithm import CRITERIA, count_kept, gate_scales, kept_experts, masses, saliency, sums, uneven
+from coldpress_reap.router import Router, gates_of, minds_others, read_router, tells_all_gates
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,8 @@ class REAPPruningModifier(Modifier):
         criterion: what an expert is worth, a mean over the tokens that its router sends it: `reap`, the weight that its
             output gets times the norm of that output; `man`, the norm; `msan`, its square.
         per_layer: `uniform`: as many experts of every layer go, which is all that configurations can say.
+        rescale: where a router takes a softmax over all experts and does not renormalise, so that those which stay get
+            larger weights than before, scale their down projections back, each by what its weight grew on average.
         report_path: a .json file that says which experts of each layer stay.
         ignore: modules of experts to leave alone; all or none, for the same reason.
     """
@@ -88,6 +91,7 @@ class REAPPruningModifier(Modifier):
         Note("saliency", "", "what each expert is worth by the criterion"),
         Note("saliency_kept", "of the sum", "share of that worth which stays"),
         Note("router_minds_others", "", "whether weights of experts that stay depend on those that are gone"),
+        Note("rescaled_by", "", "factors of the down projections of the experts that stay"),
     )
 
     targets: list[str] = field(factory=list, converter=list)
@@ -95,6 +99,7 @@ class REAPPruningModifier(Modifier):
     keep: int | None = field(default=None, validator=optional(ge(1)))
     criterion: Literal["reap", "man", "msan"] = field(default="reap", validator=in_(CRITERIA))
     per_layer: Literal["uniform"] = field(default="uniform", validator=in_(("uniform",)))
+    rescale: bool = field(default=False, validator=instance_of(bool))
     report_path: str | None = field(default=None)
 
     @sparsity.validator
@@ -114,11 +119,13 @@ class REAPPruningModifier(Modifier):
 
     def needs(self) -> Needs:
         """A look at the whole model on data; nothing afterwards."""
-        return Needs(data=True, propagated_error=False, measuring_pass=True, measures_only=True)
+        return Needs(data=True, propagated_error=False, measuring_pass=True, measures_only=True, calls=self.rescale)
 
     def layers(self, stage: Stage) -> list[Layer]:
-        """None: it drops modules, and changes no weight."""
-        return []
+        """None: it drops modules, and changes no weight; with `rescale` the down projections of experts."""
+        homes = [f"{name}." for name, _ in self._experts(stage)] if self.rescale else []
+        down = [layer for layer in stage.every_layer if layer.name.endswith(".down_proj")]
+        return [layer for layer in down if any(_is_of(layer.name, home) for home in homes)]
 
     def observes(self, stage: Stage) -> list[str]:
         """The modules of experts."""
@@ -134,10 +141,12 @@ class REAPPruningModifier(Modifier):
         if decided is not None:  # they are gone, and an interrupted run knows of them from here
             state.report |= {line["name"]: LayerReport.from_dict(line) for line in decided["mixtures"]}
             return
-        experts = linear_experts(state.model)
+        experts = _routed(state.model)
         self._check_experts(state, experts)
         for name, module in experts.items():
             self._check_router(name, module, self._router(state, name, module))
+            if self.rescale:
+                self._check_scalable(state, name, module)
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
@@ -146,28 +155,49 @@ class REAPPruningModifier(Modifier):
             for name, module in self._experts(stage):
                 state.request(RoutedTokens(name, module), ExpertSums())
 
-    def measure(self, state: State, stage: Stage) -> dict[str, list[list[float]]]:
-        """The sums of each expert, by the name of its module."""
-        return {
-            name: state.require(RoutedTokens(name, module), ExpertSums()).tolist()
-            for name, module in self._experts(stage)
-        }
+    def measure(self, state: State, stage: Stage) -> dict[str, dict[str, list[list[float]]]]:
+        """The sums of each expert, by the name of its module, and the masses of others where they matter."""
+        found = {}
+        for name, module in self._experts(stage):
+            one = {"sums": state.require(RoutedTokens(name, module), ExpertSums()).tolist()}
+            if self.rescale and self._minds(state, name, module):
+                one["masses"] = self._masses(state, stage, name, module).tolist()
+            found[name] = one
+        return found
 
-    def decide(self, state: State, measured: Sequence[dict[str, list[list[float]]]]) -> Decision:
-        """The experts that stay, of every layer."""
-        totals = {name: torch.tensor(one, dtype=torch.float64) for stage in measured for name, one in stage.items()}
+    def decide(self, state: State, measured: Sequence[dict[str, dict[str, list[list[float]]]]]) -> Decision:
+        """The experts that stay, of every layer, and how they are scaled."""
+        tables = {
+            name: {kind: torch.tensor(table, dtype=torch.float64) for kind, table in one.items()}
+            for stage in measured
+            for name, one in stage.items()
+        }
+        totals = {name: one["sums"] for name, one in tables.items()}
         kept = {name: self._kept(state, name, one) for name, one in totals.items()}
-        self._note(state, totals, kept)
+        scales = {name: gate_scales(one["masses"], kept[name]) for name, one in tables.items() if "masses" in one}
+        self._note(state, totals, kept, scales)
         if self.report_path is not None:
             path = Path(self.report_path).expanduser()
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         lines = [state.report[name].to_dict() for name in kept]
-        return Decision(value={"mixtures": lines}, kept_experts=kept)
+        return Decision(value={"mixtures": lines, "scales": scales}, kept_experts=kept)
+
+    @hookimpl
+    def finalize(self, state: State, stage: Stage) -> None:
+        """Scale what the experts that stay say, where their router gives them more than before."""
+        decided = state.decision(self)
+        scales = {} if decided is None else decided["scales"]
+        for layer in self.layers(stage):
+            home, _, number = layer.name.removesuffix(".down_proj").rpartition(".")
+            if home in scales:
+                state.set_weight(layer, layer.weight.float() * scales[home][int(number)])
+            else:
+                state.skip(layer, "the weights that its router gives do not depend on experts that are gone")
 
     def _experts(self, stage: Stage) -> Iterator[tuple[str, LinearExperts]]:
         for name, module in stage.modules.items():
-            if isinstance(module, LinearExperts):
+            if isinstance(module, LinearExperts) and module.layout.is_routed:
                 yield name, module
 
     def _check_experts(self, state: State, experts: Mapping[str, LinearExperts]) -> None:
@@ -179,6 +209,12 @@ class REAPPruningModifier(Modifier):
         fused = [line for line in state.report.values() if (line.reason or "").startswith("fused tensors")]
         if fused:
             raise ModelError(f"{fused[0].name}: {fused[0].reason}, so none of them can be dropped")
+        single = [name for name, one in linear_experts(state.model).items() if "sizes" in one.layout.order]
+        if single:
+            raise ModelError(
+                f"{single[0]}: one projection of all experts in a module, called with tokens sorted by expert: "
+                "what its router gives them is not seen, so none of them can be dropped"
+            )
         if not experts:
             raise TargetError(
                 f"a {type(state.model).__name__} has no mixture of experts that coldpress knows: there is none to drop"
@@ -234,6 +270,39 @@ class REAPPruningModifier(Modifier):
                 f"{keep // router.groups} each: keep more"
             )
 
+    def _check_scalable(self, state: State, name: str, module: LinearExperts) -> None:
+        """See that what a router gives to all experts can be learned, and that experts can be scaled.
+
+        Raises:
+            TargetError: says why not.
+        """
+        minds = self._minds(state, name, module)
+        if minds is False:
+            return
+        down: Any = next(module.experts()).down_proj
+        if minds is None or not tells_all_gates(_home(state.model, name), module, down.out_features):
+            raise TargetError(f"{name}: what its router gives to all experts is not known, so leave rescale out")
+        if module.layout.after is not None or down.bias is not None:
+            raise TargetError(
+                f"{name}: its experts end in a norm or a bias, which rescale does not scale: leave it out"
+            )
+
+    def _minds(self, state: State, name: str, module: LinearExperts) -> bool | None:
+        up: Any = next(module.experts()).up_proj
+        return minds_others(_home(state.model, name), module, up.in_features)
+
+    def _masses(self, state: State, stage: Stage, name: str, module: LinearExperts) -> Tensor:
+        """What the router gives to each expert where another one is chosen, over all tokens, [E, E]."""
+        home, total = name.rpartition(".")[0], torch.zeros(module.count, module.count, dtype=torch.float64)
+        for call in state.calls(stage, home):
+            found = gates_of(state.model.get_submodule(home), module, module.count, call.args, call.kwargs)
+            if found is None:
+                raise TargetError(f"{name}: its router does not tell what it gives to all experts: leave rescale out")
+            mask = counted_tokens(found[0], state.batches[call.index])
+            gates, every = found if mask is None else (one[mask.flatten().to(one.device)] for one in found)
+            total += masses(gates, every).cpu()
+        return total
+
     def _count(self, experts: int, groups: int) -> int:
         if self.keep is not None:
             return min(self.keep, experts)
@@ -261,17 +330,40 @@ class REAPPruningModifier(Modifier):
                 f"{name}: the calibration data reach {int(seen.sum())} of {len(scores)} experts, and {keep} are to "
                 f"stay{grouped}: which of the others matter is not known; calibrate with more data"
             )
+        self._judge_tokens(name, module, totals[:, 0])
         if not uneven(scores.tolist()):
             log.warning("%s: all experts are worth the same on the calibration data; the first %d stay", name, keep)
         return kept_experts(scores, keep, groups=router.groups)
 
-    def _note(self, state: State, totals: Mapping[str, Tensor], kept: Mapping[str, Sequence[int]]) -> None:
+    def _judge_tokens(self, name: str, module: LinearExperts, tokens: Tensor) -> None:
+        """Warn of experts that are judged by few tokens, or refuse them, as the run is asked to.
+
+        Raises:
+            CalibrationError: names the module and its experts.
+        """
+        least = module.few.least or 0
+        short = [number for number, count in enumerate(tokens.tolist()) if count < least]
+        if not short:
+            return
+        numbers = ", ".join(map(str, short[:8])) + (f" and {len(short) - 8} more" if len(short) > 8 else "")
+        found = f"{name}: experts {numbers} saw fewer tokens than moe_min_tokens={least}"
+        if module.few.treatment == "refuse":
+            raise CalibrationError(f"{found}, so what they are worth is uncertain: calibrate with more data")
+        log.warning("%s: what they are worth is uncertain", found)
+
+    def _note(
+        self,
+        state: State,
+        totals: Mapping[str, Tensor],
+        kept: Mapping[str, Sequence[int]],
+        scales: Mapping[str, Sequence[float]],
+    ) -> None:
         """A line of the report for each module of experts, and a warning where routers mind experts that are gone."""
         mind = []
         for name, one in totals.items():
             module: Any = state.model.get_submodule(name)
             scores, stay = saliency(one, self.criterion), list(kept[name])
-            minds = minds_others(_home(state.model, name), module, next(module.experts()).up_proj.weight.shape[1])
+            minds = self._minds(state, name, module)
             line = LayerReport(name, "Mixture", (len(scores), len(stay)), status="changed")
             line.notes |= {
                 "criterion": self.criterion,
@@ -281,14 +373,26 @@ class REAPPruningModifier(Modifier):
                 "saliency_kept": float(scores[stay].sum() / scores.sum()) if bool(scores.any()) else None,
                 "router_minds_others": minds,
             }
+            if name in scales:
+                line.notes["rescaled_by"] = [round(scale, 4) for scale in scales[name]]
             state.report[name] = line
-            mind += [name] if minds else []
+            mind += [name] if minds and name not in scales else []
         if mind:
             log.warning(
                 "%s: its router takes a softmax over all experts and does not renormalise, so that those which stay "
-                "get larger weights than before (%d layers); evaluate the result",
+                "get larger weights than before (%d layers); evaluate the result, and compare rescale=True",
                 *(mind[0], len(mind)),
             )
+
+
+def _routed(model: nn.Module) -> dict[str, LinearExperts]:
+    """The modules whose experts tokens are sent to, and which may be fewer."""
+    return {name: module for name, module in linear_experts(model).items() if module.layout.is_routed}
+
+
+def _is_of(layer: str, home: str) -> bool:
+    """Whether a layer is of an expert of this module, and not of one inside of another part of it."""
+    return layer.startswith(home) and layer.removeprefix(home).partition(".")[0].isdigit()
 
 
 def _home(model: nn.Module, name: str) -> nn.Module:

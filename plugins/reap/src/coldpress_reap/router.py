@@ -4,7 +4,8 @@ Found in the modules around the experts, not by the names of model classes.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,14 +72,9 @@ def minds_others(home: nn.Module, experts: nn.Module, hidden: int) -> bool | Non
     Returns:
         None where the module cannot be run by itself.
     """
-    generator = torch.Generator().manual_seed(0)
-    recorder = _Recorder()
-    trial = copy.deepcopy(home, {id(experts): recorder})
+    generator, recorder = torch.Generator().manual_seed(0), _Recorder()
     count: Any = experts.count
-    for owner, part, tensor in _tensors(trial):
-        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / max(tensor.shape[-1], 1) ** 0.5
-        value = drawn if tensor.is_floating_point() else torch.zeros(tensor.shape, dtype=tensor.dtype)
-        _replace(owner, part, value)
+    trial = _trial(home, experts, recorder, generator)
     x = torch.randn(1, _TOKENS, hidden, generator=generator, dtype=torch.float64)
     try:
         with torch.no_grad():
@@ -99,6 +95,98 @@ def minds_others(home: nn.Module, experts: nn.Module, hidden: int) -> bool | Non
     return bool(moved > 1e-4)
 
 
+def tells_all_gates(home: nn.Module, experts: nn.Module, hidden: int) -> bool:
+    """Whether the weights that a router gives can be had of all experts, by having it take them all.
+
+    Args:
+        home: as for `minds_others`, like the others.
+        experts: the module of experts.
+        hidden: width of its input.
+    """
+    generator, recorder = torch.Generator().manual_seed(0), _Recorder()
+    trial = _trial(home, experts, recorder, generator)
+    x = torch.randn(1, _TOKENS, hidden, generator=generator, dtype=torch.float64)
+    count: Any = experts.count
+    found = gates_of(trial, recorder, count, (x,), {})
+    if found is None:
+        return False
+    sent, every = found
+    return bool(((sent - every).abs()[sent > 0] <= 1e-9 * every.max()).all())
+
+
+Gates = tuple[Tensor, Tensor]
+"""Of the experts that tokens are sent to, 0 of others; and of all experts, [T, E] both."""
+
+
+def gates_of(
+    home: nn.Module, experts: nn.Module, count: int, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Gates | None:
+    """What weights the router of a module gives experts, of those that are chosen and of all; None where it cannot.
+
+    Nothing of the module is changed afterwards.
+
+    Args:
+        home: the module that the experts lie in.
+        experts: the module of experts; it is not run.
+        count: of experts.
+        args: that the home is called with.
+        kwargs: that it is called with by name.
+    """
+    try:
+        with torch.no_grad(), _without(home, experts) as recorder:
+            sent = recorder.of(home, *args, **kwargs)
+            with _taking_all(home, recorder, count):
+                every = recorder.of(home, *args, **kwargs)
+    except _TROUBLE:
+        return None
+    if sent is None or every is None or every[1].shape[1] != count or len(sent[0]) != len(every[0]):
+        return None
+    chosen = torch.zeros_like(every[1]).scatter(1, sent[0], sent[1])
+    return chosen, every[1]
+
+
+@contextmanager
+def _without(home: nn.Module, experts: nn.Module) -> Iterator["_Recorder"]:
+    """Inside, a recorder stands where experts are."""
+    recorder = _Recorder()
+    (name,) = [name for name, child in home.named_children() if child is experts]
+    home._modules[name] = recorder
+    try:
+        yield recorder
+    finally:
+        home._modules[name] = experts
+
+
+@contextmanager
+def _taking_all(home: nn.Module, recorder: nn.Module, count: int) -> Iterator[None]:
+    """Inside, a router takes all experts, of all groups."""
+    groups = next((vars(one)[key] for one in home.modules() for key in _GROUPS if key in vars(one)), 1)
+    new = {**dict.fromkeys(_TOP_K, count), **dict.fromkeys(_TOP_GROUPS, groups)}
+    places = [
+        (one, key, vars(one)[key])
+        for one in home.modules()
+        for key in new
+        if one is not recorder and type(vars(one).get(key)) is int
+    ]
+    try:
+        for one, key, _ in places:
+            vars(one)[key] = new[key]
+        yield
+    finally:
+        for one, key, old in places:
+            vars(one)[key] = old
+
+
+def _trial(home: nn.Module, experts: nn.Module, recorder: "_Recorder", generator: torch.Generator) -> Any:
+    """A copy of a module without experts, with random weights in float64."""
+    trial = copy.deepcopy(home, {id(experts): recorder})
+    for owner, part, tensor in _tensors(trial):
+        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / max(tensor.shape[-1], 1) ** 0.5
+        value = drawn if tensor.is_floating_point() else torch.zeros(tensor.shape, dtype=tensor.dtype)
+        _replace(owner, part, value)
+    return trial
+
+
 class _Recorder(nn.Module):
     """Stands where experts are, and notes what they are sent: experts by token, sorted, and their weights, [T, K]."""
 
@@ -106,18 +194,19 @@ class _Recorder(nn.Module):
         super().__init__()
         self.seen: tuple[Tensor, Tensor] | None = None
 
-    def of(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What a module sends here when it is called with x, [1, T, H]."""
+    def of(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor] | None:
+        """What a module sends here when it is called with [B, S, H]."""
         self.seen = None
-        module(x)
+        module(*args, **kwargs)
         return self.seen
 
     def forward(self, hidden: Tensor, *rest: Tensor) -> Tensor:
         index = next((one for one in rest if not one.is_floating_point()), None)
         weights = next((one for one in rest if one.is_floating_point()), None)
         if index is not None and weights is not None:
-            order = index.reshape(_TOKENS, -1).argsort(dim=1)
-            self.seen = index.reshape(_TOKENS, -1).gather(1, order), weights.reshape(_TOKENS, -1).gather(1, order)
+            index, weights = index.reshape(-1, index.shape[-1]), weights.reshape(-1, weights.shape[-1])
+            order = index.argsort(dim=1)
+            self.seen = index.gather(1, order), weights.gather(1, order)
         return torch.zeros_like(hidden)
 
 

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from coldpress.report.page.place import Cell, cells_of, values_of
 from coldpress.report.page.svg import Axis, Drawing, log_axis
-from coldpress.report.words import in_bytes, in_count, in_time
+from coldpress.report.words import in_bytes, in_time
 
 WIDTH = 760
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 34
@@ -216,33 +216,3 @@ def _stage_bars(rows: Sequence[tuple[str, float, float | None]], words: Any, lab
     if len(rows) > 1:
         drawing.text(x.end, y.start + 18, rows[-1][0], anchor="end")
     return str(drawing)
-
-
-def expert_figure(mixtures: Mapping[str, Sequence[tuple[int, bool]]]) -> Figure | None:
-    """Tokens of each expert of each mixture; starved ones have a border.
-
-    Args:
-        mixtures: name of each mixture to the tokens of its experts and whether these are too few.
-    """
-    if not mixtures:
-        return None
-    left = min(8.0 + 6.6 * max(map(len, mixtures)), 300.0)
-    drawing = Drawing(WIDTH, _TOP + len(mixtures) * _ROW + 30, "tokens of each expert")
-    most = max(len(experts) for experts in mixtures.values())
-    x, counts = Axis(0, most, left, WIDTH - _RIGHT), [n for experts in mixtures.values() for n, _ in experts]
-    shade = Axis(1, max(2, *counts), 0, _SHADES - 0.001, log=True)
-    for row, (name, experts) in enumerate(mixtures.items()):
-        drawing.text(left - 6, _TOP + row * _ROW + 13, name, anchor="end")
-        for index, (tokens, few) in enumerate(experts):
-            words = f"{name}, expert {index}: {in_count(tokens)} tokens" + (", fewer than its columns" if few else "")
-            at, size = (x(index), _TOP + row * _ROW), (x(index + 1) - x(index), _ROW - 1)
-            colour = "none" if tokens == 0 else f"h{int(shade(tokens))}"
-            drawing.bar(at, size, class_=f"cell {colour}{' few' if few else ''}", title=words)
-    drawing.text(
-        left, _TOP + len(mixtures) * _ROW + 18, f"experts 0 to {most - 1}; {min(counts)} to {max(counts)} tokens"
-    )
-    caption = (
-        "A cell for each expert, light where it saw many tokens of the calibration data; a border marks experts with "
-        "fewer tokens than input columns: calibrate with more data, or with moe_calibrate_all_experts."
-    )
-    return Figure("Tokens of each expert", str(drawing), caption)

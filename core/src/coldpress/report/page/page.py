@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from coldpress.report.page import figures, histograms, sections
+from coldpress.report.page import figures, histograms, mixtures, sections
 from coldpress.report.page.figures import Figure
 from coldpress.report.page.svg import printable
 
@@ -55,6 +55,7 @@ def page_of(
         "meanings": [
             (note["key"].replace("_", " "), note["unit"], note["meaning"]) for note in report.get("notes", [])
         ],
+        "mixtures": mixtures.rows(mixtures.mixtures_of(lines)),
         "fallbacks": sections.reasons(lines, "fallback"),
         "untouched": sections.reasons(lines, "untouched"),
         "engines": predicted.get("engines", []),
@@ -78,7 +79,8 @@ def _figures(report: Mapping[str, Any]) -> Iterable[Figure]:
         figures.size_figure(predicted.get("layers", [])),
         figures.time_figure(stages, predicted.get("stages", [])),
         figures.memory_figure(stages, predicted),
-        figures.expert_figure(sections.mixtures(lines)),
+        mixtures.token_figure(mixtures.mixtures_of(lines)),
+        mixtures.saliency_figure(mixtures.mixtures_of(lines)),
         histograms.histogram_figure(lines),
     )
     return (figure for figure in drawn if figure is not None)

@@ -166,19 +166,3 @@ def reasons(lines: Sequence[Json], status: str) -> list[tuple[str, int, list[str
         if line["status"] == status:
             found.setdefault(line.get("reason") or "no reason is known", []).append(line["name"])
     return [(reason, len(names), names) for reason, names in found.items()]
-
-
-def mixtures(lines: Sequence[Json]) -> dict[str, list[tuple[int, bool]]]:
-    """Name of each mixture to the tokens of its experts and whether these are fewer than columns."""
-    found: dict[str, dict[int, tuple[int, bool]]] = {}
-    for line in lines:
-        notes = line.get("notes", {})
-        if isinstance(notes.get("tokens_of_experts"), list):
-            found[line["name"]] = {i: (int(n), n == 0) for i, n in enumerate(notes["tokens_of_experts"])}
-        elif "few_tokens" in notes:
-            home, _, number = line["name"].rpartition(".")[0].rpartition(".")
-            if number.isdigit():
-                tokens, few = found.setdefault(home, {}).get(int(number), (0, False))
-                own = (max(tokens, int(notes.get("tokens", 0))), few or bool(notes["few_tokens"]))
-                found[home][int(number)] = own
-    return {name: [experts[index] for index in sorted(experts)] for name, experts in found.items()}
