@@ -62,7 +62,7 @@ def refined(
             stop = min(start + block, len(found))
             _choose_anew(step, damped, rest[start:stop].clone(), found, change, start)
             rest.addmm_(damped[:, start:stop], change[start:stop], alpha=-1)
-    return [one.t() for one in found.split([len(one) for one in weights], dim=1)]
+    return [one.t() for one in torch.split(found, [len(one) for one in weights], dim=1)]
 
 
 def _choose_anew(
@@ -132,8 +132,9 @@ class _Subsets:
         group = head // self.size
         gains = (self._gains[group] @ lacking).square_().view(self._subsets, self._kept, -1).sum(1)  # [s, O]
         weights = (self._weights[group] @ lacking).view(self._subsets, self.size, -1)  # [s, m, O]
-        chosen = gains.max(0).indices  # [O]; argmax(0) takes 30 times as long on a CPU
-        return weights.gather(0, chosen.expand(1, self.size, -1))[0]
+        chosen: Tensor = gains.max(0).indices  # [O]; argmax(0) takes 30 times as long on a CPU
+        best: Tensor = weights.gather(0, chosen.expand(1, self.size, -1))[0]
+        return best
 
 
 class _Columns:
