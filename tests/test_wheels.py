@@ -165,7 +165,7 @@ def test_a_stranger_s_plugin_is_used_from_a_recipe(project, environment, tmp_pat
 
 def test_gptq_and_awq_are_one_install_that_fits(wheels, environment, tmp_path):
     environment.install("--find-links", wheels, "coldpress[gptq,awq]")
-    found = json.loads(environment.run("coldpress", "plugins", "--json"))
+    found = json.loads(environment.run("coldpress", "plugins", "--json"))["plugins"]
     data = ("--num-calibration-samples", "2", "--max-seq-length", "32", "--quiet")
     environment.run("python", "-c", MODEL, tmp_path / "model")
 

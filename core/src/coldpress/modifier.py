@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, fields, frozen
 
+from coldpress.arguments.settings import known_settings, short_repr
 from coldpress.attachment import Attachment
-from coldpress.errors import SettingError, TargetError, must_implement
+from coldpress.errors import TargetError, must_implement
 from coldpress.layer_report import CORE_NOTES, Note
 from coldpress.schemes import Scheme
-from coldpress.spelling import suggest
 from coldpress.stage import Layer, Stage
 from coldpress.statistic import GradientStatistic
 
@@ -144,20 +144,14 @@ def drop_housekeeping(cls: type[Any], settings: Mapping[str, Any]) -> dict[str, 
     return {name: value for name, value in settings.items() if name not in dropped}
 
 
-def _known(cls: type[Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, if the class has all of them; else a SettingError."""
-    own = [attribute.alias for attribute in fields(cls) if attribute.init]
-    for name in settings:
-        if name not in own:
-            raise SettingError(f"{cls.__name__} has no setting {name!r}{suggest(name, own)}")
-    return settings
-
-
 class _TakesHousekeeping(type):
     """Drops the keywords of `HOUSEKEEPING` and `FORMER` that a class has no field for, and refuses unknown ones."""
 
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **more: Any) -> Any:
+        return super().__new__(mcs, name, bases, {"__repr__": short_repr, **namespace}, **more)
+
     def __call__(cls, *args: Any, **settings: Any) -> Any:
-        return super().__call__(*args, **_known(cls, drop_housekeeping(cls, settings)))
+        return super().__call__(*args, **known_settings(cls, drop_housekeeping(cls, settings)))
 
 
 @frozen(kw_only=True, eq=False)

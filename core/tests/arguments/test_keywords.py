@@ -1,5 +1,6 @@
 """The keywords of `oneshot` as types: the names that it takes, and no other."""
 
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -22,37 +23,8 @@ from coldpress.arguments.keywords import (
     RecipeKeywords,
 )
 
-SCRIPT = """
-from pathlib import Path
-
-import coldpress
-from coldpress.modifiers import GPTQModifier
-
-model = coldpress.oneshot(
-    "smollm2",
-    GPTQModifier(scheme="W4A16", ignore=["lm_head"]),
-    dataset=[{"text": "one"}],
-    num_calibration_samples=32,
-    splits={"calibration": "train[:5%]"},
-    sequential_targets=["LlamaDecoderLayer"],
-    output_dir=Path("out"),
-    format=["compressed-tensors", "gguf"],
-)
-predicted: int = coldpress.plan("smollm2", "recipe.yaml", max_seq_length=None).after
-coldpress.Oneshot("smollm2", "recipe.yaml", stage="first", quiet=True)()
-"""
-MISTAKES = """
-import coldpress
-
-coldpress.oneshot("m", "r", num_calibration_sample=32)
-coldpress.oneshot("m", "r", max_seq_length="512")
-coldpress.oneshot("m", "r", output_dir=3)
-coldpress.oneshot("m", "r", overwrite="yes")
-coldpress.oneshot("m", "r", offload_activations="gpu")
-coldpress.Oneshot("m", "r", stream_weigths=True)
-coldpress.plan("m", "r", number_of_samples=1)
-coldpress.load_modell("m")
-"""
+SCRIPTS = sorted((Path(__file__).parent / "user_scripts").glob("*.py"))
+WRONG = "# wrong"  # behind each line of a script that a type checker must refuse
 
 
 @pytest.mark.parametrize(
@@ -75,16 +47,25 @@ def test_together_they_are_what_oneshot_takes():
     assert {"model", "recipe", *get_type_hints(OneshotKeywords)} == set(argument_names())
 
 
-@pytest.mark.slow  # mypy reads torch
-def test_mypy_finds_each_mistake_of_a_script_and_no_other(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "mistakes.py").write_text(MISTAKES)
+def test_there_are_ten_scripts_and_each_has_a_mistake():
+    assert len(SCRIPTS) == 10
+    assert [path.name for path in SCRIPTS if WRONG not in path.read_text()] == []
 
+
+@pytest.mark.slow  # mypy reads torch
+def test_mypy_finds_each_mistake_of_ten_scripts_and_no_other(tmp_path):
     options = ["--strict", "--cache-dir", str(tmp_path / "cache"), "--config-file", "", "--no-error-summary"]
-    found, problem, _ = api.run([*options, str(tmp_path / "script.py"), str(tmp_path / "mistakes.py")])
+    found, problem, _ = api.run([*options, "--scripts-are-modules", *map(str, SCRIPTS)])
 
     assert problem == ""
-    errors = [line.partition("mistakes.py:")[2] for line in found.splitlines() if ": error:" in line]
-    wrong = [number for number, line in enumerate(MISTAKES.splitlines(), 1) if line.startswith("coldpress.")]
-    assert [int(line.partition(":")[0]) for line in errors] == wrong, found
-    assert 'did you mean "num_calibration_samples"' in errors[0]
+    errors = {tuple(line.split(":")[:2]) for line in found.splitlines() if ": error:" in line}
+    wrong = {
+        (str(path), str(number))
+        for path in SCRIPTS
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if line.endswith(WRONG)
+    }
+    assert {(path.rpartition("/")[2], line) for path, line in errors} == {
+        (path.rpartition("/")[2], line) for path, line in wrong
+    }, found
+    assert 'did you mean "num_calibration_samples"' in found

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -127,3 +128,18 @@ def test_the_tokenizer_of_the_folder_stays_behind_when_the_run_has_another(tmp_p
     fill(tmp_path / "model", [*MAIN, "vocab.json", "additional_chat_templates/tool.jinja", "preprocessor_config.json"])
 
     assert copied(tmp_path / "model", has_tokenizer=False) == ["LICENSE", "preprocessor_config.json"]
+
+
+def test_what_is_neither_file_nor_folder_is_named_and_not_waited_for(tmp_path, caplog):
+    model, out = tmp_path / "model", tmp_path / "out"
+    (model / "code").mkdir(parents=True)
+    out.mkdir()
+    (model / "notes.txt").write_text("mine")
+    (model / "gone.txt").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(model / "code/pipe")
+
+    copy_companions(Origin(model), out)
+
+    assert sorted(path.name for path in out.rglob("*")) == ["notes.txt"]
+    assert f"{model / 'gone.txt'} is a link to a file that is not there, and is not copied" in caplog.text
+    assert f"{model / 'code/pipe'} is a pipe, a device or a socket, and is not copied" in caplog.text

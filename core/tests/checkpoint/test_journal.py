@@ -75,7 +75,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path, caplog):
     interrupted(tmp_path / "out", 2)
 
     assert "2 finished stages are kept in" in caplog.text
-    assert "the same command resumes there; pass restart=True (--restart)" in caplog.text
+    assert "the same command resumes there; pass restart=True" in caplog.text
 
 
 def begin_and_raise(output, error, meanwhile=lambda: None):

@@ -29,7 +29,8 @@ def test_perplexity_is_that_of_the_library(coldpress, model, text):
 def test_a_compressed_folder_is_near_the_original_and_not_it(coldpress, model, compressed, text):
     found = measure(coldpress, compressed, "--against", model, "--text", text)
 
-    assert found.keys() == {"model", "against", "text", "window", "perplexity", "reference_perplexity", "divergence"}
+    given = {"schema", "model", "against", "text", "window"}
+    assert found.keys() == {*given, "perplexity", "reference_perplexity", "divergence"}
     assert 0 < found["divergence"]["kl"] < 1
     assert 0.3 < found["divergence"]["top1_agreement"] < 1
     assert found["perplexity"]["value"] != found["reference_perplexity"]["value"]

@@ -36,7 +36,7 @@ def installed(monkeypatch):
 def findings(coldpress) -> list[dict]:
     answer = coldpress("plugins", "--json")
     assert answer.code == 0, answer.err
-    return json.loads(answer.out)
+    return json.loads(answer.out)["plugins"]
 
 
 def test_everything_that_we_ship_works(coldpress):
@@ -277,7 +277,7 @@ def test_a_plugin_by_name_shows_its_settings_with_types_defaults_and_meaning(col
 
 
 def test_json_of_a_plugin_has_what_it_takes_and_needs(coldpress):
-    (found,) = json.loads(coldpress("plugins", "QuantizationModifier", "--json").out)
+    (found,) = json.loads(coldpress("plugins", "QuantizationModifier", "--json").out)["plugins"]
 
     assert (found["kind"], found["traits"], found["needs"]) == ("modifiers", ["quantizes"], None)
     settings = {one["name"]: one for one in found["settings"]}
@@ -295,5 +295,5 @@ def test_a_plugin_that_is_not_there_has_a_near_name(coldpress):
 @pytest.mark.parametrize("kind", KINDS)
 def test_settings_of_every_plugin_are_explained(coldpress, kind):
     for one in available(kind):
-        for found in json.loads(coldpress("plugins", one.name, "--json").out):
+        for found in json.loads(coldpress("plugins", one.name, "--json").out)["plugins"]:
             assert all(setting["meaning"] for setting in found["settings"]), one.name

@@ -24,7 +24,7 @@ def test_the_table_fits_and_names_recipes_and_algorithms(coldpress):
 
 
 def test_json_says_where_numbers_are_from(coldpress):
-    found = {line["name"]: line for line in json.loads(coldpress("recipes", "--json").out)}
+    found = {line["name"]: line for line in json.loads(coldpress("recipes", "--json").out)["recipes"]}
 
     assert found["gptq-w4a16"]["measured"]["source"] == "choices-gptq.json: as it is"
     assert found["gptq"]["takes_scheme"]

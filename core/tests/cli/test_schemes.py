@@ -9,7 +9,7 @@ from coldpress.schemes import preset_names
 
 
 def test_every_preset_has_a_line_with_bits_and_an_engine(coldpress):
-    found = {one["name"]: one for one in json.loads(coldpress("schemes", "--json").out)}
+    found = {one["name"]: one for one in json.loads(coldpress("schemes", "--json").out)["schemes"]}
 
     assert set(preset_names()) <= set(found)
     assert found["W4A16"]["bits_per_weight"] == 4 + 16 / 128
@@ -41,7 +41,7 @@ def test_a_scheme_that_is_not_there_has_a_near_name(coldpress):
 
 
 def test_data_sets_are_listed_with_their_place_and_split(coldpress):
-    found = {one["name"]: one for one in json.loads(coldpress("datasets", "--json").out)}
+    found = {one["name"]: one for one in json.loads(coldpress("datasets", "--json").out)["datasets"]}
 
     assert set(found) == {plugin.name for plugin in available("datasets")}
     assert found["wikitext"]["repo_id"] == "Salesforce/wikitext"

@@ -70,7 +70,7 @@ from coldpress.cli.console import out, print_json, print_path, say
 out().print("2 × 3 …")
 say("error", "é")
 print_path(Path("/a/\\udcff"))
-print_json({"é": "\\udcff ×"})
+print_json("plan", {"é": "\\udcff ×"})
 """
 
 
@@ -90,7 +90,7 @@ def test_what_an_encoding_lacks_is_written_plainly(encoding, table, message):
 
     assert (done.returncode, done.stderr) == (0, b"error: " + message + b"\n")
     assert (first, second) == (table, b"/a/\xff")  # the name of a file has its bytes
-    assert json.loads(b"\n".join(rest)) == {"é": "\udcff ×"}
+    assert json.loads(b"\n".join(rest)) == {"schema": "coldpress-plan/1", "é": "\udcff ×"}
 
 
 def test_a_pipe_that_is_closed_ends_a_command_as_sigpipe_would():

@@ -323,6 +323,18 @@ def test_a_caller_under_autocast_gets_the_model_that_any_other_gets():
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), found.state_dict().values(), strict=True))
 
 
+def test_a_caller_inside_of_the_meta_device_gets_the_model_that_any_other_gets(tmp_path):
+    plain, model, data = oneshot(tiny_llama(), LEARNING, dataset=batches(), quiet=True), tiny_llama(), batches()
+    tiny_llama().save_pretrained(tmp_path / "model")
+
+    with torch.device("meta"):
+        found = oneshot(model, LEARNING, dataset=data, quiet=True)
+        written = oneshot(tmp_path / "model", ROUNDING, output_dir=tmp_path / "out", device="cpu", quiet=True)
+
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), found.state_dict().values(), strict=True))
+    assert {tensor.device.type for tensor in written.state_dict().values()} == {"cpu"}
+
+
 def test_extra_state_has_no_place_in_a_checkpoint(tmp_path):
     class Keeping(nn.Linear):
         def get_extra_state(self):

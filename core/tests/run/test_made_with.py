@@ -97,7 +97,7 @@ def test_a_plugin_that_was_edited_or_upgraded_meanwhile_is_refused_by_name(model
         compress(model)
 
     assert said in str(error.value)
-    assert "pass restart=True (--restart) to discard it and begin anew" in str(error.value)
+    assert "pass restart=True to discard it and begin anew" in str(error.value)
     assert (model.parent / "out.partial" / NAME).read_bytes() == journal
     first, second = (compress(model, **more) for more in ({"restart": True}, {"overwrite": True}))
     for name, weight in first.state_dict().items():

@@ -4,7 +4,7 @@ Imports neither torch nor transformers, because the command line reads this room
 Every default that differs from llm-compressor's says so, with the reason, in its class's docstring.
 """
 
-from coldpress.arguments.dataset import DATA_PREPARATION, DATA_SOURCE, DatasetArguments
+from coldpress.arguments.dataset import DATA_COLLATORS, DATA_PREPARATION, DATA_SOURCE, DatasetArguments
 from coldpress.arguments.defaults import (
     DEFAULT_ACTIVATION_OBSERVER,
     DEFAULT_ALGORITHM,
@@ -30,6 +30,7 @@ from coldpress.arguments.training import TrainingArguments
 from coldpress.arguments.without_effect import WITHOUT_EFFECT
 
 __all__ = [
+    "DATA_COLLATORS",
     "DATA_PREPARATION",
     "DATA_SOURCE",
     "DEFAULT_ACTIVATION_OBSERVER",

@@ -6,10 +6,16 @@ from typing import Any
 from attrs import Attribute, field, frozen
 
 from coldpress.arguments.checks import at_least, is_a, one_of, path
+from coldpress.arguments.pairs import of_loading, of_template, path_or_text, renamed
 from coldpress.errors import ArgumentError
 
 DATA_COLLATORS = ("truncation", "padding")
 FEW_TOKENS = ("note", "round", "refuse")
+_OF_CALIBRATION = {  # arguments of apply_chat_template
+    **dict.fromkeys(("tokenize", "return_tensors", "return_dict", "return_assistant_tokens_mask"), "it makes tensors"),
+    **dict.fromkeys(("padding", "truncation", "max_length"), "pass max_seq_length, and data_collator"),
+    "chat_template": "pass chat_template",
+}
 
 # Arguments that say which data are read and how they become batches; `warn_idle` where no data are read.
 DATA_SOURCE = ("dataset_config_name", "dataset_path", "splits", "raw_kwargs", "streaming")
@@ -21,6 +27,9 @@ DATA_PREPARATION = (
     "max_seq_length",
     "pad_to_max_length",
     "text_column",
+    "column_map",
+    "chat_template",
+    "chat_template_kwargs",
     "preprocessing_func",
     "concatenate_data",
 )
@@ -36,7 +45,8 @@ class DatasetArguments:
     Attributes:
         dataset: a name, a file or folder (json, jsonl, csv, txt, parquet), a hub id, a `Dataset` or `DatasetDict`, a
             DataFrame, a list of texts, of rows or of token ids, something to iterate over, or a `DataLoader`, whose
-            batches are taken as they are.
+            batches are taken as they are.  A name may have settings, "gsm8k:split=train,config=main"; several names
+            in proportions are a dict from name to share, {"ultrachat_200k": 0.7, "my.jsonl": 0.3}.
         dataset_config_name: configuration of a data set on the hub; one that a plugin knows has a default.
         dataset_path: file or folder to read; the same as giving it as `dataset`, which may then name the kind of file
             ("json", "csv", "custom", ...), as in llm-compressor, or the data set that this is a copy of ("gsm8k").
@@ -52,6 +62,9 @@ class DatasetArguments:
         max_seq_length: tokens per sample at most; None cuts where the tokenizer says that the model ends.
         pad_to_max_length: pad every sample to `max_seq_length`.
         text_column: the column that holds the text; of data sets that a plugin knows, that says what it is.
+        column_map: rename columns before anything reads them, {"inquiry": "prompt"}, or ["inquiry=prompt"].
+        chat_template: a Jinja template, or a file with one, for conversations, instead of the tokenizer's.
+        chat_template_kwargs: what the chat template is given beside the turns, such as {"enable_thinking": False}.
         remove_columns: no effect.
         preprocessing_func: a function from row to row, applied before the tokenizer.
         raw_kwargs: more arguments of `datasets.load_dataset`.
@@ -91,9 +104,12 @@ class DatasetArguments:
     max_seq_length: int | None = field(default=None, validator=at_least(1, optional=True))
     pad_to_max_length: bool = field(default=False, validator=is_a(bool))
     text_column: str = field(default="text", validator=is_a(str))
+    column_map: dict[str, str] = field(factory=dict, converter=renamed, validator=is_a(dict))
+    chat_template: str | None = field(default=None, converter=path_or_text, validator=is_a(str, optional=True))
+    chat_template_kwargs: dict[str, Any] = field(factory=dict, converter=of_template, validator=is_a(dict))
     remove_columns: list[str] | None = None
     preprocessing_func: Callable[[dict[str, Any]], dict[str, Any]] | None = field(default=None)
-    raw_kwargs: dict[str, Any] = field(factory=dict, validator=is_a(dict))
+    raw_kwargs: dict[str, Any] = field(factory=dict, converter=of_loading, validator=is_a(dict))
     concatenate_data: bool | None = field(default=None, validator=is_a(bool, optional=True))
     streaming: bool = field(default=False, validator=is_a(bool))
     overwrite_cache: bool = False
@@ -114,6 +130,14 @@ class DatasetArguments:
     def _check_preprocessing(self, _: "Attribute[Any]", function: Any) -> None:
         if function is not None and not callable(function):
             raise ArgumentError(f"preprocessing_func must be a function from row to row, got {function!r}")
+
+    @chat_template_kwargs.validator
+    def _check_template(self, _: "Attribute[Any]", given: dict[str, Any]) -> None:
+        for name in given:
+            if name in _OF_CALIBRATION:
+                raise ArgumentError(
+                    f"chat_template_kwargs: {name!r} is decided by calibration: {_OF_CALIBRATION[name]}"
+                )
 
     @dataset_path.validator
     def _check_path(self, _: "Attribute[Any]", path: str | None) -> None:

@@ -51,9 +51,12 @@ class DatasetKeywords(TypedDict, total=False):
     max_seq_length: int | None
     pad_to_max_length: bool
     text_column: str
+    column_map: Mapping[str, str] | Sequence[str]
+    chat_template: _Path | None
+    chat_template_kwargs: Mapping[str, Any] | Sequence[str]
     remove_columns: Sequence[str] | None
     preprocessing_func: Callable[..., Any] | None
-    raw_kwargs: dict[str, Any]
+    raw_kwargs: Mapping[str, Any] | Sequence[str]
     concatenate_data: bool | None
     streaming: bool
     overwrite_cache: bool

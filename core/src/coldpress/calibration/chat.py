@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from coldpress.calibration.bounded import bounded, bounded_memory
+from coldpress.calibration.chat_options import PLAIN, ChatOptions
 from coldpress.calibration.conversation import Conversation, Turns
 from coldpress.errors import CalibrationError
 from coldpress.foreign import reading
@@ -19,24 +20,26 @@ _BYTES = 1 << 29  # of memory, likewise
 _CHARACTERS = 10_000_000  # that it may add to ten times the conversation
 
 
-def rendered(conversation: Conversation, writer: Any, where: str) -> str:
+def rendered(conversation: Conversation, writer: Any, where: str, chat: ChatOptions = PLAIN) -> str:
     """A conversation as the model is served with it, special tokens included.
 
     Args:
         conversation: with at least one turn.
         writer: a tokenizer or processor that has a chat template.
         where: which row of which data set, for messages.
+        chat: another template, and what it is given.
 
     Raises:
         CalibrationError: the template refuses the turns, or renders nothing of them.
     """
-    with running_template(writer, where):
-        text = _bounded(_written(conversation.turns, writer), conversation.turns, where)
+    chat.check(writer)
+    with running_template(chat.template_of(writer), where):
+        text = _bounded(_written(conversation.turns, writer, chat), conversation.turns, where)
     if _shows(text, conversation.turns):
         return text
-    with running_template(writer, where):
+    with running_template(chat.template_of(writer), where):
         turns = conversation.raw  # a template may be made for the keys that the data have
-        raw = _bounded(_written(turns, writer), turns, where)
+        raw = _bounded(_written(turns, writer, chat), turns, where)
     if conversation.raw is not conversation.turns and _shows(raw, conversation.turns):
         return raw
     keys = ", ".join(dict.fromkeys(str(key) for turn in conversation.raw for key in turn))
@@ -46,41 +49,43 @@ def rendered(conversation: Conversation, writer: Any, where: str) -> str:
     )
 
 
-def answers_marked(conversation: Conversation, writer: Any, where: str) -> tuple[list[int], list[int]]:
+def answers_marked(
+    conversation: Conversation, writer: Any, where: str, chat: ChatOptions = PLAIN
+) -> tuple[list[int], list[int]]:
     """Tokens of a conversation, and 1 for those of answers, as the template marks them.
 
     Raises:
         CalibrationError: the template marks none.
     """
-    if "generation" not in str(getattr(writer, "chat_template", "")):
+    chat.check(writer)
+    if "generation" not in str(chat.template_of(writer)):
         raise CalibrationError(
             f"{where}: use_loss_mask needs a chat template that marks the answers with {{% generation %}}, or rows "
             "with a loss_mask"
         )
-    with running_template(writer, where):
-        _bounded(_written(conversation.turns, writer), conversation.turns, where)
+    with running_template(chat.template_of(writer), where):
+        _bounded(_written(conversation.turns, writer, chat), conversation.turns, where)
     with (
         reading(f"{where}: the tokenizer cannot read the conversation"),
         bounded(_SECONDS, f"{where}: the chat template runs"),
     ):
-        found = writer.apply_chat_template(
-            list(conversation.turns), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
+        marks = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        found = writer.apply_chat_template(list(conversation.turns), **marks, **chat.arguments())
     return list(found["input_ids"]), list(found["assistant_masks"])
 
 
 @contextmanager
-def running_template(writer: Any, where: str) -> Iterator[None]:
+def running_template(template: Any, where: str) -> Iterator[None]:
     """What a chat template raises as our error, and limits of its time and memory.
 
     Args:
-        writer: has the template.
+        template: in Jinja; several by name, or none, where the writer has such.
         where: which row of which data set, for messages.
 
     Raises:
         CalibrationError: the template fails, takes too much, or raises numbers to a power.
     """
-    if _has_powers(str(getattr(writer, "chat_template", None) or "")):  # one that is large enough cannot be stopped
+    if _has_powers(str(template or "")):  # one that is large enough cannot be stopped
         raise CalibrationError(
             f"{where}: the chat template has a power (`**`), which none needs; write it as a product"
         )
@@ -111,10 +116,10 @@ def plain(conversation: Conversation) -> str:
     return "\n\n".join(part for turn in conversation.turns for part in _contents(turn))
 
 
-def _written(turns: Turns, writer: Any) -> str:
+def _written(turns: Turns, writer: Any, chat: ChatOptions) -> str:
     plain_tokenizer = getattr(writer, "tokenizer", None) is None
     turns = [_flat(turn) for turn in turns] if plain_tokenizer else list(turns)
-    return str(writer.apply_chat_template(turns, tokenize=False))
+    return str(writer.apply_chat_template(turns, tokenize=False, **chat.arguments()))
 
 
 def _bounded(text: str, turns: Turns, where: str) -> str:

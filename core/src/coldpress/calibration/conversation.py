@@ -103,10 +103,33 @@ def read_text(row: Mapping[str, Any], text_column: str, where: str) -> Text | Co
             return _pair(row, asked, answered, where)
     raise MissingColumnError(
         f"{where} has no column {text_column!r}{suggest(text_column, map(str, row))}; its columns are "
-        f"{', '.join(map(str, row)) or 'none'}: name the one that holds text with text_column= (--text-column); "
-        f"conversations ({', '.join(CHAT_COLUMNS[:2])}) and pairs (prompt and response, instruction and output, "
-        "question and answer, ...) are understood"
+        f"{', '.join(map(str, row)) or 'none'}: name the one that holds text with text_column=, or rename "
+        f"columns with column_map=; conversations ({', '.join(CHAT_COLUMNS[:2])}) and pairs (prompt and response, "
+        "instruction and output, question and answer, ...) are understood"
     )
+
+
+def renamed_columns(row: Mapping[str, Any], names: Mapping[str, str], where: str) -> Mapping[str, Any]:
+    """A row whose columns have other names.
+
+    Args:
+        row: columns and their values.
+        names: old name to new one; a column that has a new name already gives way.
+        where: which row of which data set, for messages.
+
+    Raises:
+        MissingColumnError: the row lacks one of them.
+    """
+    if not names:
+        return row
+    missing = [name for name in names if name not in row]
+    if missing:
+        raise MissingColumnError(
+            f"{where} has no column {missing[0]!r}, which column_map= renames{suggest(missing[0], map(str, row))}; its "
+            f"columns are {', '.join(map(str, row)) or 'none'}"
+        )
+    others = {name: value for name, value in row.items() if name not in names and name not in names.values()}
+    return {**others, **{new: row[old] for old, new in names.items()}}
 
 
 def _column(value: Any, name: str, where: str, *, is_chat: bool) -> Text | Conversation:

@@ -14,10 +14,11 @@ from coldpress.calibration.batch import CalibrationBatch
 from coldpress.calibration.collate import as_columns, collate
 from coldpress.calibration.encoder import RowEncoder, pad_token
 from coldpress.calibration.loss_mask import loss_mask_of
+from coldpress.calibration.mixture import parts_of
 from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.rows import find_rows
 from coldpress.calibration.sample import Sample
-from coldpress.calibration.summary import CalibrationSummary, summary_of
+from coldpress.calibration.summary import CalibrationPart, CalibrationSummary, summary_of
 from coldpress.calibration.token_rows import MAIN
 from coldpress.errors import CalibrationError
 from coldpress.foreign import reading
@@ -79,11 +80,11 @@ def load_calibration(
             f"this recipe reads calibration data: pass dataset=..., best text like that which your users send; "
             f"{DEFAULT_DATASET!r} is a short English one inside this package"
         )
-    encoder = RowEncoder(arguments, tokenizer, inputs, find_rows(arguments, seed), processor)
-    samples = list(islice(encoder.samples(), arguments.num_calibration_samples))
-    if not samples:
-        origin, count = encoder.rows.origin, encoder.rows.count
-        raise CalibrationError(f"{origin}: none of its {count or ''} rows holds a token".replace("  ", " "))
+    read: list[tuple[RowEncoder, list[Sample]]] = []
+    for part in parts_of(arguments):
+        encoder = RowEncoder(part, tokenizer, inputs, find_rows(part, seed), processor)
+        read.append((encoder, _read(encoder)))
+    samples = [sample for _, found in read for sample in found]
     size = 1 if apart and arguments.batch_size is None else arguments.batch_size
     batches = collate(
         samples,
@@ -93,7 +94,7 @@ def load_calibration(
         pad=pad_token(tokenizer),
         use_loss_mask=arguments.use_loss_mask,
     )
-    return _logged(CalibrationData(batches, _summary(batches, samples, encoder)))
+    return _logged(CalibrationData(batches, _summary(batches, read, arguments)))
 
 
 def load_batches(
@@ -103,23 +104,40 @@ def load_batches(
     return load_calibration(arguments, tokenizer, seed, model=model, apart=apart).batches
 
 
-def _summary(batches: Sequence[CalibrationBatch], samples: Sequence[Sample], encoder: RowEncoder) -> CalibrationSummary:
-    arguments = encoder.arguments
+def _read(encoder: RowEncoder) -> list[Sample]:
+    """The samples of one data set.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    found = list(islice(encoder.samples(), encoder.arguments.num_calibration_samples))
+    if not found:
+        origin, count = encoder.rows.origin, encoder.rows.count
+        raise CalibrationError(f"{origin}: none of its {count or ''} rows holds a token".replace("  ", " "))
     if encoder.lacking:
         more = f", and {len(encoder.lacking) - _LISTED} more" if len(encoder.lacking) > _LISTED else ""
         log.warning("rows were left out:\n%s%s", "\n".join(encoder.lacking[:_LISTED]), more)
-    found = summary_of(
+    return found
+
+
+def _summary(
+    batches: Sequence[CalibrationBatch], read: Sequence[tuple[RowEncoder, list[Sample]]], arguments: DatasetArguments
+) -> CalibrationSummary:
+    samples = [sample for _, found in read for sample in found]
+    encoders = [encoder for encoder, _ in read]
+    parts = [CalibrationPart(one.rows.origin, len(found), one.arguments.num_calibration_samples) for one, found in read]
+    return summary_of(
         batches,
-        encoder.rows.origin,
+        " and ".join(part.words() if len(parts) > 1 else part.dataset for part in parts),
         longest=max(sample.length or sample.decoder_length for sample in samples),
-        packed=encoder.packs,
-        empty=encoder.empty,
-        lacking=len(encoder.lacking),
+        packed=all(one.packs for one in encoders),
+        empty=sum(one.empty for one in encoders),
+        lacking=sum(len(one.lacking) for one in encoders),
         asked_samples=arguments.num_calibration_samples,
         asked_length=arguments.max_seq_length,
         cut=0 if callable(arguments.data_collator) else _cut(batches, samples),
+        parts=tuple(parts),
     )
-    return found
 
 
 def _cut(batches: Sequence[CalibrationBatch], samples: Sequence[Sample]) -> int:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from coldpress.arguments import DatasetArguments
 from coldpress.calibration.batch import attended
-from coldpress.calibration.conversation import MissingColumnError, read_text
+from coldpress.calibration.chat_options import ChatOptions
+from coldpress.calibration.conversation import MissingColumnError, read_text, renamed_columns
 from coldpress.calibration.hub_dataset import HubDataset
 from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.multimodal import MEDIA, is_processor, process, text_tokenizer
@@ -82,7 +83,12 @@ class RowEncoder:
         """What makes samples of texts."""
         limit = None if self.packs else self.limit
         template = self._known.chat_template if self._known else None
-        return TextEncoder(self.tokenizer, self.inputs, limit, self.arguments.use_loss_mask, template)
+        return TextEncoder(self.tokenizer, self.inputs, limit, self.arguments.use_loss_mask, template, self._chat)
+
+    @cached_property
+    def _chat(self) -> ChatOptions:
+        """How conversations are written."""
+        return ChatOptions.of(self.arguments.chat_template, self.arguments.chat_template_kwargs)
 
     def samples(self) -> Iterator[Sample]:
         """Samples that hold at least one token, in the order of the rows."""
@@ -122,7 +128,9 @@ class RowEncoder:
             return
         media = [name for name in MEDIA if row.get(name) is not None]
         if media and (processor := self._processor) is not None:
-            yield self._cut(arranged(process(row, processor, self.inputs, where), self.inputs, where), where)
+            yield self._cut(
+                arranged(process(row, processor, self.inputs, where, self._chat), self.inputs, where), where
+            )
             return
         if media and self._known:
             raise ModelError(
@@ -199,6 +207,7 @@ class RowEncoder:
     def _preprocessed(self, row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if self._known is not None:
             return self._converted(row, self._known, where)
+        row = renamed_columns(row, self.arguments.column_map, where)
         if self.arguments.preprocessing_func is None:
             return row
         changed: Any = self.arguments.preprocessing_func(dict(row))

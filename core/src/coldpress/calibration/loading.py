@@ -115,7 +115,7 @@ def _unknown(name: str, split: str | None, arguments: DatasetArguments, offered:
 def _known(known: HubDataset, name: str, split: str | None, arguments: DatasetArguments) -> Any:
     """The rows of a data set that a plugin knows; of the hub or of a folder, one after the other as they are read."""
     if arguments.preprocessing_func is None:
-        warn_idle(arguments, ["text_column"], f"the plugin of {name!r} says what its text is")
+        warn_idle(arguments, ["text_column", "column_map"], f"the plugin of {name!r} says what its text is")
     part = split_part(split or known.split)
     if arguments.dataset_path is not None:
         return _copy(known, Path(arguments.dataset_path).expanduser(), split, arguments)

@@ -18,18 +18,18 @@ _FORMS = (
 )
 
 
-def as_collection(dataset: Any, text_column: str) -> Any:
+def as_collection(dataset: Any, *columns: str) -> Any:
     """Something with a length and items, something to iterate over, or a dict of splits.
 
     Args:
         dataset: no text.
-        text_column: the column that holds the text.
+        *columns: names of columns that the user gives, which tell a dict of columns from one of splits.
 
     Raises:
         CalibrationError: no rows can be had from it.
     """
     if isinstance(dataset, Mapping):
-        return _rows(dataset) if _is_table(dataset, text_column) else dataset
+        return _rows(dataset) if _is_table(dataset, columns) else dataset
     for method, arguments in (("to_dicts", ()), ("to_pylist", ()), ("to_dict", ("records",))):  # polars, arrow, pandas
         if callable(getattr(dataset, method, None)) and hasattr(dataset, "columns"):
             rows: list[Any] = getattr(dataset, method)(*arguments)
@@ -80,9 +80,9 @@ def as_row(item: Any, text_column: str, where: str) -> Mapping[str, Any]:
     )
 
 
-def _is_table(found: Mapping[str, Any], text_column: str) -> bool:
+def _is_table(found: Mapping[str, Any], columns: Sequence[str]) -> bool:
     """Whether a dict holds columns, not splits."""
-    known = {text_column, *MAIN, *CHAT_COLUMNS, *(name for pair in PAIRS for name in pair)}
+    known = {*columns, *MAIN, *CHAT_COLUMNS, *(name for pair in PAIRS for name in pair)}
     return any(name in known and not isinstance(found[name], Mapping) for name in found)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from coldpress.calibration.chat import running_template
+from coldpress.calibration.chat_options import PLAIN, ChatOptions
 from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.sample import as_tensor
 from coldpress.errors import CalibrationError
@@ -24,7 +25,9 @@ def is_processor(tokenizer: Any) -> bool:
     return getattr(tokenizer, "tokenizer", None) is not None
 
 
-def process(row: Mapping[str, Any], processor: Any, inputs: ModelInputs, where: str) -> dict[str, Any]:
+def process(
+    row: Mapping[str, Any], processor: Any, inputs: ModelInputs, where: str, chat: ChatOptions = PLAIN
+) -> dict[str, Any]:
     """What a processor makes of a row for the model, with a batch dimension.
 
     Args:
@@ -32,6 +35,7 @@ def process(row: Mapping[str, Any], processor: Any, inputs: ModelInputs, where: 
         processor: of the model.
         inputs: what the model takes.
         where: which row of which data set, for messages.
+        chat: how conversations are written.
 
     Raises:
         CalibrationError: the processor refuses the row or makes no tokens of it, or the model takes nothing of what it
@@ -41,7 +45,7 @@ def process(row: Mapping[str, Any], processor: Any, inputs: ModelInputs, where: 
     if "audio" in media:
         media["audio"] = torch.as_tensor(media["audio"], dtype=torch.float32).numpy()
         media["sampling_rate"] = row.get("sampling_rate")
-    text = _text(row, processor, where)
+    text = _text(row, processor, where, chat)
     with reading(f"{where}: {type(processor).__name__} refuses a row with {', '.join(media)}"):
         found = {name: as_tensor(value) for name, value in processor(text=[text], **media, return_tensors="pt").items()}
     if "input_ids" not in found and "decoder_input_ids" not in found and "labels" in found:
@@ -56,9 +60,9 @@ def process(row: Mapping[str, Any], processor: Any, inputs: ModelInputs, where: 
     return {name: value for name, value in found.items() if inputs.takes(name) or name.endswith("_mask")}
 
 
-def _text(row: Mapping[str, Any], processor: Any, where: str) -> str:
+def _text(row: Mapping[str, Any], processor: Any, where: str, chat: ChatOptions) -> str:
     """The text of a row: its conversation, where the processor has a template for such."""
-    if row.get("messages") and (getattr(processor, "chat_template", None) or "text" not in row):
-        with running_template(processor, where):
-            return str(processor.apply_chat_template(list(row["messages"]), tokenize=False))
+    if row.get("messages") and (chat.template_of(processor) or "text" not in row):
+        with running_template(chat.template_of(processor), where):
+            return str(processor.apply_chat_template(list(row["messages"]), tokenize=False, **chat.arguments()))
     return str(row["text"])

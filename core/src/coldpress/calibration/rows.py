@@ -53,16 +53,16 @@ def find_rows(arguments: DatasetArguments, seed: int) -> Rows:
         CalibrationError: there is no such data set or split, it cannot be read, or it is empty.
     """
     source = arguments.dataset if arguments.dataset is not None else arguments.dataset_path
-    split = _wanted_split(arguments.splits)
+    split, columns = _wanted_split(arguments.splits), (arguments.text_column, *arguments.column_map)
     origin = repr(arguments.dataset_path or source) if isinstance(source, str) else _described(source)
     if isinstance(source, str):
         loaded = load_named(arguments, split)
         found = pick(loaded.data, split, origin) if isinstance(loaded.data, Mapping) else loaded.data
     else:
         warn_idle(arguments, LOADING, f"{origin} is in memory already")
-        loaded = Loaded(as_collection(source, arguments.text_column))
+        loaded = Loaded(as_collection(source, *columns))
         found = pick(loaded.data, split, origin)
-    found = as_collection(found, arguments.text_column)
+    found = as_collection(found, *columns)
     if not hasattr(found, "__len__"):
         stream = _stream(found, arguments.shuffle_calibration_samples, seed)
         return Rows(_of_stream(stream, arguments.text_column, origin), None, origin, loaded.known)
@@ -72,6 +72,8 @@ def find_rows(arguments: DatasetArguments, seed: int) -> Rows:
     if arguments.shuffle_calibration_samples and not _is_used_whole(found, arguments):
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
     running = isinstance(found, FileRows) and found.is_running_text
+    if running:
+        warn_idle(arguments, ["column_map"], f"{origin} is running text, which has no columns")
     rows = _of_items(found, order, arguments.text_column, origin)
     return Rows(rows, len(found), origin, loaded.known, running)
 

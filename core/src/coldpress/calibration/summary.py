@@ -14,6 +14,25 @@ log = logging.getLogger(__name__)
 _FEW = 0.5  # of the tokens that were asked for: with fewer, that is told
 
 
+@frozen
+class CalibrationPart:
+    """One of the data sets that a model is calibrated on.
+
+    Attributes:
+        dataset: what it is called.
+        samples: of it that are used.
+        asked_samples: how many were asked for; None for all.
+    """
+
+    dataset: str
+    samples: int
+    asked_samples: int | None
+
+    def words(self) -> str:
+        """`'a.jsonl' (70 samples)`."""
+        return f"{self.dataset} ({_samples(self.samples)})"
+
+
 @frozen(kw_only=True)
 class CalibrationSummary:
     """What a model is calibrated on.
@@ -31,6 +50,7 @@ class CalibrationSummary:
         lacking: rows that lack a column which others have, and were left out.
         asked_samples: how many were asked for; None for all.
         asked_length: tokens of a sample that were asked for; None where none were.
+        parts: the data sets, one after the other; empty where batches are taken as they are.
     """
 
     dataset: str
@@ -45,6 +65,7 @@ class CalibrationSummary:
     lacking: int = 0
     asked_samples: int | None = None
     asked_length: int | None = None
+    parts: tuple[CalibrationPart, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of the report."""
@@ -66,13 +87,14 @@ class CalibrationSummary:
     def warnings(self) -> list[str]:
         """Where it is less than was asked for."""
         found = []
-        if self.asked_samples is not None and self.samples < self.asked_samples:
-            found.append(f"{self.dataset} gives {_samples(self.samples)}, and {self.asked_samples} were asked for")
+        for part in self.parts or (CalibrationPart(self.dataset, self.samples, self.asked_samples),):
+            if part.asked_samples is not None and part.samples < part.asked_samples:
+                found.append(f"{part.dataset} gives {_samples(part.samples)}, and {part.asked_samples} were asked for")
         wanted = self.samples * (self.asked_length or 0)
         if self.tokens is not None and not self.packed and self.tokens < _FEW * wanted:
             found.append(
                 f"{self.dataset}: its samples have {self.tokens // max(1, self.samples)} tokens in the mean, where "
-                f"max_seq_length={self.asked_length} was asked for; concatenate_data=True (--concatenate-data) joins "
+                f"max_seq_length={self.asked_length} was asked for; concatenate_data=True joins "
                 "texts to that length"
             )
         return found

@@ -11,6 +11,7 @@ from attrs import define
 from torch import Tensor
 
 from coldpress.calibration.chat import answers_marked, plain, rendered
+from coldpress.calibration.chat_options import PLAIN, ChatOptions
 from coldpress.calibration.conversation import Conversation, Text
 from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.multimodal import text_tokenizer
@@ -32,6 +33,7 @@ class TextEncoder:
         limit: tokens of a sample at most; None keeps all.
         use_loss_mask: the chat template says which tokens count.
         chat_template: for a tokenizer that has none; None refuses conversations then.
+        chat: how conversations are written, whatever the tokenizer has.
     """
 
     tokenizer: Any
@@ -39,6 +41,7 @@ class TextEncoder:
     limit: int | None
     use_loss_mask: bool = False
     chat_template: str | None = None
+    chat: ChatOptions = PLAIN
 
     @cached_property
     def copy(self) -> Any:
@@ -81,16 +84,18 @@ class TextEncoder:
             answer = self._ids(plain(Conversation(found.turns[-1:], found.column)), where, special=True)
             return self._sample(self._ids(plain(asked), where, special=True), others, answer)
         if self.use_loss_mask:
-            ids, counts = answers_marked(found, writer, where)
+            ids, counts = answers_marked(found, writer, where, self.chat)
             cut = self._sample(ids, others)
             sample = Sample(cut.tokens, cut.decoder, cut.others, torch.tensor([counts]) != 0)
             return sample if self.limit is None else sample.cut(self.limit)
         if writer is None:
             return self._sample(self._ids(plain(found), where, special=True), others)
-        return self._sample(self._ids(rendered(found, writer, where), where, special=False), others)
+        return self._sample(self._ids(rendered(found, writer, where, self.chat), where, special=False), others)
 
     def _template_writer(self, found: Conversation, where: str) -> Any | None:
         """What has a chat template; None where there is none, and paragraphs do as well."""
+        if self.chat.template is not None:
+            return self.copy
         for writer in (self.copy, self.tokenizer):  # a processor may have the template that its tokenizer lacks
             if getattr(writer, "chat_template", None):
                 return writer
@@ -101,8 +106,8 @@ class TextEncoder:
         if found.is_pair:
             return None
         raise CalibrationError(
-            f"{where} holds a conversation, and the tokenizer has no chat template: set its chat_template, or turn "
-            "conversations to text with preprocessing_func"
+            f"{where} holds a conversation, and the tokenizer has no chat template: pass one with chat_template= "
+            "(a file, or its text), or turn conversations to text with preprocessing_func"
         )
 
     def _ids(self, text: str, where: str, *, special: bool) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from coldpress.arguments import DEFAULT_DATASET, DatasetArguments
 from coldpress.calibration.encoder import RowEncoder, pad_token
+from coldpress.calibration.mixture import parts_of
 from coldpress.calibration.model_inputs import ModelInputs
 from coldpress.calibration.rows import find_rows
 from coldpress.calibration.sample import Sample
@@ -55,8 +56,10 @@ def load_training_rows(
             f"training needs data: pass dataset=..., such as {DEFAULT_DATASET!r}, which is very short"
         )
     asked = evolve(arguments, num_calibration_samples=most)
-    encoder = RowEncoder(asked, tokenizer, ModelInputs.of(model), find_rows(asked, seed), processor)
-    samples = list(islice(encoder.samples(), most))
+    samples: list[Sample] = []
+    for part in parts_of(asked):
+        encoder = RowEncoder(part, tokenizer, ModelInputs.of(model), find_rows(part, seed), processor)
+        samples += islice(encoder.samples(), part.num_calibration_samples)
     rows = [row for sample in samples if len((row := _row(sample))["input_ids"]) > 1]
     if not rows:
         raise CalibrationError(

@@ -1,5 +1,6 @@
 """What lies beside the weights of a model: tokenizer, processor, chat template, code, licence; copied as it is."""
 
+import logging
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from coldpress.installed import container_suffixes
 from coldpress.source import Weights
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+
+log = logging.getLogger(__name__)
 
 WRITTEN = frozenset(
     {CONFIG, GENERATION_CONFIG, "evaluation.json", "manifest.json", "recipe.yaml", "report.html", "report.json"}
@@ -91,13 +94,23 @@ def copy_companions(origin: Origin, target: Path) -> None:
     Raises:
         OSError: a file cannot be read or written.
     """
-    for name in companions(origin, target):
+    odd: list[Path] = []
+    for name in companions(origin, target, odd):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(origin.folder / name, target / name)
+    for path in odd:
+        what = "is a link to a file that is not there" if path.is_symlink() else "is a pipe, a device or a socket"
+        log.warning("%s %s, and is not copied to the output", path, what)
 
 
-def companions(origin: Origin, target: Path) -> Iterator[Path]:
-    """What `copy_companions` copies, relative to the folder of the model."""
+def companions(origin: Origin, target: Path, odd: list[Path] | None = None) -> Iterator[Path]:
+    """What `copy_companions` copies, relative to the folder of the model.
+
+    Args:
+        origin: the folder of the model.
+        target: the folder of the checkpoint.
+        odd: takes what would be copied and is neither a file nor a folder.
+    """
     weights = _files_of_weights(origin.folder)
     for path in _walk(origin.folder, origin.folder, target.resolve(), seen=set()):
         name = path.relative_to(origin.folder)
@@ -109,7 +122,10 @@ def companions(origin: Origin, target: Path) -> Iterator[Path]:
             continue
         if not origin.has_tokenizer and name.parts[0].startswith(_OF_TOKENIZER):
             continue
-        yield name
+        if path.is_file():
+            yield name
+        elif odd is not None:
+            odd.append(path)
 
 
 def is_of_weights(name: str) -> bool:
@@ -133,12 +149,12 @@ def _files_of_weights(folder: Path) -> Sequence[Path]:
 
 
 def _walk(folder: Path, root: Path, target: Path, *, seen: set[str]) -> Iterator[Path]:
-    """The files below a folder, links followed, but for folders that are no part of the model."""
+    """What is below a folder and no folder, links followed, but for folders that are no part of the model."""
     seen.add(os.path.realpath(folder))
     for path in sorted(folder.iterdir()):
-        if path.is_file():
+        if not path.is_dir():
             yield path
-        elif path.is_dir() and os.path.realpath(path) not in seen and not _is_apart(path, root, target):
+        elif os.path.realpath(path) not in seen and not _is_apart(path, root, target):
             yield from _walk(path, root, target, seen=seen)
 
 

@@ -199,8 +199,7 @@ class Destination:
             return
         if not self.overwrite:
             raise CheckpointError(
-                f"{self.output} exists and is not empty; pass overwrite=True (--overwrite) to replace it, "
-                "or name another output"
+                f"{self.output} exists and is not empty; pass overwrite=True to replace it, or name another output"
             )
         is_checkpoint = (self.output / CONFIG).is_file() or any(self.output.glob("*.safetensors"))
         if not self.any_folder and not is_checkpoint:

@@ -43,7 +43,7 @@ def restored(
                 continue
             place = next(names.of(name, part))
             if place not in there:
-                raise CheckpointError(f"no finished stage has {full!r}; begin anew with restart=True (--restart)")
+                raise CheckpointError(f"no finished stage has {full!r}; begin anew with restart=True")
             yield full, writer.read(place)
 
 

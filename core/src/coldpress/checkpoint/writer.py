@@ -35,7 +35,7 @@ Publish = Callable[[StageParts, Path], None]
 log = logging.getLogger(__name__)
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_DISCARD = "pass restart=True (--restart) to discard it and begin anew"
+_DISCARD = "pass restart=True to discard it and begin anew"
 
 
 class CheckpointWriter:

@@ -12,7 +12,7 @@ from coldpress.cli.defaults import commands_of, default_map, defaults
 from coldpress.cli.demo import demo
 from coldpress.cli.diff import diff
 from coldpress.cli.evaluate import evaluate
-from coldpress.cli.hinting import HintingCommand
+from coldpress.cli.hinting import HintingCommand, HintingGroup
 from coldpress.cli.inspect import inspect
 from coldpress.cli.model_free import convert
 from coldpress.cli.new import new
@@ -29,6 +29,7 @@ from coldpress.errors import ColdpressError
 
 app = typer.Typer(
     name="coldpress",
+    cls=HintingGroup,
     help="Make large language models small after training: quantize, measure, look inside.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # what a user should see is decided in border.py

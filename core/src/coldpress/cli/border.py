@@ -20,6 +20,7 @@ from typing import Any
 import typer
 
 from coldpress.cli.console import Told, say
+from coldpress.cli.words import in_options
 from coldpress.errors import BrokenPluginError, ColdpressError, is_of_the_machine
 
 FAILED = 1
@@ -34,7 +35,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, debug: bool, **options: Any) -> None:
         try:
-            with Told(quiet=options.get("quiet", False)):
+            with Told(quiet=options.get("quiet", False), words=in_options(command)):
                 command(*args, **options)
             sys.stdout.flush()
         except typer.Exit:
@@ -46,7 +47,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             _drop_output()
             raise typer.Exit(PIPE_CLOSED) from error
         except Exception as error:
-            raise typer.Exit(exit_code_of(error, debug=debug)) from error
+            raise typer.Exit(exit_code_of(error, debug=debug, words=in_options(command))) from error
 
     from coldpress.cli.option import Debug
 
@@ -69,12 +70,18 @@ def say_interrupted() -> None:
     say("interrupted", "stopped before the end", style="yellow")
 
 
-def exit_code_of(error: Exception, *, debug: bool) -> int:
-    """Say what went wrong; the code that the process exits with."""
+def exit_code_of(error: Exception, *, debug: bool, words: Callable[[str], str] = str) -> int:
+    """Say what went wrong; the code that the process exits with.
+
+    Args:
+        error: that ends the command.
+        debug: show its traceback.
+        words: the message in the words of the command.
+    """
     if debug:
         say("traceback", "".join(traceback.format_exception(error)).rstrip(), style="dim")
     if isinstance(error, ColdpressError):
-        say("error", str(error))
+        say("error", words(str(error)))
         if isinstance(error, BrokenPluginError) and not debug:
             say("hint", "--debug shows the plugin's own traceback", style="cyan")
         return MISTAKEN

@@ -9,27 +9,49 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coldpress.arguments import (
-    DEFAULT_ALGORITHM,
-    DEFAULT_DATASET,
-    DEFAULT_FORMAT,
-    DatasetArguments,
-    parse_arguments,
-)
+from coldpress.arguments import DEFAULT_ALGORITHM, DEFAULT_DATASET, DEFAULT_FORMAT, parse_arguments
 from coldpress.arguments.checks import path
-from coldpress.cli.console import out, print_path, say
+from coldpress.cli.console import say
+from coldpress.cli.data_option import (
+    DATA,
+    PANEL,
+    AllExperts,
+    ChatTemplate,
+    ChatTemplateKwargs,
+    ColumnMap,
+    Concatenate,
+    DataCollator,
+    DatasetConfigName,
+    DatasetPath,
+    Datasets,
+    FewTokens,
+    MaxSeqLength,
+    MinTokens,
+    PadToMaxLength,
+    RawKwargs,
+    Shuffle,
+    Splits,
+    Streaming,
+    TextColumn,
+    UseLossMask,
+    as_arguments,
+)
 from coldpress.cli.model_free import run_model_free
-from coldpress.cli.option import DTYPE, SEED, Device, Dtype, Quiet, Seed, default_of, option
+from coldpress.cli.option import DTYPE, SEED, Device, Dtype, Json, Quiet, Seed, TrustRemoteCode, option
 from coldpress.errors import ArgumentError, SchemeError, UnknownPluginError
 
 if TYPE_CHECKING:
     from coldpress.recipe import Recipe
 
-_WHAT, _DATA, _OUTPUT = "What to do", "Calibration", "Output"
+_WHAT, _OUTPUT = "What to do", "Output"
 _DIVIDING = re.compile(r"; ([\d, ]+) would divide it")  # the end of what schemes.check_fit says
 
+_GROUP_SIZE = re.compile(r"\bgroup_size:(?:\s*\$\{(?P<name>\w+)\})?")
 _CHOSEN = ("recipe", "scheme", "algorithm", "bits", "size", "quality", "group_size", "ignore")
-_RENAMED = {"dtype": "precision", "recipe_arg": "recipe_args", "output": "output_dir"}
+_RENAMED = {
+    **{"dtype": "precision", "recipe_arg": "recipe_args", "output": "output_dir"},
+    "trust_remote_code": "trust_remote_code_model",
+}
 _SERVED_GROUP_SIZES = (128, 64, 32)  # kernels of serving engines know these; larger groups need less room for scales
 
 
@@ -77,28 +99,31 @@ def compress(
     pipeline: Annotated[
         str | None, option(_WHAT, "--pipeline", "NAME", "Calibration pipeline.", shown="what the recipe needs")
     ] = None,
-    dataset: Annotated[str, option(_DATA, "--dataset", "NAME", "A name, file, folder or hub id.")] = DEFAULT_DATASET,
+    dataset: Datasets = [DEFAULT_DATASET],  # noqa: B006  # typer copies it
+    dataset_config_name: DatasetConfigName = DATA.dataset_config_name,
+    dataset_path: DatasetPath = DATA.dataset_path,
+    splits: Splits = DATA.splits,
     num_calibration_samples: Annotated[
-        int, option(_DATA, "--num-calibration-samples", "N", "Samples that are used.", least=1)
-    ] = default_of(DatasetArguments, "num_calibration_samples"),
-    max_seq_length: Annotated[
-        int | None, option(_DATA, "--max-seq-length", "N", "Tokens a sample at most.", shown="the model's", least=1)
-    ] = default_of(DatasetArguments, "max_seq_length"),
+        int | None, option(PANEL, "--num-calibration-samples", "N", "Samples that are used.", least=1)
+    ] = DATA.num_calibration_samples,
+    shuffle_calibration_samples: Shuffle = DATA.shuffle_calibration_samples,
+    max_seq_length: MaxSeqLength = DATA.max_seq_length,
     batch_size: Annotated[
-        int | None, option(_DATA, "--batch-size", "N", "Samples a batch.", shown="neighbours of one length", least=1)
-    ] = default_of(DatasetArguments, "batch_size"),
-    text_column: Annotated[str, option(_DATA, "--text-column", "NAME", "Column that holds the text.")] = default_of(
-        DatasetArguments, "text_column"
-    ),
-    concatenate_data: Annotated[
-        bool | None,
-        typer.Option(
-            "--concatenate-data/--no-concatenate-data",
-            help="Join texts and cut samples of --max-seq-length from them.",
-            show_default="text files only",
-            rich_help_panel=_DATA,
-        ),
-    ] = default_of(DatasetArguments, "concatenate_data"),
+        int | None, option(PANEL, "--batch-size", "N", "Samples a batch.", shown="neighbours of one length", least=1)
+    ] = DATA.batch_size,
+    text_column: TextColumn = DATA.text_column,
+    column_map: ColumnMap = None,
+    chat_template: ChatTemplate = DATA.chat_template,
+    chat_template_kwargs: ChatTemplateKwargs = None,
+    concatenate_data: Concatenate = DATA.concatenate_data,
+    data_collator: DataCollator = DATA.data_collator,
+    pad_to_max_length: PadToMaxLength = DATA.pad_to_max_length,
+    use_loss_mask: UseLossMask = DATA.use_loss_mask,
+    moe_calibrate_all_experts: AllExperts = DATA.moe_calibrate_all_experts,
+    moe_min_tokens: MinTokens = DATA.moe_min_tokens,
+    moe_few_tokens: FewTokens = DATA.moe_few_tokens,
+    streaming: Streaming = DATA.streaming,
+    raw_kwargs: RawKwargs = None,
     output: Annotated[Path, option(_OUTPUT, "--output/-o", "DIR", "The checkpoint to write.")],
     format: Annotated[
         list[str] | None,
@@ -122,19 +147,21 @@ def compress(
     log_dir: Annotated[Path | None, option(_OUTPUT, "--log-dir", "DIR", "Also log to a file in this folder.")] = None,
     dtype: Dtype = DTYPE,
     device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
     seed: Seed = SEED,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Compress a model by a recipe, or by the names of a scheme and an algorithm, and write a checkpoint.
 
     coldpress compress smollm2 --scheme W4A16 --group-size 64 --output smollm2-w4a16
     """
-    options = dict(locals())
+    options = {name: value for name, value in locals().items() if name != "as_json"}
     settings = settings_of(**options)
     if model_free:
-        run_model_free(settings, max_workers=max_workers, quiet=quiet)
+        run_model_free(settings, max_workers=max_workers, quiet=quiet, as_json=as_json)
     else:
-        _run(settings, quiet=quiet)
+        _run(settings, quiet=quiet, as_json=as_json)
 
 
 def settings_of(*, model_free: bool = False, max_workers: int | None = None, **options: Any) -> dict[str, Any]:
@@ -143,7 +170,7 @@ def settings_of(*, model_free: bool = False, max_workers: int | None = None, **o
     Raises:
         ArgumentError: options contradict each other.
     """
-    given = dict(options)
+    given = as_arguments(options)
     if not model_free and max_workers is not None:
         raise ArgumentError("--max-workers goes with --model-free")
     if model_free and given["scheme"] is not None and given["algorithm"] is None and given["quality"] is None:
@@ -202,7 +229,7 @@ def _recipe_of(
     return found.recipe
 
 
-def _run(settings: Mapping[str, Any], *, quiet: bool) -> None:
+def _run(settings: Mapping[str, Any], *, quiet: bool, as_json: bool) -> None:
     """Compress, and say what came of it."""
     from coldpress.entrypoints.oneshot import run
     from coldpress.report.memory import peak_memory, reset_peak_memory
@@ -210,35 +237,48 @@ def _run(settings: Mapping[str, Any], *, quiet: bool) -> None:
     arguments = parse_arguments(settings)
     reset_peak_memory()
     start = perf_counter()
-    with advised():
+    with advised(settings["recipe"]):
         state = run(arguments)
     seconds = perf_counter() - start
     output = Path(path(settings["output_dir"]))
     if not state.share.ranks.leads:
         return
-    if quiet:
-        print_path(output)
-        return
-    from coldpress.cli.summary import summary
+    from coldpress.cli.outcome import print_outcome
 
-    out().print(summary(state, output, seconds=seconds, memory=peak_memory()))
-    print_path(output)
+    print_outcome("compress", state, output, quiet=quiet, as_json=as_json, seconds=seconds, memory=peak_memory())
 
 
 @contextmanager
-def advised() -> Iterator[None]:
-    """Add to a message about groups which option would do."""
+def advised(recipe: Any) -> Iterator[None]:
+    """Add to a message about groups which option would do, or what to change in the recipe."""
     try:
         yield
     except SchemeError as error:
-        raise SchemeError(str(error) + _advice(str(error))) from error
+        size = _fitting_size(str(error))
+        raise SchemeError(str(error) + ("" if size is None else f"\n{_change(recipe, size)}")) from error
 
 
-def _advice(message: str) -> str:
-    """Which --group-size would do, if that is what a message is about."""
+def _change(recipe: Any, size: int) -> str:
+    """What to type or write so that groups have a size: an option, or a line of a recipe that was given."""
+    if not isinstance(recipe, Path):
+        return f"pass --group-size {size}" + (", one scale a row" if size == -1 else "")
+    from coldpress.recipe import ready_recipe
+
+    text = recipe.expanduser().read_text(encoding="utf-8") if recipe.is_file() else ready_recipe(str(recipe)).text
+    lines = [(number, found) for number, line in enumerate(text.splitlines(), 1) if (found := _GROUP_SIZE.search(line))]
+    placeholder = next((found["name"] for _, found in lines if found["name"]), None)
+    if placeholder is not None:
+        return f"pass --recipe-arg {placeholder}={size}"
+    if lines:
+        return f"set group_size: {size} in {recipe}:{lines[0][0]}"
+    return f"set group_size: {size} beside the scheme in {recipe}"
+
+
+def _fitting_size(message: str) -> int | None:
+    """Which group size would do, if that is what a message is about."""
     offers = [{int(size) for size in found.split(",")} for found in _DIVIDING.findall(message)]
     fitting = set.intersection(*offers) if offers else set()
     if fitting:
         served = [size for size in _SERVED_GROUP_SIZES if size in fitting]
-        return f"\npass --group-size {served[0] if served else max(fitting)}"
-    return "\npass --group-size -1, one scale a row" if "group_size" in message and "would do" in message else ""
+        return served[0] if served else max(fitting)
+    return -1 if "group_size" in message and "would do" in message else None

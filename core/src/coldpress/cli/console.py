@@ -5,12 +5,15 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
+
+from coldpress.cli.schema import versioned
 
 # Said to libraries before they are imported; what a user has set already stays.
 _HUSH = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -50,13 +53,19 @@ def say(kind: str, message: str, *, style: str = "bold red") -> None:
     err().print(Text.assemble((f"{rank}{kind}: ", style), message), soft_wrap=True)
 
 
-def print_json(value: Any) -> None:
-    """A result for programs."""
-    text = json.dumps(finite(value), indent=2, allow_nan=False, ensure_ascii=False)
+def print_json(form: str, content: Mapping[str, Any]) -> None:
+    """A result for programs.
+
+    Args:
+        form: one of `schema.VERSIONS`.
+        content: what it holds.
+    """
+    value = finite(versioned(form, content))
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # JSON has a form of its own for what the encoding lacks
-        text = json.dumps(finite(value), indent=2, allow_nan=False)
+        text = json.dumps(value, indent=2, allow_nan=False)
     write(f"{text}\n")
 
 
@@ -85,10 +94,12 @@ class Told(logging.Handler):
 
     Args:
         quiet: libraries draw no progress bars either.
+        words: a warning in the words of the command.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, words: Callable[[str], str] = str) -> None:
         super().__init__(logging.WARNING)
+        self._words = words
         self._bars = sys.stderr.isatty() and not quiet
         self._warnings = warnings.catch_warnings()
         self._logger = logging.getLogger("coldpress")
@@ -114,4 +125,4 @@ class Told(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Tell a warning; of several ranks the first does, for all have the same."""
         if os.environ.get("RANK", "0") == "0":
-            say(record.levelname.lower(), record.getMessage(), style="bold yellow")
+            say(record.levelname.lower(), self._words(record.getMessage()), style="bold yellow")

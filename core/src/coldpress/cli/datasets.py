@@ -18,7 +18,7 @@ def datasets(as_json: Json = False) -> None:
 
     rows = [_row(plugin) for plugin in available("datasets")]
     if as_json:
-        print_json(rows)
+        print_json("datasets", {"datasets": rows})
         return
     from rich.text import Text
 

@@ -29,7 +29,7 @@ def defaults(context: typer.Context, as_json: Json = False) -> None:
     rows = [*_of_file(commands), *_of_environment(commands)]  # of two for one option, the second holds
     file = defaults_file()
     if as_json:
-        print_json({"file": str(file), "exists": file.exists(), "options": rows})
+        print_json("defaults", {"file": str(file), "exists": file.exists(), "options": rows})
         return
     from rich.text import Text
 

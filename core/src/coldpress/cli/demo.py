@@ -9,11 +9,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from attrs import frozen
+from attrs import asdict, frozen
 
 from coldpress.arguments import DEFAULT_DATASET, DEFAULT_IGNORE, DEMO_MODEL, parse_arguments
-from coldpress.cli.console import out
-from coldpress.cli.option import option
+from coldpress.cli.console import out, print_json
+from coldpress.cli.option import Json, option
 from coldpress.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def demo(
             shown=" ".join(_SCHEMES),
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Compress the embedded model several ways, GPTQ beside rounding, and show what came of it in one table.
 
@@ -67,6 +68,10 @@ def demo(
     with _folder(output) as folder:
         before = judge.original()
         rows = [judge.compress(name, recipe, folder / _folder_name(name)) for name, recipe in recipes.items()]
+    if as_json:
+        found = [asdict(one) for one in (before, *rows)]
+        print_json("demo", {"window": extent["window"], "prompt": _PROMPT, "rows": found})
+        return
     for part in _shown(before, rows, window=extent["window"]):
         out().print(part)
     if output is not None:

@@ -35,7 +35,7 @@ def show(name: str, *, as_json: bool) -> None:
     """
     found = [_described(plugin) for plugin in _called(name)]
     if as_json:
-        print_json(found)
+        print_json("plugin", {"plugins": found})
         return
     for number, one in enumerate(found):
         _print(one, first=number == 0)

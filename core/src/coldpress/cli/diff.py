@@ -41,7 +41,7 @@ def diff(
 
         write_difference(found, Path(path(output)))
     if as_json:
-        print_json(found.to_dict())
+        print_json("diff", found.to_dict())
         return
     for part in _shown(found):
         out().print(part)

@@ -12,7 +12,7 @@ from attrs import asdict
 from coldpress.arguments import DEFAULT_DATASET
 from coldpress.arguments.checks import path
 from coldpress.cli.console import finite, out, print_json
-from coldpress.cli.option import DTYPE, Device, Dtype, Json, option
+from coldpress.cli.option import DTYPE, Device, Dtype, Json, TrustRemoteCode, option
 from coldpress.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def evaluate(
     ] = None,
     dtype: Dtype = DTYPE,
     device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Measure perplexity with its standard error and, with --against, KL divergence and top-1 agreement.
@@ -68,8 +69,13 @@ def evaluate(
     if report is not None:
         render_folder(Path(path(report)))  # what has no report is refused before a model is read
     content = {"model": model, "against": against, "text": str(text or DEFAULT_DATASET), "window": window}
-    models = [load_model(one, dtype=dtype, device=device) for one in (model, against) if one is not None]
-    tokenizer = need_tokenizer(load_tokenizer(model, models[0]), "evaluation")
+    models = [
+        load_model(one, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        for one in (model, against)
+        if one is not None
+    ]
+    found_tokenizer = load_tokenizer(model, models[0], trust_remote_code=trust_remote_code)
+    tokenizer = need_tokenizer(found_tokenizer, "evaluation")
     measured: dict[str, Any] = _on_text(models, tokenizer, words, {"window": window, "max_tokens": max_tokens})
     if names is not None:
         measured |= _on_tasks(models, tokenizer, names, limit)
@@ -77,7 +83,7 @@ def evaluate(
     if report is not None:
         keep_evaluation(Path(path(report)), finite(found))
     if as_json:
-        print_json(found)
+        print_json("evaluate", found)
         return
     distance = measured["divergence"]
     if distance is not None and distance.log_ratio < -3 * distance.log_ratio_standard_error:

@@ -2,11 +2,36 @@
 
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from coldpress.spelling import elsewhere, near
 
 _LIKE_SETTINGS = {"num_bits": "bits", "output_dir": "output"}  # settings and arguments that have a shorter option
+
+
+_COMMANDS = {  # what other tools call ours
+    **dict.fromkeys(("quantize", "quant", "prune", "oneshot", "run", "gptq", "awq", "llm-compressor"), "compress"),
+    **dict.fromkeys(("eval", "perplexity", "ppl", "bench", "lm-eval", "lm_eval"), "evaluate"),
+    **dict.fromkeys(("export", "pack", "save", "merge", "dequantize"), "convert"),
+    **dict.fromkeys(("info", "show", "stat", "stats", "ls"), "inspect"),
+    **dict.fromkeys(("estimate", "dry-run", "dryrun"), "plan"),
+    **dict.fromkeys(("finetune", "fine-tune", "qat"), "train"),
+    **{"list": "plugins", "presets": "schemes", "compare": "diff", "config": "defaults"},
+}
+
+
+class HintingGroup(TyperGroup):
+    """The group of typer, whose message about an unknown command names the one that other tools call so."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer does it."""
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as error:
+            meant = _COMMANDS.get(args[0].lower())
+            if meant is not None and type(error).__name__ in ("UsageError", "NoSuchCommand"):
+                error.message = f"No such command {args[0]!r}. Did you mean {meant!r}?"  # type: ignore[attr-defined]
+            raise
 
 
 class HintingCommand(TyperCommand):
@@ -30,6 +55,9 @@ def _hint(error: Any, options: list[str]) -> None:
     found = [known[one] for one in (_LIKE_SETTINGS.get(meant, meant), *near(name, known)) if one in known]
     if found:
         error.possibilities = list(dict.fromkeys(found))[:1]
+    elif meant == "model":
+        error.possibilities = []
+        error.message += ". The model stands without an option, behind the command: coldpress COMMAND MODEL"
     elif meant:
         error.message += (
             f". In a recipe it is the setting {meant!r}: `coldpress plugins NAME` lists those of a modifier"

@@ -29,7 +29,7 @@ def inspect(
 
     contents = contents_of(Path(path(folder)))
     if as_json:
-        print_json(contents.to_dict())
+        print_json("inspect", contents.to_dict())
         return
     for part in _shown(contents):
         out().print(part)

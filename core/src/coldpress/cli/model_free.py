@@ -7,22 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coldpress.arguments import DEFAULT_DATASET, DEFAULT_FORMAT, DatasetArguments
+from coldpress.arguments import DATA_PREPARATION, DATA_SOURCE, DEFAULT_DATASET, DEFAULT_FORMAT, DatasetArguments
 from coldpress.arguments.checks import path
-from coldpress.cli.console import out, print_path
-from coldpress.cli.option import Quiet, default_of, option
+from coldpress.cli.option import Json, Quiet, default_of, option
 from coldpress.errors import ArgumentError
 
 if TYPE_CHECKING:
     from coldpress.format import Format
     from coldpress.recipe import Recipe
 
-_PREPARATION = ("num_calibration_samples", "max_seq_length", "batch_size", "text_column", "concatenate_data")
+_OF_MIXTURES = ("moe_calibrate_all_experts", "moe_min_tokens", "moe_few_tokens")
+_OF_DATA = (*DATA_SOURCE, *DATA_PREPARATION, *_OF_MIXTURES, "use_loss_mask")
 _OF_RUNNING = {
     **{"dataset": DEFAULT_DATASET, "pipeline": None, "precision": "auto", "log_dir": None},
-    **{name: default_of(DatasetArguments, name) for name in _PREPARATION},
+    **{"trust_remote_code_model": False},
+    **{name: default_of(DatasetArguments, name) for name in _OF_DATA},
 }
 """Options that act on a model that runs, and their defaults."""
+_FLAGS = {"precision": "dtype", "trust_remote_code_model": "trust-remote-code"}
 
 
 def convert(
@@ -38,6 +40,7 @@ def convert(
         bool, option(None, "--restart", None, "Discard what an interrupted run left; else go on with it.")
     ] = False,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Store a checkpoint in another way, without its model; nothing is quantized anew.
 
@@ -48,16 +51,18 @@ def convert(
 
     recipe = Recipe(())
     settings = {"device": "cpu", "max_workers": max_workers, "overwrite": overwrite, "restart": restart}
-    _work(recipe, output_form(recipe, to), model, output, quiet=quiet, **settings)
+    place = (model, output)
+    _work("convert", recipe, output_form(recipe, to), place, quiet=quiet, as_json=as_json, **settings)
 
 
-def run_model_free(settings: Mapping[str, Any], *, max_workers: int | None, quiet: bool) -> None:
+def run_model_free(settings: Mapping[str, Any], *, max_workers: int | None, quiet: bool, as_json: bool) -> None:
     """What `coldpress compress --model-free` does.
 
     Args:
         settings: the arguments of `oneshot`.
         max_workers: as for `model_free_ptq`.
         quiet: no progress and no summary.
+        as_json: JSON in place of the summary.
 
     Raises:
         ArgumentError: an option acts on a model that runs.
@@ -67,7 +72,8 @@ def run_model_free(settings: Mapping[str, Any], *, max_workers: int | None, quie
     given = {**of_model_free(settings), "check_tensors": settings["check_tensors"]}
     recipe, model, output = given.pop("recipe"), given.pop("model"), given.pop("output_dir")
     form = output_form(recipe, given.pop("format"))
-    _work(recipe, form, model, output, quiet=quiet, max_workers=max_workers, **given)
+    talk = {"quiet": quiet, "as_json": as_json}
+    _work("compress", recipe, form, (model, output), **talk, max_workers=max_workers, **given)
 
 
 def of_model_free(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def of_model_free(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     for name, default in _OF_RUNNING.items():
         if settings.get(name, default) != default:
-            flag = "dtype" if name == "precision" else name.replace("_", "-")
+            flag = _FLAGS.get(name, name.replace("_", "-"))
             raise ArgumentError(f"--{flag} is for a model that runs, and with --model-free there is none")
     recipe = read_recipe(settings["recipe"], arguments=settings["recipe_args"], stage=settings["stage"])
     named = settings["format"] or [None]
@@ -90,24 +96,30 @@ def of_model_free(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: settings[name] for name in names}, "recipe": recipe, "format": named[0]}
 
 
-def _work(recipe: "Recipe", form: "Format", model: str, output: Path, *, quiet: bool, **settings: Any) -> None:
-    """Do it, and say what came of it."""
+def _work(
+    command: str,
+    recipe: "Recipe",
+    form: "Format",
+    place: tuple[str, Path],
+    *,
+    quiet: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Take the model of a place to the folder of it, and say what came of it."""
+    from coldpress.cli.outcome import print_outcome
     from coldpress.entrypoints.model_free import ModelFreeArguments, prepare, run
     from coldpress.report import Progress
     from coldpress.report.memory import peak_memory, reset_peak_memory
 
+    model, output = place
     reset_peak_memory()
     start = perf_counter()
     arguments = ModelFreeArguments(model=model, output=output, **settings)
     job = prepare(recipe, form, arguments, progress=Progress(quiet=quiet))
     run(job)
     output = Path(path(output))
-    if quiet:
-        print_path(output)
-        return
-    from coldpress.cli.summary import summary
-
     seconds, stored = perf_counter() - start, job.opened.stored
     before = sum(stored.nbytes(name) for name in stored.names())
-    out().print(summary(job.state, output, seconds=seconds, memory=peak_memory(), before=before))
-    print_path(output)
+    measured = {"seconds": seconds, "memory": peak_memory(), "before": before}
+    print_outcome(command, job.state, output, quiet=quiet, as_json=as_json, **measured)

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import typer
-from attrs import fields_dict
+from attrs import Factory, fields_dict
 
 from coldpress.arguments import PRECISIONS, ModelArguments, RecipeArguments
 from coldpress.spelling import suggest
@@ -11,7 +11,8 @@ from coldpress.spelling import suggest
 
 def default_of(arguments: type, name: str) -> Any:
     """The default of an argument of `oneshot`, so that it is written down once."""
-    return fields_dict(arguments)[name].default
+    found: Any = fields_dict(arguments)[name].default
+    return found.factory() if isinstance(found, Factory) else found  # type: ignore[arg-type]  # a class
 
 
 def option(
@@ -60,6 +61,10 @@ Dtype = Annotated[
 
 Device = Annotated[
     str | None, option(None, "--device", "NAME", "cpu, cuda, cuda:1, ...", shown="an accelerator, or cpu")
+]
+
+TrustRemoteCode = Annotated[
+    bool, option(None, "--trust-remote-code", None, "Run Python code that comes with the model or its tokenizer.")
 ]
 
 Seed = Annotated[int, option(None, "--seed", "N", "Random seed.", least=0)]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from coldpress.planning import Prediction
 
-_ONLY_RUNNING = ("log_dir", "quiet", "check_tensors")
+_ONLY_RUNNING = ("log_dir", "quiet", "check_tensors", "as_json")
 
 
 def plan(
@@ -45,10 +45,10 @@ def plan(
         settings = {**of_model_free(settings), "model_free": True, "max_workers": max_workers}
     else:
         settings["quiet"] = as_json
-    with advised():
+    with advised(settings["recipe"]):
         prediction = predicted(**settings, ranks=ranks, device_profile=device_profile)
     if as_json:
-        print_json(prediction.to_dict())
+        print_json("plan", prediction.to_dict())
         return
     for part in shown(prediction):
         out().print(part)

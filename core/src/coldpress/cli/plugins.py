@@ -69,7 +69,7 @@ def plugins(
         return
     findings = look()
     if as_json:
-        print_json([asdict(finding) for finding in findings])
+        print_json("plugins", {"plugins": [asdict(finding) for finding in findings]})
         return
     from coldpress.report.table import facts, grid
 

@@ -27,13 +27,13 @@ def recipes(
     if name is not None:
         found = ready_recipe(name)
         if as_json:
-            print_json({"name": name, **_row(found)})
+            print_json("recipe", {"name": name, **_row(found)})
         else:
             write(found.text)
         return
     every = ready_recipes()
     if as_json:
-        print_json([{"name": key, **_row(one)} for key, one in every.items()])
+        print_json("recipes", {"recipes": [{"name": key, **_row(one)} for key, one in every.items()]})
         return
     from rich.text import Text
 

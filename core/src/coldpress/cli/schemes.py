@@ -31,7 +31,7 @@ def schemes(
         return
     found = {each: preset(each) for each in _names()}
     if as_json:
-        print_json([_row(each, scheme) for each, scheme in found.items()])
+        print_json("schemes", {"schemes": [_row(each, scheme) for each, scheme in found.items()]})
         return
     from rich.text import Text
 
@@ -91,7 +91,7 @@ def _show(name: str, scheme: "Scheme", *, as_json: bool) -> None:
     tensors = {"weights": scheme.weights, "input_activations": scheme.input_activations}
     settings = {key: None if args is None else _settings(args) for key, args in tensors.items()}
     if as_json:
-        print_json({**row, **settings})
+        print_json("scheme", {**row, **settings})
         return
     from coldpress.report.table import facts
 

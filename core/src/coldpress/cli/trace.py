@@ -9,7 +9,7 @@ from attrs import asdict
 
 from coldpress.arguments import DatasetArguments
 from coldpress.cli.console import out, print_json
-from coldpress.cli.option import Device, Json, default_of, option
+from coldpress.cli.option import Device, Json, TrustRemoteCode, default_of, option
 from coldpress.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def trace(
         int | None, option(_EXPERTS, "--max-seq-length", "N", "Tokens a sample at most.", shown="the model's", least=1)
     ] = default_of(DatasetArguments, "max_seq_length"),
     device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Show the stages of a model, the inputs that layers share, its verified smoothing mappings, and load of experts.
@@ -53,7 +54,7 @@ def trace(
     from coldpress.dataflow import describe
     from coldpress.models import load_model
 
-    subject = load_model(model, dtype="auto", device=device)
+    subject = load_model(model, dtype="auto", device=device, trust_remote_code=trust_remote_code)
     description = describe(subject, targets=sequential_targets)
     usages = []
     if dataset is not None:
@@ -62,7 +63,8 @@ def trace(
         )
         usages = _usages(model, subject, arguments)
     if as_json:
-        print_json({**description.to_dict(), **({"experts": [asdict(one) for one in usages]} if usages else {})})
+        experts = {"experts": [asdict(one) for one in usages]} if usages else {}
+        print_json("trace", {**description.to_dict(), **experts})
         return
     from rich.tree import Tree
 

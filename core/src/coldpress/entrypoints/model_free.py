@@ -13,6 +13,7 @@ from coldpress.arguments import DEFAULT_FORMAT, DEFAULT_QUANTIZER
 from coldpress.arguments.checks import at_least, is_a, path
 from coldpress.checkpoint import CheckpointWriter
 from coldpress.distributed.start import refuse_several
+from coldpress.entrypoints.modes import plain_modes
 from coldpress.entrypoints.places import check_apart, check_named, check_origin
 from coldpress.errors import ArgumentError, UnknownPluginError
 from coldpress.format import Format
@@ -223,7 +224,7 @@ def prepare(
 
 def _run(recipe: Recipe, form: Format, *, quiet: bool, **settings: Any) -> Report:
     refuse_several("compressing without the model")
-    with torch.inference_mode(False):
+    with plain_modes():
         return run(prepare(recipe, form, ModelFreeArguments(**settings), progress=Progress(quiet=quiet)))
 
 

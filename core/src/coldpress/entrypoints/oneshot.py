@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from coldpress.arguments import Arguments, OutputArguments, parse_arguments
 from coldpress.attachment import copy_attachments
 from coldpress.checkpoint import CheckpointWriter
 from coldpress.checkpoint.several import SeveralFormats
 from coldpress.distributed.start import joined
 from coldpress.entrypoints.job import output_format, prepare
+from coldpress.entrypoints.modes import plain_modes
 from coldpress.entrypoints.places import check_log
 from coldpress.entrypoints.result import offer_result
 from coldpress.entrypoints.saving import finished_run, offer_saving
@@ -65,7 +64,7 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
     With `return_model=False` the weights of the state's model may be missing (on the meta device).
     """
     check_log(arguments)
-    with joined() as ranks, _logged(arguments.output.log_dir if ranks.leads else None), _plain_modes():
+    with joined() as ranks, _logged(arguments.output.log_dir if ranks.leads else None), plain_modes():
         job = prepare(arguments, progress=progress, ranks=ranks)
         if job.output is not None and job.output.writes:
             job.predicted.update(summary_of(predict(job)))
@@ -75,19 +74,13 @@ def run(arguments: Arguments, *, progress: Progress | None = None) -> State:
             report = job.run()
     state = job.state
     if arguments.output.return_model:
-        if job.weights is not None:
-            state.model = _finished(arguments, state, output_format(job.recipe))
         form = output_format(job.recipe)
+        if job.weights is not None:
+            with plain_modes():
+                state.model = _finished(arguments, state, form)
         offer_saving(state.model, finished_run(job, job.files(form, report), form))
         offer_result(state.model, report, arguments.output.output_dir, state.tokenizer)
     return state
-
-
-@contextmanager
-def _plain_modes() -> Iterator[None]:
-    """Leave what the caller may be in: inference mode, whose tensors cannot be changed in place, and autocast."""
-    with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        yield
 
 
 def _finished(arguments: Arguments, state: State, form: Format) -> Any:

@@ -12,6 +12,7 @@ from coldpress.arguments import Arguments, parse_arguments
 from coldpress.entrypoints.job import prepare
 from coldpress.entrypoints.model_free import ModelFreeArguments, output_form
 from coldpress.entrypoints.model_free import prepare as prepare_model_free
+from coldpress.entrypoints.modes import plain_modes
 from coldpress.entrypoints.opening import open_empty
 from coldpress.errors import ArgumentError, CheckpointError
 from coldpress.planning import Prediction, predict, predict_model_free
@@ -72,8 +73,9 @@ def plan(
     rates = None if device_profile is None else read_profile(Path(device_profile))
     parsed = parse_arguments({"model": model, "recipe": recipe, **arguments})
     asked = parsed.output.output_dir
-    job = prepare(_with_output(parsed), open_with=open_empty)
-    prediction = predict(job, ranks=ranks, rates=rates)
+    with plain_modes():
+        job = prepare(_with_output(parsed), open_with=open_empty)
+        prediction = predict(job, ranks=ranks, rates=rates)
     if asked is not None:
         _check_room(Path(asked), prediction)
     return prediction

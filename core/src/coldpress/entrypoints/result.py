@@ -1,7 +1,6 @@
 """What a model that was compressed knows of its run: `model.coldpress`."""
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from attrs import frozen
 from coldpress.evaluation import Divergence, Perplexity, divergence, perplexity
 from coldpress.models import load_model, need_tokenizer
 from coldpress.report import Report
-from coldpress.report.words import in_time
+from coldpress.report.words import html_table
 
 NAME = "coldpress"
 
@@ -66,16 +65,10 @@ class Result:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        rows = (f"<tr><th>{escape(name)}</th><td>{escape(words)}</td></tr>" for name, words in self._facts())
-        return f"<table>{''.join(rows)}</table>"
+        return html_table(self._facts())
 
     def _facts(self) -> list[tuple[str, str]]:
-        counts = ", ".join(f"{count} {status}" for status, count in sorted(self.report.summary().items()))
-        errors = [line.weight_error for line in self.report.layers if line.weight_error is not None]
-        facts = [("layers", counts)]
-        if errors:
-            facts.append(("weight error", f"mean {sum(errors) / len(errors):.2%}, largest {max(errors):.2%}"))
-        return [*facts, ("time", in_time(self.report.seconds)), ("output", str(self.output_dir or "not written"))]
+        return [*self.report.facts(), ("output", str(self.output_dir or "not written"))]
 
 
 def offer_result(model: Any, report: Report, output_dir: str | None, tokenizer: Any) -> None:

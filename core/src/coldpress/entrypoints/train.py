@@ -13,6 +13,7 @@ from torch import nn
 from coldpress.calibration.training_rows import load_training_rows, padding_collator
 from coldpress.entrypoints import oneshot as one_shot
 from coldpress.entrypoints.job import beside, tokenizer_of
+from coldpress.entrypoints.modes import plain_modes
 from coldpress.entrypoints.opening import Opened, open_model
 from coldpress.entrypoints.places import check_apart, check_deletable, checkpoints_in, delete_checkpoints
 from coldpress.entrypoints.trained import How, Trained, save_adapters, write_trained
@@ -65,7 +66,7 @@ def train(model: Any = None, recipe: Any = None, **arguments: Any) -> Any:
 
 def run_training(arguments: TrainArguments) -> Trained:
     """The same, from parsed arguments; returns the model with what is told of its training."""
-    with torch.inference_mode(False):
+    with plain_modes():
         recipe = _recipe(arguments)
         if not arguments.training.run_stages:
             return _train(arguments, recipe)

@@ -6,6 +6,7 @@ from typing import Any
 from attrs import asdict, frozen
 
 from coldpress.report.contents import bits_per_weight
+from coldpress.report.words import html_table, in_bytes, in_time
 
 
 @frozen(kw_only=True)
@@ -67,7 +68,7 @@ class EngineVerdict:
     why: str
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Prediction:
     """What is known of a run before it begins.
 
@@ -132,6 +133,26 @@ class Prediction:
         """The range that the run's time is expected in."""
         total = sum(stage.seconds for stage in self.stages) + self.beside
         return total * self.spread[0], total * self.spread[1]
+
+    def __repr__(self) -> str:
+        return f"<Prediction: {'; '.join(f'{name} {words}' for name, words in self.facts())}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return html_table(self.facts())
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The plan in a few words."""
+        low, high = self.seconds()
+        device = self.device_nbytes()
+        return [
+            ("size", f"{in_bytes(self.before)} -> {in_bytes(self.after)}"),
+            ("bits per weight", f"{self.bits():.2f}"),
+            ("host memory", in_bytes(self.host_nbytes())),
+            *([("device memory", in_bytes(device))] if device else []),
+            ("disk", in_bytes(self.disk)),
+            ("time", f"{in_time(low)} to {in_time(high)}"),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON has it."""

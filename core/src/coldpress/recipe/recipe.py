@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from html import escape
 from typing import Any
 
 from attrs import Attribute, evolve, field, frozen
@@ -31,6 +32,10 @@ class Choice:
 
 def _choice(value: Choice | str | None) -> Choice | None:
     return Choice(value) if isinstance(value, str) else value
+
+
+def _shown(choice: Choice) -> str:
+    return repr(choice) if choice.settings else repr(choice.name)
 
 
 def _names(value: Iterable[str | None]) -> tuple[str | None, ...]:
@@ -78,6 +83,22 @@ class Recipe:
     def _check_stages(self, attribute: "Attribute[Any]", value: tuple[Any, ...]) -> None:
         if len(value) != len(self.modifiers):
             raise RecipeError([f"{len(value)} stages are named for {len(self.modifiers)} modifiers"])
+
+    def __repr__(self) -> str:
+        named = {"pipeline": self.pipeline, "format": self.format}
+        more = "".join(f", {key}={_shown(value)}" for key, value in named.items() if value is not None)
+        stages = f", stages={list(self.stages)}" if any(self.stages) else ""
+        return f"Recipe([{', '.join(map(repr, self.modifiers))}]{more}{stages})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the YAML that reads as this recipe."""
+        from coldpress.recipe.writing import write_recipe
+
+        try:
+            text = write_recipe(self)
+        except RecipeError:  # a setting that text cannot hold
+            text = repr(self)
+        return f"<pre>{escape(text)}</pre>"
 
     def only(self, stage: str) -> "Recipe":
         """The recipe of the stages whose names begin with `stage`.

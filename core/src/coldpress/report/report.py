@@ -12,12 +12,13 @@ from coldpress.errors import CheckpointError
 from coldpress.layer_report import LayerReport, Note
 from coldpress.modifier import Modifier, declared_notes
 from coldpress.report.histogram import keep_worst
+from coldpress.report.words import html_table, in_time
 from coldpress.state import State
 
 NAME = "report.json"
 
 
-@frozen
+@frozen(repr=False)
 class Report:
     """What became of a model.
 
@@ -42,6 +43,24 @@ class Report:
     measured: Mapping[str, Any] = field(factory=dict)
     notes: tuple[Note, ...] = ()
     training: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Report: {'; '.join(f'{name} {words}' for name, words in self.facts())}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return html_table(self.facts())
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The run in a few words."""
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(self.summary().items()))
+        errors = {line.name: line.weight_error for line in self.layers if line.weight_error is not None}
+        facts = [("layers", counts or "none")]
+        if errors:
+            worst = max(errors, key=lambda name: errors[name])
+            mean = sum(errors.values()) / len(errors)
+            facts.append(("weight error", f"mean {mean:.2%}, largest {errors[worst]:.2%} in {worst}"))
+        return [*facts, ("time", in_time(self.seconds))]
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `report.json`."""

@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+from collections.abc import Iterable
+from html import escape
 from math import inf
 
 
@@ -37,6 +39,12 @@ def in_decimals(value: float, error: float) -> str:
         return f"{value:.4f}" if abs(value) >= 1e-3 or not value else f"{value:.4g}"
     places = max(4, 1 - _exponent(error))
     return f"{value:.{places}f} ± {error:.{places}f}"
+
+
+def html_table(facts: Iterable[tuple[str, str]]) -> str:
+    """Names and what is known of them, for notebooks."""
+    rows = (f"<tr><th>{escape(name)}</th><td>{escape(words)}</td></tr>" for name, words in facts)
+    return f"<table>{''.join(rows)}</table>"
 
 
 def _exponent(value: float) -> int:

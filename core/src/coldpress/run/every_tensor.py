@@ -64,7 +64,7 @@ def saying_where(job: Job) -> Iterator[None]:
         done, count = sum("stage" in entry for entry in job.state.log), job.pipeline.count(job.state)
         of = "" if count is None else f" of {count * len(job.passes())}"
         raise NumericsError(
-            f"{error}\nfound after {done}{of} stages were compressed; check_tensors=True (--check-tensors) looks at "
+            f"{error}\nfound after {done}{of} stages were compressed; check_tensors=True looks at "
             "every tensor before the first"
         ) from error
 

@@ -142,7 +142,7 @@ def _sound(record: Mapping[str, Any], what: str) -> Any:
     if record.get("crc32") != _checksum(record[what]):
         place = f" of {record['stage']}" if "stage" in record else ""
         raise CheckpointError(
-            f"the journal's record of what was {what}{place} is damaged; pass restart=True (--restart) to discard the "
+            f"the journal's record of what was {what}{place} is damaged; pass restart=True to discard the "
             "interrupted run and begin anew"
         )
     return record[what]

@@ -46,7 +46,7 @@ def check_needs(modifiers: Sequence[Modifier], pipeline: Pipeline, state: State)
         return
     kind = type(pipeline).__name__
     if not state.batches:
-        raise CalibrationError(f"{needy} needs calibration data: pass dataset=... (on the command line: --dataset)")
+        raise CalibrationError(f"{needy} needs calibration data: pass dataset=...")
     if not pipeline.runs_batches:
         raise CalibrationError(f"{needy} needs calibration data, and the pipeline {kind} runs none; choose another")
     _check_pipeline(needs, pipeline)

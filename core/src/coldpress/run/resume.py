@@ -89,7 +89,7 @@ def recall(stage: Stage, record: Mapping[str, Any], state: State, output: Output
     if record["stage"] != stage.name:
         raise CheckpointError(
             f"the interrupted run finished {record['stage']!r} where the pipeline now comes to {stage.name!r}; "
-            "pass restart=True (--restart) to discard its stages and begin anew"
+            "pass restart=True to discard its stages and begin anew"
         )
     with _reading(record):
         output.recall(stage, record, state)
@@ -154,6 +154,6 @@ def _reading(record: Mapping[str, Any]) -> Iterator[None]:
     ) as error:
         what = f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"the journal's record of {record['stage']} is damaged ({what}); pass restart=True (--restart) to discard "
+            f"the journal's record of {record['stage']} is damaged ({what}); pass restart=True to discard "
             "the interrupted run and begin anew"
         ) from error

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 import torch
 from attrs import Attribute, Converter, field, fields, frozen
 
+from coldpress.arguments.settings import short_repr
 from coldpress.errors import SchemeError
 from coldpress.spelling import suggest
 
@@ -178,6 +179,9 @@ class QuantizationArgs:
     zp_dtype: torch.dtype | None = field(default=None, converter=Converter(_to_zp_dtype, takes_self=True))  # type: ignore[call-overload, misc]
     observer: str | None = field(default=None, converter=_to_observer)
     observer_kwargs: dict[str, Any] = field(factory=dict, converter=_to_observer_kwargs, hash=False)
+
+    def __repr__(self) -> str:
+        return short_repr(self, always=("num_bits", "type"))
 
     @strategy.validator
     def _check_relations(self, attribute: "Attribute[str]", strategy: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from attrs import Attribute, evolve, field, frozen
 
+from coldpress.arguments.settings import short_repr
 from coldpress.errors import SchemeError
 from coldpress.schemes.quantization_args import QuantizationArgs, check_fields, dumped
 
@@ -47,6 +48,9 @@ class Scheme:
     input_activations: QuantizationArgs | None = field(default=None)
     output_activations: QuantizationArgs | None = field(default=None)
     format: str | None = field(default=None, converter=_to_format)
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @input_activations.validator
     def _check_inputs(self, attribute: "Attribute[QuantizationArgs | None]", args: QuantizationArgs | None) -> None:
