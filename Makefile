@@ -69,6 +69,13 @@ test: venv ## the test suite
 test-slow: venv ## the tests on the embedded model
 	$(BIN)/pytest -m "(slow or demo) and not vllm and not wheels" $(PYTEST_FLAGS)
 
+# --- the site of the documentation
+
+.PHONY: docs
+docs: venv ## the documentation as a site, in out/docs; a warning, a broken link too, is an error
+	rm -rf out/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . out/docs
+
 # --- wheels
 
 .PHONY: wheels
@@ -109,4 +116,4 @@ rtn-oracle: venv .venv-peer/.stamp ## compare rounding to nearest with llm-compr
 
 .PHONY: clean
 clean: ## remove the environments, wheels and caches
-	rm -rf .venv .venv-vllm .venv-peer .venv-gptqmodel dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-peer .venv-gptqmodel dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis out/docs

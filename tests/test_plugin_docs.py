@@ -243,17 +243,6 @@ ROOT = DOCS.parent
 CARDS = sorted(ROOT.glob("plugins/*/README.md"))
 
 
-@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
-def test_every_recipe_on_a_method_card_is_read(card):
-    from coldpress import read_recipe
-
-    for block in re.findall(r"^```yaml\n(.*?)^```", card.read_text(encoding="utf-8"), re.M | re.S):
-        whole = "modifiers" in block  # else a line of one
-        assert read_recipe(
-            block if whole else f"{block}\nmodifiers: [QuantizationModifier: {{scheme: W8A8}}]"
-        ).modifiers
-
-
 def test_the_guide_to_pruning_shows_recipes_that_are_read_and_a_pruner_that_keeps_every_promise(tmp_path):
     from coldpress import read_recipe
 

@@ -1,93 +1,78 @@
-"""What the README shows works as it is written: commands, scripts, the recipe, its mistake, and the table."""
+"""The README fits on a screen, and what it and its neighbours claim is true: numbers, targets, what there is.
 
+Its blocks are run by test_doc_blocks.py.
+"""
+
+import json
 import re
-import shlex
 from pathlib import Path
+from statistics import median
 
 import pytest
-from typer.testing import CliRunner
 
 from coldpress import read_recipe
-from coldpress.calibration import short
-from coldpress.cli.app import app
 from coldpress.errors import RecipeError
 from coldpress.registry import available
-from coldpress.testing.models import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+START = (ROOT / "docs/start.md").read_text(encoding="utf-8")
+WHAT_THERE_IS = (ROOT / "docs/reference/README.md").read_text(encoding="utf-8")
+BENCHMARKS = ROOT / "benchmarks"
+ROW = r"^\| \[.+\]\((\S*results/compare-\S+)\.md\) \| (\S+), theirs (\S+) \| (\S+), theirs (\S+) \|$"
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+def rows(page):
+    return re.findall(ROW, (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
-SCRIPTS = [block for block in blocks("python") if "oneshot(" in block]
-(RECIPE,) = blocks("yaml")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A working folder with a model at path/to/model, the recipe, and a script for llm-compressor."""
-    folder = tmp_path / "path/to/model"
-    model = tiny_llama(layers=1)
-    model.config.max_position_embeddings = 512  # `evaluate` looks at windows of so many tokens
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    few = {split: short.load(split)[:4] for split in short.SPLITS}  # enough to see that the commands run
-    monkeypatch.setattr("coldpress.calibration.short.load", lambda split=None: few[split or short.SPLITS[0]])
-    (tmp_path / "quantize.py").write_text("from llmcompressor import oneshot\n")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def on_the_tiny_model(text):
-    """The embedded model takes minutes; it is what `make demo` runs."""
-    return re.sub(r"(?<![\w-])smollm2(?!-)", "path/to/model", text)
-
-
-def test_the_commands_run_one_after_the_other(here):
-    words = [shlex.split(on_the_tiny_model(line), comments=True) for line in COMMANDS if line.startswith("coldpress ")]
-    answers = [CliRunner().invoke(app, line[1:]) for line in words]
-
-    assert [answer.stderr for answer in answers if answer.exit_code] == []
-    assert (here / "path/to/output/model.safetensors").is_file()
-    assert '"group_size": 32' in (here / "smollm2-w4a16/config.json").read_text()
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=["first", "from llm-compressor"])
-def test_the_scripts_run(here, script):
-    exec(compile(on_the_tiny_model(script), "README.md", "exec"), {})
-
-    assert list(here.glob("**/report.json"))
+def test_it_fits_on_a_screen():
+    assert len(TEXT.splitlines()) <= 60
 
 
 def test_the_targets_that_are_named_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
 
-    named = {line.split()[1] for line in COMMANDS if line.startswith("make ")} | set(
-        re.findall(r"`make ([\w-]+)`", TEXT)
-    )
+    named = re.findall(r"`make ([\w-]+)`", TEXT)
 
     assert [target for target in named if f"\n{target}:" not in makefile] == []
 
 
-def test_the_mistake_is_reported_as_it_is_shown(here):
-    (here / "recipe.yaml").write_text(RECIPE.replace("ignore:", "ignroe:"))
+def test_the_mistake_is_reported_as_it_is_shown(tmp_path, monkeypatch):
+    (recipe,) = re.findall(r"^```yaml\n(.*?)^```", START, re.MULTILINE | re.DOTALL)
+    (mistake,) = re.findall(r"^```text\n(.*?)^```", START, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(recipe.replace("ignore:", "ignroe:"))
 
     with pytest.raises(RecipeError) as caught:
         read_recipe("recipe.yaml")
 
-    assert f"{caught.value}\n".startswith(tuple(blocks("text")))
+    assert f"{caught.value}\n".startswith(mistake)
 
 
 def test_every_file_that_is_linked_is_there():
     links = re.findall(r"\]\((?!http)([^)#]+)", TEXT)
 
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def measured(page, side):
+    """Seconds and perplexity of one side, as its record has them."""
+    record = json.loads((BENCHMARKS / "results" / f"{page.rpartition('/')[2]}.json").read_text(encoding="utf-8"))
+    runs = [run for run in record["runs"] if run["side"] == side]
+    perplexity = median(record["costs"][run["sha256"]]["perplexity"] for run in runs)
+    return f"{median(run['compress_seconds'] for run in runs):.0f}", f"{perplexity:.1f}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
+def test_numbers_beside_llmcompressor_are_those_that_were_measured(page):
+    found = rows(page)
+
+    assert len(found) >= 4
+    for result, seconds, their_seconds, perplexity, their_perplexity in found:
+        assert (seconds, perplexity) == measured(result, "ours"), result
+        assert (their_seconds, their_perplexity) == measured(result, "peer"), result
 
 
 @pytest.mark.parametrize(
@@ -101,7 +86,7 @@ def test_every_file_that_is_linked_is_there():
     ],
 )
 def test_the_table_names_what_is_there_and_nothing_else(row, kind):
-    (cell,) = re.findall(rf"^\| {row} \| (.*) \|$", TEXT, re.MULTILINE)
+    (cell,) = re.findall(rf"^\| {row} \| (.*) \|$", WHAT_THERE_IS, re.MULTILINE)
 
     ours = {plugin.name for plugin in available(kind) if not plugin.distribution.endswith("-example")}
     assert set(re.findall(r"`([\w-]+)`", cell)) == ours

@@ -80,3 +80,20 @@ def _presets(line):
     for first, suffix, last in re.findall(r"`W(\d)(A\d+)` to `W(\d)", cell):
         names += [f"W{bits}{suffix}" for bits in range(int(first), int(last) + 1)]
     return names
+
+
+FAMILIES = sorted((Path(__file__).parents[1] / "docs/schemes").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", FAMILIES, ids=lambda path: path.stem)
+def test_the_numbers_of_a_family_are_in_the_records_that_it_names(page):
+    row = r"^\|.*\| ([\d.]+) \| ([\d.]+) \| \[.*\]\((.*)\) \|$"
+    found = re.findall(row, page.read_text(encoding="utf-8"), re.MULTILINE)
+    lines = {link: (page.parent / link).read_text(encoding="utf-8").splitlines() for _, _, link in found}
+
+    assert len(found) > 3
+    assert [
+        (perplexity, divergence)
+        for perplexity, divergence, link in found
+        if not any(f"| {perplexity} | {divergence} " in line for line in lines[link])
+    ] == []

@@ -96,3 +96,15 @@ def test_the_command_takes_the_option_again_and_again(tmp_path):
     assert found.exit_code == 0, found.output
     assert (tmp_path / "out/gptq/model.safetensors").is_file()
     assert (tmp_path / "out/compressed-tensors/model.safetensors").is_file()
+
+
+def test_the_summary_has_the_size_of_each(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "model")
+    formats = ("--format", "compressed-tensors", "--format", "dense")
+    options = ("--scheme", "W8A8", *formats, "--output", str(tmp_path / "out"))
+
+    answer = CliRunner().invoke(app, ["compress", str(tmp_path / "model"), *options])
+
+    assert answer.exit_code == 0, answer.stderr
+    assert "size, compressed-tensors" in answer.stdout
+    assert "bits per weight, dense" in answer.stdout

@@ -1,8 +1,9 @@
-"""What a user installs: the wheels, with two extras only, in a fresh virtual environment."""
+"""What a user installs: the wheels, with two extras only, in a fresh virtual environment; and what the README says."""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -178,3 +179,19 @@ def test_gptq_and_awq_are_one_install_that_fits(wheels, environment, tmp_path):
     for name in ("gptq-w4a16", "awq-w4a16"):
         config = json.loads((tmp_path / name / "config.json").read_text())
         assert config["quantization_config"]["format"] == "pack-quantized"
+
+
+def test_the_first_block_of_the_readme_does_what_it_shows_in_a_clone(environment, tmp_path):
+    clone = tmp_path / "clone"
+    left_out = shutil.ignore_patterns(".git", ".venv*", "out", "dist", ".*_cache", "__pycache__")
+    shutil.copytree(ROOT, clone, ignore=left_out)
+    block = re.search(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    environment.run("python", "-c", MODEL, clone / "path/to/model")
+    surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    surroundings |= {"PATH": f"{environment.bin}:{os.environ['PATH']}", "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
+
+    run = subprocess.run(["bash", "-e", "-c", block], cwd=clone, env=surroundings, capture_output=True, text=True)
+
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    config = json.loads((clone / "path/to/output/config.json").read_text())
+    assert config["quantization_config"]["format"] == "pack-quantized"

@@ -23,7 +23,7 @@ class TrainingArguments:
         peft_config: of PEFT; adapters are trained, and the weights, compressed or not, stay frozen.
         merge_adapters: add the adapters to the weights at the end, rounded to the grids that these have; False saves
             the adapters alone.
-        callbacks: more `TrainerCallback`s for the Trainer.
+        callbacks: more callbacks of the Trainer, `TrainerCallback` each.
         measure: perplexity on held-out text before and after, the held-out half of `coldpress/short`.
     """
 

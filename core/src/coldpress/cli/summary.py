@@ -36,12 +36,13 @@ def summary(
         memory: peak, in bytes.
         before: bytes of the weights before; None for those of the state's model.
     """
-    contents, lines = contents_of(folder), list(state.report.values())
+    checkpoints, lines = _checkpoints(folder), list(state.report.values())
+    size = parameter_bytes(state.model) if before is None else before
     rows = [
         ("layers", _counted(lines)),
         ("schemes", "; ".join(_schemes(lines)) or "none"),
-        ("size", _sizes(parameter_bytes(state.model) if before is None else before, contents)),
-        ("bits per weight", bits(contents)),
+        *((f"size{form}", _sizes(size, contents)) for form, contents in checkpoints.items()),
+        *((f"bits per weight{form}", bits(contents)) for form, contents in checkpoints.items()),
         *_output_errors(lines),
         ("weight error", _errors(lines)),
         ("time", in_time(seconds)),
@@ -50,6 +51,13 @@ def summary(
     parts: list[RenderableType] = [facts(rows)]
     left = [(line.name, line.reason or "") for line in lines if line.status in ("untouched", "fallback")]
     return Group(*parts, *reasons(left, more=f"all of them in {NAME}"), Text(""))
+
+
+def _checkpoints(folder: Path) -> dict[str, Contents]:
+    """What a run wrote, under nothing, or of several formats under the words that name each."""
+    inside = [] if (folder / "config.json").is_file() else sorted(folder.glob("*/config.json"))
+    found = {f", {path.parent.name}": contents_of(path.parent) for path in inside}
+    return found or {"": contents_of(folder)}
 
 
 def reasons(left: Iterable[tuple[str, str]], *, more: str) -> list[RenderableType]:
