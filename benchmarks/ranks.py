@@ -118,7 +118,9 @@ def kills(arguments: argparse.Namespace, folder: Path) -> tuple[dict, str]:
         seconds = time.monotonic() - killed
         late = out.exists()
         size = draw.randrange(1, 4)
-        codes = [p.wait() for p in start(size, 1, {**settings, "output_dir": str(out)})] if not late else [0]
+        resumed = [] if late else start(size, 1, {**settings, "output_dir": str(out)})
+        errors = [process.communicate()[1] for process in resumed]
+        sound = not any(process.returncode for process in resumed)
         line = {
             "victim": victim,
             "after": after,
@@ -126,10 +128,12 @@ def kills(arguments: argparse.Namespace, folder: Path) -> tuple[dict, str]:
             "seconds": round(seconds, 2),
             "named": f"rank {victim} ended" in " ".join(message),
             "resumed_with": size,
-            "same_bytes": codes == [0] * len(codes) and digests(out) == digests(whole),
+            "same_bytes": sound and digests(out) == digests(whole),
         }
+        if not sound:
+            line["errors"] = [error.strip().rpartition("\n")[2] for error in errors]
         found.append(line)
-        shutil.rmtree(out)
+        shutil.rmtree(out, ignore_errors=True)
         print(line, flush=True)
     true = [line for line in found if not line["finished_before"]]
     words = (
