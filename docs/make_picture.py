@@ -1,8 +1,10 @@
 """Writes docs/pictures/report.svg from a report: its sentence, and the output error of each layer beside rounding's.
 
-coldpress compress smollm2 --recipe gptq-w4a16 --recipe-arg group_size=64 --output out/picture
-coldpress evaluate out/picture --against smollm2 --report out/picture
-python docs/make_picture.py out/picture
+The run, and its evaluation:
+
+    coldpress compress smollm2 --recipe gptq-w4a16 --recipe-arg group_size=64 --num-calibration-samples 32 ...
+    coldpress evaluate out/picture --against smollm2 --max-tokens 2048 --report out/picture
+    python docs/make_picture.py out/picture
 """
 
 import json
@@ -23,7 +25,7 @@ OWN = "text { font: 11px system-ui, sans-serif } .verdict { font: 600 17px syste
 def picture(folder: Path) -> str:
     """SVG that stands alone: the plot of the report with its sentence above and the style of its page inside."""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    words = textwrap.wrap(sections.verdict(report, read_evaluation(folder)), 84)
+    words = textwrap.wrap(sections.verdict(report, read_evaluation(folder)), 70)
     title = "Output error of each layer beside that of rounding"
     figure = figures.error_figure(report["layers"], "rounding_ratio", title=title, caption="")
     assert figure is not None, "no layer has the error of its outputs: compress with GPTQ"

@@ -70,6 +70,7 @@ HUB = {  # what `datasets.load_dataset` finds
         "conversations": [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "Three."}]
     },
     "my/texts": {"text": "It is a text."},
+    "openai/gsm8k": {"question": "How many?", "answer": "Three."},
 }
 
 
@@ -146,7 +147,8 @@ def here(models, tmp_path, monkeypatch) -> Path:
     shutil.copytree(models, tmp_path, dirs_exist_ok=True)
     (tmp_path / "recipe.yaml").write_text(ANY_RECIPE)
     (tmp_path / "my.txt").write_text("It is a text of one line.\n" * 80)
-    (tmp_path / "texts.jsonl").write_text('{"text": "It is a text."}\n' * 8)
+    for name in ("my.jsonl", "texts.jsonl"):
+        (tmp_path / name).write_text('{"text": "It is a text."}\n' * 8)
     (tmp_path / "quantize.py").write_text("from llmcompressor import oneshot\n")
     few = {split: short.load(split)[:4] for split in short.SPLITS}
     monkeypatch.setattr("coldpress.calibration.short.load", lambda split=None: few[split or short.SPLITS[0]])

@@ -19,7 +19,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 START = (ROOT / "docs/start.md").read_text(encoding="utf-8")
 WHAT_THERE_IS = (ROOT / "docs/reference/README.md").read_text(encoding="utf-8")
 BENCHMARKS = ROOT / "benchmarks"
-ROW = r"^\| \[.+\]\((\S*results/compare-\S+)\.md\) \| (\S+), theirs (\S+) \| (\S+), theirs (\S+) \|$"
+ROW = r"^\|.*results/(compare-[\w-]+)\.md\)\)? \| (\S+), theirs (\S+) \| (\S+), theirs (\S+) \|"
 
 
 def rows(page):
@@ -59,20 +59,26 @@ def test_every_file_that_is_linked_is_there():
 
 def measured(page, side):
     """Seconds and perplexity of one side, as its record has them."""
-    record = json.loads((BENCHMARKS / "results" / f"{page.rpartition('/')[2]}.json").read_text(encoding="utf-8"))
+    record = json.loads((BENCHMARKS / f"results/{page}.json").read_text(encoding="utf-8"))
     runs = [run for run in record["runs"] if run["side"] == side]
     perplexity = median(record["costs"][run["sha256"]]["perplexity"] for run in runs)
-    return f"{median(run['compress_seconds'] for run in runs):.0f}", f"{perplexity:.1f}"
+    return median(run["compress_seconds"] for run in runs), perplexity
 
 
-@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
+def as_written(number, quoted):
+    """A number with as many decimals as the text that quotes it."""
+    return f"{number:.{len(quoted.partition('.')[2])}f}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md", "plugins/gptq/README.md"])
 def test_numbers_beside_llmcompressor_are_those_that_were_measured(page):
     found = rows(page)
 
     assert len(found) >= 4
-    for result, seconds, their_seconds, perplexity, their_perplexity in found:
-        assert (seconds, perplexity) == measured(result, "ours"), result
-        assert (their_seconds, their_perplexity) == measured(result, "peer"), result
+    for result, *quoted in found:
+        (seconds, perplexity), (their_seconds, their_perplexity) = (measured(result, side) for side in ("ours", "peer"))
+        numbers = (seconds, their_seconds, perplexity, their_perplexity)
+        assert quoted == [as_written(*pair) for pair in zip(numbers, quoted, strict=True)], result
 
 
 @pytest.mark.parametrize(
