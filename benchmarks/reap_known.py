@@ -15,7 +15,9 @@ grow from 1/16 to 1/10 when six experts go, whichever they are, and `rescale` ha
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -38,6 +40,7 @@ CONSTANT, LEAN, TURN = (
     1e-3,
     1e-6,
 )  # what one more channel has in it; how routers lean to experts, and among decoys
+LENGTH = 512  # tokens of a sample at most
 WHISPER = 0.002  # what a decoy says, over what it would say
 
 
@@ -188,19 +191,19 @@ def pruned(model: Any, choice: str, data: list[dict[str, Tensor]], folder: Path)
 
 
 def measure(
-    *, renormalises: bool, choices: Sequence[str], samples: int, tokens: int, folder: Path
+    original: Remembered, *, renormalises: bool, choices: Sequence[str], samples: int, tokens: int, folder: Path
 ) -> list[dict[str, Any]]:
     """The mixture as it is, and after every choice: share of those that went which are decoys, and KL to SmolLM2."""
     from choices import divided
 
-    original = Remembered(load_model("smollm2", dtype=torch.float32, device="cpu"))
     tokenizer = load_tokenizer("smollm2", original.model)
     passages, _ = divided(samples)
-    data = [tokenizer(text, return_tensors="pt", truncation=True, max_length=512) for text in passages]
+    data = [tokenizer(text, return_tensors="pt", truncation=True, max_length=LENGTH) for text in passages]
     batches = [{"input_ids": one["input_ids"]} for one in data]
-    rms, found = sizes_of_stream(original.model, batches[0]), []
+    whole, decoys = mixture(original.model, sizes_of_stream(original.model, batches[0]), renormalises=renormalises)
+    found = []
     for choice in ("as it is", *choices):
-        model, decoys = mixture(original.model, rms, renormalises=renormalises)
+        model = deepcopy(whole)
         line: dict[str, Any] = {"choice": choice, "renormalises": renormalises}
         if choice != "as it is":
             model, kept = pruned(model, choice, batches, folder)
@@ -217,13 +220,12 @@ def page(found: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     lines = [
         "# REAP where the right answer is known",
         "",
-        f"`python benchmarks/reap_known.py --write` on {date.today()}.",
+        f"`python benchmarks/reap_known.py {' '.join(sys.argv[1:])}` on {date.today()}.",
         "",
     ]
     lines += ["\n\n".join(str(__doc__).strip().split("\n\n")[2:]), ""]
-    lines += [
-        f"{options.samples} samples of 512 tokens; KL to SmolLM2 on {options.tokens} tokens of held-out text, float32."
-    ]
+    sizes = f"{options.samples} samples of {LENGTH} tokens at most; KL to SmolLM2 on {options.tokens} tokens"
+    lines += [f"{sizes} of held-out text, in float32."]
     for renormalises in (True, False):
         title = "renormalises" if renormalises else "takes a softmax over all experts and does not renormalise"
         lines += ["", f"| a router that {title} | decoys, of those that went | KL |", "|---|--:|--:|"]
@@ -243,13 +245,14 @@ def main() -> None:
     options = parser.parse_args()
     import tempfile
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     names = ("norm of weights", "at random, seed 0", "at random, seed 1")
+    original = Remembered(load_model("smollm2", dtype=torch.float32, device="cpu"))
     with tempfile.TemporaryDirectory() as folder:
         settings = {"samples": options.samples, "tokens": options.tokens, "folder": Path(folder)}
         first = ("REAP", "`criterion: man`", "`criterion: msan`", *names)
-        found = measure(renormalises=True, choices=first, **settings)
-        found += measure(renormalises=False, choices=("REAP", "REAP, rescaled", *names[:2]), **settings)
+        found = measure(original, renormalises=True, choices=first, **settings)
+        found += measure(original, renormalises=False, choices=("REAP", "REAP, rescaled", *names[:2]), **settings)
     text = page(found, options)
     print(text)
     if options.write:
