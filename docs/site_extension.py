@@ -83,14 +83,19 @@ def rewritten(lines: list[str]) -> list[str]:
             role = FIELDS[heading[1]]
             found.append("")
         elif role and (not line or line.startswith(" ")):
-            found.append(_field(role, line, first=before.endswith(":") and not before.startswith(" ")))
+            found.append(_field(role, _escaped(line), first=before.endswith(":") and not before.startswith(" ")))
         else:
             role = ""
             if line.startswith("    ") and found and not found[-1] and before and not before.startswith(" "):
                 found += ["::", ""]
-            found.append(line)
+            found.append(line if line.startswith("    ") else _escaped(line))
         before = line or before
     return found
+
+
+def _escaped(line: str) -> str:
+    """Of shapes with any number of leading axes, `[*, C]`, the star is no emphasis."""
+    return re.sub(r"\[\*(?=[\w,])", r"[\\*", line)
 
 
 def _field(role: str, line: str, *, first: bool) -> str:

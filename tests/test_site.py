@@ -48,6 +48,10 @@ Returns:
     ]
 
 
+def test_a_star_of_a_shape_is_no_emphasis(extension):
+    assert extension.rewritten(["Sizes, [*lead, C] and [*, C]."]) == [r"Sizes, [\*lead, C] and [\*, C]."]
+
+
 def test_a_drawing_of_a_docstring_is_literal(extension):
     docstring = ["What it does.", "", "    a | drawing", "", "And more."]
 
