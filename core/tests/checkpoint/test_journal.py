@@ -202,7 +202,7 @@ def test_another_run_is_refused_with_the_difference_and_both_ways_out(tmp_path, 
     with pytest.raises(CheckpointError, match=says) as caught:
         work(tmp_path / "out", binding={**BINDING, **change})
     assert "go on with the command that began it" in str(caught.value)
-    assert "--restart" in str(caught.value)
+    assert "restart=True" in str(caught.value)
     assert work(tmp_path / "out") == 2  # nothing of it was touched
     assert files(tmp_path / "out") == undisturbed
 
@@ -357,3 +357,12 @@ def test_a_line_that_is_nested_without_end_is_no_line(tmp_path, undisturbed):
 
     assert work(tmp_path / "out") == 2
     assert files(tmp_path / "out") == undisturbed
+
+
+def test_a_rank_that_does_not_write_locks_nothing(tmp_path):
+    with pytest.raises(StopError):
+        work(tmp_path / "out", stop_after=2)
+    with CheckpointWriter(tmp_path / "out"):
+        CheckpointWriter(tmp_path / "out", check=False)
+        with pytest.raises(CheckpointError, match="another run is writing"):
+            CheckpointWriter(tmp_path / "out")

@@ -39,7 +39,7 @@ class LeadingOutput(Output):
 
     def __enter__(self) -> "Output":
         """Lock the folder, and say what an interrupted run has left there."""
-        self._ranks.gather("the output", None)  # all have looked whether it is free, before it is taken
+        self._ranks.gather("the output", None)  # all are there before it is taken
         super().__enter__()
         self._ranks.broadcast("an unfinished run", dict(self.unfinished))
         return self

@@ -60,6 +60,7 @@ class CheckpointWriter:
         any_folder: bool = False,
         restart: bool = False,
         max_shard_size: int | str = "5GB",
+        check: bool = True,
     ) -> None:
         """Look whether `output` can be written, before any work is done; nothing is created yet.
 
@@ -69,6 +70,7 @@ class CheckpointWriter:
             any_folder: what is there need not be a checkpoint.
             restart: discard what an interrupted run has left.
             max_shard_size: bytes, or a number with a unit: `5GB` is decimal, `5GiB` is not.
+            check: look now; of several ranks only the one that writes does, for looking locks what is there.
 
         Raises:
             CheckpointError: something is in the way; says what to do about it.
@@ -86,7 +88,8 @@ class CheckpointWriter:
         self._state = "new"
         self._restart = restart
         self._journal: Journal | None = None
-        self._destination.check()
+        if check:
+            self._destination.check()
 
     def __enter__(self) -> "CheckpointWriter":
         self._destination.make()
@@ -229,8 +232,9 @@ class CheckpointWriter:
         with disk_errors(path):
             unnamed.rename(path)
             sync(self.partial)
-        self._journal.add({**record, "files": [{"name": path.name, "sha256": sha256}]})
-        self._learn(path, sha256)
+        files = [{"name": path.name, "sha256": sha256}]
+        self._journal.add({**record, "files": files})
+        self.learn(files)
 
     def names(self) -> list[str]:
         """The tensors that are in files by now."""
@@ -314,15 +318,12 @@ class CheckpointWriter:
     def _check_binding(self, journal: Journal, binding: Mapping[str, Any] | None) -> None:
         count = len(journal.entries)
         what = f"{self.partial} holds an unfinished run, of which {count} stages are done"
+        ways = f"go on with the command that began it, name another output, or {_DISCARD}"
         if binding is None:
-            raise CheckpointError(f"{what}; go on with the command that began it, name another output, or {_DISCARD}")
-        found = differences(journal.binding or {}, binding)
-        if found:
-            raise CheckpointError(
-                f"{what}, and it is not this one:\n  "
-                + "\n  ".join(found)
-                + f"\ngo on with the command that began it, name another output, or {_DISCARD}"
-            )
+            raise CheckpointError(f"{what}; {ways}")
+        if found := differences(journal.binding or {}, binding):
+            lines = [f"{what}, and it is not this one:", *(f"  {one}" for one in found), ways]
+            raise CheckpointError("\n".join(lines))
 
     def _count_sound(self, entries: Sequence[Mapping[str, Any]]) -> int:
         """How many stages, from the first on, have their files as they were written."""
@@ -352,14 +353,12 @@ class CheckpointWriter:
         self.folder.mkdir()
 
     def learn(self, files: Sequence[Mapping[str, str]]) -> None:
-        """Note files that another process has committed, so that they can be read."""
+        """Note files that are there, so that they can be read."""
         for file in files:
-            self._learn(self.partial / file["name"], file["sha256"])
-
-    def _learn(self, path: Path, digest: str) -> None:
-        entries = read_header(path)
-        self._parts[path] = Part(len(entries), digest)
-        self._places.update({name: Place(path, entry) for name, entry in entries.items()})
+            path = self.partial / file["name"]
+            entries = read_header(path)
+            self._parts[path] = Part(len(entries), file["sha256"])
+            self._places.update({name: Place(path, entry) for name, entry in entries.items()})
 
     def _require_open(self) -> None:
         if self._state == "entered":
@@ -375,7 +374,7 @@ class CheckpointWriter:
             digest = write_shard(unnamed, self._buffer)
             unnamed.rename(path)
         self._uncommitted.append({"name": path.name, "sha256": digest})
-        self._learn(path, digest)
+        self.learn(self._uncommitted[-1:])
         self._buffer, self._buffered = {}, 0
 
 

@@ -79,7 +79,7 @@ def prepare(
     if arguments.output.output_dir is not None:
         check_named(arguments.output.output_dir, form)
         check_apart(arguments.output.output_dir, arguments.model.model)
-    writer = _writer(arguments.output)
+    writer = _writer(arguments.output, ranks)
     sources = _sources(arguments.model.model)  # as they are before the first is read
     opened = open_with(arguments)
     recipe = evolve(recipe, modifiers=with_heads(recipe.modifiers, opened.model))
@@ -197,11 +197,12 @@ def output_format(recipe: Recipe) -> Format:
     return form
 
 
-def _writer(arguments: OutputArguments) -> CheckpointWriter | None:
+def _writer(arguments: OutputArguments, ranks: Ranks) -> CheckpointWriter | None:
     """Of the checkpoint to be; complains now about a folder that is in the way, before any work is done."""
     if arguments.output_dir is None:
         return None
-    return CheckpointWriter(arguments.output_dir, overwrite=arguments.overwrite, restart=arguments.restart)
+    settings = {"overwrite": arguments.overwrite, "restart": arguments.restart, "check": ranks.leads}
+    return CheckpointWriter(arguments.output_dir, **settings)
 
 
 def _state(arguments: Arguments, recipe: Recipe, model: Any, progress: Progress) -> State:
