@@ -2,9 +2,10 @@
 
 import pytest
 
-from coldpress import SchemeError, load_model, preset
+from coldpress import SchemeError, load_model, preset, preset_names
 from coldpress.errors import ArgumentError, SettingError
-from coldpress.spelling import _ELSEWHERE, near, suggest
+from coldpress.registry import available
+from coldpress.spelling import _ELSEWHERE, _VALUES, near, suggest
 from coldpress.testing.rounding import Rounding
 
 
@@ -38,6 +39,8 @@ def test_every_name_of_ours_is_that_of_a_setting_or_argument():
         known |= {field.alias for field in fields(plugin.load())}
 
     assert set(_ELSEWHERE.values()) <= known
+    named = {*preset_names(), "cuda", *(plugin.name for kind in ("formats", "datasets") for plugin in available(kind))}
+    assert set(_VALUES.values()) <= named
 
 
 def test_a_misspelt_setting_in_python_is_named_as_in_a_recipe():

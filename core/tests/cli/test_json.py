@@ -101,6 +101,17 @@ def test_every_key_is_documented_under_the_form_and_its_version(answers, form):
     assert [key for key in sorted(set(keys(found))) if not is_documented(key, known)] == []
 
 
+def test_several_formats_have_a_size_each(coldpress, model, tmp_path):
+    formats = ("--format", "compressed-tensors", "--format", "dense")
+
+    answer = coldpress("compress", model, "-s", "W8A8", *formats, "--json", "-o", tmp_path / "out")
+
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert found["formats"]["compressed-tensors"]["bytes_after"] < found["formats"]["dense"]["bytes_after"]
+    assert [key for key in keys(found) if not is_documented(key, {"schema", *documented()["compress/1"]})] == []
+
+
 def test_every_form_is_documented_and_no_other():
     assert set(documented()) == {f"{form}/{version}" for form, version in VERSIONS.items()}
 

@@ -141,11 +141,19 @@ def test_batch_boundaries_do_not_matter_to_second_moments():
     assert not needs.batch_boundaries
 
 
-def test_many_problems_are_counted_and_not_all_listed():
+def test_layers_that_a_scheme_does_not_fit_share_a_line_if_they_are_alike():
     with pytest.raises(SchemeError) as caught:
         plan_of(claims_of([Rounding(scheme="W4A16", group_size=48)], tiny_llama()))
 
-    lines = str(caught.value).splitlines()
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("model.layers.0.self_attn.q_proj: weights: group_size 48 does not divide the 128 columns")
+    assert first.endswith("or ignore the layer (12 more like it)")
+    assert second.startswith("model.layers.0.mlp.down_proj: weights: group_size 48 does not divide the 256 columns")
+
+
+def test_many_problems_are_counted_and_not_all_listed():
+    lines = shortened([f"{number}" for number in range(15)]).splitlines()
+
     assert len(lines) == 9
     assert lines[-1] == "... and 7 more of this kind"
 

@@ -4,13 +4,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict, fields_dict, frozen
 from torch import Tensor
 
+from coldpress.arguments import DEFAULT_DATASET, DatasetArguments
 from coldpress.calibration.batch import CalibrationBatch, count_places, count_tokens
 
 log = logging.getLogger(__name__)
 
+_BY_DEFAULT = fields_dict(DatasetArguments)["num_calibration_samples"].default
 _FEW = 0.5  # of the tokens that were asked for: with fewer, that is told
 
 
@@ -88,7 +90,8 @@ class CalibrationSummary:
         """Where it is less than was asked for."""
         found = []
         for part in self.parts or (CalibrationPart(self.dataset, self.samples, self.asked_samples),):
-            if part.asked_samples is not None and part.samples < part.asked_samples:
+            unasked = part.dataset == repr(DEFAULT_DATASET) and part.asked_samples == _BY_DEFAULT
+            if part.asked_samples is not None and part.samples < part.asked_samples and not unasked:
                 found.append(f"{part.dataset} gives {_samples(part.samples)}, and {part.asked_samples} were asked for")
         wanted = self.samples * (self.asked_length or 0)
         if self.tokens is not None and not self.packed and self.tokens < _FEW * wanted:

@@ -47,6 +47,7 @@ _WHAT, _OUTPUT = "What to do", "Output"
 _DIVIDING = re.compile(r"; ([\d, ]+) would divide it")  # the end of what schemes.check_fit says
 
 _GROUP_SIZE = re.compile(r"\bgroup_size:(?:\s*\$\{(?P<name>\w+)\})?")
+_BARE, _FEW_BYTES = re.compile(r"\d+(\.\d+)?"), 1e6  # a size without a unit, and no checkpoint of a model
 _CHOSEN = ("recipe", "scheme", "algorithm", "bits", "size", "quality", "group_size", "ignore")
 _RENAMED = {
     **{"dtype": "precision", "recipe_arg": "recipe_args", "output": "output_dir"},
@@ -197,6 +198,8 @@ def _check_combination(recipe: Path | None, **rest: Any) -> None:
     if len(given) != 1:
         both = f", not {' and '.join(given)}" if given else ""
         raise ArgumentError(f"give one of --recipe FILE, --scheme NAME, --bits N and --size SIZE{both}")
+    if rest["size"] is not None and _BARE.fullmatch(rest["size"]) and float(rest["size"]) < _FEW_BYTES:
+        raise ArgumentError(f"--size {rest['size']} means bytes: write a unit, such as {rest['size']}GB")
     for_scheme = {"--quality": rest["quality"], "--group-size": rest["group_size"], "--ignore": rest["ignore"]}
     for_recipe = {"--recipe-arg": rest["recipe_arg"], "--stage": rest["stage"]}
     for name, value in {**(for_scheme if recipe else for_recipe), "--algorithm": rest["algorithm"]}.items():
@@ -213,6 +216,7 @@ def _recipe_of(
 ) -> "Recipe":
     """The recipe for a scheme by name, or for a size; the first line says which algorithm it is, if none was named."""
     from coldpress.entrypoints.scheme_recipe import quality_named, recipe_for, recipe_for_size
+    from coldpress.registry import names
 
     if scheme is None:
         return recipe_for_size(
@@ -223,6 +227,8 @@ def _recipe_of(
     try:
         found = recipe_for(scheme, **chosen)
     except UnknownPluginError as error:
+        if DEFAULT_ALGORITHM in names("recipes"):
+            raise
         raise UnknownPluginError(f"{error}; rounding needs: pip install 'coldpress[quantization]'") from error
     if found.why is not None and not quiet:
         say("algorithm", found.why, style="cyan")

@@ -127,7 +127,8 @@ def _read(file: Path) -> str:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise ArgumentError(f"--text: cannot read {file}: {error.strerror or error}") from error
+        why = f"{error.strerror or error}; --text takes a file of UTF-8 text"
+        raise ArgumentError(f"--text: cannot read {file}: {why}") from error
     except UnicodeDecodeError as error:
         raise ArgumentError(f"--text: {file} is not UTF-8 text (byte {error.start})") from error
     if not text.strip():

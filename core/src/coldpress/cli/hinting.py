@@ -8,6 +8,8 @@ from coldpress.spelling import elsewhere, near
 
 _LIKE_SETTINGS = {"num_bits": "bits", "output_dir": "output"}  # settings and arguments that have a shorter option
 
+_IN_PLACE = {"dataset": "text"}  # options that other commands have
+
 
 _COMMANDS = {  # what other tools call ours
     **dict.fromkeys(("quantize", "quant", "prune", "oneshot", "run", "gptq", "awq", "llm-compressor"), "compress"),
@@ -52,12 +54,13 @@ def _hint(error: Any, options: list[str]) -> None:
     name = error.option_name.lstrip("-").replace("-", "_")
     meant = elsewhere(name)
     known = {option.lstrip("-").replace("-", "_"): option for option in options if option.startswith("--")}
-    found = [known[one] for one in (_LIKE_SETTINGS.get(meant, meant), *near(name, known)) if one in known]
-    if found:
-        error.possibilities = list(dict.fromkeys(found))[:1]
-    elif meant == "model":
+    like = (_LIKE_SETTINGS.get(meant, meant), _IN_PLACE.get(name, ""))
+    found = [known[one] for one in (*like, *near(name, known)) if one in known]
+    if "model" in (name, meant) and "--model" not in options:
         error.possibilities = []
-        error.message += ". The model stands without an option, behind the command: coldpress COMMAND MODEL"
+        error.message += ". The model stands without an option: coldpress COMMAND MODEL"
+    elif found:
+        error.possibilities = list(dict.fromkeys(found))[:1]
     elif meant:
         error.message += (
             f". In a recipe it is the setting {meant!r}: `coldpress plugins NAME` lists those of a modifier"

@@ -38,7 +38,7 @@ def inspect(
 def _shown(contents: "Contents") -> "list[RenderableType]":
     from rich.text import Text
 
-    from coldpress.cli.summary import bits, reasons
+    from coldpress.cli.summary import bits, reasons, zero_weights
     from coldpress.report.report import NAME
     from coldpress.report.table import facts
     from coldpress.report.words import in_bytes, in_count
@@ -48,6 +48,7 @@ def _shown(contents: "Contents") -> "list[RenderableType]":
         ("method", contents.method or "none: a plain model"),
         ("weights", in_count(contents.weights())),
         ("bits per weight", bits(contents)),
+        *zero_weights(contents.zeros),
         ("size", f"{in_bytes(contents.nbytes())} tensors, {in_bytes(contents.other_nbytes)} other files"),
     ]
     parts = [facts(rows), Text(""), _parts(contents)]

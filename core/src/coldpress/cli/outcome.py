@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from coldpress.cli.console import out, print_json, print_path
-from coldpress.cli.summary import parameter_bytes, summary
+from coldpress.cli.summary import checkpoints_in, parameter_bytes, summary
 from coldpress.layer_report import LayerReport
-from coldpress.report.contents import contents_of
+from coldpress.report.contents import Contents, share_of_zeros
 from coldpress.state import State
 
 
@@ -43,22 +43,30 @@ def outcome(
     state: State, folder: Path, *, seconds: float, memory: int | None, before: int | None = None
 ) -> dict[str, Any]:
     """The run in numbers; arguments as those of `summary`."""
-    contents, lines = contents_of(folder), list(state.report.values())
-    quantized = contents.quantized_bits()
+    found, lines = checkpoints_in(folder), list(state.report.values())
+    sizes = {form.removeprefix(", "): _sizes(contents) for form, contents in found.items()}
     return {
         "output": str(folder),
         "layers": dict(Counter(line.status for line in lines)),
         "schemes": dict(Counter(line.scheme for line in lines if line.scheme)),
         "bytes_before": parameter_bytes(state.model) if before is None else before,
-        "bytes_after": contents.nbytes(),
-        "bits_per_weight": round(contents.bits(), 4),
-        "quantized_bits_per_weight": None if quantized is None else round(quantized, 4),
+        **(next(iter(sizes.values())) if len(sizes) == 1 else {"formats": sizes}),
         "weight_error": _spread({line.name: line.weight_error for line in lines}),
         "output_error_over_rounding": _spread({line.name: line.notes.get("rounding_ratio") for line in lines}),
+        "zeros": share_of_zeros([line.to_dict() for line in lines]),
         "seconds": round(seconds, 3),
         "peak_memory_bytes": memory,
         "calibration": None if state.calibration is None else dict(state.calibration),
         "not_compressed": _left(lines),
+    }
+
+
+def _sizes(contents: Contents) -> dict[str, Any]:
+    quantized = contents.quantized_bits()
+    return {
+        "bytes_after": contents.nbytes(),
+        "bits_per_weight": round(contents.bits(), 4),
+        "quantized_bits_per_weight": None if quantized is None else round(quantized, 4),
     }
 
 

@@ -27,7 +27,7 @@ def schemes(
     from coldpress.schemes import preset
 
     if name is not None:
-        _show(name.upper(), preset(name), as_json=as_json)
+        _show(name.upper().replace("-", "_"), preset(name), as_json=as_json)
         return
     found = {each: preset(each) for each in _names()}
     if as_json:

@@ -9,10 +9,11 @@ from rich.text import Text
 from torch import nn
 
 from coldpress.layer_report import LayerReport, Status
-from coldpress.report.contents import Contents, contents_of
+from coldpress.report.contents import Contents, contents_of, share_of_zeros
 from coldpress.report.report import NAME
 from coldpress.report.table import facts
 from coldpress.report.words import in_bytes, in_time
+from coldpress.schemes import describe, preset, preset_names
 from coldpress.state import State
 
 _STATUSES: dict[Status, str] = {
@@ -22,6 +23,7 @@ _STATUSES: dict[Status, str] = {
     "untouched": "not compressed",
 }
 _MOST_LINES = 8
+_MANY_ZEROS = 0.3
 
 
 def summary(
@@ -36,13 +38,14 @@ def summary(
         memory: peak, in bytes.
         before: bytes of the weights before; None for those of the state's model.
     """
-    checkpoints, lines = _checkpoints(folder), list(state.report.values())
+    checkpoints, lines = checkpoints_in(folder), list(state.report.values())
     size = parameter_bytes(state.model) if before is None else before
     rows = [
         ("layers", _counted(lines)),
         ("schemes", "; ".join(_schemes(lines)) or "none"),
         *((f"size{form}", _sizes(size, contents)) for form, contents in checkpoints.items()),
         *((f"bits per weight{form}", bits(contents)) for form, contents in checkpoints.items()),
+        *zero_weights(share_of_zeros([line.to_dict() for line in lines])),
         *_output_errors(lines),
         ("weight error", _errors(lines)),
         ("time", in_time(seconds)),
@@ -53,7 +56,7 @@ def summary(
     return Group(*parts, *reasons(left, more=f"all of them in {NAME}"), Text(""))
 
 
-def _checkpoints(folder: Path) -> dict[str, Contents]:
+def checkpoints_in(folder: Path) -> dict[str, Contents]:
     """What a run wrote, under nothing, or of several formats under the words that name each."""
     inside = [] if (folder / "config.json").is_file() else sorted(folder.glob("*/config.json"))
     found = {f", {path.parent.name}": contents_of(path.parent) for path in inside}
@@ -85,6 +88,11 @@ def bits(contents: Contents) -> str:
     return f"{contents.bits():.2f}{inside}"
 
 
+def zero_weights(share: float | None) -> list[tuple[str, str]]:
+    """How many weights are zero, where they are more than rounding to a few bits makes."""
+    return [] if share is None or share < _MANY_ZEROS else [("zero weights", f"{share:.1%} in compressed layers")]
+
+
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of a model's weights in memory; weights that modules share are counted once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -100,8 +108,14 @@ def _counted(lines: Iterable[LayerReport]) -> str:
 
 
 def _schemes(lines: Iterable[LayerReport]) -> list[str]:
-    counts = Counter(line.scheme for line in lines if line.scheme)
-    return [scheme if len(counts) == 1 else f"{scheme}: {count} layers" for scheme, count in counts.most_common()]
+    counts = Counter(_named(line.scheme) for line in lines if line.scheme)
+    return [scheme if len(counts) == 1 else f"{scheme} in {count} layers" for scheme, count in counts.most_common()]
+
+
+def _named(scheme: str) -> str:
+    """A scheme with the name of the preset that it is."""
+    name = next((one for one in preset_names() if describe(preset(one)) == scheme), None)
+    return scheme if name is None else f"{name}: {scheme}"
 
 
 def _sizes(before: int, contents: Contents) -> str:

@@ -26,7 +26,8 @@ _RENAMED = {  # arguments whose option has another name
     "distill_teacher": "teacher",
     "resume_from_checkpoint": "resume",
 }
-_OF_RECIPES = {"recipe", "model", "stage", "format", "pipeline"}  # words that messages use for other things too
+_OF_RECIPES = {"recipe", "model", "stage", "pipeline"}  # words that messages use for other things too
+_OUTPUT = re.compile(r"(?<![\w.$'\"{/-])output_dir(?= |$)")
 _VALUE = r"""'[^']*'|"[^"]*"|\.\.\.|[\w.-]*\w"""
 _GIVEN = re.compile(rf"""(?P<option>--[\w-]+ )?(?<![\w.$'"{{/-])(?P<name>[a-z_]+)=(?P<value>{_VALUE})?""")
 
@@ -40,7 +41,8 @@ def in_options(command: Callable[..., Any]) -> Callable[[str], str]:
 
     def translated(message: str) -> str:
         flags = dict(_flags(command))
-        return _GIVEN.sub(lambda match: _option(match, flags), message)
+        message = _GIVEN.sub(lambda match: _option(match, flags), message)
+        return _OUTPUT.sub("--output", message) if "output_dir" in flags else message
 
     return translated
 

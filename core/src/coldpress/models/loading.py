@@ -213,11 +213,16 @@ def _dtype(name: str | torch.dtype) -> Any:
     return _DTYPES[name]
 
 
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
 def _device(name: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=local_device(torch.device(name))).device
     except (RuntimeError, AssertionError) as error:  # no such name; torch was not built for it
-        raise ArgumentError(f"device {str(name)!r} cannot be used here: {first_line(error)}") from error
+        hint = suggest(str(name).partition(":")[0], _DEVICES)
+        why = hint or f": {first_line(error)}; without a device what is here is taken"
+        raise ArgumentError(f"device {str(name)!r} cannot be used here{why}") from error
 
 
 def _best_device() -> torch.device:

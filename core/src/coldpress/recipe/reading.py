@@ -59,6 +59,10 @@ def read_recipe(
     """
     if isinstance(source, str | Path):
         origin, text = _load(source)
+        if origin == f"recipe {source}" and not _gives_scheme(arguments) and ready_recipe(str(source)).takes_scheme():
+            raise RecipeError(
+                [f"{str(source)!r} is an algorithm, which takes a scheme: --scheme W4A16 --algorithm {source}"]
+            )
         return _read(text, origin, arguments=arguments, stage=stage, find=find)
     if isinstance(source, Recipe):
         recipe = source
@@ -69,6 +73,14 @@ def read_recipe(
     if arguments:
         raise RecipeError(["arguments fill the placeholders of a file or text; this recipe is made of objects"])
     return recipe if stage is None else recipe.only(stage)
+
+
+def _example(modifier: str) -> str:
+    return f"`modifiers: [{modifier}: {{scheme: W4A16, ignore: [lm_head]}}]`; `coldpress recipes` lists ready ones"
+
+
+def _gives_scheme(arguments: Mapping[str, object] | Iterable[str] | None) -> bool:
+    return any(str(one).partition("=")[0] == "scheme" for one in arguments or ())
 
 
 def _read(
@@ -136,12 +148,18 @@ def _load(source: str | Path) -> tuple[str, str]:
     if path is None:
         return TEXT, str(source)
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if path.is_dir():
+            what = "the folder of a model" if (path / "config.json").exists() else "a folder"
+            place = "coldpress compress MODEL --recipe FILE"
+            raise RecipeError([f"{path} cannot be read: it is {what}, and a recipe is a file: {place}"])
+        if path.exists() and not path.is_file():
             raise RecipeError([f"{path} is no regular file (a pipe, a device or a socket): write the recipe to one"])
         with path.open("rb") as file:
             content = file.read(4 * MAX_LENGTH + 1)  # a character takes at most 4 bytes
         return str(path), content.decode("utf-8-sig")
     except FileNotFoundError as error:
+        if name in registry.names("modifiers"):
+            raise RecipeError([f"{name!r} is a modifier; a recipe is a file that has it: {_example(name)}"]) from error
         raise RecipeError([f"there is no recipe file {str(path)!r}{_neighbours(path)}"]) from error
     except UnicodeDecodeError as error:
         raise RecipeError([f"{path}: not UTF-8 text (byte {error.start})"]) from error

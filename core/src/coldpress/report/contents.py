@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Contents:
         other_nbytes: files that are not safetensors.
         left_alone: name and reason of every layer that was not compressed, where something was.
         odd: name and dtype of tensors in another dtype than `dtype`.
+        zeros: share of the weights of compressed layers that are zero, by the report; None where it says nothing.
     """
 
     folder: Path
@@ -75,6 +77,7 @@ class Contents:
     other_nbytes: int
     left_alone: tuple[tuple[str, str], ...]
     odd: tuple[tuple[str, str], ...]
+    zeros: float | None = None
 
     def nbytes(self) -> int:
         """Bytes of all tensors."""
@@ -108,6 +111,7 @@ class Contents:
             "quantized_bits_per_weight": None if quantized is None else round(quantized, 4),
             "parts": [part.to_dict() for part in self.parts],
             "left_alone": [{"name": name, "reason": reason} for name, reason in self.left_alone],
+            "zeros": None if self.zeros is None else round(self.zeros, 4),
             "odd_dtypes": [{"name": name, "dtype": dtype} for name, dtype in self.odd],
         }
 
@@ -143,7 +147,16 @@ def contents_of(folder: Path) -> Contents:
         other_nbytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path not in files),
         left_alone=tuple(_left_alone(lines, tensors, quantization)),
         odd=tuple((t.name, t.dtype) for t in tensors if t.scheme is None and t.dtype != usual),
+        zeros=share_of_zeros(lines or ()),
     )
+
+
+def share_of_zeros(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of the weights of layers that a run changed, by the lines of its report; None where none were counted."""
+    counted = [one for one in lines if one.get("sparsity") is not None and one.get("status") != "untouched"]
+    sizes = [prod(one.get("shape") or (0,)) for one in counted]
+    zeros = sum(size * float(one["sparsity"]) for size, one in zip(sizes, counted, strict=True))
+    return zeros / sum(sizes) if sum(sizes) else None
 
 
 @define

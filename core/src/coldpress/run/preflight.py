@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -193,7 +194,7 @@ def plan_of(
     plan = complete(plan)
     problems += [one for name, layer in layers.items() for one in _misfit(plan[name].scheme, layer)]
     if problems:
-        raise SchemeError(shortened(problems))
+        raise SchemeError(shortened(_alike(problems)))
     return plan
 
 
@@ -255,7 +256,7 @@ def check_plan(state: State) -> None:
     layers = {layer.name: layer for layer in find_layers(state.model.named_modules())}
     problems = [one for name, planned in state.plan.items() for one in _misfit(planned.scheme, layers[name])]
     if problems:
-        raise SchemeError(shortened(problems))
+        raise SchemeError(shortened(_alike(problems)))
 
 
 def _check_order(claim: Claim, plan: Mapping[str, Planned]) -> None:
@@ -308,6 +309,15 @@ def shortened(problems: Sequence[str], *, most: int = 8) -> str:
     """The problems, one a line; the first `most` and a count of the rest."""
     more = [f"... and {len(problems) - most} more of this kind"] if len(problems) > most else []
     return "\n".join([*problems[:most], *more])
+
+
+def _alike(problems: Sequence[str]) -> list[str]:
+    """Problems of layers, `name: what`: of those with one `what` the first, and how many there are like it."""
+    first: dict[str, str] = {}
+    counts = Counter(problem.partition(": ")[2] for problem in problems)
+    for problem in problems:
+        first.setdefault(problem.partition(": ")[2], problem)
+    return [f"{one} ({counts[what] - 1} more like it)" if counts[what] > 1 else one for what, one in first.items()]
 
 
 def _moved_too_late(claim: Claim, plan: Mapping[str, Planned]) -> list[str]:

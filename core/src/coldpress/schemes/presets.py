@@ -91,6 +91,7 @@ def preset(name: str, **overrides: Any) -> Scheme:
         SchemeError: the name or a field is unknown, or the preset does not allow the change.
     """
     known = name.upper()
+    known = known if known in _PRESETS else known.replace("-", "_")
     scheme = _built_in(known) if known in _PRESETS else _of_plugin(known, name)
     if overrides:
         scheme = evolve(scheme, weights=_override(known, scheme.weights, overrides))
@@ -113,7 +114,8 @@ def _of_plugin(name: str, given: str) -> Scheme:
         found = find("presets", name)
     except UnknownPluginError as error:
         known = [*_PRESETS, *(plugin.name for plugin in available("presets"))]
-        algorithm = next((plugin.name for plugin in available("recipes") if plugin.name == given.lower()), None)
+        named = next((plugin for plugin in available("recipes") if plugin.name == given.lower()), None)
+        algorithm = None if named is None or "${scheme}" not in named.load().text else named.name
         if algorithm is not None:
             raise SchemeError(
                 f"{given!r} is an algorithm, not a scheme: pass one of both, such as --scheme W4A16 --algorithm "

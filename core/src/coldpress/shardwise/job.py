@@ -236,7 +236,7 @@ class ShardwiseJob:
         if type(self.form).publish is not Format.publish:
             raise SchemeError(
                 f"the format {type(self.form).__name__} writes another container than safetensors files, which needs "
-                "the model: use oneshot (leave out --model-free)"
+                "the model: compress it with format=, by oneshot or `coldpress compress` without --model-free"
             )
 
     def _was_quantized(self, name: str) -> bool:

@@ -18,6 +18,17 @@ _ELSEWHERE = {  # what GPTQModel, AutoAWQ, AutoRound and papers' scripts call ou
     **{"sym": "symmetric", "zero_point": "symmetric", "alpha": "smoothing_strength", "sparsity_ratio": "sparsity"},
 }
 
+_VALUES = {  # what other tools call our formats, schemes, data sets and devices
+    **dict.fromkeys(("hf", "ct", "safetensors", "vllm", "compressed_tensors"), "compressed-tensors"),
+    **{"autogptq": "gptq", "gptqmodel": "gptq", "autoawq": "awq", "llama.cpp": "gguf", "llamacpp": "gguf"},
+    **dict.fromkeys(("int4", "4bit", "4-bit", "w4", "uint4", "nf4", "bnb"), "W4A16"),
+    **dict.fromkeys(("8bit", "8-bit", "w8"), "W8A16"),
+    **dict.fromkeys(("float8", "fp8_e4m3", "e4m3"), "FP8"),
+    **dict.fromkeys(("wikitext2", "wikitext-2", "wiki"), "wikitext"),
+    **dict.fromkeys(("c4-new", "c4_new", "c4-train"), "c4"),
+    **dict.fromkeys(("gpu", "nvidia", "rocm", "hip"), "cuda"),
+}
+
 
 def elsewhere(name: str) -> str:
     """The setting or argument that other tools call so; nothing where none is known."""
@@ -27,7 +38,8 @@ def elsewhere(name: str) -> str:
 def near(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
     """The `count` names of `known` that look most like `name`, best first, or mean what it means in other tools."""
     spelling = {k.lower(): k for k in known}
-    meant = [spelling[k] for k in (elsewhere(name),) if k and k in spelling]
+    names = (elsewhere(name), _VALUES.get(name.lower(), "").lower())
+    meant = [spelling[k] for k in names if k and k in spelling]
     alike = [spelling[k] for k in get_close_matches(name.lower(), spelling, n=count, cutoff=0.55)]
     return list(dict.fromkeys(meant + alike))[:count]
 
