@@ -1,5 +1,6 @@
 """The keywords of `oneshot` as types: the names that it takes, and no other."""
 
+import inspect
 from pathlib import Path
 from typing import get_type_hints
 
@@ -7,6 +8,7 @@ import pytest
 from attrs import fields
 from mypy import api
 
+import coldpress
 from coldpress.arguments import (
     DatasetArguments,
     ModelArguments,
@@ -45,6 +47,12 @@ def test_each_class_has_its_keywords_in_order(arguments, keywords):
 def test_together_they_are_what_oneshot_takes():
     assert {field.name for field in fields(PipelineArguments)} <= set(get_type_hints(OneshotKeywords))
     assert {"model", "recipe", *get_type_hints(OneshotKeywords)} == set(argument_names())
+
+
+@pytest.mark.parametrize("door", [coldpress.oneshot, coldpress.plan])
+def test_what_completes_in_ipython_is_what_is_taken(door):
+    assert {*get_type_hints(OneshotKeywords), "model", "recipe"} <= set(inspect.signature(door).parameters)
+    assert "arguments" not in inspect.signature(door).parameters
 
 
 def test_there_are_ten_scripts_and_each_has_a_mistake():

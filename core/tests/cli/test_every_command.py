@@ -104,6 +104,7 @@ def completed(line: str) -> list[str]:
 def test_a_shell_completes_commands_and_options():
     assert completed("coldpress comp") == ["compress"]
     assert completed("coldpress compress model --num-cal") == ["--num-calibration-samples"]
+    assert completed("coldpress compress model --algorithm awq") == ["awq", "awq-nvfp4a16", "awq-w4a16"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ They are the attributes of the classes of this room and the settings of the pipe
 compares; another pipeline's go into `pipeline_settings`.  At run time `parse_arguments` says what is taken.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
@@ -108,3 +109,20 @@ class PlanKeywords(OneshotKeywords, total=False):
 
     max_workers: int | str | None
     revision: str
+
+
+def with_signature(function: Callable[..., Any], keywords: type) -> None:
+    """Let a function say which keywords it takes, so that IPython and `help` show them.
+
+    Args:
+        function: whose last parameter takes all keywords.
+        keywords: one of the classes above.
+    """
+    found = inspect.signature(function)
+    own = [one for one in found.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=annotation)
+        for name, annotation in keywords.__annotations__.items()
+        if name not in found.parameters
+    ]
+    function.__signature__ = found.replace(parameters=[*own, *more])  # type: ignore[attr-defined]

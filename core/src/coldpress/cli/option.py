@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,12 @@ def default_of(arguments: type, name: str) -> Any:
     """The default of an argument of `oneshot`, so that it is written down once."""
     found: Any = fields_dict(arguments)[name].default
     return found.factory() if isinstance(found, Factory) else found  # type: ignore[arg-type]  # a class
+
+
+_KINDS = {  # options whose values a shell completes, and the kind of plugin that they name
+    **{"--recipe": "recipes", "--algorithm": "recipes", "--dataset": "datasets"},
+    **{"--pipeline": "pipelines", "--format": "formats"},
+}
 
 
 def option(
@@ -36,7 +43,20 @@ def option(
     """
     shows: bool | str = shown if shown is not None else True
     names = flags.split("/")
-    return typer.Option(*names, metavar=metavar, help=text, show_default=shows, min=least, rich_help_panel=panel)
+    more = {"metavar": metavar, "help": text, "show_default": shows, "min": least, "rich_help_panel": panel}
+    kind = _KINDS.get(names[0])
+    return typer.Option(*names, **more, autocompletion=None if kind is None else _names_of(kind))  # type: ignore[arg-type]
+
+
+def _names_of(kind: str) -> Callable[[str], list[str]]:
+    """What completes the names of installed plugins; none of them is imported."""
+
+    def named(incomplete: str) -> list[str]:
+        from coldpress.registry import names
+
+        return sorted(name for name in names(kind) if name.startswith(incomplete))
+
+    return named
 
 
 def _known_dtype(value: str) -> str:

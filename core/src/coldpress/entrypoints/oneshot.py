@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coldpress.arguments import Arguments, OutputArguments, parse_arguments
+from coldpress.arguments.keywords import OneshotKeywords, with_signature
 from coldpress.attachment import copy_attachments
 from coldpress.checkpoint import CheckpointWriter
 from coldpress.checkpoint.several import SeveralFormats
@@ -28,8 +29,6 @@ from coldpress.state import State
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from coldpress.arguments.keywords import OneshotKeywords
 
 
 def oneshot(model: Any = None, recipe: Any = None, **arguments: "Unpack[OneshotKeywords]") -> Any:
@@ -56,6 +55,9 @@ def oneshot(model: Any = None, recipe: Any = None, **arguments: "Unpack[OneshotK
     parsed = parse_arguments({"model": model, "recipe": recipe, **arguments})
     state = run(parsed)
     return state.model if parsed.output.return_model else None
+
+
+with_signature(oneshot, OneshotKeywords)
 
 
 def run(arguments: Arguments, *, progress: Progress | None = None) -> State:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve, fields_dict
 
 from coldpress.arguments import Arguments, parse_arguments
+from coldpress.arguments.keywords import PlanKeywords, with_signature
 from coldpress.entrypoints.job import prepare
 from coldpress.entrypoints.model_free import ModelFreeArguments, output_form
 from coldpress.entrypoints.model_free import prepare as prepare_model_free
@@ -23,8 +24,6 @@ from coldpress.spelling import suggest
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from coldpress.arguments.keywords import PlanKeywords
 
 
 def plan(
@@ -79,6 +78,9 @@ def plan(
     if asked is not None:
         _check_room(Path(asked), prediction)
     return prediction
+
+
+with_signature(plan, PlanKeywords)
 
 
 def _without_model(
