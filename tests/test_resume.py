@@ -424,7 +424,7 @@ def test_a_record_that_no_run_writes_is_told_and_can_be_discarded(tmp_path, dama
     DAMAGED[damage](lines[2])
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    with pytest.raises(CheckpointError, match="--restart"):
+    with pytest.raises(CheckpointError, match="restart=True"):
         compress(source, tmp_path / "out", **settings)
     assert path.exists()
     compress(source, tmp_path / "out", restart=True, **settings)
