@@ -53,9 +53,9 @@ def test_problems_are_solved_one_at_a_time_where_there_is_one_process():
 
 @pytest.mark.parametrize("costs", [[5, 4, 3, 3, 3], [1], [1, 1]])
 def test_costly_problems_are_dealt_first(costs):
-    from coldpress.distributed.share import _dealt
+    from coldpress.distributed.share import dealt
 
-    owners = _dealt(costs, 2)
+    owners = dealt(costs, 2)
     load = [sum(c for c, o in zip(costs, owners, strict=True) if o == rank) for rank in (0, 1)]
 
     assert max(load) <= max(max(costs), (sum(costs) + max(costs)) / 2)

@@ -24,7 +24,11 @@ SHARE = 0.25
 
 
 def open_experts(
-    model: Any, modifiers: Sequence[Modifier], *, all_experts: bool, few_tokens: FewTokens
+    model: Any,
+    modifiers: Sequence[Modifier],
+    *,
+    all_experts: bool,
+    few_tokens: FewTokens = FewTokens(),  # noqa: B008
 ) -> Mapping[str, str]:
     """Make linear layers of a model's fused experts.
 

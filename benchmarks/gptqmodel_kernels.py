@@ -1,7 +1,7 @@
 """Whether GPTQModel's kernels in torch say of our `gptq` and `awq` files what our model in memory says.
 
     make .venv-gptqmodel/.stamp
-    python benchmarks/gptqmodel.py --write
+    python benchmarks/gptqmodel_kernels.py --write
 
 SmolLM2 is rounded to nearest in groups of 64 and written; transformers opens the folder in an environment of its own,
 with the layers of GPTQModel.  Both sides compute in float32 on the CPU; the KL is that of 256 tokens of held-out text.
@@ -113,7 +113,8 @@ def main() -> None:
             print(words, rows[words], file=sys.stderr, flush=True)
     asked = "import importlib.metadata as m; print(*(f'{n} {m.version(n)}' for n in ('gptqmodel', 'transformers')))"
     versions = subprocess.run([str(PYTHON), "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
-    text = f"# GPTQModel\n\n`python benchmarks/gptqmodel.py --write` on {date.today()}: {versions}.\n\n{table(rows)}\n"
+    command = "python benchmarks/gptqmodel_kernels.py --write"
+    text = f"# GPTQModel\n\n`{command}` on {date.today()}: {versions}.\n\n{table(rows)}\n"
     print(text)
     if options.write:
         (RESULTS / "gptqmodel.md").write_text(text)
