@@ -15,6 +15,7 @@ from coldpress.arguments import (
     OutputArguments,
     PipelineArguments,
     RecipeArguments,
+    TrainingArguments,
     argument_names,
 )
 from coldpress.arguments.keywords import (
@@ -24,6 +25,8 @@ from coldpress.arguments.keywords import (
     OutputKeywords,
     RecipeKeywords,
 )
+from coldpress.arguments.training_keywords import TrainingKeywords, TrainKeywords
+from coldpress.entrypoints.training_arguments import trainer_argument_names
 
 SCRIPTS = sorted((Path(__file__).parent / "user_scripts").glob("*.py"))
 WRONG = "# wrong"  # behind each line of a script that a type checker must refuse
@@ -36,6 +39,7 @@ WRONG = "# wrong"  # behind each line of a script that a type checker must refus
         (RecipeArguments, RecipeKeywords),
         (DatasetArguments, DatasetKeywords),
         (OutputArguments, OutputKeywords),
+        (TrainingArguments, TrainingKeywords),
     ],
 )
 def test_each_class_has_its_keywords_in_order(arguments, keywords):
@@ -47,6 +51,13 @@ def test_each_class_has_its_keywords_in_order(arguments, keywords):
 def test_together_they_are_what_oneshot_takes():
     assert {field.name for field in fields(PipelineArguments)} <= set(get_type_hints(OneshotKeywords))
     assert {"model", "recipe", *get_type_hints(OneshotKeywords)} == set(argument_names())
+
+
+def test_together_with_those_of_transformers_they_are_what_train_takes():
+    ours = {*argument_names(), *(field.name for field in fields(TrainingArguments))}
+
+    assert {"model", "recipe", *get_type_hints(TrainKeywords)} == {*ours, *trainer_argument_names()}
+    assert set(get_type_hints(TrainKeywords)) <= set(inspect.signature(coldpress.train).parameters)
 
 
 @pytest.mark.parametrize("door", [coldpress.oneshot, coldpress.plan])

@@ -9,13 +9,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-_Path = str | os.PathLike[str]
+AnyPath = str | os.PathLike[str]
 
 
 class ModelKeywords(TypedDict, total=False):
     """As `ModelArguments`, without the model."""
 
-    config_name: _Path | None
+    config_name: AnyPath | None
     tokenizer: Any
     processor: Any
     precision: str
@@ -42,7 +42,7 @@ class DatasetKeywords(TypedDict, total=False):
 
     dataset: Any
     dataset_config_name: str | None
-    dataset_path: _Path | None
+    dataset_path: AnyPath | None
     dvc_data_repository: str | None
     splits: str | Sequence[str] | Mapping[str, str] | None
     batch_size: int | None
@@ -53,7 +53,7 @@ class DatasetKeywords(TypedDict, total=False):
     pad_to_max_length: bool
     text_column: str
     column_map: Mapping[str, str] | Sequence[str]
-    chat_template: _Path | None
+    chat_template: AnyPath | None
     chat_template_kwargs: Mapping[str, Any] | Sequence[str]
     remove_columns: Sequence[str] | None
     preprocessing_func: Callable[..., Any] | None
@@ -90,8 +90,8 @@ class PipelineKeywords(TypedDict, total=False):
 class OutputKeywords(TypedDict, total=False):
     """As `OutputArguments`."""
 
-    output_dir: _Path | None
-    log_dir: _Path | None
+    output_dir: AnyPath | None
+    log_dir: AnyPath | None
     overwrite: bool
     restart: bool
     format: str | Sequence[str] | None

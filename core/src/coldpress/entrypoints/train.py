@@ -4,12 +4,14 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve, field, frozen
 from torch import nn
 
+from coldpress.arguments.keywords import with_signature
+from coldpress.arguments.training_keywords import TrainKeywords
 from coldpress.calibration.training_rows import load_training_rows, padding_collator
 from coldpress.entrypoints import oneshot as one_shot
 from coldpress.entrypoints.job import beside, tokenizer_of
@@ -30,13 +32,16 @@ from coldpress.training.adapters import requantize_merged, trained_modules
 from coldpress.training.callback import CompressionCallback
 from coldpress.training.dtypes import dtypes_of, restore_dtypes
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 log = logging.getLogger(__name__)
 
 _HELD_OUT = 4096  # tokens that perplexity is measured on, before and after
 _HALF = (torch.bfloat16, torch.float16)
 
 
-def train(model: Any = None, recipe: Any = None, **arguments: Any) -> Any:
+def train(model: Any = None, recipe: Any = None, **arguments: "Unpack[TrainKeywords]") -> Any:
     """Train a model, compressed or not, with the modifiers of a recipe active.
 
         train("pruned", ConstantPruningModifier(), dataset="texts.jsonl", output_dir="out", learning_rate=1e-5)
@@ -62,6 +67,9 @@ def train(model: Any = None, recipe: Any = None, **arguments: Any) -> Any:
     parsed = parse_train_arguments({"model": model, "recipe": recipe, **arguments})
     found = run_training(parsed)
     return found.model if parsed.common.output.return_model else None
+
+
+with_signature(train, TrainKeywords)
 
 
 def run_training(arguments: TrainArguments) -> Trained:
