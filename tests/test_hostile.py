@@ -267,9 +267,14 @@ def test_a_pattern_that_takes_memory_is_refused_before_it_is_compiled(pattern):
         matches_name(pattern, "model.layers.0")
 
 
-def test_a_pattern_that_recurses_without_end_is_told():
+@pytest.mark.parametrize("pattern", ["re:(?R)", "re:(a|(?1))", r"re:\\(?0)", "re:(?P<x>a(?&x))", "re:(?P<x>a(?P>x))"])
+def test_a_pattern_that_recurses_is_refused_before_it_is_tried(pattern):
     with pytest.raises(TargetError, match="without recursion"):
-        matches_name("re:(?R)", "model.layers.0")
+        matches_name(pattern, "model.layers.0")
+
+
+def test_a_bracket_that_may_be_missing_is_no_recursion():
+    assert matches_name(r"re:a(\(?1)", "a(1")
 
 
 def test_counts_of_layers_are_patterns():

@@ -13,6 +13,7 @@ from coldpress.errors import TargetError
 
 _SECONDS = 1.0  # that a pattern may take for one name
 _MOST_REPEATS = 100_000  # of a part of a pattern: all its counts multiplied, as if each were within the one before
+_RECURSION = regex.compile(r"(?<!\\)(?:\\\\)*\(\?(?:R|[+-]?\d+|&\w+|P>\w+)\)")  # which takes all memory, or all time
 
 
 def class_names(module: nn.Module) -> tuple[str, ...]:
@@ -35,7 +36,7 @@ def matches_name(pattern: str, name: str) -> bool:
             f"{pattern!r} is tried on {name[:80]!r} for more than {_SECONDS:g} s: write it with fewer repetitions"
         ) from None
     except MemoryError:
-        raise TargetError(f"{pattern!r} takes all memory on {name[:80]!r}: write it without recursion") from None
+        raise TargetError(f"{pattern!r} takes all memory on {name[:80]!r}: write it simpler") from None
 
 
 @lru_cache(maxsize=1024)
@@ -43,6 +44,8 @@ def _compiled(pattern: str) -> Any:
     counts = (int(max(pair, key=len)[:9] or 1) for pair in regex.findall(r"\{(\d*),?(\d*)\}", pattern))
     if prod(max(1, count) for count in counts) > _MOST_REPEATS:  # each takes memory when it is compiled
         raise TargetError(f"{pattern!r} repeats its parts more than {_MOST_REPEATS} times: write it with fewer")
+    if _RECURSION.search(pattern):
+        raise TargetError(f"{pattern!r} calls itself or a part of itself: write it without recursion")
     try:
         return regex.compile(pattern[3:])
     except regex.error as error:

@@ -1,9 +1,10 @@
 """Which environment means several processes, and which is refused."""
 
 import pytest
+import torch.distributed as dist
 
 from coldpress.distributed import ALONE
-from coldpress.distributed.start import joined
+from coldpress.distributed.start import joined, leave_at_exit
 from coldpress.errors import ArgumentError
 
 WHOLE = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -39,3 +40,16 @@ def test_what_runs_in_one_process_says_so(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ArgumentError, match="without the model runs in one process"):
         model_free_ptq("somewhere", "elsewhere", scheme="FP8_DYNAMIC", ignore=["lm_head"])
+
+
+def test_a_group_that_nobody_has_destroyed_is_gone_when_the_interpreter_ends(monkeypatch):
+    registered = []
+    monkeypatch.setattr("atexit.register", registered.append)
+    leave_at_exit.__wrapped__()
+    (leave,) = registered
+
+    leave()  # where there is none
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    leave()
+
+    assert not dist.is_initialized()

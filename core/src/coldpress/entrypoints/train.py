@@ -13,6 +13,7 @@ from torch import nn
 from coldpress.arguments.keywords import with_signature
 from coldpress.arguments.training_keywords import TrainKeywords
 from coldpress.calibration.training_rows import load_training_rows, padding_collator
+from coldpress.distributed.start import leave_at_exit
 from coldpress.entrypoints import oneshot as one_shot
 from coldpress.entrypoints.job import beside, tokenizer_of
 from coldpress.entrypoints.modes import plain_modes
@@ -74,6 +75,7 @@ with_signature(train, TrainKeywords)
 
 def run_training(arguments: TrainArguments) -> Trained:
     """The same, from parsed arguments; returns the model with what is told of its training."""
+    leave_at_exit()  # the group that the Trainer makes
     with plain_modes():
         recipe = _recipe(arguments)
         if not arguments.training.run_stages:
