@@ -38,7 +38,7 @@ else:
     from llmcompressor.modifiers.pruning.reap import REAPPruningModifier
 rows = json.load(open(f"{folder}/samples.json"))
 if side == "ours":
-    settings = {"dataset": [{"input_ids": ids} for ids in rows], "quiet": True}
+    settings = {"dataset": [{"input_ids": ids} for ids in rows], "max_seq_length": len(rows[0]), "quiet": True}
 else:
     data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(ids) for ids in rows]})
     settings = {"dataset": data, "num_calibration_samples": len(rows), "max_seq_length": len(rows[0])}
@@ -82,7 +82,9 @@ def make(folder: Path, *, layers: int, experts: int, samples: int, length: int) 
             **own,
         )
         Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(place)
-    tiny_tokenizer().save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = length  # where samples are cut
+    tokenizer.save_pretrained(folder)
     rows = torch.randint(0, 2048, (samples, length), generator=torch.Generator().manual_seed(1)).tolist()
     (folder / "samples.json").write_text(json.dumps(rows), encoding="utf-8")
 

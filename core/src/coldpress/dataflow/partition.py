@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from torch import nn
 
@@ -26,13 +27,13 @@ def partition(model: nn.Module, targets: Sequence[str] | None = None) -> list[St
     Raises:
         TargetError: `targets` match nothing.
     """
-    blocks = list(_homes(model, targets))
+    blocks = _homes(model, targets)
     if not blocks:
         return [Stage.whole(model)]
     parts: dict[str, dict[str, nn.Module]] = {}
     seen: list[str] = []
     for path, module in model.named_modules():
-        block = next((name for name in blocks if path == name or path.startswith(f"{name}.")), None)
+        block = next((name for name in accumulate(path.split("."), "{}.{}".format) if name in blocks), None)
         if block is not None and block not in seen:
             seen.append(block)
         gap = "prologue" if not seen else "epilogue" if len(seen) == len(blocks) else f"after {seen[-1]}"

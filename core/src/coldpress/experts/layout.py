@@ -109,11 +109,11 @@ def slot_choices(module: nn.Module) -> Iterator[dict[str, Slot]]:
 
     Gate and up of one joint tensor are both `all` here: which half is which, `layouts` tries.
     """
-    weights, each = fused_weights(module), bool(stacked(module)[0])
-    own = expert_parameters(module).items()
-    biases = [name for name, tensor in own if tensor.ndim == 2 and name not in weights]
+    weights = fused_weights(module)
     if len(weights) not in (2, 3):
         return
+    each, own = bool(stacked(module)[0]), expert_parameters(module).items()
+    biases = [name for name, tensor in own if tensor.ndim == 2 and name not in weights]
     for names in permutations(weights):
         for turned in product((False, True), repeat=len(names)):
             slots = [

@@ -1,11 +1,13 @@
 """Marks of a plot, as XML: every text is escaped, and a mark has a title that is shown when it is pointed at."""
 
 import math
+import re
 from xml.etree import ElementTree
 
 from attrs import frozen
 
 _MOST_TICKS = 10
+_NOT_XML = re.compile("[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 
 
@@ -116,11 +118,7 @@ class Drawing:
 
 def printable(text: str) -> str:
     """The text without characters that XML does not have; a replacement character stands for each."""
-    return "".join(char if _is_xml(ord(char)) else "\ufffd" for char in text)
-
-
-def _is_xml(code: int) -> bool:
-    return code in (9, 10, 13) or 32 <= code < 0xD800 or 0xE000 <= code < 0xFFFE or code > 0xFFFF
+    return _NOT_XML.sub("\ufffd", text)
 
 
 def _written(value: float | str) -> str:
