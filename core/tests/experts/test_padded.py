@@ -10,7 +10,16 @@ from coldpress.experts.padded import Linear, padded_count
 
 
 def test_an_eighth_more_at_most_and_few_numbers():
-    assert [padded_count(tokens) for tokens in (0, 1, 16, 17, 128, 129, 256, 257)] == [0, 16, 16, 32, 128, 144, 256, 288]
+    assert [padded_count(tokens) for tokens in (0, 1, 16, 17, 128, 129, 256, 257)] == [
+        0,
+        16,
+        16,
+        32,
+        128,
+        144,
+        256,
+        288,
+    ]
     assert all(padded_count(tokens) <= tokens * 9 / 8 for tokens in range(128, 5000))
     assert len({padded_count(tokens) for tokens in range(1, 8193)}) == 56
 

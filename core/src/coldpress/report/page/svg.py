@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 from attrs import frozen
 
 _MOST_TICKS = 10
-_NOT_XML = re.compile("[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 
 
