@@ -60,7 +60,9 @@ def build(folder: Path, *, width: int, inner: int, blocks: int, experts: int = 0
     else:
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**common))
     model.to(torch.bfloat16).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = LENGTH  # where samples are cut
+    tokenizer.save_pretrained(folder)
 
 
 def operations(*, width: int, inner: int, blocks: int, samples: int, experts: int = 0) -> float:

@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from coldpress.quantized import Quantized
     from coldpress.recipe import Measured, ReadyRecipe, Recipe, write_recipe
     from coldpress.routed import RoutedTokens
+    from coldpress.run.fewer_experts import check_fewer_experts
     from coldpress.schemes import NumberFormat, QuantizationArgs, Scheme, number_format, preset, with_float16_scales
     from coldpress.source import Cut, Source, Weights
     from coldpress.stage import Batch, Call, Layer, Pass, Stage, first_tensor, matches_name
@@ -189,6 +190,7 @@ __all__ = [
     "attention_modules",
     "attention_tapped",
     "block_names",
+    "check_fewer_experts",
     "count_places",
     "counted_tokens",
     "first_tensor",
@@ -299,6 +301,7 @@ if not TYPE_CHECKING:  # to a type checker any name would be there
             "pipeline": ("Outline", "Pipeline"),
             "planned": ("LossGradient", "ReverseStep"),
             "routed": ("RoutedTokens",),
+            "run.fewer_experts": ("check_fewer_experts",),
             "schemes": ("NumberFormat", "QuantizationArgs", "Scheme", "number_format", "preset", "with_float16_scales"),
             "source": ("Cut", "Source", "Weights"),
             "stage": ("Batch", "Call", "Layer", "Pass", "Stage", "first_tensor", "matches_name"),

@@ -1,6 +1,6 @@
 """Experts: the fused weights of a mixture of experts as linear layers, found and split by what they compute."""
 
-from coldpress.experts.drop import Dropped, Rows, drop_experts
+from coldpress.experts.drop import Dropped, Rows, check_droppable, drop_experts
 from coldpress.experts.few_tokens import FewTokens
 from coldpress.experts.linear import Expert, LinearExperts
 from coldpress.experts.linearize import Linearized, fused_state_dict, linear_experts, linearize_experts
@@ -17,6 +17,7 @@ __all__ = [
     "Rows",
     "TokenCount",
     "Usage",
+    "check_droppable",
     "drop_experts",
     "fused_state_dict",
     "linear_experts",

@@ -64,14 +64,8 @@ def drop_experts(model: Any, kept: Mapping[str, Sequence[int]], build: Build) ->
     Raises:
         ModelError: its class does not build a model of that shape; says what differs.
     """
-    experts = routed_experts(model)
-    before, after = _counts(experts, kept)
-    changes = expert_counts(model.config, before, after, build, list(experts))
-    config = deepcopy(model.config)
-    _apply(config, changes, after)
-    small = build(config)
-    rows = _rows(model, small, kept, before, after)
-    _apply(model.config, changes, after)
+    experts, shrunk = routed_experts(model), _shrunk(model, kept, build)
+    _apply(model.config, shrunk.changes, shrunk.count)
     renamed: dict[str, str] = {}
     for name, module in experts.items():
         inside = [part for part, _ in module.get_submodule("0").named_parameters()]
@@ -79,10 +73,51 @@ def drop_experts(model: Any, kept: Mapping[str, Sequence[int]], build: Build) ->
             f"{name}.{new}.{part}": f"{name}.{old}.{part}" for new, old in enumerate(kept[name]) for part in inside
         }
         module.keep(kept[name])
-    for name, some in rows.items():
+    for name, some in shrunk.rows.items():
         _keep_rows(model, name, some)
-    _follow_numbers(model, small, experts)
-    return Dropped(renamed, rows)
+    _follow_numbers(model, shrunk.model, experts)
+    return Dropped(renamed, shrunk.rows)
+
+
+def check_droppable(model: Any, count: int, build: Build) -> None:
+    """Refuse what `drop_experts` would refuse, whichever experts stay.
+
+    Args:
+        model: whose experts are linear layers; its weights may be on the meta device.
+        count: how many of each module would stay.
+        build: of the model's class.
+
+    Raises:
+        ModelError: its class does not build a model of that shape; says what differs.
+    """
+    _shrunk(model, {name: range(count) for name in routed_experts(model)}, build)
+
+
+@frozen(eq=False)
+class _Shrunk:
+    """A model with fewer experts beside the one that it comes from.
+
+    Attributes:
+        model: without weights.
+        count: of experts in each module.
+        changes: settings of the configuration that say so, as `expert_counts` gives them.
+        rows: as in `Dropped`.
+    """
+
+    model: nn.Module
+    count: int
+    changes: Sequence[tuple[int, str]]
+    rows: Mapping[str, Rows]
+
+
+def _shrunk(model: Any, kept: Mapping[str, Sequence[int]], build: Build) -> _Shrunk:
+    experts = routed_experts(model)
+    before, after = _counts(experts, kept)
+    changes = expert_counts(model.config, before, after, build, list(experts))
+    config = deepcopy(model.config)
+    _apply(config, changes, after)
+    small = build(config)
+    return _Shrunk(small, after, changes, _rows(model, small, kept, before, after))
 
 
 def routed_experts(model: nn.Module) -> dict[str, LinearExperts]:

@@ -1,9 +1,9 @@
-"""Dropping experts between the measuring pass and the one that compresses."""
+"""Dropping experts: whether it can be done, and doing it between the measuring pass and the one that compresses."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from coldpress.experts import drop_experts
+from coldpress.experts import check_droppable, drop_experts
 from coldpress.models.auto import build_outline
 from coldpress.models.streaming import WeightStream
 from coldpress.stage import find_layers
@@ -24,3 +24,16 @@ def keep_experts(state: State, kept: Mapping[str, Sequence[int]], weights: Weigh
     if weights is not None:
         weights.follow(dropped)
     state.forget_facts()
+
+
+def check_fewer_experts(state: State, count: int) -> None:
+    """Refuse a run whose decision could not be followed: a model of which not all modules can have so many experts.
+
+    Args:
+        state: of the run, before it measures anything.
+        count: how many experts of each module would stay.
+
+    Raises:
+        ModelError: says what does not fit.
+    """
+    check_droppable(state.model, count, partial(build_outline, type(state.model)))

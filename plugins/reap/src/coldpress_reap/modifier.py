@@ -28,6 +28,7 @@ from coldpress.plugin import (
     State,
     Statistic,
     TargetError,
+    check_fewer_experts,
     counted_tokens,
     hookimpl,
     linear_experts,
@@ -147,6 +148,8 @@ class REAPPruningModifier(Modifier):
             self._check_router(name, module, self._router(state, name, module))
             if self.rescale:
                 self._check_scalable(state, name, module)
+        name, module = next(iter(experts.items()))
+        check_fewer_experts(state, self._count(module.count, self._router(state, name, module).groups))
 
     @hookimpl
     def initialize(self, state: State, stage: Stage) -> None:
