@@ -1,11 +1,14 @@
 """Peak memory of compressing a model that is streamed from disk, against what its two largest blocks need.
 
-    python benchmarks/memory.py --cache /tmp/cache --write
+    python benchmarks/memory.py --cache /tmp/cache --peer .venv-peer --write
 
 The model is a Llama of about 1.5 billion random weights in bfloat16, written by this script, shard by shard.
 Each case runs in a process of its own, whose peak is VmHWM of /proc/self/status: the largest resident set ever, files
 that are mapped included.  `mapped` is RssFile at the end, which is code of libraries; weights are read, not mapped.
-The peak over the bare imports must stay below two blocks + embeddings (and head) + calibration activations + 300 MB.
+The peak over the bare imports must stay below two blocks + embeddings (and head) + calibration activations + the Gram
+matrices of a block and the factor of the largest + 300 MB.
+
+With `--peer` the same GPTQ also runs on a loaded model, ours and llm-compressor's, in turns.
 """
 
 import argparse
@@ -38,10 +41,42 @@ STATIC = (
     "QuantizationModifier: {ignore: [lm_head], config_groups: {all: {targets: [Linear], "
     "weights: {num_bits: 8, strategy: channel}, input_activations: {num_bits: 8, strategy: tensor}}}}"
 )
+GPTQ = "GPTQModifier: {scheme: W4A16, ignore: [lm_head]}"
 CASES = {
     "W4A16, data_free": {"recipe": W4A16, "pipeline": "data_free"},
     "W8A8 static, sequential": {"recipe": STATIC, "pipeline": "sequential"},
+    "GPTQ W4A16, sequential": {"recipe": GPTQ, "pipeline": "sequential"},
 }
+LOADED = """
+import json, re, sys, time
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM
+side, folder, samples, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+def status(name):
+    return int(re.search(rf"^{name}:\\s+(\\d+) kB", Path("/proc/self/status").read_text(), re.M)[1]) * 1024
+rows = torch.randint(3, 259, (samples, tokens), generator=torch.Generator().manual_seed(0)).tolist()
+common = {"num_calibration_samples": samples, "max_seq_length": tokens}
+if side == "coldpress":
+    from coldpress import load_model, oneshot
+    from coldpress.modifiers import GPTQModifier
+    bare, model = status("VmRSS"), load_model(folder)
+    settings = {"dataset": [{"input_ids": row} for row in rows], "quiet": True}
+else:
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import GPTQModifier
+    bare, model = status("VmRSS"), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    settings = {"dataset": Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * tokens] * samples})}
+    settings["tokenizer"] = folder
+before = sum(one.nbytes for one in model.parameters())
+start = time.perf_counter()
+recipe = [GPTQModifier(scheme="W4A16", targets=["Linear"], ignore=["lm_head"])]
+oneshot(model=model, recipe=recipe, **common, **settings)
+seconds = round(time.perf_counter() - start, 1)
+peak = status("VmHWM") - bare
+print(json.dumps({"case": side, "bare": bare, "weights": before, "peak": peak, "seconds": seconds}))
+"""
 
 
 def child(model: Path, output: Path, case: str) -> None:
@@ -81,9 +116,12 @@ def child(model: Path, output: Path, case: str) -> None:
 def budget(config: LlamaConfig, case: str) -> dict[str, int]:
     """What the peak may be, in bytes."""
     head, *blocks, tail = [sum(_count(shape) for shape in part.values()) for part in shapes(config)]
-    parts = {"two blocks": 2 * 2 * max(blocks), "embeddings": 2 * (head + tail), "activations": 0}
+    parts = {"two blocks": 2 * 2 * max(blocks), "embeddings": 2 * (head + tail), "activations": 0, "statistics": 0}
     if "sequential" in case:
         parts["activations"] = SAMPLES * TOKENS * config.hidden_size * 2 * 2  # inputs and outputs of a block
+    if "GPTQ" in case:  # Gram matrices in float32, and what is made of the largest: its factor and its inverse
+        inner = config.intermediate_size**2
+        parts["statistics"] = 4 * (3 * config.hidden_size**2 + inner + 2 * inner)
     return {**parts, "headroom": HEADROOM}
 
 
@@ -117,6 +155,27 @@ def measure(cache: Path, settings: dict[str, int], only: str) -> list[dict]:
     return results
 
 
+def loaded(cache: Path, peer: Path) -> list[dict]:
+    """GPTQ of a model that is in memory already, by both sides, in processes of their own."""
+    results = []
+    for side, python in (("llm-compressor", peer / "bin" / "python"), ("coldpress", Path(sys.executable))):
+        command = [str(python), "-c", LOADED, side, str(cache / "model"), str(SAMPLES), str(TOKENS)]
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        results.append(json.loads(run.stdout.strip().splitlines()[-1]))
+        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    return results
+
+
+def loaded_table(results: list[dict]) -> str:
+    """What both sides hold beside a loaded model."""
+    lines = ["", "GPTQ, W4A16, of the model in memory; nothing is written.", ""]
+    lines += ["| | peak over the imports | of it weights | beside them | seconds |", "|---|--:|--:|--:|--:|"]
+    for one in results:
+        numbers = " | ".join(f"{one[key] / 1e6:.0f}" for key in ("peak", "weights"))
+        lines.append(f"| {one['case']} | {numbers} | {(one['peak'] - one['weights']) / 1e6:.0f} | {one['seconds']} |")
+    return "\n".join(lines) + "\n"
+
+
 def table(results: list[dict], weights: int, command: str) -> str:
     """The outcome for a person."""
     lines = [
@@ -126,14 +185,15 @@ def table(results: list[dict], weights: int, command: str) -> str:
         "",
         f"A Llama of {weights / 1e9:.2f} billion weights (bfloat16, {2 * weights / 1e9:.2f} GB): 24 blocks, untied.",
         "Peak: VmHWM over the resident set after the bare imports (torch, transformers, every plugin), in MB.",
-        "Limit: two blocks + embedding and head + calibration activations + 300 MB.",
+        "Limit: two blocks + embedding and head + calibration activations + Gram matrices of a block and what GPTQ "
+        "makes of the largest + 300 MB.",
         "Mapped: growth of RssFile (clean pages of files; part of the peak); weights are read, not mapped.",
         "",
-        "| case | bare imports | peak over them | limit | mapped | seconds |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| case | bare imports | peak over them | limit | {' | '.join(results[0]['budget'])} | mapped | seconds |",
+        f"|---|--:|--:|--:|{'--:|' * len(results[0]['budget'])}--:|--:|",
     ]
     for r in results:
-        cells = [r["bare"], r["peak"], r["limit"], r["mapped"] - r["mapped_before"]]
+        cells = [r["bare"], r["peak"], r["limit"], *r["budget"].values(), r["mapped"] - r["mapped_before"]]
         numbers = " | ".join(f"{cell / 1e6:.0f}" for cell in cells)
         lines.append(f"| {r['case']} | {numbers} | {r['seconds']} |")
     return "\n".join(lines) + "\n"
@@ -145,6 +205,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--small", action="store_true", help="a model of a few megabytes, to try the script")
     parser.add_argument("--write", action="store_true", help="write results/memory.{md,json}")
+    parser.add_argument("--peer", type=Path, help="environment of llm-compressor, beside which the model is in memory")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -154,12 +215,16 @@ def main() -> None:
     settings = {**MODEL, **(SMALL if options.small else {})}
     results = measure(options.cache, settings, options.only)
     weights = sum(_count(shape) for part in shapes(LlamaConfig(**settings)) for shape in part.values())
-    text = table(results, weights, "python benchmarks/memory.py --cache CACHE --write")
+    text = table(results, weights, "python benchmarks/memory.py --cache CACHE --peer .venv-peer --write")
+    both = loaded(options.cache, options.peer) if options.peer else []
+    text += loaded_table(both) if both else ""
     print(text)
     if options.write:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "memory.md").write_text(text)
-        (RESULTS / "memory.json").write_text(json.dumps({"model": MODEL, "results": results}, indent=1) + "\n")
+        (RESULTS / "memory.json").write_text(
+            json.dumps({"model": MODEL, "results": results, "loaded": both}, indent=1) + "\n"
+        )
     sys.exit(any(result["peak"] > result["limit"] for result in results))
 
 

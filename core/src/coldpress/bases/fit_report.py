@@ -1,12 +1,16 @@
 """What modifiers that fit weights to a layer's outputs say of the fit, in the report and, of few tokens, aloud."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from weakref import WeakKeyDictionary
 
+from coldpress.layer_report import LayerReport
 from coldpress.stage import Layer
 from coldpress.state import State
 
 log = logging.getLogger(__name__)
+
+_least: WeakKeyDictionary[State, float] = WeakKeyDictionary()  # tokens for a column of the layers so far, 1 at most
 
 
 def note_fit(
@@ -32,9 +36,11 @@ def note_fit(
         losses: squared error of the outputs of each layer, summed over tokens.
         rounding_losses: that of rounding to nearest with the same scales; empty where it is not known.
     """
-    seen = [line.notes["tokens"] / line.shape[1] for line in state.report.values() if "output_error" in line.notes]
     columns = layers[0].weight.shape[1]
-    if tokens / columns < min([1.0, *seen]):
+    if state not in _least:
+        _least[state] = _least_of(state.report)
+    if tokens / columns < _least[state]:
+        _least[state] = tokens / columns
         log.warning(
             "%s: %d tokens for %d columns; more calibration data would make it better (the report has the tokens of "
             "every layer; further layers are not listed)",
@@ -51,3 +57,9 @@ def note_fit(
     for layer, loss, rounding in zip(layers, losses, rounding_losses, strict=False):
         if rounding > 0:
             state.report[layer.name].notes["rounding_ratio"] = loss / rounding
+
+
+def _least_of(report: Mapping[str, LayerReport]) -> float:
+    """What an interrupted run came to."""
+    found = (float(line.notes["tokens"]) / line.shape[1] for line in report.values() if "output_error" in line.notes)
+    return min([1.0, *found])

@@ -1,6 +1,7 @@
 """Quantizer: the settings and the input observers that every modifier shares that ends in a scheme."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -131,17 +132,21 @@ class Quantizer(Modifier):
         Raises:
             SchemeError: a preset that does not exist; near names are suggested.
         """
+        return list(self._schemes)
+
+    @cached_property
+    def _schemes(self) -> tuple[Scheme, ...]:
         if self.config_groups is not None:
             attention = self._attention()
             schemes = [scheme for name, scheme in self.config_groups.items() if name not in attention]
         elif self.scheme is None:
-            return []
+            return ()
         elif isinstance(self.scheme, str):
             schemes = [evolve(self._preset(self.scheme), targets=tuple(self.targets))]
         else:
             pairs = [(name, [t] if isinstance(t, str) else t) for name, t in self.scheme.items()]
             schemes = [evolve(self._preset(name), targets=tuple(targets)) for name, targets in pairs]
-        return [self.observed(scheme) for scheme in schemes]
+        return tuple(self.observed(scheme) for scheme in schemes)
 
     def observed(self, scheme: Scheme) -> Scheme:
         """A scheme with the observers that its settings name in place of the scheme's."""

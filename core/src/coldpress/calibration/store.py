@@ -10,6 +10,7 @@ finalize      value        layers that share an input share the value
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class StatisticStore:
     decided: bool = False
     requester: Modifier | None = None
     followed: bool = False
-    _asks: list[Request] = field(factory=list)
+    _asks: dict[str, list[Request]] = field(factory=dict)  # by the name of the layer
     _wanted: list[Request] = field(factory=list)
     _sources: list[Source] = field(factory=list)
     _lost: list[Request] = field(factory=list)
@@ -134,8 +135,9 @@ class StatisticStore:
                 f"{type(self.requester).__name__} requests {statistic!r}, which sees inputs of the original model too: "
                 "its needs() must say original_inputs=True"
             )
-        if not any(_is(ask, layer, statistic) and ask.modifier is self.requester for ask in self._asks):
-            self._asks.append(Request(layer, statistic, self.requester))
+        asks = self._asks.setdefault(layer.name, [])
+        if not any(ask.statistic == statistic and ask.modifier is self.requester for ask in asks):
+            asks.append(Request(layer, statistic, self.requester))
 
     @contextmanager
     def requesting(self, modifier: Modifier) -> Iterator[None]:
@@ -152,7 +154,8 @@ class StatisticStore:
         Returns:
             The layers whose inputs are wanted, each once.
         """
-        self._wanted = [ask for ask in self._asks if any(ask.modifier is one for one in modifiers)]
+        asks = chain.from_iterable(self._asks.values())
+        self._wanted = [ask for ask in asks if any(ask.modifier is one for one in modifiers)]
         self._sources, self._lost, self._moved = [], [], set()
         return list({ask.layer.name: ask.layer for ask in self._wanted}.values())
 
@@ -230,11 +233,11 @@ class StatisticStore:
         statistic = statistic_for(which)
         if isinstance(statistic, GradientStatistic):
             return self.gradients.value(layer.name, statistic)
-        if not any(_is(ask, layer, statistic) for ask in self._asks):
+        if not any(ask.statistic == statistic for ask in self._asks.get(layer.name, ())):
             raise LookupError(
                 f"{which!r} of {layer.name} was not requested: call state.request(layer, ...) in initialize"
             )
-        if any(_is(ask, layer, statistic) for ask in self._lost):
+        if any(ask.layer.name == layer.name and ask.statistic == statistic for ask in self._lost):
             raise LookupError(f"{which!r} of {layer.name} cannot follow a signal that moved: read it before moving")
         source = self._source(layer.name)
         return None if source is None else source.value(statistic)
@@ -295,7 +298,7 @@ class StatisticStore:
 
     def clear(self) -> None:
         """Forget everything: the stage is done."""
-        self._asks, self._wanted, self._sources, self._lost, self._moved = [], [], [], [], set()
+        self._asks, self._wanted, self._sources, self._lost, self._moved = {}, [], [], [], set()
 
     def _carry(self, layers: Sequence[Layer], how: str, by: Tensor) -> None:
         named = {layer.name for layer in layers}
@@ -354,10 +357,6 @@ def beside(
 def flat(statistic: Statistic, x: Tensor) -> Tensor:
     """The tokens, [T, I] or [T, H, D], with heads side by side where the statistic does not see them apart."""
     return x if statistic.sees_heads else x.flatten(1)
-
-
-def _is(ask: Request, layer: Observed, statistic: Statistic) -> bool:
-    return ask.layer.name == layer.name and ask.statistic == statistic
 
 
 def _grouped(names: Sequence[str], calls: Calls) -> list[tuple[str, ...]]:

@@ -144,7 +144,7 @@ def _kinds(job: Job, contents: PlannedContents) -> Iterator[LayerKind]:
     for layer in find_layers(model.named_modules()):
         planned, kept = job.state.plan.get(layer.name), job.state.schemes.get(layer.name)
         scheme = kept if planned is None else planned.scheme
-        names = tuple(type(c.modifier).__name__ for c in job.claims if any(layer.name == x.name for x in c.layers))
+        names = tuple(type(claim.modifier).__name__ for claim in job.claims if layer.name in claim.names)
         pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", layer.name)
         rows, columns = layer.weight.shape
         kinds.setdefault((pattern, (rows, columns), scheme and describe(scheme), names), []).append(layer)

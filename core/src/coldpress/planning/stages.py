@@ -165,9 +165,8 @@ class StageCosts:
     def _groups(self, stage: Stage) -> list[list[Layer]]:
         """The layers of a stage that are compressed, those that read one input together."""
         groups: dict[int, list[Layer]] = {}
-        claimed = {layer.name for claim in self.job.claims for layer in claim.layers}
         for layer in stage.every_layer:
-            if layer.name in claimed:
+            if any(layer.name in claim.names for claim in self.job.claims):
                 groups.setdefault(self._input(layer), []).append(layer)
         return list(groups.values())
 
@@ -176,8 +175,7 @@ class StageCosts:
         tokens = int(self.ratio * self.forward.tokens) if self.forward is not None else 0
         found = []
         for claim in self.job.claims:
-            names = {layer.name for layer in claim.layers}
-            own = [layer for layer in layers if layer.name in names]
+            own = [layer for layer in layers if layer.name in claim.names]
             if own:
                 found.append(claim.modifier.cost(own, tokens))
         return found

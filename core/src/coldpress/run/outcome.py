@@ -19,7 +19,7 @@ def reason_untouched(layer: Layer, claims: Sequence[Claim]) -> str:
     """
     modifiers = [claim.modifier for claim in claims]
     ignoring = [modifier for modifier in modifiers if layer.matches(modifier.ignore)]
-    claiming = [claim.modifier for claim in claims if any(one.name == layer.name for one in claim.layers)]
+    claiming = [claim.modifier for claim in claims if layer.name in claim.names]
     reasons = [f"ignored by {_named(ignoring)}"] if ignoring else []
     reasons += [f"left as it was by {_named(claiming)}"] if claiming else []
     if reasons:
@@ -35,7 +35,7 @@ def check_complete(state: State, claims: Sequence[Claim], pipeline: Pipeline) ->
         TargetError: a claimed layer was in no stage.
     """
     lost = [name for name, line in state.report.items() if line.status == "untouched" and line.reason is None]
-    claimed = {layer.name for claim in claims for layer in claim.layers}
+    claimed = frozenset[str]().union(*(claim.names for claim in claims))
     if claimed.intersection(lost):
         names = shortened([name for name in lost if name in claimed])
         raise TargetError(f"{names}\nin no stage of the pipeline {type(pipeline).__name__}, so never reached")

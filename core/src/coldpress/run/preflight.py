@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from torch import nn
 
 from coldpress.attachment import Attached, Attachment, attachment_class
@@ -31,10 +31,16 @@ class Claim:
     Attributes:
         modifier: who.
         layers: which, in model order.
+        names: of these layers.
     """
 
     modifier: Modifier
     layers: tuple[Layer, ...]
+    names: frozenset[str] = field(init=False)
+
+    @names.default
+    def _names(self) -> frozenset[str]:
+        return frozenset(layer.name for layer in self.layers)
 
 
 def claims_of(modifiers: Sequence[Modifier], model: nn.Module, *, beside: Iterable[str] = ()) -> list[Claim]:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def untie_layers(claims: Sequence[Claim], modifiers: Sequence[Modifier], state: State) -> None:
     """Give layers weights of their own where they share them; the report says with what, and the bytes that it adds."""
     names, model = separate_layers(claims, modifiers, state.model), state.model
-    sharing = {name: _sharing(model, name) for name in names}
+    sharing = _sharing(model, names)
     for name in untie(model, names):
         weight: Any = model.get_submodule(name).weight
         other, nbytes = sharing[name], weight.numel() * weight.element_size()
@@ -44,8 +44,13 @@ def check_ties(claims: Sequence[Claim], modifiers: Sequence[Modifier], state: St
     check_untying(state.model, separate_layers(claims, modifiers, state.model), [*state.plan, *untied])
 
 
-def _sharing(model: nn.Module, layer: str) -> str:
-    """Another module with the weight of a layer; nothing where there is none."""
-    weight: Any = getattr(model.get_submodule(layer), "weight", None)
-    others = (name for name, module in model.named_modules() if getattr(module, "weight", None) is weight)
-    return "" if weight is None else next((name for name in others if name != layer), "")
+def _sharing(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
+    """Another module with the weight of each layer; nothing where there is none."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        owners.setdefault(id(getattr(module, "weight", None)), []).append(name)
+    weights = {name: getattr(model.get_submodule(name), "weight", None) for name in layers}
+    return {
+        name: "" if weight is None else next((other for other in owners[id(weight)] if other != name), "")
+        for name, weight in weights.items()
+    }
