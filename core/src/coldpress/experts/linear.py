@@ -19,7 +19,6 @@ from coldpress.calibration.tap import UNPLACED, TokenRows, mark_rows, rows_of
 from coldpress.experts.few_tokens import FewTokens
 from coldpress.experts.fused import expert_parameters
 from coldpress.experts.layout import DOWN, GATE, ONLY, UP, Layout, Slot
-from coldpress.experts.padded import Linear
 from coldpress.routed import RoutedTap
 
 
@@ -240,7 +239,7 @@ class LinearExperts(nn.Module):
 def _linear(slot: Slot, number: int, parameters: dict[str, nn.Parameter], copy: bool) -> nn.Linear:
     """One projection of one expert."""
     weights, biases = slot.weights(dict(parameters)), slot.biases(dict(parameters))
-    layer = Linear(weights.shape[2], weights.shape[1], bias=biases is not None, device="meta")
+    layer = nn.Linear(weights.shape[2], weights.shape[1], bias=biases is not None, device="meta")
     trained = parameters[slot.parameter].requires_grad
     layer.weight = nn.Parameter(_own(weights[number], copy), requires_grad=trained)
     if biases is not None:

@@ -31,6 +31,7 @@ from coldpress.format import Format
 from coldpress.layer_report import LayerReport
 from coldpress.models.evaluating import evaluating, uncompiled
 from coldpress.models.heap import steady_heap
+from coldpress.models.padded import padded_linears
 from coldpress.models.streaming import WeightStream
 from coldpress.modifier import Modifier, expanded
 from coldpress.pipeline import Pipeline
@@ -166,6 +167,7 @@ class Job:
             unseeded,
             steady_heap(),
             evaluating(model),
+            padded_linears(model),
             uncompiled(model),
             self.weights or nullcontext(),
         ):
