@@ -61,8 +61,7 @@ def search_range(
     for step in _STEPS:
         if step != _STEPS[0]:
             factors = [(found + side * step).clamp_(least, 1) for side in (-1, 1)]
-        parts = [calculate_qparams(low * f.to(low), high * f.to(low), args, global_scale=global_scale) for f in factors]
-        losses = _losses(grouped, costs, parts, args, global_scale)
+        losses = _losses(grouped, costs, *_candidates(low, high, factors, args, global_scale), args)
         for factor, loss in zip(factors, losses, strict=True):
             better = loss < best
             best = torch.where(better, loss, best)
@@ -70,22 +69,34 @@ def search_range(
     return low * found.to(low), high * found.to(high)
 
 
-def _losses(
-    grouped: Tensor,
-    costs: Tensor,
-    candidates: Sequence[tuple[Tensor, Tensor]],
-    args: QuantizationArgs,
-    global_scale: Tensor | None,
-) -> list[Tensor]:
+def _candidates(
+    low: Tensor, high: Tensor, factors: Sequence[Tensor], args: QuantizationArgs, global_scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The scale and zero point of each group with each of the factors, [P, *q] float32, as they multiply codes."""
+    if args.scale_bits is None:  # each number by itself, so that all are computed at once
+        shares = torch.stack(list(factors)).to(low)
+        scale, point = calculate_qparams(low * shares, high * shares, args, global_scale=global_scale)
+    else:
+        parts = [calculate_qparams(low * f.to(low), high * f.to(low), args, global_scale=global_scale) for f in factors]
+        scale, point = (torch.stack(some) for some in zip(*parts, strict=True))
+    scale, point = (some.reshape(-1, *low.shape).float() for some in (scale, point))
+    return scale if global_scale is None else scale / global_scale, point
+
+
+def _losses(grouped: Tensor, costs: Tensor, scales: Tensor, points: Tensor, args: QuantizationArgs) -> Sequence[Tensor]:
     """The loss of each group with each of the candidates, [*q] float32 each.
 
     Elements of a group lie one below the other here, so that all groups take the same step side by side.
+
+    Args:
+        grouped: the weights, [*q, n].
+        costs: of the columns, [*q[1:], n].
+        scales: of each candidate, [P, *q].
+        points: its zero points.
+        args: the grid.
     """
     rows, size, grid = len(grouped), grouped.shape[-1], number_format(args)
-    scales = [scale.reshape(grouped.shape[:-1]).float() for scale, _ in candidates]
-    scales = scales if global_scale is None else [scale / global_scale for scale in scales]
-    points = [point.reshape(grouped.shape[:-1]).float() for _, point in candidates]
-    losses = [torch.zeros_like(scale) for scale in scales]
+    losses, inverses, squares = torch.zeros_like(scales), scales.reciprocal(), scales.square()
     block = piece(grouped, _BLOCK)
     step, wide = min(rows, max(1, block // costs.numel())), max(1, block * size // costs.numel())
     buffers = torch.empty(2, min(wide, size), step, *costs.shape[:-1], device=grouped.device)
@@ -97,10 +108,10 @@ def _losses(
             found = grouped[here, ..., below].movedim(-1, 0)  # [n, r, *]
             x, steps = (buffer[: len(found), : found.shape[1]] for buffer in buffers)
             x.copy_(found)
-            for scale, point, loss in zip(scales, points, losses, strict=True):
-                torch.mul(x, scale[here].reciprocal(), out=steps)
+            for inverse, point, square, loss in zip(inverses, points, squares, losses, strict=True):
+                torch.mul(x, inverse[here], out=steps)
                 if not args.symmetric:
                     steps.add_(point[here])
                 errors = steps.sub_(grid.round(steps)).square_().mul_(cost[:, : x.shape[1]])
-                loss[here] += errors.sum(0).mul_(scale[here].square())
-    return losses
+                loss[here] += errors.sum(0).mul_(square[here])
+    return list(losses)
