@@ -71,7 +71,7 @@ def _probed(state: State, block: str) -> Dataflow | str:
 
 def _calls(state: State, block: str) -> Iterator[Call | str]:
     """The calls of a block by each of the batches that may be run to see it, or why there is none."""
-    model = skeleton(state.model, block_names(state.model)) if is_meta(state.model) else state.model
+    model = skeleton(state.model, state.fact(block_names)) if is_meta(state.model) else state.model
     for batch in _probing_batches(state):
         try:
             calls = capture(model, [block], batch)

@@ -253,7 +253,7 @@ def _last(bench: StreamBench, flow: Any, heads: Sequence[Heads]) -> tuple[str, .
 
 
 def _stream(state: State) -> Residual:
-    model, blocks = state.model, block_names(state.model)
+    model, blocks = state.model, state.fact(block_names)
     if not blocks:
         raise ModelError(f"{type(model).__name__} has no list of blocks, so its residual stream is not found")
     parts, templates = [], {}

@@ -121,7 +121,7 @@ class Smoother(Modifier):
         every = {layer.name: layer for layer in stage.every_layer}
         claimed = [layer for layer in self.layers(stage) if not state.plan or layer.name in state.plan]
         leave(state, [layer for layer in self.layers(stage) if layer not in claimed], "no later modifier quantizes it")
-        for name in _blocks_within(state.model, stage):
+        for name in _blocks_within(state, stage):
             found += self._of_block(state, name, [one for one in claimed if _is_within(one.name, name)], every)
         return found
 
@@ -217,9 +217,9 @@ def leave(state: State, layers: Iterable[Layer], reason: str) -> None:
         log.debug("%s is not smoothed: %s", layer.name, reason)
 
 
-def _blocks_within(model: nn.Module, stage: Stage) -> list[str]:
+def _blocks_within(state: State, stage: Stage) -> list[str]:
     """The blocks that lie in a stage; the model itself where it has none."""
-    blocks = block_names(model)
+    blocks = state.fact(block_names)
     return [name for name in blocks if name in stage.modules] if blocks else [""]
 
 
