@@ -31,7 +31,7 @@ class Factor(NamedTuple):
     dampening: float
 
 
-def factorize(gram: Tensor, *, dampening_frac: float) -> Factor | None:
+def factorize(gram: Tensor, *, dampening_frac: float, order: Tensor | None = None) -> Factor | None:
     """Factorize a Gram matrix; if it is not positive definite, with 10 and 100 times the dampening.
 
     Channels that were never active, whose weights may be anything, neither give nor take.
@@ -39,24 +39,27 @@ def factorize(gram: Tensor, *, dampening_frac: float) -> Factor | None:
     Args:
         gram: symmetric, [I, I] float32, finite.
         dampening_frac: share of the mean diagonal that is added to the diagonal, at least 0.
+        order: of the columns of the factor, [I]; None leaves them as they are.
 
     Returns:
         The factor; None when no dampening makes the matrix positive definite.
     """
-    diagonal = gram.diagonal()
+    diagonal = gram.diagonal() if order is None else gram.diagonal()[order]
     dead = diagonal <= 0
     mean = diagonal.clamp(min=0).mean()
     if not bool(mean > 0):
         mean = torch.ones_like(mean)
-    turned = gram.flip(0, 1)  # [I, I]; its lower factor, turned back, is an upper one of G
-    rest = dead.flip(0)
+    backwards = None if order is None else order.flip(0)
+    turned = gram.flip(0, 1) if backwards is None else gram.index_select(0, backwards).index_select(1, backwards)
+    rest, plain = dead.flip(0), turned.diagonal().clone()
     for step in _STEPS:
         frac = max(dampening_frac, _LEAST if step > 1 else 0.0) * step
-        damped = turned.clone()
-        damped.diagonal().add_(frac * mean).masked_fill_(rest, mean)
-        lower, info = torch.linalg.cholesky_ex(damped)
+        turned.diagonal().copy_(plain).add_(frac * mean).masked_fill_(rest, mean)
+        lower, info = torch.linalg.cholesky_ex(turned)  # turned back, an upper factor of G
         if not bool(info) and bool(torch.isfinite(lower.diagonal()).all()):
+            del turned  # wide layers: no more than two matrices beside the one that was given
             upper = lower.flip(0, 1)
+            del lower
             roots = upper.diagonal().clone()
             return Factor(feedback=upper.div_(roots).triu_(1), pivots=roots.square(), dampening=frac)
     return None

@@ -44,7 +44,7 @@ def pivots_by_activity(gram: Tensor) -> Tensor | None:
         The pivots, in the order of the columns of G; None where it cannot be factorized.
     """
     order = gram.diagonal().argsort(descending=True, stable=True)
-    factor = factorize(gram.index_select(0, order).index_select(1, order), dampening_frac=0.01)
+    factor = factorize(gram, dampening_frac=0.01, order=order)
     return None if factor is None else torch.empty_like(factor.pivots).scatter_(0, order, factor.pivots)
 
 

@@ -34,7 +34,7 @@ def gptq_codes(
         Codes, [O, I] float32; None where no dampening makes the matrix positive definite.
     """
     order = gram.diagonal().argsort(descending=True, stable=True)
-    factor = factorize(gram[order][:, order], dampening_frac=DAMPENING)
+    factor = factorize(gram, dampening_frac=DAMPENING, order=order)
     if factor is None:
         return None
     grid, feedback = number_format(args), factor.feedback

@@ -99,11 +99,11 @@ def prepare(gram: Tensor, *, dampening_frac: float, by_activity: bool) -> Prepar
         by_activity: columns are rounded from the most to the least active one, and not from left to right.
     """
     diagonal = gram.diagonal().clamp(min=0)
-    order = torch.arange(len(gram), device=gram.device)
-    if by_activity:
-        order = diagonal.argsort(descending=True, stable=True)
-        gram = gram.index_select(0, order).index_select(1, order)
-    return Prepared(order, factorize(gram, dampening_frac=dampening_frac), diagonal)
+    if not by_activity:
+        order = torch.arange(len(gram), device=gram.device)
+        return Prepared(order, factorize(gram, dampening_frac=dampening_frac), diagonal)
+    order = diagonal.argsort(descending=True, stable=True)
+    return Prepared(order, factorize(gram, dampening_frac=dampening_frac, order=order), diagonal)
 
 
 def searched_qparams(
@@ -289,7 +289,7 @@ def solve(
             steps.round(here, targets[here], errors[here], codes[here], owed, kept)
     squares = targets.sub_(ordered).add_(errors).square_()  # [I, P * O]; t - q = t - w + (w - q)
     loss = torch.cat([factor.pivots @ squares[:, part] for factor, part in parts])
-    back = torch.empty_like(codes)
+    back = errors  # their memory; they are done with
     for one, (_, part) in zip(prepared, parts, strict=True):
         back[one.order, part] = codes[:, part]
     return Solution(back.t().to(number_format(args).code_dtype).contiguous(), loss)
