@@ -46,7 +46,7 @@ def joined(environment: Mapping[str, str] | None = None) -> Iterator[Ranks]:
 
 @lru_cache
 def leave_at_exit() -> None:
-    """Have the process group destroyed when the interpreter ends, if it is there by then and nobody has done it.
+    """Have the process group destroyed when the interpreter ends, if it is there by then.
 
     Without that some 5 % of processes abort at their end, after all of their work, and torchrun calls the run a failure
     (torch 2.13: threads of gloo that are not joined).  Not sooner: a script may call a door again.

@@ -160,11 +160,10 @@ class Job:
             if before := schemes_before(self.state.model):
                 what["quantized before"] = "\n".join(f"{name}: {scheme}" for name, scheme in before.items())
             self.binding.update(resume.bind(self.state, self.output, what, self.weights))
-        unseeded = torch.random.fork_rng(devices=[])  # stages are seeded; the caller's own random numbers go on
         model = self.state.model
         with (
             torch.no_grad(),
-            unseeded,
+            torch.random.fork_rng(devices=[]),  # stages are seeded; the caller's own random numbers go on
             steady_heap(),
             evaluating(model),
             padded_linears(model),

@@ -142,7 +142,7 @@ class REAPPruningModifier(Modifier):
         if decided is not None:  # they are gone, and an interrupted run knows of them from here
             state.report |= {line["name"]: LayerReport.from_dict(line) for line in decided["mixtures"]}
             return
-        experts = _routed(state.model)
+        experts = {name: one for name, one in linear_experts(state.model).items() if one.layout.is_routed}
         self._check_experts(state, experts)
         for name, module in experts.items():
             self._check_router(name, module, self._router(state, name, module))
@@ -386,11 +386,6 @@ class REAPPruningModifier(Modifier):
                 "get larger weights than before (%d layers); evaluate the result, and compare rescale=True",
                 *(mind[0], len(mind)),
             )
-
-
-def _routed(model: nn.Module) -> dict[str, LinearExperts]:
-    """The modules whose experts tokens are sent to, and which may be fewer."""
-    return {name: module for name, module in linear_experts(model).items() if module.layout.is_routed}
 
 
 def _is_of(layer: str, home: str) -> bool:
