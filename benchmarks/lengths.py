@@ -1,6 +1,6 @@
-"""Samples of many lengths: GPTQ of SmolLM2 with padded tokens, without, and llm-compressor's, in turns.
+"""Samples of many lengths: GPTQ of SmolLM2 with padded tokens, without, and with `--peer` llm-compressor's.
 
-    python benchmarks/lengths.py --peer .venv-peer --write
+    python benchmarks/lengths.py --write
 
 Every sample has another length, as texts have that are not joined: a thousand kernels, which is what oneDNN keeps, are
 not enough for all of them.  Bfloat16 on a CPU, W4A16 with groups of 64, random token ids, a process for each run;
