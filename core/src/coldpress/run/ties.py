@@ -48,8 +48,8 @@ def _sharing(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
     """Another module with the weight of each layer; nothing where there is none."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
-        owners.setdefault(id(getattr(module, "weight", None)), []).append(name)
-    weights = {name: getattr(model.get_submodule(name), "weight", None) for name in layers}
+        owners.setdefault(id(module._parameters.get("weight")), []).append(name)
+    weights = {name: model.get_submodule(name)._parameters.get("weight") for name in layers}
     return {
         name: "" if weight is None else next((other for other in owners[id(weight)] if other != name), "")
         for name, weight in weights.items()
