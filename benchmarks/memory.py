@@ -119,7 +119,7 @@ def budget(config: LlamaConfig, case: str) -> dict[str, int]:
     parts = {"two blocks": 2 * 2 * max(blocks), "embeddings": 2 * (head + tail), "activations": 0, "statistics": 0}
     if "sequential" in case:
         parts["activations"] = SAMPLES * TOKENS * config.hidden_size * 2 * 2  # inputs and outputs of a block
-    if "GPTQ" in case:  # Gram matrices in float32, and what is made of the largest: its factor and its inverse
+    if "GPTQ" in case:  # Gram matrices in float32, and two matrices that the largest is factorized in
         inner = config.intermediate_size**2
         parts["statistics"] = 4 * (3 * config.hidden_size**2 + inner + 2 * inner)
     return {**parts, "headroom": HEADROOM}
