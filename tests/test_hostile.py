@@ -273,6 +273,16 @@ def test_a_pattern_that_recurses_is_refused_before_it_is_tried(pattern):
         matches_name(pattern, "model.layers.0")
 
 
+def test_a_pattern_that_takes_all_memory_is_told(monkeypatch):
+    class Greedy:
+        def match(self, *_, **__):
+            raise MemoryError
+
+    monkeypatch.setattr("coldpress.stage._compiled", lambda pattern: Greedy())
+    with pytest.raises(TargetError, match="takes all memory on 'model.layers.0'"):
+        matches_name("re:.*", "model.layers.0")
+
+
 def test_a_bracket_that_may_be_missing_is_no_recursion():
     assert matches_name(r"re:a(\(?1)", "a(1")
 

@@ -89,3 +89,19 @@ def test_what_no_dampening_mends_is_nothing():
     bad[0, 1] = bad[1, 0] = 50.0
 
     assert factorize(bad, dampening_frac=0.01) is None
+
+
+@pytest.mark.parametrize("frac", [0.01, 0.0])
+def test_an_order_is_that_of_the_columns(frac):
+    x = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))  # fewer rows: without dampening it is tried again
+    gram = x.T @ x
+    gram[3], gram[:, 3] = 0, 0
+    order, before = torch.randperm(9, generator=torch.Generator().manual_seed(1)), gram.clone()
+
+    found = factorize(gram, dampening_frac=frac, order=order)
+
+    expected = factorize(gram[order][:, order], dampening_frac=frac)
+    assert found.dampening == expected.dampening > 0
+    assert torch.equal(found.feedback, expected.feedback)
+    assert torch.equal(found.pivots, expected.pivots)
+    assert torch.equal(gram, before)  # is only read
