@@ -32,7 +32,7 @@ print("sum", repr(total.item()))
 """
 
 SHARDED = """
-import os, torch, coldpress, torch.distributed as dist
+import gc, os, torch, coldpress, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from coldpress.testing.models import batches, tiny_llama
@@ -75,8 +75,9 @@ except coldpress.SchemeError as error:
 if rank == 0:
     print("zeros", zeros, "near", near, "grids", grids)
     print("refused:", refused, flush=True)
-dist.barrier()
-os._exit(0)  # the mesh keeps threads of gloo alive, and one that wants the interpreter while it ends aborts the process
+del one, other, plain, shards, mesh
+gc.collect()  # the mesh keeps threads of gloo alive, of which one may abort a process that ends
+dist.destroy_process_group()
 """
 
 
