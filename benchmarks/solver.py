@@ -24,7 +24,8 @@ from torch import Tensor
 
 from coldpress import QuantizationArgs
 from coldpress_gptq.algorithm import solver
-from coldpress_gptq.algorithm.solver import Problem, Steps, gptq, prepare, searched_qparams
+from coldpress_gptq.algorithm.solver import Problem, gptq, prepare, searched_qparams
+from coldpress_gptq.algorithm.steps import Steps
 
 HERE = Path(__file__).parent
 ARGS = QuantizationArgs(num_bits=4, group_size=128)

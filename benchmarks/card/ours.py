@@ -72,7 +72,7 @@ def kernel(rows: int, width: int, asked: dict) -> dict[str, float]:
         solver.inner_loop = loop
 
         def work() -> None:
-            solutions.append(solve([weight], [ready], Grid(args, *parts), block_size=128, keep_zeros=False))
+            solutions.append(solve([[weight]], [ready], Grid(args, *parts), block_size=128, keep_zeros=False))
 
         work()
         found[name] = min(seconds(work, asked["device"]) for _ in range(2))

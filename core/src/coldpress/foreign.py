@@ -1,22 +1,9 @@
 """Where another library reads something of the user's: what it throws becomes an error that names what was read."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from coldpress.errors import ArgumentError, CalibrationError, ColdpressError
-
-
-def check_interpreter() -> None:
-    """Refuse an interpreter in which transformers does not work.
-
-    Raises:
-        ArgumentError: it has no docstrings.
-    """
-    if sys.flags.optimize > 1:
-        raise ArgumentError(
-            "python -OO (PYTHONOPTIMIZE=2) strips docstrings, which transformers needs; python -O keeps them"
-        )
+from coldpress.errors import CalibrationError, ColdpressError
 
 
 @contextmanager

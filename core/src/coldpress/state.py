@@ -149,9 +149,14 @@ class State:
         """The same as `statistic`; a layer that no token reached is a CalibrationError."""
         value = self.statistic(layer, which)
         if value is None:
-            raise CalibrationError(
-                f"no token of the calibration data reached {layer.name}; calibrate with more data, or ignore the layer"
-            )
+            none = f"no token of the calibration data reached {layer.name}"
+            raise CalibrationError(f"{none}; calibrate with more data, or ignore the layer")
+        return value
+
+    def take(self, layers: Sequence[Layer], which: str | Statistic) -> Any:
+        """`require`, of layers that share an input and for the last time: the store forgets what nobody else wants."""
+        value = self.require(layers[0], which)
+        self.statistics.take([layer.name for layer in layers], which)
         return value
 
     def input_groups(self, layers: Iterable[Layer]) -> list[list[Layer]]:
@@ -291,9 +296,8 @@ class State:
         self._check_finite(layer, layer.weight)
         if self.clip_ranges.get(layer.name) is self._ranges.get(layer.name):  # not chosen by this hook
             self.clip_ranges.pop(layer.name, None)
-        original = self._first_weight(layer)
-        compared = original is not None and layer.name in self.compressed
-        self._note(layer, relative_error(original, layer.weight) if compared and original is not None else None)
+        original = self._first_weight(layer) if layer.name in self.compressed else None
+        self._note(layer, None if original is None else relative_error(original, layer.weight))
 
     def attach(self, where: Layer | str, attachment: Attachment, buffers: Mapping[str, Tensor] | None = None) -> None:
         """Put an attachment on a layer, or a module by its name, in place of one of its kind.
@@ -328,10 +332,9 @@ class State:
 
     def _note(self, layer: Layer, error: float | None) -> None:
         """Report the layer's new weight; its codes, if it has some, follow."""
-        weight = layer.weight
         self._encode_anew(layer)
         self.handled.add(layer.name)
-        line = self.report[layer.name]
+        line, weight = self.report[layer.name], layer.weight
         if layer.name in self.compressed:
             line.become("quantized" if layer.name in self.quantized else "changed")
         elif line.status == "untouched":  # a reason says why no more was done to it
@@ -342,8 +345,7 @@ class State:
 
     def _check_writable(self, layer: Layer) -> None:
         """Refuse to write in a hook that may not, and layers of other stages."""
-        running = self.running
-        if running is None:
+        if (running := self.running) is None:
             return
         if not running.may_change_weights():
             raise self._refusal(layer, "weights are changed in finalize only (by the trait TRANSFORMS in initialize)")
@@ -374,10 +376,9 @@ class State:
         if again is None:
             by = self.quantizer_of(layer)
             first = "an earlier modifier" if by is None else type(by).__name__
+            why = f"its codes, which {first} made, cannot stand for the new weight"
             raise self._refusal(
-                layer,
-                f"its codes, which {first} made, cannot stand for the new weight: let the recipe name "
-                f"{first} after it, or write codes by state.set_quantized",
+                layer, f"{why}: let the recipe name {first} after it, or write codes by state.set_quantized"
             )
         self._encode(layer, again)
 

@@ -12,6 +12,7 @@ from coldpress.calibration.tap import BatchInputs
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.plugin import Modifier, Needs, Statistic
 from coldpress.stage import Layer
+from coldpress.statistic import statistic_for
 from coldpress.testing import draw
 
 SEEN: list[tuple[int, ...]] = []
@@ -184,3 +185,30 @@ def test_a_request_that_contradicts_needs_or_layer_is_refused_by_the_modifier():
     embedding = Layer("embed", nn.Embedding(4, 4), ("Embedding",))
     with store.requesting(Reads()), pytest.raises(CalibrationError, match="embed is called with token ids"):
         store.request(embedding, "absmax")
+
+
+def test_what_all_layers_took_is_forgotten_and_refuses_to_be_read_again():
+    store = collected([(Q, Counted()), (K, Counted()), (K, "gram")], ({"q": 0, "k": 0}, {0: draw(5, 4, seed=1)}))
+
+    store.take(["q"], Counted())
+    with pytest.raises(LookupError, match="of q was taken"):
+        store.value(Q, Counted())
+    assert store.value(K, Counted()) is not None  # it has not taken its own
+    store.take(["k"], Counted())
+
+    assert [[type(one) for one, _ in source.values] for source in store._sources] == [[type(statistic_for("gram"))]]
+    assert store.value(K, "gram") is not None
+
+
+def test_what_another_modifier_asked_for_is_kept():
+    store, first, second = StatisticStore(), Reads(), Reads()
+    for modifier in (first, second):
+        with store.requesting(modifier):
+            store.request(Q, Counted())
+    store.begin([first, second])
+    store.see(BatchInputs(0, {"q": (0,)}, {0: draw(5, 4, seed=1)}))
+    store.finish()
+
+    store.take(["q"], Counted())
+
+    assert store.value(Q, Counted()) is not None

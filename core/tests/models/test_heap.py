@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from coldpress.models.heap import steady_heap, trim_heap
+from coldpress.models.heap import steady_heap, tidy_heap, trim_heap
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="options of glibc")
 PIECE = 24 << 20  # bytes, small enough for the heap
@@ -52,3 +52,15 @@ def test_a_stage_can_give_it_back_inside():
         use_and_free()
         trim_heap()
         assert resident() < before + PIECE
+
+
+def test_it_is_given_back_between_passes_through_wide_stages_only():
+    with steady_heap():
+        use_and_free()
+        before = resident()
+        tidy_heap(1 << 20)
+        kept = resident()
+        tidy_heap(100 << 20)
+
+        assert before - kept < PIECE
+        assert kept - resident() > 2 * PIECE

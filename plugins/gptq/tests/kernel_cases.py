@@ -11,7 +11,8 @@ from coldpress import QuantizationArgs
 from coldpress.plugin import number_format
 from coldpress_gptq.algorithm import solver
 from coldpress_gptq.algorithm.kernel import FusedSteps, supports
-from coldpress_gptq.algorithm.solver import Grid, Steps, prepare, scale_rows, searched_qparams, solve
+from coldpress_gptq.algorithm.solver import Grid, prepare, scale_rows, searched_qparams, solve
+from coldpress_gptq.algorithm.steps import Steps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GRIDS = {
@@ -99,7 +100,7 @@ def test_matrices_are_solved_as_in_torch(args, problems, keep_zeros, monkeypatch
     found = []
     for loop in (FusedSteps, Steps):
         monkeypatch.setattr(solver, "inner_loop", loop)
-        found.append(solve(weights, prepared, grid, block_size=40, keep_zeros=keep_zeros))
+        found.append(solve([[one] for one in weights], prepared, grid, block_size=40, keep_zeros=keep_zeros))
 
     ours, expected = found
     assert ours.codes.dtype == expected.codes.dtype

@@ -82,7 +82,7 @@ def test_codes_are_those_of_the_textbook(args, by_activity):
     scale, point = minmax_qparams(weight, args)
     rows = [scale_rows(part, args, weight.shape) for part in (scale, point)]
 
-    codes = solve([weight], [prepared], Grid(args, *rows), block_size=32, keep_zeros=False).codes
+    codes = solve([[weight]], [prepared], Grid(args, *rows), block_size=32, keep_zeros=False).codes
     found, expected = dequantize(codes, scale, point, args), textbook(weight, gram, args, order=prepared.order).float()
 
     assert (~torch.isclose(found, expected, rtol=1e-4, atol=1e-5)).float().mean() < 0.01  # near ties float32 may differ
@@ -160,7 +160,7 @@ def test_every_row_is_the_better_one_of_the_loop_and_rounding(args):
     scale = scale / (1.6 if args.num_bits == 8 else 3)  # clips weights, and the loop makes later columns pay for that
     prepared = prepare(random_gram(48), dampening_frac=0.01, by_activity=True)
     rows = [scale_rows(part, args, (64, 48)) for part in (scale, point)]
-    loop = solve([weight], [prepared], Grid(args, *rows), block_size=128, keep_zeros=False).loss
+    loop = solve([[weight]], [prepared], Grid(args, *rows), block_size=128, keep_zeros=False).loss
     nearest = measured(quantize(weight, scale, point, args), weight, (scale, point), prepared, args).loss
 
     ((found,),) = gptq([Problem([weight], [(scale, point)], prepared)], args, block_size=128, keep_zeros=False)

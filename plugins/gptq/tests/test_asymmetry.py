@@ -77,7 +77,7 @@ def test_qronos_codes_are_those_of_the_paper(by_activity):
 
     rows = [scale_rows(part, INT4, (20, WIDTH)) for part in qparams]
     corrected = qronos_weights(weight, cross, prepared)
-    codes = solve([corrected], [prepared], Grid(INT4, *rows), block_size=128, keep_zeros=False).codes
+    codes = solve([[corrected]], [prepared], Grid(INT4, *rows), block_size=128, keep_zeros=False).codes
 
     found = dequantize(codes, *qparams, INT4)
     expected = textbook_qronos(weight, x, original, prepared.order, qparams)

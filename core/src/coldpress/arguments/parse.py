@@ -8,13 +8,13 @@ from attrs import fields, fields_dict
 
 from coldpress import registry
 from coldpress.arguments.dataset import DatasetArguments
+from coldpress.arguments.interpreter import check_interpreter
 from coldpress.arguments.model import ModelArguments
 from coldpress.arguments.output import OutputArguments
 from coldpress.arguments.pipeline import PipelineArguments
 from coldpress.arguments.recipe import RecipeArguments
 from coldpress.arguments.without_effect import WITHOUT_EFFECT
 from coldpress.errors import ArgumentError
-from coldpress.foreign import check_interpreter
 from coldpress.spelling import suggest
 
 log = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 initialize    ask          a modifier names a layer and a statistic
 the sweep     see          one update for each distinct input and statistic, however many layers and modifiers read it
 finalize      value        layers that share an input share the value
+              take         forgotten, once all layers have taken it that it was asked for
               carry        a modifier moved the signal: values follow, or are lost
               is_stale     whether the stage must be swept again before a modifier can read
 """
@@ -101,6 +102,7 @@ class StatisticStore:
     _sources: list[Source] = field(factory=list)
     _lost: list[Request] = field(factory=list)
     _moved: set[str] = field(factory=set)
+    _taken: set[tuple[str, Statistic]] = field(factory=set)
 
     def request(self, layer: Observed, which: str | Statistic) -> None:
         """Request a statistic of the inputs of a layer or attention; requesting twice is requesting once.
@@ -156,7 +158,7 @@ class StatisticStore:
         """
         asks = chain.from_iterable(self._asks.values())
         self._wanted = [ask for ask in asks if any(ask.modifier is one for one in modifiers)]
-        self._sources, self._lost, self._moved = [], [], set()
+        self._sources, self._lost, self._moved, self._taken = [], [], set(), set()
         return list({ask.layer.name: ask.layer for ask in self._wanted}.values())
 
     def see(self, seen: BatchInputs, originals: Mapping[str, Sequence[Tensor]] | None = None) -> None:
@@ -219,10 +221,8 @@ class StatisticStore:
 
     def finish(self) -> None:
         """Bring every value into the form that is read."""
-        self._sources = [
-            Source(source.layers, tuple((one, one.finish(value)) for one, value in source.values))
-            for source in self._sources
-        ]
+        for index, source in enumerate(self._sources):  # one by one: what is finished may be as large as before
+            self._sources[index] = Source(source.layers, tuple((one, one.finish(was)) for one, was in source.values))
 
     def value(self, layer: Observed, which: str | Statistic) -> Any | None:
         """What was seen of the inputs of a layer; None when no token reached it.
@@ -239,8 +239,23 @@ class StatisticStore:
             )
         if any(ask.layer.name == layer.name and ask.statistic == statistic for ask in self._lost):
             raise LookupError(f"{which!r} of {layer.name} cannot follow a signal that moved: read it before moving")
+        if (layer.name, statistic) in self._taken:
+            raise LookupError(f"{which!r} of {layer.name} was taken: read it before, or do not take it")
         source = self._source(layer.name)
         return None if source is None else source.value(statistic)
+
+    def take(self, names: Sequence[str], which: str | Statistic) -> None:
+        """Nobody reads a statistic of these layers again, but for other modifiers that asked for it."""
+        statistic, source = statistic_for(which), self._source(names[0])
+        asks = [
+            ask for ask in self._wanted if ask.statistic == statistic and source and ask.layer.name in source.layers
+        ]
+        if source is None or len({id(ask.modifier) for ask in asks}) > 1:
+            return
+        self._taken |= {(name, statistic) for name in names}
+        if all((ask.layer.name, statistic) in self._taken for ask in asks):
+            left = tuple((one, value) for one, value in source.values if one != statistic)
+            self._sources[self._sources.index(source)] = Source(source.layers, left)
 
     def input_groups(self, layers: Iterable[Layer]) -> list[list[Layer]]:
         """The layers in groups that read the same input, in order; a layer that nothing is known of is alone."""
@@ -298,7 +313,8 @@ class StatisticStore:
 
     def clear(self) -> None:
         """Forget everything: the stage is done."""
-        self._asks, self._wanted, self._sources, self._lost, self._moved = {}, [], [], [], set()
+        self._asks, self._wanted, self._sources, self._lost = {}, [], [], []
+        self._moved, self._taken = set(), set()
 
     def _carry(self, layers: Sequence[Layer], how: str, by: Tensor) -> None:
         named = {layer.name for layer in layers}

@@ -5,9 +5,9 @@ Nothing here imports torch before a command needs it, so that `--help` answers a
 
 import sys
 
+from coldpress.arguments.interpreter import check_interpreter
 from coldpress.cli.surroundings import mend_streams, mend_warnings
 from coldpress.errors import ArgumentError
-from coldpress.foreign import check_interpreter
 
 
 def main() -> None:

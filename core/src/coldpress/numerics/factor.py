@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _STEPS = (1.0, 10.0, 100.0)  # times the dampening that was asked for
+_ROWS, _PIECE = 256, 1 << 20  # rows, and numbers, that are moved at a time
 _LEAST = 1e-4  # what is tried where no dampening was asked for, and it did not do
 
 
@@ -49,17 +50,35 @@ def factorize(gram: Tensor, *, dampening_frac: float, order: Tensor | None = Non
     mean = diagonal.clamp(min=0).mean()
     if not bool(mean > 0):
         mean = torch.ones_like(mean)
-    backwards = None if order is None else order.flip(0)
-    turned = gram.flip(0, 1) if backwards is None else gram.index_select(0, backwards).index_select(1, backwards)
-    rest, plain = dead.flip(0), turned.diagonal().clone()
     for step in _STEPS:
         frac = max(dampening_frac, _LEAST if step > 1 else 0.0) * step
-        turned.diagonal().copy_(plain).add_(frac * mean).masked_fill_(rest, mean)
-        lower, info = torch.linalg.cholesky_ex(turned)  # turned back, an upper factor of G
+        turned = _turned(gram, order)  # from its last column to its first: turned back, its factor is an upper one
+        turned.diagonal().add_(frac * mean).masked_fill_(dead.flip(0), mean)
+        lower, info = turned.mT, torch.empty((), dtype=torch.int32, device=gram.device)
+        torch.linalg.cholesky_ex(lower, out=(lower, info))  # in its place, and what follows too: wide layers
         if not bool(info) and bool(torch.isfinite(lower.diagonal()).all()):
-            del turned  # wide layers: no more than two matrices beside the one that was given
-            upper = lower.flip(0, 1)
-            del lower
-            roots = upper.diagonal().clone()
+            _reverse(turned.view(-1))
+            upper, roots = lower, lower.diagonal().clone()
             return Factor(feedback=upper.div_(roots).triu_(1), pivots=roots.square(), dampening=frac)
     return None
+
+
+def _turned(gram: Tensor, order: Tensor | None) -> Tensor:
+    """A copy, [I, I], contiguous, of the matrix with its columns in an order, and then backwards."""
+    if order is None:
+        return gram.flip(0, 1).contiguous()
+    backwards, turned = order.flip(0), torch.empty_like(gram, memory_format=torch.contiguous_format)
+    for start in range(0, len(gram), _ROWS):
+        some = slice(start, start + _ROWS)
+        turned[some] = gram.index_select(0, backwards[some]).index_select(1, backwards)
+    return turned
+
+
+def _reverse(flat: Tensor) -> None:
+    """Turn a vector around, in its place."""
+    for start in range(0, len(flat) // 2, _PIECE):
+        stop = min(start + _PIECE, len(flat) // 2)
+        front, back = flat[start:stop], flat[len(flat) - stop : len(flat) - start]
+        held = front.flip(0)
+        front.copy_(back.flip(0))
+        back.copy_(held)

@@ -28,6 +28,7 @@ _BLOCK = 256  # columns of a block: small enough to skip most of the lower trian
 _ROWS = 256  # tokens that are quantized while they are in the cache; times any width a multiple of 8
 _STEPS = 127
 _BAGS = 2048  # tokens whose tails are summed at once, while they are in the cache
+_SUMMED = 512  # columns whose tails are summed at once, from numbers that stay in the cache
 _RANGE = 6.5  # root mean squares that the steps reach: less costs time for the tails, more costs precision
 _FEWEST_TOKENS = 512  # below, the error of int8 has not shrunk enough
 _FEWEST_COLUMNS = 128  # below, quantizing costs more than it saves
@@ -189,12 +190,19 @@ def _tails(codes: Tensor, places: Tensor, cut: Tensor) -> Tensor:
     for start, first, last in zip(starts, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         if first == last:
             continue
-        values = codes[start : start + _BAGS].float()  # [t, I]
-        row, channel = places[0, first:last] - start, places[1, first:last]
-        values[row, channel] += cut[first:last] / 2
-        order = channel.argsort(stable=True)
-        bags = torch.searchsorted(channel[order], torch.arange(width))  # where each channel's tokens begin
-        total += embedding_bag(row[order], values, bags, mode="sum", per_sample_weights=cut[first:last][order])
+        order = places[1, first:last].argsort(stable=True)
+        row, channel, shares = (
+            places[0, first:last][order] - start,
+            places[1, first:last][order],
+            cut[first:last][order],
+        )
+        bags = torch.searchsorted(channel, torch.arange(width + 1))  # where each channel's tokens begin
+        for left in range(0, width, _SUMMED):
+            right = min(left + _SUMMED, width)
+            values = codes[start : start + _BAGS, left:right].float()  # [t, c]
+            own = slice(int(bags[left]), int(bags[right]))
+            values[row[own], channel[own] - left] += shares[own] / 2
+            total[:, left:right] += embedding_bag(row, values, bags[:-1], mode="sum", per_sample_weights=shares)
     return total
 
 

@@ -18,6 +18,7 @@ from coldpress.calibration.store import StatisticStore
 from coldpress.calibration.tap import BatchInputs, InputTap
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.experts import LinearExperts, TokenCount, observed_experts, report_unseen, watched_experts
+from coldpress.models.heap import tidy_heap
 from coldpress.modifier import TRANSFORMS, Modifier
 from coldpress.originals import Originals
 from coldpress.pipeline import Pipeline
@@ -191,13 +192,14 @@ class StageRun:
         total = len(self.state.batches)
         count, watch = TokenCount.of(stage.modules, wanted.values()), Watch.of(stage)
         sums = watch.sums() if readers else {}
+        weights = sum(layer.weight.nbytes for layer in stage.every_layer)
         with (
             watched_experts(observed_experts(stage.modules, wanted.values())),
             InputTap(wanted.values(), to_the_end=to_the_end) as tap,
             closing(generator(self.pipeline.sweep(self.state, stage))) as sweep,
         ):
             bar = f"calibrating {stage.name}"
-            found = self._batch_inputs(sweep, tap)
+            found = self._batch_inputs(sweep, tap, weights=weights)
             seeing = self.store.seeing(found, read)
             for seen in self.progress.track(seeing, description=bar, total=total, tokens=self._tokens):
                 count.see(seen)
@@ -208,15 +210,25 @@ class StageRun:
                 swept += 1
         if readers:
             watch.check_sums(sums, readers)
+        tidy_heap(weights)
         self.store.finish()
         self.store.forget(count.report(self.state))
         return swept
 
-    def _batch_inputs(self, sweep: Iterator[Pass], tap: InputTap) -> Iterator[tuple[BatchInputs, BatchInputs | None]]:
-        """What was seen in each batch, and in the original model where the sweep shows that."""
+    def _batch_inputs(
+        self, sweep: Iterator[Pass], tap: InputTap, *, weights: int
+    ) -> Iterator[tuple[BatchInputs, BatchInputs | None]]:
+        """What was seen in each batch, and in the original model where the sweep shows that.
+
+        Args:
+            sweep: over a stage.
+            tap: on what is wanted of it.
+            weights: bytes of its weights.
+        """
         original = None
         for one in sweep:
             seen = tap.collect(one.index, self.state.batches[one.index])
+            tidy_heap(weights)
             if one.original:
                 original = seen
                 continue

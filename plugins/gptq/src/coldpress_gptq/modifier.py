@@ -228,14 +228,16 @@ class GPTQModifier(Quantizer):
     def _fit(self, state: State, readers: Readers) -> "_Fit | Outcome":
         """What is to be solved for the readers of an input; that they are rounded, where it cannot be."""
         layers, args = readers.layers, readers.args
-        gram = state.require(layers[0], self.gram())
+        gram = state.take(layers, self.gram())
         prepared = prepare(gram.total, dampening_frac=self.dampening_frac, by_activity=self.actorder is not None)
+        tokens, total = gram.count, None if self.magr_alpha is None else gram.total
+        del gram  # as large as its factor
         if prepared.factor is None:
-            return Outcome(tokens=gram.count, importance=prepared.importance)
+            return Outcome(tokens=tokens, importance=prepared.importance)
         if self.correction == "foem":
             prepared = prepared._replace(steering=foem_feedback(prepared.factor.feedback, self.foem_beta))
         aims = self._aims(state, readers, prepared)
-        weights = aims if self.magr_alpha is None else self._shrunk(aims, gram.total, readers)
+        weights = aims if total is None else self._shrunk(aims, total, readers)
         qparams, units = [], []
         for layer, weight in zip(layers, weights, strict=True):
             factor = self.global_scale(state, layer)
@@ -243,7 +245,7 @@ class GPTQModifier(Quantizer):
             qparams.append((scale, point))
             units.append((scale if factor is None else scale / factor, point))
         problem = Problem(weights, units, prepared)
-        return _Fit(readers=readers, tokens=gram.count, aims=aims, qparams=qparams, problem=problem)
+        return _Fit(readers=readers, tokens=tokens, aims=aims, qparams=qparams, problem=problem)
 
     def _outcome(self, fit: "_Fit", solutions: Sequence[Solution]) -> "Outcome":
         """What becomes of layers, and how well it fits."""
@@ -286,7 +288,7 @@ class GPTQModifier(Quantizer):
         weights = [layer.weight for layer in readers.layers]
         if self.correction not in TWO_STREAMS:
             return weights
-        cross = state.require(readers.layers[0], Cross())
+        cross = state.take(readers.layers, Cross())
         correct = gptaq_weights if self.correction == "gptaq" else qronos_weights
         found = [correct(weight, cross, prepared).to(weight.dtype) for weight in weights]
         if readers.keep_zeros:

@@ -13,19 +13,20 @@ and the errors of all blocks before come in one product.
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from coldpress.numerics import Factor, dequantize, factorize, quantize, search_qparams
-from coldpress.plugin import NumberFormat, QuantizationArgs, number_format
+from coldpress.plugin import QuantizationArgs, number_format
+from coldpress_gptq.algorithm.steps import inner_loop
 
 LEAST = 0.325
 """Share of its range to which a group is shrunk at most in a search for scales."""
 
 _BLOCK = 256  # columns of a product with the factor, of which the half that is zero is skipped
+_PIECE = 1 << 22  # elements whose loss is computed at once
 _FAR = 1.5  # a row whose loss is so many times another one's, in 16 bits, loses more
 _MICRO = 32  # columns whose errors come one by one; those of earlier columns of the block come in one product
 
@@ -136,8 +137,8 @@ def gptq(
         for matrix, params in zip(matrices, qparams, strict=True)
     ]
     grid = Grid(args, *(torch.cat(parts, dim=1) for parts in zip(*rows, strict=True)))  # [G, P * O]
-    weights = [torch.cat(list(problem.weights)) for problem in problems]
     prepared = [problem.prepared for problem in problems]
+    weights = [problem.weights for problem in problems]
     whole = solve(weights, prepared, grid, block_size=block_size, keep_zeros=keep_zeros)
     sizes = [len(matrix) for matrix in matrices]
     found = zip(torch.split(whole.codes, sizes), torch.split(whole.loss, sizes), strict=True)
@@ -166,15 +167,21 @@ def loss_of(weight: Tensor, rounded: Tensor, prepared: Prepared, *, dtype: torch
         dtype: of the factors of products.
     """
     assert prepared.factor is not None
-    errors = (weight.float() - rounded.float()).index_select(1, prepared.order)  # [O, I]
-    feedback, pivots = prepared.factor.feedback.to(dtype), prepared.factor.pivots
+    rows = max(_BLOCK, _PIECE // weight.shape[1])
+    pairs = zip(torch.split(weight, rows), torch.split(rounded, rows), strict=True)
+    return torch.cat([_loss(w.float() - q.float(), prepared.order, prepared.factor, dtype) for w, q in pairs])
+
+
+def _loss(errors: Tensor, order: Tensor, factor: Factor, dtype: torch.dtype) -> Tensor:
+    """The error (1) of each row, [O] float32, for errors of weights, [O, I]."""
+    errors = errors.index_select(1, order)
     narrow = errors.to(dtype)
     loss = errors.new_zeros(len(errors))
     for start in range(0, errors.shape[1], _BLOCK):
         here = slice(start, start + _BLOCK)
         before = slice(0, start + _BLOCK)  # the factor is triangular: errors of later columns do not count
-        passed_on = narrow[:, before] @ feedback[before, here]  # [O, b]
-        loss += passed_on.float().add_(errors[:, here]).square_() @ pivots[here]
+        passed_on = narrow[:, before] @ factor.feedback[before, here].to(dtype)  # [O, b]
+        loss += passed_on.float().add_(errors[:, here]).square_() @ factor.pivots[here]
     return loss
 
 
@@ -198,11 +205,29 @@ def _or_rounded(
 ) -> Solution:
     """The solution, with the loss of rounding to nearest, and its codes in rows where they lose less.
 
-    On a CPU their loss is computed in 16 bits first, and again in the few rows where it is not far larger.
+    Rows with scales of their own are looked at some at a time: it takes several numbers in float32 for each weight.
     """
     scale, point = (part.float() if part.is_floating_point() else part for part in qparams)
-    codes = quantize(weight.float(), scale, point, args)
-    rounded = dequantize(codes, scale, point, args)
+    apart = scale.ndim == 2 and len(scale) == len(weight) and args.strategy != "block"
+    rows = max(_BLOCK, _PIECE // weight.shape[1]) if apart else len(weight)
+    found = []
+    for start in range(0, len(weight), rows):
+        some = slice(start, start + rows)
+        params = (scale[some], point[some]) if apart else (scale, point)
+        part = Solution(solution.codes[some], solution.loss[some])
+        found.append(_rows_or_rounded(part, weight[some], params, prepared, args))
+    return found[0] if len(found) == 1 else Solution(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _rows_or_rounded(
+    solution: Solution, weight: Tensor, qparams: tuple[Tensor, Tensor], prepared: Prepared, args: QuantizationArgs
+) -> Solution:
+    """As `_or_rounded`, for some rows.
+
+    On a CPU their loss is computed in 16 bits first, and again in the few rows where it is not far larger.
+    """
+    codes = quantize(weight, *qparams, args)  # in float32, as the scales are
+    rounded = dequantize(codes, *qparams, args)
     if weight.is_cuda:
         rows = torch.arange(len(weight), device=weight.device)
         loss = every = loss_of(weight, rounded, prepared)
@@ -210,11 +235,10 @@ def _or_rounded(
         every = loss_of(weight, rounded, prepared, dtype=torch.bfloat16)
         rows = (every < _FAR * solution.loss).nonzero().view(-1)
         loss = loss_of(weight[rows], rounded[rows], prepared)
-    solution = solution._replace(rounding_loss=every)
     better = loss < solution.loss[rows]
     rows = rows[better]
     if not len(rows):
-        return solution
+        return solution._replace(rounding_loss=every)
     chosen, least = solution.codes.clone(), solution.loss.clone()
     chosen[rows], least[rows] = codes[rows], loss[better]
     return Solution(chosen, least, every)
@@ -253,13 +277,20 @@ def scale_index(args: QuantizationArgs, width: int) -> Tensor:
 
 
 def solve(
-    weights: Sequence[Tensor], prepared: Sequence[Prepared], grid: Grid, *, block_size: int, keep_zeros: bool
+    weights: Sequence[Sequence[Tensor]],
+    prepared: Sequence[Prepared],
+    grid: Grid,
+    *,
+    block_size: int,
+    keep_zeros: bool,
 ) -> Solution:
     """Round matrices so that the error (1) is small; rows do not know each other.
 
+    Errors of all columns are held in float32, targets only of a block's.
+
     Args:
-        weights: [O, I] each, P of them.
-        prepared: the Gram matrix of each one's input; it has a factor.
+        weights: of P inputs, the matrices that read each one, [., I] with O rows together.
+        prepared: the Gram matrix of each input; it has a factor.
         grid: what they may become; scales are those of all rows, [G, P * O].
         block_size: columns of a block; speed, not the result, depends on it.
         keep_zeros: weights that are zero stay zero.
@@ -267,123 +298,45 @@ def solve(
     Returns:
         Codes in the usual order of columns, [P * O, I], and the error, [P * O], where nothing else than F steers.
     """
-    (size, width), (args, scales, zero_points) = weights[0].shape, grid
+    size, width, (args, scales, zero_points) = sum(map(len, weights[0])), weights[0][0].shape[1], grid
     factors = [_steered(one.factor, one.steering) for one in prepared if one.factor is not None]
     parts = [(factor, slice(place * size, (place + 1) * size)) for place, factor in enumerate(factors)]
-    ordered = torch.cat([w.t()[one.order].float() for w, one in zip(weights, prepared, strict=True)], 1)  # [I, P * O]
-    targets, errors = ordered.clone(), ordered.clone()  # [I, P * O]; rows become t_j; rows become w_j - q_j
-    codes = torch.empty_like(targets)  # [I, P * O]
-    keep = (ordered != 0).float() if keep_zeros else None
-    groups = torch.stack([scale_index(args, width).to(one.order.device)[one.order] for one in prepared])  # [P, I]
+    orders = [one.order for one in prepared]
+    groups = torch.stack([scale_index(args, width).to(order.device)[order] for order in orders])  # [P, I]
     steps = inner_loop(scales.float(), None if args.symmetric else zero_points.float(), number_format(args), groups)
+    errors = scales.new_empty(width, len(parts) * size, dtype=torch.float32)  # [I, P * O]; rows become w_j - q_j
+    codes = torch.empty_like(errors, dtype=number_format(args).code_dtype)
+    loss = errors.new_zeros(errors.shape[1])
     for start in range(0, width, block_size):
-        stop = min(start + block_size, width)
+        block = slice(start, start + block_size)
+        original = _columns(weights, orders, block)  # [B, P * O]
+        targets, rounded = original.clone(), torch.empty_like(original)  # rows become t_j; codes in float32
+        keep = (original != 0).float() if keep_zeros else None
+        errors[block] = original
         for factor, part in parts:
-            targets[start:stop, part].addmm_(factor.feedback[:start, start:stop].t(), errors[:start, part])
-        for first in range(start, stop, _MICRO):
-            here = slice(first, min(first + _MICRO, stop))
+            targets[:, part].addmm_(factor.feedback[:start, block].t(), errors[:start, part])
+        for first in range(0, len(original), _MICRO):
+            some = slice(first, min(first + _MICRO, len(original)))
+            here = slice(start + some.start, start + some.stop)
             for factor, part in parts:
-                targets[here, part].addmm_(factor.feedback[start:first, here].t(), errors[start:first, part])
+                targets[some, part].addmm_(
+                    factor.feedback[start : here.start, here].t(), errors[start : here.start, part]
+                )
             owed = torch.stack([factor.feedback[here, here].t() for factor in factors])  # [P, B, B]: what j is owed
-            kept = keep[here] if keep is not None else None
-            steps.round(here, targets[here], errors[here], codes[here], owed, kept)
-    squares = targets.sub_(ordered).add_(errors).square_()  # [I, P * O]; t - q = t - w + (w - q)
-    loss = torch.cat([factor.pivots @ squares[:, part] for factor, part in parts])
-    back = errors  # their memory; they are done with
-    for one, (_, part) in zip(prepared, parts, strict=True):
-        back[one.order, part] = codes[:, part]
-    return Solution(back.t().to(number_format(args).code_dtype).contiguous(), loss)
+            steps.round(here, targets[some], errors[here], rounded[some], owed, None if keep is None else keep[some])
+        squares = targets.sub_(original).add_(errors[block]).square_()  # [B, P * O]; t - q = t - w + (w - q)
+        for order, (factor, part) in zip(orders, parts, strict=True):
+            loss[part] += factor.pivots[block] @ squares[:, part]
+            codes[order[block], part] = rounded[:, part].to(codes.dtype)
+    return Solution(codes.t().contiguous(), loss)
+
+
+def _columns(weights: Sequence[Sequence[Tensor]], orders: Sequence[Tensor], block: slice) -> Tensor:
+    """A block of columns of all matrices, each in its order, transposed, [B, P * O] float32."""
+    pairs = [(matrix, order) for matrices, order in zip(weights, orders, strict=True) for matrix in matrices]
+    return torch.cat([matrix.t()[order[block]] for matrix, order in pairs], 1).float()
 
 
 def _steered(factor: Factor, steering: Tensor | None) -> Factor:
     """The factor with what columns are rounded with."""
     return factor if steering is None else factor._replace(feedback=steering)
-
-
-class InnerLoop(Protocol):
-    """Rounds a few columns, one after the other."""
-
-    def round(
-        self, here: slice, targets: Tensor, errors: Tensor, codes: Tensor, owed: Tensor, keep: Tensor | None
-    ) -> None:
-        """Round columns; those of earlier blocks are in the targets already.
-
-        Args:
-            here: which columns they are, in the order in which they are rounded.
-            targets: t without the errors of these columns, [B, P * O]; becomes t.
-            errors: the weights, [B, P * O]; becomes w - q.
-            codes: is filled, [B, P * O].
-            owed: F of each problem, transposed, [P, B, B]; zero where an error comes later, so that what is not an
-                error yet counts for 0.
-            keep: 0 where a weight stays zero, 1 elsewhere, [B, P * O]; None for 1 everywhere.
-        """
-
-
-def inner_loop(scales: Tensor, points: Tensor | None, grid: NumberFormat, groups: Tensor) -> InnerLoop:
-    """One launch for a few columns where there is Triton, `Steps` elsewhere.
-
-    Args:
-        scales: [G, P * O] float32.
-        points: zero points, [G, P * O] float32; None where all of them are zero.
-        grid: of the codes.
-        groups: row of `scales` of each column of each problem, in the order in which they are rounded, [P, I] int64.
-    """
-    if scales.is_cuda and find_spec("triton") is not None:
-        from coldpress_gptq.algorithm.kernel import FusedSteps, supports
-
-        if supports(grid):
-            return FusedSteps(scales, points, grid, groups)
-    return Steps(scales, points, grid, groups)
-
-
-class Steps(NamedTuple):
-    """The inner loop in torch, with no memory taken and no word from the device; see `inner_loop`."""
-
-    scales: Tensor
-    points: Tensor | None
-    grid: NumberFormat
-    groups: Tensor
-
-    def round(
-        self, here: slice, targets: Tensor, errors: Tensor, codes: Tensor, owed: Tensor, keep: Tensor | None
-    ) -> None:
-        """As `InnerLoop` says."""
-        scales = self._of(here, self.scales)
-        points = self._of(here, self.points) if self.points is not None else None
-        rounded = torch.empty_like(targets[0])  # [P * O]
-        rows = zip(targets.unbind(), errors.unbind(), codes.unbind(), owed.unbind(1), scales, strict=True)
-        for j, (target, error, code, shares, scale) in enumerate(rows):
-            if j:
-                _pay(target, errors, shares)
-            torch.div(target, scale, out=code)
-            if points is not None:
-                code.add_(points[j])
-            self.grid.round_(code)
-            if keep is not None:
-                code.mul_(keep[j])
-                if points is not None:
-                    code.addcmul_(points[j], 1 - keep[j])
-            if points is None:
-                torch.mul(code, scale, out=rounded)
-            else:
-                torch.sub(code, points[j], out=rounded).mul_(scale)
-            error.sub_(rounded)
-
-    def _of(self, here: slice, scales: Tensor) -> list[Tensor]:
-        """The scales, or zero points, of some columns, [P * O] each."""
-        problems, _ = self.groups.shape
-        if problems == 1:
-            return list(scales.index_select(0, self.groups[0, here]).unbind())
-        several = scales.reshape(len(scales), problems, -1)  # [G, P, O]
-        places = torch.arange(problems, device=scales.device)
-        return list(several[self.groups[:, here].t(), places].flatten(1).unbind())
-
-
-def _pay(target: Tensor, errors: Tensor, shares: Tensor) -> None:
-    """Add to a column, [P * O], what it is owed of the errors of a block, [B, P * O], for shares of [P, B]."""
-    problems, columns = shares.shape
-    if problems == 1:  # half the time of a batch of one, for every column
-        target.addmv_(errors.t(), shares[0])
-    else:
-        apart = errors.view(columns, problems, -1).transpose(0, 1)  # [P, B, O]
-        target.view(problems, 1, -1).baddbmm_(shares[:, None], apart)
