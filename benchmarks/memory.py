@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 from random_llama import build, shapes
 from resident import status
@@ -155,10 +156,11 @@ def measure(cache: Path, settings: dict[str, int], only: str) -> list[dict]:
     return results
 
 
-def loaded(cache: Path, peer: Path) -> list[dict]:
-    """GPTQ of a model that is in memory already, by both sides, in processes of their own."""
+def loaded(cache: Path, peer: Path, repeats: int) -> list[dict]:
+    """GPTQ of a model that is in memory already, by both sides in turns, in processes of their own."""
     results = []
-    for side, python in (("llm-compressor", peer / "bin" / "python"), ("coldpress", Path(sys.executable))):
+    sides = (("llm-compressor", peer / "bin" / "python"), ("coldpress", Path(sys.executable)))
+    for side, python in sides * repeats:
         command = [str(python), "-c", LOADED, side, str(cache / "model"), str(SAMPLES), str(TOKENS)]
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results.append(json.loads(run.stdout.strip().splitlines()[-1]))
@@ -169,11 +171,18 @@ def loaded(cache: Path, peer: Path) -> list[dict]:
 def loaded_table(results: list[dict]) -> str:
     """What both sides hold beside a loaded model."""
     lines = ["", "GPTQ, W4A16, of the model in memory; nothing is written.", ""]
-    lines += ["| | peak over the imports | of it weights | beside them | seconds |", "|---|--:|--:|--:|--:|"]
-    for one in results:
-        numbers = " | ".join(f"{one[key] / 1e6:.0f}" for key in ("peak", "weights"))
-        lines.append(f"| {one['case']} | {numbers} | {(one['peak'] - one['weights']) / 1e6:.0f} | {one['seconds']} |")
+    lines += ["| | runs | weights | peak over imports and weights | seconds |", "|---|--:|--:|--:|--:|"]
+    for side in dict.fromkeys(one["case"] for one in results):
+        own = [one for one in results if one["case"] == side]
+        beside = spread([(one["peak"] - one["weights"]) / 1e6 for one in own])
+        seconds = spread([one["seconds"] for one in own])
+        lines.append(f"| {side} | {len(own)} | {own[0]['weights'] / 1e6:.0f} | {beside} | {seconds} |")
     return "\n".join(lines) + "\n"
+
+
+def spread(numbers: list[float]) -> str:
+    """The median, and in brackets the least and the greatest."""
+    return f"{median(numbers):.0f} ({min(numbers):.0f} to {max(numbers):.0f})"
 
 
 def table(results: list[dict], weights: int, command: str) -> str:
@@ -206,6 +215,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a model of a few megabytes, to try the script")
     parser.add_argument("--write", action="store_true", help="write results/memory.{md,json}")
     parser.add_argument("--peer", type=Path, help="environment of llm-compressor, beside which the model is in memory")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side beside the peer")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -216,7 +226,7 @@ def main() -> None:
     results = measure(options.cache, settings, options.only)
     weights = sum(_count(shape) for part in shapes(LlamaConfig(**settings)) for shape in part.values())
     text = table(results, weights, "python benchmarks/memory.py --cache CACHE --peer .venv-peer --write")
-    both = loaded(options.cache, options.peer) if options.peer else []
+    both = loaded(options.cache, options.peer, options.repeats) if options.peer else []
     text += loaded_table(both) if both else ""
     print(text)
     if options.write:
