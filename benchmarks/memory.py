@@ -171,12 +171,11 @@ def loaded(cache: Path, peer: Path, repeats: int) -> list[dict]:
 def loaded_table(results: list[dict]) -> str:
     """What both sides hold beside a loaded model."""
     lines = ["", "GPTQ, W4A16, of the model in memory; nothing is written.", ""]
-    lines += ["| | runs | weights | peak over imports and weights | seconds |", "|---|--:|--:|--:|--:|"]
+    lines += ["| | runs | weights | peak over imports and weights |", "|---|--:|--:|--:|"]
     for side in dict.fromkeys(one["case"] for one in results):
         own = [one for one in results if one["case"] == side]
         beside = spread([(one["peak"] - one["weights"]) / 1e6 for one in own])
-        seconds = spread([one["seconds"] for one in own])
-        lines.append(f"| {side} | {len(own)} | {own[0]['weights'] / 1e6:.0f} | {beside} | {seconds} |")
+        lines.append(f"| {side} | {len(own)} | {own[0]['weights'] / 1e6:.0f} | {beside} |")
     return "\n".join(lines) + "\n"
 
 
