@@ -154,7 +154,7 @@ class State:
         return value
 
     def take(self, layers: Sequence[Layer], which: str | Statistic) -> Any:
-        """`require`, of layers that share an input and for the last time: the store forgets what nobody else wants."""
+        """`require`, of layers that share an input and for the last time: forgotten, unless others asked for it."""
         value = self.require(layers[0], which)
         self.statistics.take([layer.name for layer in layers], which)
         return value

@@ -184,7 +184,7 @@ class Statistics(Protocol):
         """What was seen; None when no token reached the layer."""
 
     def take(self, names: Sequence[str], which: str | Statistic) -> None:
-        """Nobody reads a statistic of these layers again, but for other modifiers that asked for it."""
+        """A statistic of these layers is not read again, but by other modifiers that asked for it."""
 
     def input_groups(self, layers: Iterable[Layer]) -> list[list[Layer]]:
         """The layers in groups that read the same input."""

@@ -245,7 +245,7 @@ class StatisticStore:
         return None if source is None else source.value(statistic)
 
     def take(self, names: Sequence[str], which: str | Statistic) -> None:
-        """Nobody reads a statistic of these layers again, but for other modifiers that asked for it."""
+        """A statistic of these layers is not read again, but by other modifiers that asked for it."""
         statistic, source = statistic_for(which), self._source(names[0])
         asks = [
             ask for ask in self._wanted if ask.statistic == statistic and source and ask.layer.name in source.layers

@@ -30,7 +30,7 @@ def sliced_attention() -> Iterator[None]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if not _RUNS and ALL_ATTENTION_FUNCTIONS[_NAME] is not sdpa_attention_forward:  # somebody has put another there
+    if not _RUNS and ALL_ATTENTION_FUNCTIONS[_NAME] is not sdpa_attention_forward:  # of a plugin, or the program
         yield
         return
     usual = sdpa_attention_forward
@@ -72,9 +72,9 @@ def _in_slices(
 
 def _is_causal(module: nn.Module, more: Mapping[str, Any]) -> bool:
     """Whether attention without a mask is causal, and nothing else than that."""
-    said = more.get("is_causal")
+    given = more.get("is_causal")
     plain = more.get("position_bias") is None and more.get("cache") is None
-    return plain and bool(getattr(module, "is_causal", True) if said is None else said)
+    return plain and bool(getattr(module, "is_causal", True) if given is None else given)
 
 
 def _gains(query: Tensor, key: Tensor) -> bool:
