@@ -8,7 +8,8 @@ that are mapped included.  `mapped` is RssFile at the end, which is code of libr
 The peak over the bare imports must stay below two blocks + embeddings (and head) + calibration activations + the Gram
 matrices of a block and the factor of the largest + 300 MB.
 
-With `--peer` the same GPTQ also runs on a loaded model, ours and llm-compressor's, in turns.
+With `--peer` the same GPTQ also runs on a loaded model, ours and llm-compressor's, in turns.  There the peak is that of
+anonymous memory (VmHWM less RssFile): which pages of libraries are mapped after the imports depends on what ran before.
 """
 
 import argparse
@@ -61,13 +62,13 @@ common = {"num_calibration_samples": samples, "max_seq_length": tokens}
 if side == "coldpress":
     from coldpress import load_model, oneshot
     from coldpress.modifiers import GPTQModifier
-    bare, model = status("VmRSS"), load_model(folder)
+    bare, model = status("RssAnon"), load_model(folder)
     settings = {"dataset": [{"input_ids": row} for row in rows], "quiet": True}
 else:
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import GPTQModifier
-    bare, model = status("VmRSS"), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    bare, model = status("RssAnon"), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     settings = {"dataset": Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * tokens] * samples})}
     settings["tokenizer"] = folder
 before = sum(one.nbytes for one in model.parameters())
@@ -75,7 +76,7 @@ start = time.perf_counter()
 recipe = [GPTQModifier(scheme="W4A16", targets=["Linear"], ignore=["lm_head"])]
 oneshot(model=model, recipe=recipe, **common, **settings)
 seconds = round(time.perf_counter() - start, 1)
-peak = status("VmHWM") - bare
+peak = status("VmHWM") - status("RssFile") - bare
 print(json.dumps({"case": side, "bare": bare, "weights": before, "peak": peak, "seconds": seconds}))
 """
 
