@@ -26,7 +26,7 @@ LEAST = 0.325
 """Share of its range to which a group is shrunk at most in a search for scales."""
 
 _BLOCK = 256  # columns of a product with the factor, of which the half that is zero is skipped
-_PIECE = 1 << 22  # elements whose loss is computed at once
+_PIECE = 1 << 22  # elements whose loss is computed at once on a CPU
 _FAR = 1.5  # a row whose loss is so many times another one's, in 16 bits, loses more
 _MICRO = 32  # columns whose errors come one by one; those of earlier columns of the block come in one product
 
@@ -167,9 +167,14 @@ def loss_of(weight: Tensor, rounded: Tensor, prepared: Prepared, *, dtype: torch
         dtype: of the factors of products.
     """
     assert prepared.factor is not None
-    rows = max(_BLOCK, _PIECE // weight.shape[1])
+    rows = _some_rows(weight)
     pairs = zip(torch.split(weight, rows), torch.split(rounded, rows), strict=True)
     return torch.cat([_loss(w.float() - q.float(), prepared.order, prepared.factor, dtype) for w, q in pairs])
+
+
+def _some_rows(weight: Tensor) -> int:
+    """How many rows of a weight are looked at once; on a card more, where each launch costs."""
+    return max(_BLOCK, (16 if weight.is_cuda else 1) * _PIECE // weight.shape[1])
 
 
 def _loss(errors: Tensor, order: Tensor, factor: Factor, dtype: torch.dtype) -> Tensor:
@@ -209,7 +214,7 @@ def _or_rounded(
     """
     scale, point = (part.float() if part.is_floating_point() else part for part in qparams)
     apart = scale.ndim == 2 and len(scale) == len(weight) and args.strategy != "block"
-    rows = max(_BLOCK, _PIECE // weight.shape[1]) if apart else len(weight)
+    rows = _some_rows(weight) if apart else len(weight)
     found = []
     for start in range(0, len(weight), rows):
         some = slice(start, start + rows)
