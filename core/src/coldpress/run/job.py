@@ -31,7 +31,7 @@ from coldpress.format import Format
 from coldpress.layer_report import LayerReport
 from coldpress.models.evaluating import evaluating, uncompiled
 from coldpress.models.heap import steady_heap
-from coldpress.models.shapes import suited_to_cpus
+from coldpress.models.padded import padded_linears
 from coldpress.models.streaming import WeightStream
 from coldpress.modifier import Modifier, expanded
 from coldpress.pipeline import Pipeline
@@ -166,7 +166,7 @@ class Job:
             torch.random.fork_rng(devices=[]),  # stages are seeded; the caller's own random numbers go on
             steady_heap(),
             evaluating(model),
-            suited_to_cpus(model),
+            padded_linears(model),
             uncompiled(model),
             self.weights or nullcontext(),
         ):
