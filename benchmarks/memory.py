@@ -229,7 +229,8 @@ def main() -> None:
     settings = {**MODEL, **(SMALL if options.small else {})}
     results = measure(options.cache, settings, options.only)
     weights = sum(_count(shape) for part in shapes(LlamaConfig(**settings)) for shape in part.values())
-    text = table(results, weights, "python benchmarks/memory.py --cache CACHE --peer .venv-peer --write")
+    command = f"python benchmarks/memory.py --cache CACHE --peer .venv-peer --repeats {options.repeats} --write"
+    text = table(results, weights, command)
     both = loaded(options.cache, options.peer, options.repeats) if options.peer else []
     text += loaded_table(both) if both else ""
     print(text)

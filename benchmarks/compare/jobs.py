@@ -46,7 +46,6 @@ SPARSEGPT = (
     "SparseGPTModifier",
     {**LAYERS, "sparsity": 0.5, "mask_structure": "2:4", "block_size": 128, "dampening_frac": 0.01},
 )
-PLAIN = SPARSEGPT[0], {**SPARSEGPT[1], "refine_passes": 0}
 SMOOTHQUANT = ("SmoothQuantModifier", {"smoothing_strength": 0.8})
 SPINQUANT = ("SpinQuantModifier", {"rotations": ["R1", "R2"]})
 PEERS = ("SpinQuantModifier", {"rotations": ["R1", "R2"], "transform_type": "random-hadamard"})  # 576 is no power of 2
@@ -99,7 +98,6 @@ JOBS = {
     "gptq-w3a16": Job("GPTQ, 3 bits, groups of 64", [gptq(grouped(3))]),
     "gptq-w4a16-channel": Job("GPTQ, 4 bits, one scale a channel", [gptq(rowwise(4))]),
     "sparsegpt-2of4": Job("SparseGPT, 2 of 4", [SPARSEGPT]),
-    "sparsegpt-2of4-plain": Job("SparseGPT, 2 of 4, masks as in the paper", [PLAIN], [SPARSEGPT]),
     "sparsegpt-gptq": Job("SparseGPT, 2 of 4, then GPTQ, 4 bits, groups of 64", [SPARSEGPT, gptq(grouped(4))]),
     "smoothquant-gptq-w8a8": Job("SmoothQuant, then GPTQ, W8A8", [SMOOTHQUANT, gptq(rowwise(8), TOKENS)]),
     "smoothquant-rtn-w8a8": Job(
