@@ -106,7 +106,7 @@ test-vllm: venv .venv-vllm/.stamp ## serve a checkpoint of every scheme with vLL
 
 .venv-gptqmodel/.stamp: benchmarks/gptqmodel_requirements.txt constraints.txt
 	$(call environment,.venv-gptqmodel)
-	.venv-gptqmodel/bin/pip install --quiet setuptools wheel
+	.venv-gptqmodel/bin/pip install --quiet --upgrade "setuptools>=77" wheel
 	.venv-gptqmodel/bin/pip install --quiet --no-deps --no-build-isolation -r $<
 	touch $@
 

@@ -1,11 +1,12 @@
 """How seconds and memory of a streamed GPTQ run grow with tokens, width, blocks and experts.
 
-    python benchmarks/scaling.py --cache /tmp/cache --write
+    python benchmarks/scaling.py --cache /tmp/cache --repeats 3 --write
 
 Random weights in bfloat16, W4A16 with groups of 64, samples of 512 tokens, from a folder to a folder.  Each point is a
 process of its own; its seconds are those of the run as its report has them, and its memory is the peak over the bare
-imports.  Operations are counted from shapes: a forward of the blocks' weights and of attention, the lower halves of the
-Gram matrices, factors and inverses, errors of columns.  `--only` takes one axis; the plot wants matplotlib.
+imports.  The points of an axis are measured in turns, because a processor's clock drifts under load, and the table has
+medians.  Operations are counted from shapes: a forward of the blocks' weights and of attention, the lower halves of the
+Gram matrices, factors and inverses, errors of columns.  `--only` takes some axes; the plot wants matplotlib.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import math
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 from datetime import date
@@ -108,8 +110,25 @@ def child(folder: Path, samples: int) -> None:
     print(json.dumps({"seconds": json.loads((out / "report.json").read_text())["seconds"], "peak": peak}))
 
 
+def axis_of(cache: Path, points: list[dict[str, int]], repeats: int) -> list[dict[str, Any]]:
+    """The points of an axis in turns: medians, and all seconds."""
+    runs: list[list[dict[str, Any]]] = [[] for _ in points]
+    for _ in range(repeats):
+        for point, own in zip(points, runs, strict=True):
+            own.append(measure(cache, point))
+            print(json.dumps(own[-1]), file=sys.stderr, flush=True)
+    return [
+        {
+            **own[0],
+            **{key: statistics.median(one[key] for one in own) for key in ("seconds", "peak")},
+            "runs": sorted(round(one["seconds"], 2) for one in own),
+        }
+        for own in runs
+    ]
+
+
 def measure(cache: Path, point: dict[str, int]) -> dict[str, Any]:
-    """One point."""
+    """One run of a point."""
     for name in ("model", "out", "out.partial"):
         shutil.rmtree(cache / name, ignore_errors=True)
     build(cache / "model", **point)
@@ -119,14 +138,20 @@ def measure(cache: Path, point: dict[str, int]) -> dict[str, Any]:
     return {**point, "operations": operations(**point), **json.loads(run.stdout.splitlines()[-1])}
 
 
+def spread(one: dict[str, Any]) -> str:
+    """How many runs a point had, and between which seconds they lie."""
+    runs = one.get("runs", [one["seconds"]])
+    return "1" if len(runs) == 1 else f"{len(runs)}, {runs[0]:.1f} to {runs[-1]:.1f}"
+
+
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
     """Every axis, with the exponent by which seconds grow with operations from point to point."""
     lines = []
     for axis, points in found.items():
         lines += [
             f"\n## {axis}\n",
-            f"| {axis} | operations | seconds | for 10^12 of them | grow with operations to the | peak, MB |",
-            "|--:|--:|--:|--:|--:|--:|",
+            f"| {axis} | operations | seconds | for 10^12 of them | grow with operations to the | peak, MB | runs |",
+            "|--:|--:|--:|--:|--:|--:|--:|",
         ]
         for number, one in enumerate(points):
             size = one["samples"] * LENGTH if axis == "tokens" else one[axis]
@@ -137,7 +162,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
                 power = f"{grown / math.log(one['operations'] / last['operations']):.2f}"
             lines.append(
                 f"| {size} | {one['operations']:.2e} | {one['seconds']:.1f} | "
-                f"{one['seconds'] / one['operations'] * 1e12:.1f} | {power} | {one['peak'] / 1e6:.0f} |"
+                f"{one['seconds'] / one['operations'] * 1e12:.1f} | {power} | {one['peak'] / 1e6:.0f} | {spread(one)} |"
             )
     return "\n".join(lines)
 
@@ -165,6 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="a folder for models (1 GB) and outputs")
     parser.add_argument("--only", choices=list(AXES), nargs="+", default=list(AXES))
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each point, in turns")
     parser.add_argument("--write", action="store_true", help="write results/scaling.{md,json,svg}")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -177,13 +203,10 @@ def main() -> None:
     before = json.loads(stored.read_text())["axes"] if stored.exists() else {}
     measured = {}
     for axis in options.only:
-        measured[axis] = []
-        for point in AXES[axis]:
-            measured[axis].append(measure(options.cache, point))
-            print(axis, json.dumps(measured[axis][-1]), file=sys.stderr, flush=True)
+        measured[axis] = axis_of(options.cache, AXES[axis], options.repeats)
     found = {axis: measured.get(axis, before.get(axis)) for axis in AXES if axis in measured or axis in before}
     where = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    command = "python benchmarks/scaling.py --cache CACHE --write"
+    command = "python benchmarks/scaling.py --cache CACHE --repeats 3 --write"
     text = f"# How cost grows\n\n`{command}` on {date.today()}: {where}.\n\n![seconds and memory](scaling.svg)\n"
     text += table(found) + "\n"
     print(text)

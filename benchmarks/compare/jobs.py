@@ -47,8 +47,7 @@ SPARSEGPT = (
     {**LAYERS, "sparsity": 0.5, "mask_structure": "2:4", "block_size": 128, "dampening_frac": 0.01},
 )
 SMOOTHQUANT = ("SmoothQuantModifier", {"smoothing_strength": 0.8})
-SPINQUANT = ("SpinQuantModifier", {"rotations": ["R1", "R2"]})
-PEERS = ("SpinQuantModifier", {"rotations": ["R1", "R2"], "transform_type": "random-hadamard"})  # 576 is no power of 2
+SPINQUANT = ("SpinQuantModifier", {"rotations": ["R1", "R2"], "transform_type": "random-hadamard"})
 TOKENS4 = {**TOKENS, "num_bits": 4}
 CACHE4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 AWQ = ("AWQModifier", {"duo_scaling": True, "n_grid": 20})
@@ -109,44 +108,36 @@ JOBS = {
     "spinquant-rtn-w4a8": Job(
         "SpinQuant, then round, W4A8",
         [SPINQUANT, rounding(rowwise(4), TOKENS)],
-        [PEERS, rounding(rowwise(4), TOKENS)],
         rotated=True,
     ),
     "spinquant-gptq-w4a8": Job(
         "SpinQuant, then GPTQ, W4A8",
         [SPINQUANT, gptq(rowwise(4), TOKENS)],
-        [PEERS, gptq(rowwise(4), TOKENS)],
         rotated=True,
     ),
     "spinquant-rtn-w4a4": Job(
         "SpinQuant, then round, W4A4",
         [SPINQUANT, rounding(rowwise(4), TOKENS4)],
-        [PEERS, rounding(rowwise(4), TOKENS4)],
         rotated=True,
     ),
     "spinquant-gptq-w4a4": Job(
         "SpinQuant, then GPTQ, W4A4",
         [SPINQUANT, gptq(rowwise(4), TOKENS4)],
-        [PEERS, gptq(rowwise(4), TOKENS4)],
         rotated=True,
     ),
     "spinquant-rtn-w4a4kv4": Job(
         "SpinQuant, then round, W4A4KV4",
         [SPINQUANT, rounding(rowwise(4), TOKENS4)],
-        [PEERS, rounding(rowwise(4), TOKENS4)],
         cache=CACHE4,
         rotated=True,
     ),
     "spinquant-gptq-w4a4kv4": Job(
         "SpinQuant, then GPTQ, W4A4KV4",
         [SPINQUANT, gptq(rowwise(4), TOKENS4)],
-        [PEERS, gptq(rowwise(4), TOKENS4)],
         cache=CACHE4,
         rotated=True,
     ),
-    "spinquant-gptq-w4a16": Job(
-        "SpinQuant, then GPTQ, W4A16", [SPINQUANT, gptq(rowwise(4))], [PEERS, gptq(rowwise(4))], rotated=True
-    ),
+    "spinquant-gptq-w4a16": Job("SpinQuant, then GPTQ, W4A16", [SPINQUANT, gptq(rowwise(4))], rotated=True),
     "autoround-w4a16": Job("AutoRound, 4 bits, groups of 64, 50 steps", [autoround(grouped(4), iters=50)]),
     "autoround-w3a16": Job(
         "AutoRound, 3 bits, groups of 64, 50 steps",
