@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from coldpress.dataflow.pair import Pair, spread
 from coldpress.numerics import Rotation
 
-_CHUNK = 1 << 24  # elements that are in float64 at a time, where a parameter can be divided
+_CHUNK = 1 << 17  # elements that are in float64 at a time, where a parameter can be divided: a core's cache
 
 Step = tuple[int, Callable[[Tensor], Tensor]]
 """A dimension, and what is done to the vectors along it, [..., n] float64."""

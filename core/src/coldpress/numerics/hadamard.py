@@ -80,8 +80,8 @@ def _apply(x: Tensor, orders: tuple[int, ...], *, transposed: bool) -> Tensor:
         for other in orders[number + 1 :]:
             rest *= other
         matrix = _factor(order).to(x) / order**0.5  # [order, order]
-        matrix = matrix if transposed else matrix.t()
-        x = matrix @ x.reshape(-1, order, rest)
+        rows = x.reshape(-1, order, rest).transpose(1, 2).reshape(-1, order)  # one product of many rows, not many
+        x = (rows @ (matrix.t() if transposed else matrix)).view(-1, rest, order).transpose(1, 2)
     return x.reshape(shape)
 
 

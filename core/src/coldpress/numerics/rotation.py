@@ -139,7 +139,7 @@ def _ones_kept(matrix: Tensor) -> Tensor:
 
 
 def _blockwise(x: Tensor, block: Tensor) -> Tensor:
-    return (x.reshape(*x.shape[:-1], -1, len(block)) @ block.to(x)).flatten(-2)
+    return (x.reshape(-1, len(block)) @ block.to(x)).view(x.shape)
 
 
 def _reflected(x: Tensor, n: int) -> Tensor:

@@ -302,7 +302,7 @@ class SpinQuantModifier(Rotator):
                     yield name, online
 
     def _blocks(self, state: State, stage: Stage) -> list[str]:
-        blocks = block_names(state.model)
+        blocks = state.fact(block_names)
         return [name for name in blocks if name in stage.modules] if blocks else [""]
 
 
