@@ -59,7 +59,11 @@ def measure(folder: Path, tokens: list[int], form: str, scheme: str, modifier: s
     from coldpress import load_model, oneshot
 
     recipe = f"{modifier}: {{scheme: {scheme}, group_size: {GROUP}, ignore: [lm_head]}}"
-    data = {"num_calibration_samples": 8, "max_seq_length": 256} if modifier == "GPTQModifier" else {}
+    data = (
+        {"dataset": "coldpress/short", "num_calibration_samples": 8, "max_seq_length": 256}
+        if modifier == "GPTQModifier"
+        else {}
+    )
     oneshot("smollm2", recipe, output_dir=str(folder), format=form, quiet=True, return_model=False, **data)
     model = load_model(folder, dtype=torch.float32)
     with torch.no_grad():

@@ -9,7 +9,6 @@
     engine         KL from our model to what the engine computes, mean over prompts
     inputs         KL from our model to itself with inputs rounded as the engine rounds them on a CPU: 8 bits in blocks
                    of 32 (Q8_0), in blocks of 256 for K-quants (Q8_K), bfloat16 before weights in bfloat16
-    beyond         KL from that model to what the engine computes: what else the engine does in its own way
     quantization   KL from the original to our model, same prompts: what the type costs
     same_text      prompts of which 16 greedy tokens are those of our model
     margin         where texts part: by how many nats our model finds its token likelier than the engine's; the largest
@@ -100,7 +99,6 @@ def types(schemes: Sequence[str]) -> dict[str, Any]:
             rows[name] = {
                 "engine": mean_kl(ours, theirs),
                 "inputs": mean_kl(ours, near),
-                "beyond": mean_kl(near, theirs),
                 "quantization": mean_kl(before, ours),
                 **greedy([model, rounded], engine, prompts),
                 "megabytes": file.stat().st_size / 1e6,
