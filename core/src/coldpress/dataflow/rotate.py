@@ -12,9 +12,9 @@ from attrs import evolve, field, frozen
 from torch import Tensor, nn
 
 from coldpress.dataflow.pair import Pair, spread
-from coldpress.numerics import Rotation
+from coldpress.numerics import Rotation, piece
 
-_CHUNK = 1 << 17  # elements that are in float64 at a time, where a parameter can be divided: a core's cache
+_CHUNK = 1 << 17  # elements that are in float64 at a time on a CPU, where a parameter can be divided
 
 Step = tuple[int, Callable[[Tensor], Tensor]]
 """A dimension, and what is done to the vectors along it, [..., n] float64."""
@@ -128,7 +128,7 @@ def _rewrite(parameter: nn.Parameter, steps: Sequence[Step]) -> None:
     (dim,) = dims
     vectors = parameter.movedim(dim, -1)  # a view
     lines = vectors.reshape(-1, vectors.shape[-1]) if vectors.is_contiguous() else vectors
-    size = max(1, _CHUNK // lines[0].numel()) if lines.ndim > 1 else len(lines)
+    size = max(1, piece(parameter, _CHUNK) // lines[0].numel()) if lines.ndim > 1 else len(lines)
     for start in range(0, len(lines), size):
         part = lines[start : start + size]
         value = part.to(wide)

@@ -139,6 +139,7 @@ def _ones_kept(matrix: Tensor) -> Tensor:
 
 
 def _blockwise(x: Tensor, block: Tensor) -> Tensor:
+    """Every n columns of x, [..., I], by a matrix, [n, n]."""
     return (x.reshape(-1, len(block)) @ block.to(x)).view(x.shape)
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coldpress.numerics import Factor, dequantize, factorize, quantize, search_qparams
+from coldpress.numerics import Factor, dequantize, factorize, piece, quantize, search_qparams
 from coldpress.plugin import QuantizationArgs, number_format
 from coldpress_gptq.algorithm.steps import inner_loop
 
@@ -173,8 +173,8 @@ def loss_of(weight: Tensor, rounded: Tensor, prepared: Prepared, *, dtype: torch
 
 
 def _some_rows(weight: Tensor) -> int:
-    """How many rows of a weight are looked at once; on a card more, where each launch costs."""
-    return max(_BLOCK, (16 if weight.is_cuda else 1) * _PIECE // weight.shape[1])
+    """How many rows of a weight are looked at once."""
+    return max(_BLOCK, piece(weight, _PIECE) // weight.shape[1])
 
 
 def _loss(errors: Tensor, order: Tensor, factor: Factor, dtype: torch.dtype) -> Tensor:
