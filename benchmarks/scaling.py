@@ -4,7 +4,7 @@
 
 Random weights in bfloat16, W4A16 with groups of 64, samples of 512 tokens, from a folder to a folder.  Each point is a
 process of its own; its seconds are those of the run as its report has them, and its memory is the peak over the bare
-imports.  The points of an axis are measured in turns, because a processor's clock drifts under load, and the table has
+imports.  The points of an axis are measured in turns, because a machine may be slower for a while, and the table has
 medians.  Operations are counted from shapes: a forward of the blocks' weights and of attention, the lower halves of the
 Gram matrices, factors and inverses, errors of columns.  `--only` takes some axes; the plot wants matplotlib.
 """
