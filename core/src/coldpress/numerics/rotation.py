@@ -111,12 +111,13 @@ def cayley_step(rotation: Tensor, gradient: Tensor, *, learning_rate: float) -> 
     """A step of descent on the Stiefel manifold, by the Cayley transform (arXiv 2002.01113, algorithm 1).
 
     With A the skew part of the gradient G, A = G R^T - R G^T, the step R <- (I + c/2 A)^-1 (I - c/2 A) R is orthogonal
-    for any c; the solve is exact, where the paper iterates.
+    for any c; the solve is exact, where the paper iterates.  Its bound is in the largest column sum of A, which noise
+    in G makes large, so that steps on noise are small.
 
     Args:
         rotation: R, orthogonal, [n, n].
         gradient: G, of the loss for R, [n, n].
-        learning_rate: c at most; it is smaller where A is large, so that no step turns by more than about one radian.
+        learning_rate: c at most; it is smaller where the largest column sum of |A| is above 1 / c.
 
     Returns:
         The new rotation, [n, n] in the dtype of the old one.
@@ -124,7 +125,7 @@ def cayley_step(rotation: Tensor, gradient: Tensor, *, learning_rate: float) -> 
     r, g = rotation.detach().double(), gradient.double()
     half = g @ r.t()  # [n, n]
     skew = half - half.t()
-    size = min(learning_rate, 1.0 / (float(torch.linalg.matrix_norm(skew, 2)) + 1e-8))
+    size = min(learning_rate, 1.0 / (float(torch.linalg.matrix_norm(skew, 1)) + 1e-8))
     unit = torch.eye(len(r), dtype=r.dtype, device=r.device)
     stepped: Tensor = torch.linalg.solve(unit + size / 2 * skew, (unit - size / 2 * skew) @ r)
     return stepped.to(rotation.dtype)

@@ -11,6 +11,7 @@ Letters: I in, n order of a rotation.
 from collections.abc import Iterable
 from hashlib import sha256
 from math import cos, pi
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,25 +26,58 @@ def seeded(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def rounded_rotated(x: Tensor, rotation: Rotation | None, gain: Tensor | None, args: QuantizationArgs) -> Tensor:
+def rounded_rotated(
+    x: Tensor, rotation: Rotation | None, gain: Tensor | None, args: QuantizationArgs, turn: Tensor | None = None
+) -> Tensor:
     """What a layer computes with if its inputs are rotated and rounded: g Q((x / g) R) R^T, [..., I].
 
-    The rounding counts as the identity for gradients (straight through).
+    With E = Q((x / g) R) - (x / g) R, which counts as a constant for gradients (straight through), that is
+    x + g E R^T: the gradient for x is that of the result, and R matters by E alone.  Products are in the dtype of x.
 
     Args:
         x: inputs of the layer, [..., I].
         rotation: R, of I channels; None for no rotation.
         gain: g, what the norm before multiplies its channels by, [I]; None for ones.
         args: the grid.
+        turn: what asks for the gradient of a step to R exp(A), A skew: zeros, [n, n] with n the order of R's blocks.
+            The gradient that it gets is only right for skew A.
     """
-    scaled = x if gain is None else x / gain.to(x)
-    turned = scaled if rotation is None else rotation.apply(scaled)
-    with torch.no_grad():
-        flat = turned.flatten(0, -2)
-        rounded = fake_quantize(flat, *dynamic_qparams(flat, args), args).reshape(turned.shape)
-    turned = turned + (rounded - turned).detach()
-    back = turned if rotation is None else rotation.apply_transposed(turned)
-    return back if gain is None else back * gain.to(x)
+    found: Tensor = _Rounded.apply(x, turn, rotation, None if gain is None else gain.to(x), args)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Rounded(torch.autograd.Function):
+    """`rounded_rotated` with its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        turn: Tensor | None,
+        rotation: Rotation | None,
+        gain: Tensor | None,
+        args: QuantizationArgs,
+    ) -> Tensor:
+        scaled = x if gain is None else x / gain
+        turned = scaled if rotation is None else rotation.apply(scaled)
+        flat = turned.flatten(0, -2).float()
+        error = (fake_quantize(flat, *dynamic_qparams(flat, args), args) - flat).to(x).reshape(x.shape)
+        ctx.rotation, ctx.dtype = rotation, None if turn is None else turn.dtype
+        ctx.save_for_backward(*((error, gain) if turn is not None else ()))
+        back = error if rotation is None else rotation.apply_transposed(error)
+        return x + (back if gain is None else back * gain)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """For y = x + g E R^T: dy, and for the turn ((g dy) R)^T E, summed over tokens and blocks."""
+        (dy,), turn = gradients, None
+        if ctx.needs_input_grad[1]:
+            error, gain = ctx.saved_tensors
+            turned = ctx.rotation.apply(dy if gain is None else dy * gain)
+            order = ctx.rotation.block_size
+            turn = turned.reshape(-1, order).t() @ error.reshape(-1, order)
+            turn = turn.to(ctx.dtype)
+        return dy, turn, None, None, None
 
 
 def descend(
@@ -52,14 +86,15 @@ def descend(
     """One Cayley step of every rotation; the learning rate falls as a cosine does.
 
     Args:
-        rotations: orthogonal matrices, [n, n] each.
-        gradients: of the loss, [n, n] each.
+        rotations: orthogonal matrices R, [n, n] each.
+        gradients: of the loss for their turns A, R exp(A), [n, n] each.
         step: from 0.
         steps: of the whole descent.
         learning_rate: of the first step.
     """
     rate = learning_rate * (1 + cos(pi * step / steps)) / 2
-    return [cayley_step(r, g, learning_rate=rate) for r, g in zip(rotations, gradients, strict=True)]
+    pairs = zip(rotations, gradients, strict=True)
+    return [cayley_step(r, r @ turn, learning_rate=rate) for r, turn in pairs]
 
 
 def settled(rotation: Tensor) -> Tensor:

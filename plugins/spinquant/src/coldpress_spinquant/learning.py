@@ -2,12 +2,12 @@
 
 every layer that the plan quantizes    reads g Q((x / g) R) R^T in place of x, by a hook, once for each x
 every block                            keeps its inputs only, and is run again for its gradients
-every step                             one batch, the gradient of the loss for all rotations, a Cayley step
+every step                             one sample, the gradient of the loss for turns of all rotations, a Cayley step
 """
 
 import base64
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from coldpress.numerics import Rotation
-from coldpress.plugin import CalibrationError, NumericsError, QuantizationArgs, State, block_names
+from coldpress.plugin import CalibrationError, NumericsError, QuantizationArgs, State, block_names, counted_tokens
 from coldpress_spinquant.algorithm import descend, rounded_rotated, settled
 
 log = logging.getLogger(__name__)
@@ -58,19 +58,21 @@ def learn(
         readers: the layers whose inputs are rounded.
         start: the rotations that are learned, by name, [n, n] float64.
         fixed: other rotations by name.
-        steps: of descent, a batch each.
+        steps: of descent, one sample each.
         learning_rate: of the first step.
 
     Returns:
         The learned rotations, orthogonal, float64.
 
     Raises:
+        CalibrationError: the data have no token to predict.
         NumericsError: the loss is not finite.
     """
     model: Any = state.model
-    device = _device(model)
+    device, samples = _device(model), _samples(state.batches)
     rotations = {name: matrix.to(device, torch.float32) for name, matrix in start.items()}
-    rounding = _Rounding(rotations, fixed)
+    turns: dict[str, Tensor] = {}
+    rounding = _Rounding(rotations, turns, fixed)
     with ExitStack() as stack, torch.enable_grad():
         stack.enter_context(_without_gradients(model))
         for reader in readers:
@@ -79,16 +81,15 @@ def learn(
         for name in block_names(model):
             stack.enter_context(_rerun(model.get_submodule(name), rounding))
         for step in range(steps):
-            rotations |= {name: matrix.detach().requires_grad_(True) for name, matrix in rotations.items()}
-            loss = _loss(model, state.batches[step % len(state.batches)], device)
+            turns |= {name: torch.zeros_like(matrix, requires_grad=True) for name, matrix in rotations.items()}
+            loss = _loss(model, samples[step % len(samples)], device)
             rounding.forget()
             if not bool(loss.isfinite()):
                 raise NumericsError(
                     f"the loss of step {step} is {float(loss.detach())}: learn with a smaller learning_rate"
                 )
-            leaves = list(rotations.values())
-            gradients = torch.autograd.grad(loss, leaves)
-            stepped = descend(leaves, gradients, step=step, steps=steps, learning_rate=learning_rate)
+            gradients = torch.autograd.grad(loss, list(turns.values()))
+            stepped = descend(rotations.values(), gradients, step=step, steps=steps, learning_rate=learning_rate)
             rotations |= dict(zip(rotations, stepped, strict=True))
             value = float(loss.detach())
             state.log.append({"learning": step, "loss": round(value, 4)})
@@ -123,17 +124,42 @@ def _device(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
 
 
-def _loss(model: Any, batch: Mapping[str, Any], device: torch.device) -> Tensor:
-    """The mean cross-entropy of the tokens that come next, of a batch."""
-    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-    logits = model(**{**batch, "use_cache": False}).logits[:, :-1]
-    expected = batch["input_ids"][:, 1:]
-    mask = batch.get("attention_mask")
-    if mask is not None:
-        expected = expected.masked_fill(mask[:, 1:] == 0, -100)
-    if not bool((expected != -100).any()):
-        raise CalibrationError("a batch has no token that comes next, so it has no loss: use longer samples")
-    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), expected.flatten(), ignore_index=-100)
+@frozen(eq=False)
+class _Sample:
+    """What the model is called with, and the tokens that come next, [B, S - 1]; -100 for those that do not count."""
+
+    arguments: dict[str, Any]
+    labels: Tensor
+
+
+def _samples(batches: Iterable[Mapping[str, Any]]) -> list[_Sample]:
+    """The rows of batches that have a token to predict; a batch that is more than ids and masks is one sample.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    found = []
+    for batch in batches:
+        ids: Tensor = batch["input_ids"]  # [B, S]
+        counted = counted_tokens(ids[..., None], batch)
+        labels = (ids if counted is None else ids.masked_fill(~counted.to(ids.device), -100))[:, 1:]
+        plain = all(isinstance(value, Tensor) and value.shape == ids.shape for value in batch.values())
+        for rows in (slice(row, row + 1) for row in range(len(ids))) if plain else (slice(None),):
+            if bool((labels[rows] != -100).any()):
+                arguments = {name: value[rows] if plain else value for name, value in batch.items()}
+                found.append(_Sample(arguments, labels[rows]))
+    if not found:
+        raise CalibrationError("no sample has a token that comes next, so there is no loss: use longer samples")
+    return found
+
+
+def _loss(model: Any, sample: _Sample, device: torch.device) -> Tensor:
+    """The mean cross-entropy of the tokens that come next."""
+    arguments = {
+        name: value.to(device) if isinstance(value, Tensor) else value for name, value in sample.arguments.items()
+    }
+    logits = model(**{**arguments, "use_cache": False}).logits[:, :-1].flatten(0, 1)
+    return nn.functional.cross_entropy(logits.float(), sample.labels.flatten().to(logits.device), ignore_index=-100)
 
 
 class _Rounding:
@@ -141,11 +167,14 @@ class _Rounding:
 
     Args:
         rotations: those that are learned, by name, [n, n], as they are when a layer runs.
+        turns: of these, which ask for gradients, by name, [n, n].
         fixed: others by name.
     """
 
-    def __init__(self, rotations: Mapping[str, Tensor], fixed: Mapping[str, Rotation]) -> None:
-        self._rotations, self._fixed = rotations, fixed
+    def __init__(
+        self, rotations: Mapping[str, Tensor], turns: Mapping[str, Tensor], fixed: Mapping[str, Rotation]
+    ) -> None:
+        self._rotations, self._turns, self._fixed = rotations, turns, fixed
         self._last: tuple[Tensor, Reader, Tensor] | None = None
 
     def round(self, reader: Reader, module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -153,8 +182,9 @@ class _Rounding:
         x: Tensor = args[0]
         if self._last is None or self._last[0] is not x or not _alike(self._last[1], reader):
             gain = None if reader.gain is None else reader.gain()
-            rounded = rounded_rotated(x.float(), self._rotation(reader, x.shape[-1]), gain, reader.args)
-            self._last = x, reader, rounded.to(x.dtype)
+            turn = None if reader.rotation is None else self._turns.get(reader.rotation)
+            rounded = rounded_rotated(x, self._rotation(reader, x.shape[-1]), gain, reader.args, turn)
+            self._last = x, reader, rounded
         return (self._last[2], *args[1:])
 
     def forget(self) -> None:

@@ -66,7 +66,7 @@ class SpinQuantModifier(Rotator):
         transform_block_size: channels that R1 and R4 mix with each other; R2 and R3 mix those of a head.
         learnable: R1 and R2 are learned, from the Hadamard matrices on, so that the loss of the model with rounded
             inputs is small; needs data, and a later modifier that quantizes inputs.
-        num_steps: of learning, a batch each.
+        num_steps: of learning, one sample each.
         learning_rate: of the first of them; it falls as a cosine does.
         mappings: names of llm-compressor's mapping; probing finds them, and refuses false ones.
         norm_mappings: the same of norms and the layers that read them.
