@@ -20,14 +20,16 @@ Our model is the folder of the file, read back with its codes and computed in fl
 
 `peer` writes two files of the same types and size for each scheme: one by GPTQ, the other by llama.cpp's own quantizer
 (`ggml_quantize_chunk` of the same wheel) from the original weights, with the mean squares of the inputs of the same
-calibration text as its importance matrix.  Both are decoded by the library gguf and judged by one evaluator on
-held-out text, and by the engine on prompts.
+calibration text as its importance matrix.  Both are decoded and judged by one evaluator on held-out text, and what
+llama.cpp itself computes of them is judged on part of it, token by token (`engine_perplexity`, and `engine_kl` from the
+original to it).
 """
 
 import argparse
 import copy
 import ctypes
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -41,6 +43,7 @@ import xllamacpp
 
 from coldpress import load_model, load_tokenizer, oneshot
 from coldpress.evaluation import divergence, perplexity
+from coldpress.evaluation.windows import cut_windows
 from coldpress_gguf.file import GgufFile
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,9 +71,9 @@ class Engine:
         params.warmup, params.verbosity, params.cpuparams.n_threads = False, -1, 1
         self._server = xllamacpp.Server(params)
 
-    def log_probabilities(self, tokens: list[int], vocabulary: int) -> torch.Tensor:
-        """Of the token after these, [V]."""
-        asked = {"prompt": tokens, "n_predict": 1, "temperature": 0, "n_probs": vocabulary, "cache_prompt": False}
+    def log_probabilities(self, tokens: list[int], vocabulary: int, *, go_on: bool = False) -> torch.Tensor:
+        """Of the token after these, [V]; `go_on` keeps what was computed of the tokens before."""
+        asked = {"prompt": tokens, "n_predict": 1, "temperature": 0, "n_probs": vocabulary, "cache_prompt": go_on}
         (found,) = self._server.handle_completions(asked)["choices"][0]["logprobs"]["content"]
         out = torch.full((vocabulary,), -50.0)
         for one in found["top_logprobs"]:
@@ -176,10 +179,11 @@ def round_256(x: torch.Tensor) -> torch.Tensor:
     return ((blocks / scale.clamp(min=1e-30)).round() * scale).flatten(-2)
 
 
-def peer(schemes: Sequence[str], samples: int, length: int, tokens: int) -> dict[str, Any]:
+def peer(schemes: Sequence[str], samples: int, length: int, tokens: int, engine_tokens: int) -> dict[str, Any]:
     """The second table."""
     tokenizer, original = load_tokenizer("smollm2"), load_model("smollm2")
-    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    windows = cut_windows(tokenizer, None, window=128, max_tokens=engine_tokens)
+    expected = [line_by_line(original, window) for window in windows]
     importance, rows = mean_squares(original, tokenizer, samples, length), {}
     settings = {"num_calibration_samples": samples, "max_seq_length": length, "dataset": "coldpress/short"}
     for name in schemes:
@@ -191,19 +195,38 @@ def peer(schemes: Sequence[str], samples: int, length: int, tokens: int) -> dict
             for who, file in (("coldpress GPTQ", ours), ("llama.cpp, importance matrix", theirs)):
                 decoded = load_model(file)
                 found = divergence(decoded, original, tokenizer, window=512, max_tokens=tokens)
-                engine = Engine(file)
-                says_ = [engine.log_probabilities(prompt, original.config.vocab_size) for prompt in prompts]
+                engine_loss, engine_kl = judged(Engine(file), windows, expected)
                 rows[f"{name}, {who}"] = {
                     "bytes": file.stat().st_size,
                     "perplexity": perplexity(decoded, tokenizer, window=512, max_tokens=tokens).value,
                     "kl": found.kl,
                     "kl_standard_error": found.kl_standard_error,
                     "top1": found.top1_agreement,
-                    "engine_kl": mean_kl([says(original, prompt) for prompt in prompts], says_),
+                    "engine_perplexity": math.exp(engine_loss),
+                    "engine_kl": engine_kl,
                 }
                 print(name, who, rows[f"{name}, {who}"], flush=True)
-                del engine
-    return {"samples": samples, "length": length, "tokens": tokens, "rows": rows}
+    return {"samples": samples, "length": length, "tokens": tokens, "engine_tokens": engine_tokens, "rows": rows}
+
+
+def line_by_line(model: Any, window: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the token after each of a window, [S, V]."""
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=window[None]).logits[0].float().log_softmax(-1)
+    return found
+
+
+def judged(engine: Engine, windows: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """Mean loss of the engine on windows, [S] each, and KL from log-probabilities, [S, V] each, to the engine's."""
+    loss, kl, count = 0.0, 0.0, 0
+    for window, lines in zip(windows, expected, strict=True):
+        tokens = window.tolist()
+        for place in range(1, len(tokens)):
+            says_ = engine.log_probabilities(tokens[:place], lines.shape[-1], go_on=True)
+            loss -= float(says_[tokens[place]])
+            kl += float((lines[place - 1].exp() * (lines[place - 1] - says_)).sum())
+            count += 1
+    return loss / count, kl / count
 
 
 def export(folder: Path, model: Any, modifier: str, scheme: str, tokenizer: Any, **settings: Any) -> Path:
@@ -295,12 +318,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=8192, help="held-out tokens that judge")
+    parser.add_argument("--engine-tokens", type=int, default=256, help="of these, those that llama.cpp reads itself")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     if arguments.what == "types":
+        torch.set_num_threads(1)
         found = types(arguments.schemes or TYPES)
     else:
-        found = peer(arguments.schemes or PEERS, arguments.samples, arguments.length, arguments.tokens)
+        sizes = arguments.samples, arguments.length, arguments.tokens, arguments.engine_tokens
+        found = peer(arguments.schemes or PEERS, *sizes)
     stamp = {
         "date": str(date.today()),
         "xllamacpp": version("xllamacpp"),

@@ -62,7 +62,13 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
 USUAL = {
     "W4A4": [name for name in LINES if "R3" not in name],
     "W4A4, mse": ["none", "R1 R2 R4", "R1 R2 R4, random signs", "R1 R2 R4, learned", "R1 R2 R4, random signs, learned"],
-    "W4A4, GPTQ": ["none", "R1 R2 R4", "R1 R2 R4, random signs"],
+    "W4A4, GPTQ": [
+        "none",
+        "R1 R2 R4",
+        "R1 R2 R4, random signs",
+        "R1 R2 R4, learned",
+        "R1 R2 R4, random signs, learned",
+    ],
     "W4A4KV4": ["none", "R1 R2 R4", "R1 R2 R3 R4"],
     "W4A8": ["none", "R1 R2", "R1 R2 R4"],
     "W4A16, groups of 64": ["none", "R1 R2"],
