@@ -22,6 +22,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent / "core" / "tests" / "dataflow"))
 import zoo
 
+from coldpress.bases.probing import call_of
 from coldpress.dataflow.product_trace import ProductTrace
 from coldpress.entrypoints.experts import open_experts
 from coldpress.plugin import State, block_names, rotations_of, stream_of
@@ -38,8 +39,11 @@ PEER = {"Llama", "Cohere2Moe"}  # classes in llm-compressor 0.14.0.1's table; an
 def found_in(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
     """Which rotations are possible, with the size of value heads, and why R1 is not."""
     state = State(model=model, batches=[batch])
-    blocks = [rotations_of(state, name) for name in block_names(model) or [""]]
-    row: dict[str, Any] = {"R1": True, "why": "", "keeps_ones": False}
+    names = block_names(model) or [""]
+    called = [name for name in names if not isinstance(call_of(state, name), str)]  # others are for images and sound
+    blocks = [rotations_of(state, name) for name in called]
+    row: dict[str, Any] = {"R1": True, "why": "", "keeps_ones": False, "ignored": len(names) - len(called)}
+    row["ignore"] = [f"re:^{name}\\." for name in names if name not in called]
     try:
         row["keeps_ones"] = stream_of(state).keeps_ones
     except Exception as error:
@@ -57,7 +61,8 @@ def rotate(model: nn.Module) -> dict[str, Any]:
         row = found_in(model, {**batch, "use_cache": False})
         names = [name for name in ("R1", "R2", "R4") if row[name]]
         if names:
-            modifier = find("modifiers", "SpinQuantModifier")(rotations=names, transform_type="random-matrix")
+            settings = {"rotations": names, "transform_type": "random-matrix", "ignore": row["ignore"]}
+            modifier = find("modifiers", "SpinQuantModifier")(**settings)
             state = State(model=model, batches=[{**batch, "use_cache": False}])
             Job(recipe=Recipe([modifier]), state=state, pipeline=Parts()).run()
         after = zoo.logits(model, batch)

@@ -117,7 +117,8 @@ def test_samples_without_a_token_to_predict_are_left_out_and_refused_where_there
 
     (sample,) = _samples([batch])
 
-    assert sample.labels.tolist() == [[2, 3, 4]] and sample.arguments["input_ids"].tolist() == [[1, 2, 3, 4]]
+    assert sample.labels.tolist() == [[2, 3, 4]]
+    assert sample.arguments["input_ids"].tolist() == [[1, 2, 3, 4]]
     with pytest.raises(CalibrationError, match="use longer samples"):
         _samples([{name: value[1:] for name, value in batch.items()}])
 

@@ -2,8 +2,9 @@
 
     v: rows of each head W_v <- R^T W_v, b_v <- b_v R        o: the columns that read a head W_o <- W_o R
 
-A pair of linear layers has heads if a random rotation of two channels at a time keeps the block's function; the head's
-size is the largest that does.  Between gate and down, where channels are multiplied one by one, none does.
+A pair of linear layers has heads if a random rotation of two channels at a time keeps the block's function, and that of
+the rows alone does not; the head's size is the largest that does.  Between gate and down, where channels are multiplied
+one by one, none does, and of an expert that no token of the probing input chose nothing is known.
 """
 
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def find_heads(bench: Workbench, flow: Dataflow) -> list[Heads]:
     for pair in flow.pairs:
         if pair.kind == "linear" and pair.degree == 1 and pair.num_experts is None:
             sizes = [n for n in range(2, len(pair.rows) + 1) if len(pair.rows) % n == 0 and _aligned(pair, n)]
-            if sizes and _holds(bench, _heads(pair, sizes[0])):
+            if sizes and _matters(bench, _heads(pair, sizes[0])) and _holds(bench, _heads(pair, sizes[0])):
                 best = next(n for n in reversed(sizes) if _holds(bench, _heads(pair, n)))
                 found.append(_heads(pair, best))
     return found
@@ -96,14 +97,23 @@ def _aligned(pair: Pair, size: int) -> bool:
 
 def _holds(bench: Workbench, heads: Heads) -> bool:
     """Whether a random rotation of the heads keeps the function of the block."""
+    return _deviation(bench, heads, {site.parameter for site in (*heads.writers, *heads.readers)}) <= TOLERANCE
+
+
+def _matters(bench: Workbench, heads: Heads) -> bool:
+    """Whether the function of the block is another if the rows are rotated and nothing that reads them is."""
+    return _deviation(bench, heads, {site.parameter for site in heads.writers}) > TOLERANCE
+
+
+def _deviation(bench: Workbench, heads: Heads, names: set[str]) -> float:
+    """How far the outputs are from what they were, with a random rotation of these parameters of the heads."""
     block = random_orthogonal(heads.head_dim, bench.generator)
-    names = {site.parameter for site in (*heads.writers, *heads.readers)}
     saved = {name: bench.block.get_parameter(name).detach().clone() for name in names}
-    rotate(bench.block, (), heads.rotations(block))
+    rotate(bench.block, (), [(site, turn) for site, turn in heads.rotations(block) if site.parameter in names])
     try:
-        return deviation(bench.before.outputs, bench.run().outputs) <= TOLERANCE
+        return deviation(bench.before.outputs, bench.run().outputs)
     except ModelError:
-        return False
+        return float("inf")
     finally:
         with torch.no_grad():
             for name, value in saved.items():

@@ -1,7 +1,7 @@
 """A workbench that knows where the residual stream enters a block and where it leaves it.
 
 block    enters as an argument, leaves as the first output; all other outputs must stay what they are
-shell    the model with its blocks passed through: leaves where the first block is called, all outputs must stay
+shell    the model with its blocks passed through: leaves where blocks are called, all outputs must stay
 """
 
 import copy
@@ -51,8 +51,10 @@ class StreamBench(Workbench):
     def __init__(self, block: nn.Module, call: Call, *, seed: int = 0) -> None:
         super().__init__(block, Call(*call.fresh(torch.float64)), seed=seed)
         self.passages = [module for module in self.block.modules() if isinstance(module, PassThrough)]
-        leaves = self._leaves(self.before)
+        leaves, *others = self._leaves(self.before)
         self.width = leaves.shape[-1]
+        if any(other.shape[-1] != self.width for other in others):
+            raise ModelError("blocks are called with hidden states of several widths, so there is no one stream")
         self.direction = torch.randn(self.width, generator=self.generator, dtype=torch.float64)
         self.entry = None if self.passages else _entry(self.call, leaves)
         self._saved = {name: p.detach().clone() for name, p in self.block.named_parameters()}
@@ -117,33 +119,33 @@ class StreamBench(Workbench):
 
     def deviation_rotated(self, before: Reading, rotation: Rotation) -> float:
         """How far one run with a rotated stream is from what was read before, with the stream rotated, relative."""
-        leaves = rotation.apply(self._leaves(before))
+        leaves = [rotation.apply(one) for one in self._leaves(before)]
         after, _ = self.run_rotated(rotation, StreamTrace)
-        outputs = before.outputs if self.passages else (leaves, *before.outputs[1:])
+        outputs = before.outputs if self.passages else (*leaves, *before.outputs[1:])
         rest = [_nearest(x, y, rotation) for x, y in zip(outputs, after.outputs, strict=True)]
-        return deviation([leaves, *rest], [self._leaves(after), *after.outputs])
+        return deviation([*leaves, *rest], [*self._leaves(after), *after.outputs])
 
     @torch.enable_grad()
     def slopes(self, trace: TraceFactory) -> list[tuple[Use, Tensor | None]]:
         """Every product and the slope, at its output, of the leaving stream along `direction`; None where none is."""
         reading = self.run_with_gradients(trace)
         outputs = [use.output for use in reading.uses]
-        total = (self._leaves(reading) @ self.direction).sum()
+        total = torch.stack([(one @ self.direction).sum() for one in self._leaves(reading)]).sum()
         able = [x for x in outputs if x.requires_grad]
         found = torch.autograd.grad(total, able, allow_unused=True) if total.requires_grad else [None] * len(able)
         slopes = iter(found)
         return [(use, next(slopes) if use.output.requires_grad else None) for use in reading.uses]
 
-    def _leaves(self, reading: Reading) -> Tensor:
-        """The stream where it leaves."""
+    def _leaves(self, reading: Reading) -> list[Tensor]:
+        """The stream where it leaves: once, or at every block that a shell calls."""
         if self.passages:
-            first: Tensor | None = next((p.seen for p in self.passages if p.seen is not None), None)
-            if first is None:
+            seen = [p.seen for p in self.passages if p.seen is not None]
+            if not seen:
                 raise ModelError("no block is called")
-            return first
+            return seen
         if not reading.outputs or reading.outputs[0].ndim < 2:
             raise ModelError(f"{type(self.block).__name__} outputs no hidden states")
-        return reading.outputs[0]
+        return [reading.outputs[0]]
 
 
 class PassThrough(nn.Module):

@@ -17,9 +17,12 @@ def infer_unreached(bench: Workbench, findings: Findings, unreached: tuple[str, 
     """Extend the pairs to unreached siblings; refuse norms that an unreached layer without a sibling might read."""
     left = set(unreached)
     extended: list[Pair] = []
+    inferred: set[str] = set()  # every sibling that was reached has a pair to infer one from
     for pair in findings.pairs:
         with_siblings = _with_siblings(bench.block, pair, left)
-        extended += [with_siblings, *_sibling_pairs(bench.block, with_siblings, left)]
+        siblings = [one for one in _sibling_pairs(bench.block, with_siblings, left) if one.producer not in inferred]
+        extended += [with_siblings, *siblings]
+        inferred |= {sibling.producer for sibling in siblings}
     findings.pairs = extended
     reached = {m.name for p in extended for m in p.members}
     unknown = sorted(n for n in left - reached if not any(same_place(n, r) for r in reached))

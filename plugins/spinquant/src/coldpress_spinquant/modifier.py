@@ -108,7 +108,7 @@ class SpinQuantModifier(Rotator):
         if "R1" in self.rotations:
             self._check_stream(state)
         whole = Stage.whole(state.model)
-        heads, online = list(self._heads(state, whole)), dict(self._last(state, whole))
+        heads, online = self._found(state, whole)
         attention = dict(self._attention(state, whole))
         reasons = {
             "R2": bool(heads) or "no block has value heads that a rotation passes",
@@ -181,6 +181,13 @@ class SpinQuantModifier(Rotator):
         *_, last = (name for name, _ in state.model.named_modules())
         if last in stage.modules:
             forget_gains(state)
+
+    def _found(self, state: State, stage: Stage) -> tuple[list[tuple[str, Heads]], dict[str, InputRotation]]:
+        """What R2 and R4 rotate."""
+        try:
+            return list(self._heads(state, stage)), dict(self._last(state, stage))
+        except ModelError as error:
+            raise ModelError(f"{error}; if R2 and R4 need not rotate it, ignore its layers") from error
 
     def _check_stream(self, state: State) -> None:
         try:
@@ -271,7 +278,7 @@ class SpinQuantModifier(Rotator):
     def _heads(self, state: State, stage: Stage) -> Iterator[tuple[str, Heads]]:
         """Name of a block and value heads of it that R2 rotates."""
         layers = {layer.name for layer in self.layers(stage)}
-        for name in self._blocks(state, stage) if "R2" in self.rotations else ():
+        for name in self._held(state, stage) if "R2" in self.rotations else ():
             for heads in rotations_of(state, name).heads:
                 if heads.readers[0].parameter.removesuffix(".weight") in layers:
                     yield name, heads
@@ -296,7 +303,7 @@ class SpinQuantModifier(Rotator):
         size = self.transform_block_size
         online = InputRotation(group="R4", block_size=size, transform_type=self._kind(), seed=state.seed)
         layers = {layer.name: layer for layer in self.layers(stage)}
-        for block in self._blocks(state, stage):
+        for block in self._held(state, stage):
             for name in rotations_of(state, block).last:
                 if name in layers:
                     yield name, online
@@ -304,6 +311,12 @@ class SpinQuantModifier(Rotator):
     def _blocks(self, state: State, stage: Stage) -> list[str]:
         blocks = state.fact(block_names)
         return [name for name in blocks if name in stage.modules] if blocks else [""]
+
+    def _held(self, state: State, stage: Stage) -> list[str]:
+        """The blocks that hold a layer which R2 or R4 may rotate; others, such as those for images, run on no text."""
+        parts = [layer.name.split(".") for layer in self.layers(stage)]
+        holders = {".".join(names[:depth]) for names in parts for depth in range(len(names))}
+        return [name for name in self._blocks(state, stage) if name in holders]
 
 
 def _whole(state: State) -> Stage:
