@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from handmade import MLP, WIDTH, Attention, GatedMLP, PreNorm, RMSNorm, call, flow
+from handmade import MLP, WIDTH, Attention, Experts, GatedMLP, PreNorm, RMSNorm, call, flow
 from torch import nn
 from torch.nn import functional as F
 
@@ -64,3 +64,11 @@ def test_every_rotation_of_the_heads_keeps_the_function():
 @pytest.mark.parametrize("block", [GatedMLP(), MLP(F.relu), GatedHeads()], ids=["product", "relu", "gated"])
 def test_channels_that_something_acts_on_one_by_one_are_no_heads(block):
     assert heads(block) == []
+
+
+def test_an_expert_that_no_token_chose_proves_no_heads():
+    block, few = PreNorm(RMSNorm(), Experts(experts=6)).eval(), call(rows=1, tokens=4)
+    found = flow(block, few)
+
+    assert any("up_proj" in name for name in found.unreached)
+    assert find_heads(StreamBench(block, few), found) == []

@@ -130,6 +130,7 @@ def test_experts_that_no_token_chose_are_inferred_from_siblings(dense):
     found = flow(block, call(rows=1, tokens=4))
 
     assert found.unreached
+    assert len({pair.producer for pair in found.pairs}) == len(found.pairs)
     norm = next(p for p in found.pairs if p.producer == "norm")
     assert {f"inner.experts.{i}.up_proj" for i in range(12)} < set(norm.consumers)
     assert {f"inner.experts.{i}.up_proj" for i in range(12)} < {p.producer for p in found.pairs}

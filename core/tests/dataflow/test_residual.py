@@ -6,10 +6,12 @@ from handmade import MLP, WIDTH, Attention, Conv1D, Experts, GatedMLP, Parallel,
 from torch import nn
 from torch.nn import functional as F
 
+from coldpress.dataflow.call import Call
 from coldpress.dataflow.fold import gain
+from coldpress.dataflow.probe import probe
 from coldpress.dataflow.residual import find_residual
 from coldpress.dataflow.rotate import Folding, rotate
-from coldpress.dataflow.stream_bench import StreamBench
+from coldpress.dataflow.stream_bench import StreamBench, shell
 from coldpress.errors import ModelError
 from coldpress.numerics import rotation_of
 
@@ -42,6 +44,20 @@ class Gated(nn.Module):
 
     def forward(self, x):
         return x + x.sigmoid() * self.inner(self.norm(x))
+
+
+class TwoStreams(nn.Module):
+    """A second stream chooses what is done with the first one, as BLT's patches are chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.embed_choice = nn.Embedding(8, WIDTH), nn.Embedding(8, WIDTH)
+        self.block, self.block_choice = nn.Identity(), nn.Identity()
+        self.norm, self.head = RMSNorm(), nn.Linear(WIDTH, 8)
+
+    def forward(self, ids):
+        chosen = self.block_choice(self.embed_choice(ids))[..., :1] > 0
+        return self.head(self.norm(self.block(self.embed(ids)))) * chosen
 
 
 def residual(block, given=None):
@@ -115,3 +131,12 @@ def test_a_block_whose_parameters_are_rotated_maps_a_rotated_stream_to_the_rotat
 def test_what_a_rotation_would_change_is_refused_with_the_reason(block, reason):
     with pytest.raises(ModelError, match=reason):
         residual(block, call(tokens=64))
+
+
+def test_around_the_blocks_the_stream_of_every_block_is_looked_at():
+    blocks, ids = ["block", "block_choice"], torch.arange(8)[None]
+    around = shell(TwoStreams().eval(), blocks, dict.fromkeys(blocks, torch.zeros(1, 8, WIDTH)))
+    bench = StreamBench(around, Call((ids,), {}))
+
+    with pytest.raises(ModelError, match="a rotation changes the output"):
+        find_residual(bench, probe(bench, {}))
