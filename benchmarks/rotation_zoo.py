@@ -32,6 +32,7 @@ from coldpress.run.job import Job
 from coldpress.testing.trial import Parts
 
 SECONDS = 120  # limit for one type
+WIDE = 4096  # more channels get Hadamard matrices: a random one takes minutes
 HOLDS = 1e-6  # the relative change of logits that still counts as none
 PEER = {"Llama", "Cohere2Moe"}  # classes in llm-compressor 0.14.0.1's table; any other is taken for a Llama
 
@@ -61,7 +62,9 @@ def rotate(model: nn.Module) -> dict[str, Any]:
         row = found_in(model, {**batch, "use_cache": False})
         names = [name for name in ("R1", "R2", "R4") if row[name]]
         if names:
-            settings = {"rotations": names, "transform_type": "random-matrix", "ignore": row["ignore"]}
+            widest = max(max(p.shape) for name, p in model.named_parameters() if "embed" not in name and p.ndim == 2)
+            kind = "hadamard" if widest > WIDE else "random-matrix"
+            settings = {"rotations": names, "transform_type": kind, "ignore": row["ignore"]}
             modifier = find("modifiers", "SpinQuantModifier")(**settings)
             state = State(model=model, batches=[{**batch, "use_cache": False}])
             Job(recipe=Recipe([modifier]), state=state, pipeline=Parts()).run()

@@ -5,6 +5,8 @@ from copy import deepcopy
 import pytest
 import torch
 import transformers
+from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from coldpress import ModelError, RecipeError, TargetError, oneshot
 from coldpress.plugin import State
@@ -76,6 +78,19 @@ def test_the_function_is_kept_by_every_type_in_blocks(kind):
     modifier = SpinQuantModifier(rotations=["R1", "R4"], transform_type=kind, transform_block_size=16)
 
     assert change(tiny_llama(tied=True), modifier) < 1e-6
+
+
+def test_a_layer_whose_weight_alone_is_read_is_not_rotated_online():
+    """LongCat's router multiplies by the weight of a layer that it never calls."""
+
+    class Direct(LlamaMLP):
+        def forward(self, x):
+            return functional.linear(self.act_fn(self.gate_proj(x)) * self.up_proj(x), self.down_proj.weight)
+
+    model = tiny_llama()
+    model.model.layers[0].mlp.__class__ = Direct
+
+    assert change(model, SpinQuantModifier(rotations=["R2", "R4"])) < 1e-6
 
 
 def test_a_model_whose_experts_were_not_all_reached_is_rotated_whole():

@@ -247,7 +247,7 @@ def _last(bench: StreamBench, flow: Any, heads: Sequence[Heads]) -> tuple[str, .
     fused |= {member.site.parameter for pair in flow.pairs if pair.kind == "norm" for member in pair.members}
     layers = bench.layers()
     names = {bench.name(parameter) for parameter in final_products(bench) if parameter not in fused}
-    names &= layers.keys()
+    names &= bench.module_inputs([name for name in layers if name in names]).keys()  # some read the weight of a layer
     names |= {name for name in flow.unreached if any(same_place(name, one) for one in names)}
     return tuple(name for name in layers if name in names)
 
