@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from coldpress import ModelError, RecipeError, TargetError
 from coldpress.attachment import attachments_on
@@ -71,6 +73,18 @@ def test_only_layers_that_are_quantized_are_rotated():
 def test_bad_input_is_refused(settings, error, message):
     with pytest.raises(error, match=message):
         run(tiny_llama(), QuIPModifier(**settings))
+
+
+def test_a_layer_whose_weight_alone_is_read_is_refused():
+    class Direct(LlamaMLP):
+        def forward(self, x):
+            return functional.linear(self.act_fn(self.gate_proj(x)) * self.up_proj(x), self.down_proj.weight)
+
+    model = tiny_llama()
+    model.model.layers[1].mlp.__class__ = Direct
+
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj: .* without calling it.*: ignore it"):
+        run(model, QuIPModifier())
 
 
 def test_codes_are_those_of_the_rotated_weight():

@@ -28,6 +28,7 @@ from coldpress.dataflow.residual import Residual, final_products, find_residual
 from coldpress.dataflow.rotate import Folding, RotationSite, rotate
 from coldpress.dataflow.stream_bench import StreamBench, shell, unreached_outside
 from coldpress.dataflow.unreached import same_place
+from coldpress.dataflow.workbench import Workbench
 from coldpress.errors import ModelError
 from coldpress.layer_report import Note
 from coldpress.modifier import TRANSFORMS, Modifier
@@ -177,6 +178,18 @@ def rotations_of(state: State, block: str) -> BlockRotations:
     return known[key].within(block)
 
 
+def read_without_call(state: State, block: str) -> tuple[str, ...]:
+    """The linear layers of a block whose weights are read though nothing calls them, so that no hook of theirs acts.
+
+    Looked at once for each kind of block in a run; none where the block cannot be run.
+    """
+    key, known = kind_of(state, block), state.fact(_Found).uncalled
+    if key not in known:
+        known[key] = _uncalled(state, block)
+    head = f"{block}." if block else ""
+    return tuple(head + name for name in known[key])
+
+
 def stream_of(state: State) -> Residual:
     """How the residual stream of the model can be rotated: blocks and what is around them.
 
@@ -196,6 +209,7 @@ class _Found:
     model: nn.Module
     blocks: dict[Any, BlockRotations] = field(init=False, factory=dict)
     templates: dict[Any, Any] = field(init=False, factory=dict)
+    uncalled: dict[Any, tuple[str, ...]] = field(init=False, factory=dict)
     stream: Residual | None = field(init=False, default=None)
 
 
@@ -220,6 +234,21 @@ def _probed(state: State, block: str) -> BlockRotations:
     if not isinstance(residual, str) and any(site.parameter in shared for site in residual.sites):
         residual = f"{next(iter(shared))} is shared with another block, and would be rotated twice"
     return BlockRotations(residual, heads, last, _attention(bench))
+
+
+def _uncalled(state: State, block: str) -> tuple[str, ...]:
+    call = call_of(state, block)
+    if isinstance(call, str):
+        return ()
+    try:
+        bench = Workbench(state.model.get_submodule(block), call, seed=state.seed)
+    except ModelError:
+        return ()
+    called: set[str] = set()
+    for name, layer in bench.layers().items():  # of a copy, so that no hook need be taken away
+        layer.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+    read = {use.parameter for use in bench.run().uses}
+    return tuple(name for name in bench.layers() if f"{name}.weight" in read and name not in called)
 
 
 def _attention(bench: StreamBench) -> tuple[tuple[str, int], ...]:

@@ -20,7 +20,9 @@ from coldpress.plugin import (
     Stage,
     State,
     TargetError,
+    block_names,
     hookimpl,
+    read_without_call,
     rotate_layer,
 )
 from coldpress_quip.algorithm import incoherence
@@ -72,11 +74,17 @@ class QuIPModifier(Rotator):
 
         Raises:
             TargetError: a target is no linear layer.
-            ModelError: a width cannot be rotated; says which block sizes would do.
+            ModelError: a width cannot be rotated; says which block sizes would do.  Or nothing calls a layer.
         """
+        uncalled = {name for block in state.fact(block_names) or [""] for name in read_without_call(state, block)}
         for layer in self._chosen(state, Stage.whole(state.model)):
             if "Linear" not in layer.classes:
                 raise TargetError(f"{layer.name} is no linear layer, and has no inputs to rotate: ignore it")
+            if layer.name in uncalled:
+                raise ModelError(
+                    f"{layer.name}: the model multiplies by its weight without calling it, so nothing would rotate "
+                    "what it reads: ignore it"
+                )
             for online, dim in self._online(state):
                 try:
                     online.rotation(layer.weight.shape[dim])
