@@ -109,6 +109,19 @@ def test_sandwich_norms_refuse_r1_and_take_the_others():
         run(model.model.language_model, SpinQuantModifier())
 
 
+def test_blocks_that_run_on_images_need_not_be_probed_where_their_layers_are_ignored():
+    modifier = SpinQuantModifier(rotations=["R2", "R4"], ignore=["re:.*vision_tower.*", "lm_head"])
+
+    with pytest.raises(ModelError, match=r"vision_tower.* never called; if R2 and R4 need not .* ignore its layers"):
+        run(tiny_family("gemma3"), SpinQuantModifier(rotations=["R2", "R4"]))
+    state = run(tiny_family("gemma3"), modifier)
+
+    rotated = [name for name, line in state.report.items() if "rotated" in line.notes]
+    assert len(rotated) == 6
+    assert not [name for name in rotated if "vision_tower" in name]
+    assert change(tiny_family("gemma3"), modifier) < 1e-6
+
+
 def test_a_tied_head_is_untied():
     model = tiny_llama(tied=True)
 
