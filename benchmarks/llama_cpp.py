@@ -288,9 +288,7 @@ def requantize(source: Path, target: Path, original: Any, importance: dict[str, 
 
 def says(model: Any, tokens: list[int]) -> torch.Tensor:
     """Log-probabilities of the token after these, [V]."""
-    with torch.no_grad():
-        found: torch.Tensor = model(input_ids=torch.tensor([tokens])).logits[0, -1].float().log_softmax(0)
-    return found
+    return line_by_line(model, torch.tensor(tokens))[-1]
 
 
 def mean_kl(reference: list[torch.Tensor], other: list[torch.Tensor]) -> float:
