@@ -39,6 +39,8 @@ LINES: dict[str, dict[str, Any] | None] = {
     "R1 R2, learned": {"rotations": ["R1", "R2"], "learnable": True},
     "R1 R2 R4, learned": {"rotations": FIXED, "learnable": True},
     "R1 R2 R4, random signs, learned": {"rotations": FIXED, "randomize": True, "learnable": True},
+    "R1 R2 R4, R4 learned too": {"rotations": FIXED, "learnable": FIXED},
+    "R1 R2 R4, R4 learned too, blocks of 64": {"rotations": FIXED, "learnable": FIXED, "transform_block_size": 64},
 }
 
 
@@ -61,7 +63,14 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 USUAL = {
     "W4A4": [name for name in LINES if "R3" not in name],
-    "W4A4, mse": ["none", "R1 R2 R4", "R1 R2 R4, random signs", "R1 R2 R4, learned", "R1 R2 R4, random signs, learned"],
+    "W4A4, mse": [
+        "none",
+        "R1 R2 R4",
+        "R1 R2 R4, random signs",
+        "R1 R2 R4, learned",
+        "R1 R2 R4, random signs, learned",
+        "R1 R2 R4, R4 learned too",
+    ],
     "W4A4, GPTQ": [
         "none",
         "R1 R2 R4",

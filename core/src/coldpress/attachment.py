@@ -38,7 +38,7 @@ class Attachment:
 
     A subclass overrides one of `inputs`, `weight`, `outputs` and `attention`.
     Its fields are settings that JSON can hold, and small tensors; a class with tensors is `eq=False`.
-    Large tensors are buffers of the module, whose names `buffers` lists: they are in its state, and in the checkpoint.
+    Large tensors are buffers of the module, whose names `buffers` lists: they are in the checkpoint.
     Attachments of a module act in the order in which they were attached.
     """
 
@@ -47,6 +47,9 @@ class Attachment:
 
     of_scheme: ClassVar[bool] = False
     """It is part of the scheme of its layer, by which a format writes and reads it, and acts after all others."""
+
+    shared: ClassVar[bool] = False
+    """Its buffers, which nothing changes, are those of many modules; `Format.attachment_tensors` writes them, once."""
 
     def inputs(self, module: nn.Module, x: Tensor) -> Tensor:
         """The inputs, [..., I], that a layer computes with, in place of those that it is called with."""
@@ -95,18 +98,21 @@ class Attached:
         class_names: of the module, in the order of its MRO.
         attachment: the attachment.
         shapes: of the module's own parameters, by their names in it.
+        buffers: those of the attachment that the module has, with data.
     """
 
     name: str
     class_names: tuple[str, ...]
     attachment: Attachment
     shapes: Mapping[str, tuple[int, ...]] = field(factory=dict)
+    buffers: Mapping[str, Tensor] = field(factory=dict, repr=False)
 
     @classmethod
     def on(cls, name: str, module: nn.Module, attachment: Attachment) -> "Attached":
         """The attachment of a module of this name."""
         shapes = {part: tuple(p.shape) for part, p in module._parameters.items() if p is not None}
-        return cls(name, class_names(module), attachment, shapes)
+        own = {n: x for n, x in module.named_buffers(recurse=False) if n in attachment.buffers() and not x.is_meta}
+        return cls(name, class_names(module), attachment, shapes, own)
 
 
 def attach(module: nn.Module, attachment: Attachment, buffers: Mapping[str, Tensor] | None = None) -> None:
@@ -129,7 +135,7 @@ def attach(module: nn.Module, attachment: Attachment, buffers: Mapping[str, Tens
         raise BrokenPluginError(f"{own} names the buffers {attachment.buffers()} and is attached with {tuple(buffers)}")
     detach(module, attachment.kind)
     for name in attachment.buffers():
-        module.register_buffer(name, buffers[name])
+        module.register_buffer(name, buffers[name], persistent=not attachment.shared)
     _hold(module, {**_held(module), attachment.kind: attachment})
 
 
@@ -157,9 +163,9 @@ def every_attachment(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple
 
 def copy_attachments(model: nn.Module, other: nn.Module) -> None:
     """Put the attachments of a model on another one with the same modules."""
-    for name, module, attachment in every_attachment(model.named_modules()):
-        buffers = {part: getattr(module, part).clone() for part in attachment.buffers()}
-        attach(other.get_submodule(name), attachment, buffers)
+    for name, module, one in every_attachment(model.named_modules()):
+        own = {part: getattr(module, part) for part in one.buffers()}
+        attach(other.get_submodule(name), one, own if one.shared else {part: x.clone() for part, x in own.items()})
 
 
 @contextmanager

@@ -220,7 +220,7 @@ class Format(ABC):
         return lambda name, class_names, tensors: ()
 
     def attachment_tensors(self, attachments: Sequence[Attached]) -> dict[str, Tensor]:
-        """What is written for attachments beside their buffers, by its full name on disk; none by default."""
+        """What is written for attachments beside buffers of their own, by its full name on disk; by default nothing."""
         return {}
 
     def attachment_buffers(self, attached: Attached, weights: Weights) -> Mapping[str, Tensor] | None:

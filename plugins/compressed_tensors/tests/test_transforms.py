@@ -9,10 +9,10 @@ from compressed_tensors.transform.utils.matrix import apply_transform_weight
 from safetensors.torch import load_file
 
 from coldpress import CheckpointError, SchemeError, load_model, oneshot
-from coldpress.plugin import Attached, AttentionRotation, InputRotation, OutputRotation
+from coldpress.plugin import Attached, AttentionRotation, InputRotation
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress_compressed_tensors import CompressedTensorsFormat
-from coldpress_compressed_tensors.transforms import read_transforms
+from coldpress_compressed_tensors.transforms import read_transforms, rotation_tensors, write_transforms
 
 LAYER = "model.layers.0.mlp.down_proj"
 FORM = CompressedTensorsFormat()
@@ -65,6 +65,38 @@ def test_the_library_computes_with_the_stored_matrix_what_we_do(tmp_path):
     torch.testing.assert_close(theirs, online.inputs(torch.nn.Linear(128, 1), x))
 
 
+def test_rotations_that_were_read_are_written_again(tmp_path):
+    rotated(tmp_path, {"rotations": ["v", "u"], "transform_type": "random-hadamard", "transform_block_size": 32})
+    model, data = load_model(str(tmp_path / "out"), device="cpu"), batches(rows=2)
+    recipe = json.dumps({"modifiers": [{"QuantizationModifier": {"scheme": "W8A16", "ignore": ["lm_head"]}}]})
+
+    oneshot(model, recipe, tokenizer=tiny_tokenizer(), output_dir=str(tmp_path / "again"), quiet=True)
+
+    again = load_model(str(tmp_path / "again"), device="cpu")
+    torch.testing.assert_close(logits(again, data), logits(model, data))
+    matrices = [module.v_input for module in again.modules() if hasattr(module, "v_input")]
+    assert all(matrix is matrices[0] for matrix in matrices[1:])
+
+
+def test_stored_matrices_of_one_group_that_differ_are_stored_apart():
+    first, second = torch.ones(4, 4), -torch.ones(4, 4)
+    attached = [
+        Attached(name, ("Linear",), InputRotation(group="R4", stored=True), {"weight": (8, 4)}, {"R4_input": matrix})
+        for name, matrix in (("a", first), ("b", second), ("c", first.clone()))
+    ]
+
+    tensors, table = rotation_tensors(attached), write_transforms({}, attached)["transform_config"]
+
+    assert {name: float(matrix[0, 0]) for name, matrix in tensors.items()} == {
+        "a.R4_input.weight": 1.0,
+        "b.R4_1_input.weight": -1.0,
+    }
+    assert {name: group["apply"][0]["targets"] for name, group in table["config_groups"].items()} == {
+        "R4": ["a", "c"],
+        "R4_1": ["b"],
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "attachment", "shapes", "message"),
     [
@@ -72,7 +104,6 @@ def test_the_library_computes_with_the_stored_matrix_what_we_do(tmp_path):
         (LAYER, InputRotation(group="R4"), {"bias": (4,)}, "with a bias"),
         ("lm_head", InputRotation(group="v"), {}, "output head"),
         (LAYER, InputRotation(group="v", transform_type="random-matrix"), {}, "scale and invert it wrongly"),
-        (LAYER, OutputRotation(group="u", stored=True), {}, "another tool"),
         ("model.layers.0.self_attn", AttentionRotation(group="R3"), {}, "leave out R3"),
     ],
 )

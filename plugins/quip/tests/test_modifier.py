@@ -121,3 +121,14 @@ def test_a_transform_that_the_settings_do_not_say_is_refused(changed):
 def test_what_is_not_done_there_is_not_done_here(name):
     with pytest.raises(ValueError, match=name):
         QuIPModifier(**{name: True})
+
+
+def test_a_second_online_rotation_of_a_layer_is_refused_and_changes_nothing():
+    model = tiny_llama()
+    run(model, QuIPModifier())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    with pytest.raises(ModelError, match="has an online rotation already.*ignore the layer"):
+        run(model, QuIPModifier(transform_block_size=32))
+
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from coldpress import CalibrationError, ModelError, oneshot
+from coldpress import CalibrationError, ModelError, load_model, oneshot
+from coldpress.layer_report import LayerReport
 from coldpress.numerics import Rotation, random_orthogonal
-from coldpress.plugin import QuantizationArgs, State
+from coldpress.plugin import QuantizationArgs, Stage, State
 from coldpress.recipe import Recipe
 from coldpress.registry import find
 from coldpress.run.job import Job
@@ -111,6 +113,45 @@ def test_gradients_are_those_of_rotations_through_which_rounding_is_passed_strai
     torch.testing.assert_close(of_turn - of_turn.t(), expected)
 
 
+@pytest.mark.parametrize("build", [tiny_llama, tiny_conv1d], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("size", [None, 32])
+def test_a_learned_online_rotation_is_stored_once_and_keeps_the_function(build, size):
+    """Whatever matrix it is, and though bfloat16 rounds it."""
+    model, data = build().double(), batches(rows=2)
+    before, state = logits(model, data), State(model=model)
+    modifier = SpinQuantModifier(learnable="R4", rotations="R4", transform_block_size=size)
+    width = model.config.intermediate_size if build is tiny_llama else 4 * model.config.n_embd
+    matrix = random_orthogonal(size or width, torch.Generator().manual_seed(0))
+    state.note_decision(modifier, to_text({f"R4 {width}": matrix}))
+    state.report.update(
+        {one.name: LayerReport(one.name, "Linear", tuple(one.weight.shape)) for one in Stage.whole(model).every_layer}
+    )
+
+    modifier.initialize(state, Stage.whole(model))
+
+    layers = [module for module in model.modules() if hasattr(module, "R4_input")]
+    assert len(layers) == 2
+    assert layers[0].R4_input is layers[1].R4_input
+    torch.testing.assert_close(layers[0].R4_input, (matrix * len(matrix) ** 0.5).to(torch.bfloat16))
+    assert (logits(model, data) - before).norm() < 1e-6 * before.norm()
+
+
+@pytest.mark.parametrize("rotations", [["R4"], ["R1", "R2", "R4"]])
+def test_the_loss_falls_by_learning_online_rotations_alone(rotations):
+    modifier = SpinQuantModifier(rotations=rotations, learnable=["R4"], num_steps=24)
+
+    state = run(tiny_llama(), modifier, Rounding(**W8A3))
+
+    assert state.decision(modifier).keys() == {"R4 256"}
+    assert sum(losses(state)[-8:]) < sum(losses(state)[:8])
+
+
+@pytest.mark.parametrize("names", [["R3"], ["R2"], ["R5"]])
+def test_rotations_that_are_not_learned_are_refused(names):
+    with pytest.raises(ValueError, match=f"some of R1, R2, R4; got '{names[0]}'|rotations does not have"):
+        SpinQuantModifier(rotations=["R1", "R3", "R4"], learnable=names)
+
+
 def test_samples_without_a_token_to_predict_are_left_out_and_refused_where_there_is_no_other():
     ids = torch.tensor([[1, 2, 3, 4], [5, 0, 0, 0]])
     batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
@@ -133,12 +174,21 @@ def test_matrices_survive_json_exactly():
     ("model", "modifiers", "message"),
     [
         (tiny_llama, [SpinQuantModifier(learnable=True)], "no later modifier quantizes inputs"),
-        (tiny_llama, [SpinQuantModifier(learnable=True, rotations=["R4"]), Rounding(**W8A3)], "rotations has neither"),
+        (
+            tiny_llama,
+            [SpinQuantModifier(learnable=True, rotations=["R4"]), Rounding(**W8A3)],
+            "rotations has neither.*learns R4",
+        ),
         (tiny_conv1d, [SpinQuantModifier(learnable=True), Rounding(**W8A3)], "learn R2 alone"),
         (
             tiny_llama,
             [SpinQuantModifier(learnable=True, rotations=["R2"]), Rounding(**without("o_proj"))],
-            "no layer whose inputs are quantized reads what R1 or R2",
+            "no layer whose inputs are quantized reads what R2 rotates",
+        ),
+        (
+            tiny_llama,
+            [SpinQuantModifier(learnable=["R4"], rotations=["R1", "R4"]), Rounding(**without("down_proj"))],
+            "no layer whose inputs are quantized reads what R4 rotates",
         ),
     ],
 )
@@ -158,7 +208,7 @@ def test_a_pipeline_that_suspends_batches_learns_the_same():
 def test_a_model_that_is_streamed_learns_the_same_bytes_also_when_it_is_interrupted(tmp_path):
     tiny_llama().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    learn = {"learnable": True, "num_steps": 2, "rotations": ["R1", "R2", "R4"]}
+    learn = {"learnable": ["R1", "R2", "R4"], "num_steps": 2, "rotations": ["R1", "R2", "R4"]}
     recipe = json.dumps({"modifiers": [{"SpinQuantModifier": learn}, {"QuantizationModifier": W8A3}]})
     data = [{"input_ids": row.tolist()} for batch in batches(rows=4) for row in batch["input_ids"]]
 
@@ -169,7 +219,11 @@ def test_a_model_that_is_streamed_learns_the_same_bytes_also_when_it_is_interrup
 
     with interrupted(2):
         compress("killed", str(tmp_path / "model"))
-    in_memory = compress("in memory", tiny_llama())
+    in_memory = compress("in memory", model := tiny_llama())
+    there = load_file(tmp_path / "in memory" / "model.safetensors")
+    expected, found = (logits(m, batches(rows=2)) for m in (model, load_model(str(tmp_path / "in memory"))))
 
+    assert [name for name in there if "R4" in name] == ["model.layers.0.mlp.down_proj.R4_input.weight"]
+    torch.testing.assert_close(found, expected)
     assert compress("streamed", str(tmp_path / "model")) == in_memory
     assert compress("killed", str(tmp_path / "model")) == in_memory

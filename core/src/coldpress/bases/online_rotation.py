@@ -5,6 +5,7 @@ output_rotation      y U^T behind a layer, whose weight is U^T W        U of QuI
 attention_rotation   q R and k R where attention runs                   R3 of SpinQuant
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -27,9 +28,11 @@ class OnlineRotation(Attachment):
         block_size: channels that are mixed with each other; None for all.
         transform_type: of the matrix.
         seed: of what is random in it.
-        stored: whether the matrix is a buffer, [block_size, block_size], with entries of magnitude 1 as
-            compressed-tensors stores it, so that it is divided by sqrt(block_size); as read from a checkpoint.
+        stored: whether the matrix is a buffer, [block_size, block_size], as compressed-tensors stores it: the root of
+            its order times R, so that entries of Hadamard matrices are 1 and -1; of one that is learned or read.
     """
+
+    shared: ClassVar[bool] = True
 
     location: ClassVar[str] = ""
     """Where compressed-tensors says that it acts."""
@@ -57,8 +60,7 @@ class OnlineRotation(Attachment):
         if not self.stored:
             return _drawn(width, self.block_size or width, self.transform_type, self.seed)
         matrix: Tensor = getattr(module, self.buffers()[0])
-        block = matrix.to(torch.promote_types(matrix.dtype, torch.float32)) / len(matrix) ** 0.5
-        return Rotation(width, len(block), block=block)
+        return _scaled(width, matrix.to(torch.promote_types(matrix.dtype, torch.float32)))
 
     def matrix(self, width: int) -> Tensor:
         """What compressed-tensors stores of it: a block times its root of order, of 1 and -1 for Hadamard matrices."""
@@ -66,10 +68,25 @@ class OnlineRotation(Attachment):
         found: Tensor = self.rotation(size).matrix() * size**0.5
         return found
 
+    def buffers_of(self, block: Tensor) -> dict[str, Tensor]:
+        """Of a rotation by an orthogonal block, [n, n], where it is stored: rounded to bfloat16, as engines load it."""
+        return {name: (block * len(block) ** 0.5).to(torch.bfloat16) for name in self.buffers()}
+
+    def undone(self, width: int, buffers: Mapping[str, Tensor]) -> Rotation:
+        """What vectors of weights are multiplied by: R^-T, which is R but for what rounding does to a stored R."""
+        if not self.stored:
+            return self.rotation(width)
+        stored = buffers[self.buffers()[0]].double()
+        return Rotation(width, len(stored), block=torch.linalg.inv(stored).t() * len(stored) ** 0.5)
+
     def _turned(self, module: nn.Module, x: Tensor, *, back: bool) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         rotation = self.rotation(x.shape[-1], module)
         return (rotation.apply_transposed(wide) if back else rotation.apply(wide)).to(x.dtype)
+
+
+def _scaled(width: int, stored: Tensor) -> Rotation:
+    return Rotation(width, len(stored), block=stored / len(stored) ** 0.5)
 
 
 @lru_cache(maxsize=64)

@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 from attrs.validators import in_, instance_of, optional
 from torch import Tensor, nn
 
+from coldpress.attachment import attachments_on
 from coldpress.attention import AttentionStates, attention_modules, attention_tapped
 from coldpress.bases.online_rotation import OnlineRotation
 from coldpress.bases.probing import call_of, dataflow_of, kind_of
@@ -123,16 +124,41 @@ class Rotator(Modifier):
         if {str(name).lower() for name in groups} != own or kinds != {self.transform_type}:
             raise ValueError("says something else than rotations and transform_type, which are what is done: leave it")
 
+    def check(self, state: State) -> None:
+        """See that no online rotation would take the place of one that weights are rotated for.
 
-def rotate_layer(state: State, layer: Layer, online: OnlineRotation, *, dim: int) -> None:
-    """Attach an online rotation to a layer, and rotate its weight: along its inputs (dim 1) or outputs (dim 0)."""
+        Raises:
+            ModelError: it would.
+        """
+        for name, attachment in self.announced(state, Stage.whole(state.model)):
+            for one in attachments_on(state.model.get_submodule(name)):
+                if one.kind == attachment.kind:
+                    raise ModelError(
+                        f"{name} has an online rotation already ({one.kind}), of an earlier run, which that of "
+                        f"{type(self).__name__} would replace: ignore the layer, or begin with the original model"
+                    )
+
+
+def rotate_layer(
+    state: State, layer: Layer, online: OnlineRotation, *, dim: int, buffers: Mapping[str, Tensor] | None = None
+) -> None:
+    """Attach an online rotation to a layer, and rotate its weight: along its inputs (dim 1) or outputs (dim 0).
+
+    Args:
+        state: of the run.
+        layer: the layer.
+        online: the rotation.
+        dim: of the weight, [O, I].
+        buffers: of the rotation, where its matrix is stored.
+    """
+    buffers = buffers or {}
     stored = 1 - dim if "Conv1D" in layer.classes else dim
     sites = [RotationSite(f"{layer.name}.weight", stored)]
     if dim == 0 and layer.module._parameters.get("bias") is not None:
         sites.append(RotationSite(f"{layer.name}.bias", 0))
-    rotation = online.rotation(layer.weight.shape[dim])
+    rotation = online.undone(layer.weight.shape[dim], buffers)
     rotate(state.model, (), [(site, rotation) for site in sites])
-    state.attach(layer, online)
+    state.attach(layer, online, buffers)
 
 
 def rotate_stage(

@@ -32,7 +32,7 @@ BESIDE = "beside-{}.safetensors"
 """A file of tensors that are no part of the checkpoint."""
 
 _PART = re.compile(r"part-\d+\.safetensors")
-_BESIDE = re.compile(r"beside-[a-z]+\.safetensors")
+_BESIDE = re.compile(r"beside-[a-z]+(-\d+)?\.safetensors")
 _START = f'{{"{_SIGN}": {_VERSION}'
 
 

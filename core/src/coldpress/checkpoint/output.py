@@ -14,7 +14,7 @@ from attrs import evolve
 from torch import Tensor, nn
 
 from coldpress.attachment import Attached
-from coldpress.checkpoint.attachments import attachments_of, recall_attachments, record_attachments
+from coldpress.checkpoint.attachments import SharedBuffers, attachments_of, recall_attachments, record_attachments
 from coldpress.checkpoint.companion import CONFIG, GENERATION_CONFIG, Origin, copy_companions
 from coldpress.checkpoint.config import check_storable, is_generation_config_of, without_quantization
 from coldpress.checkpoint.disk import disk_errors
@@ -63,6 +63,7 @@ class Output:
         self._ties: WrittenNames | None = None  # known when the first stage is written: by then layers are untied
         self._names = CheckpointNames()
         self._named = NamedWriter(writer, self._names, {})
+        self._shared = SharedBuffers(writer.read_beside)
 
     @property
     def folder(self) -> Path:
@@ -159,6 +160,8 @@ class Output:
 
     def write(self, stage: Stage, state: State) -> None:
         """Write every tensor of a finished stage; a tensor that several modules share is written once."""
+        for name, buffers in self._shared.added(stage.modules):
+            self._writer.commit_beside({"stage": stage.name}, name, {part: x.cpu() for part, x in buffers.items()})
         for tensors in self._of_modules(stage, state):
             self._named.add(tensors)
 
@@ -194,14 +197,14 @@ class Output:
             "stage": stage.name,
             "report": [state.report[name].to_dict() for name in layers],
             "schemes": {name: state.schemes[name].to_dict() for name in layers if name in state.schemes},
-            "attachments": record_attachments(stage.modules),
+            "attachments": record_attachments(stage.modules, self._shared),
             "log": state.log[-1],
         }
         return self._writer.commit(record)
 
     def recall(self, stage: Stage, record: Mapping[str, Any], state: State) -> None:
         """Put into the state, and on the modules, what a record of this stage says of them, but for tensors."""
-        recall_attachments(record["attachments"], stage.modules, state.model)
+        recall_attachments(record["attachments"], stage.modules, state.model, self._shared)
         for name, module in stage.modules.items():
             self._written.update(full for full, _ in self._unwritten(name, module, state.model))
         for line in record["report"]:

@@ -69,8 +69,12 @@ def load_compressed(
         raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} tensors of the model, the first is {missing[0]!r}")
     if extra:
         log.warning("not read from %s: %s", folder, ", ".join(extra))
+    one: dict[tuple[Any, ...], Tensor] = {}
     for name, attachment, buffers in attached:
         cast = {part: x.to(kind) if x.is_floating_point() else x for part, x in buffers.items()}
+        if attachment.shared:
+            first = {part: one.setdefault((part, x.shape), x) for part, x in cast.items()}
+            cast = {part: first[part] if torch.equal(first[part], x) else x for part, x in cast.items()}
         attach(model.get_submodule(name), attachment, cast)
     for layer in find_layers((name, model.get_submodule(name)) for name in quantized):
         quantize_inputs(layer.module, quantized[layer.name])

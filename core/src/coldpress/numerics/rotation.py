@@ -60,6 +60,12 @@ class Rotation:
         """R written out, [width, width]."""
         return self.apply(torch.eye(self.width, dtype=dtype))
 
+    def block_matrix(self) -> Tensor:
+        """What R does to each block of columns, written out, [block_size, block_size] float64."""
+        n = self.block_size
+        signs = None if self.signs is None else self.signs[:n]
+        return Rotation(n, n, block=self.block, signs=signs, keeps_ones=self.keeps_ones).matrix()
+
 
 def rotation_of(
     width: int,

@@ -114,6 +114,8 @@ def _attach(job: Job, model: torch.nn.Module) -> Iterable[str]:
     unknown = []
     dtype = getattr(model, "dtype", torch.float32)
     for _, attached in job.announced:
+        if attached.attachment.shared:
+            continue
         module = model.get_submodule(attached.name)
         shapes = attached.attachment.buffer_shapes(module)
         if shapes is None:

@@ -7,7 +7,8 @@
 The second entry records what is in the weights already; readers do nothing for it.
 Rotations of one group that are not by the same matrix are written as groups of their own: v, v_1, ...
 The matrix, times the root of its order, is stored once for each group and order, under the first module that has it:
-`model.layers.0.mlp.down_proj.R4_input.weight`, in bfloat16, which holds 1 and -1 exactly.
+`model.layers.0.mlp.down_proj.R4_input.weight`, in bfloat16 where that holds it exactly, as it does 1 and -1.
+One that is learned is of the type `random-hadamard` too, by which engines multiply by whatever is stored.
 """
 
 import logging
@@ -15,8 +16,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import evolve, frozen
-from torch import Tensor, bfloat16
+from attrs import evolve, field, frozen
+from torch import Tensor, bfloat16, empty, equal
 
 from coldpress.plugin import (
     Attached,
@@ -54,8 +55,6 @@ def check_rotation(attached: Attached) -> None:
         reason = "vLLM does not rotate queries and keys, so that scales of its KV cache would be wrong: leave out R3"
     elif one.transform_type == "random-matrix":
         reason = "vLLM and the library scale and invert it wrongly: choose hadamard or random-hadamard"
-    elif one.stored:
-        reason = "its matrix was read from a checkpoint of another tool, and is not written again"
     elif _EXPERT.search(attached.name):
         reason = "vLLM does not rotate inputs of experts, and says nothing: ignore them"
     elif attached.name.rpartition(".")[2] == "lm_head":
@@ -91,13 +90,24 @@ def rotation_tensors(attachments: Sequence[Attached]) -> dict[str, Tensor]:
     for attached in _named(attachments):
         one = attached.attachment
         if isinstance(one, OnlineRotation):
-            width = _width(attached)
-            key = (one.group, one.location, one.block_size or width)
+            key = (one.group, one.location, _order(attached))
             if key not in seen:
                 seen.add(key)
-                matrix = one.matrix(width).round() if one.transform_type != "random-matrix" else one.matrix(width)
-                tensors[f"{attached.name}.{one.group}_{one.location}.weight"] = matrix.to(bfloat16)
+                tensors[f"{attached.name}.{one.group}_{one.location}.weight"] = _matrix(attached)
     return tensors
+
+
+def _matrix(attached: Attached) -> Tensor:
+    """What is stored of a rotation; without data where its matrix is not known yet."""
+    one, found = attached.attachment, next(iter(attached.buffers.values()), None)
+    assert isinstance(one, OnlineRotation)
+    if not one.stored:
+        matrix = one.matrix(_width(attached))
+        return (matrix if one.transform_type == "random-matrix" else matrix.round()).to(bfloat16)
+    if found is None:
+        return empty(_order(attached), _order(attached), dtype=bfloat16, device="meta")
+    short = found.to(bfloat16)
+    return short if equal(short.to(found.dtype), found) else found
 
 
 @frozen
@@ -149,24 +159,47 @@ def read_matrix(attached: Attached, weights: Weights) -> dict[str, Tensor] | Non
     one = attached.attachment
     if not isinstance(one, OnlineRotation) or not one.stored:
         return None
-    size, suffix = one.block_size or _width(attached), f".{one.group}_{one.location}.weight"
+    size, suffix = _order(attached), f".{one.group}_{one.location}.weight"
     place = next((n for n in weights.names() if n.endswith(suffix) and weights.shape(n) == (size, size)), None)
     if place is None:
         raise CheckpointError(f"{attached.name} is rotated by a matrix of order {size}, and no tensor *{suffix} has it")
     return {one.buffers()[0]: weights.read(place)}
 
 
+@frozen(eq=False)
+class _Group:
+    """Rotations by one matrix of each order.
+
+    Attributes:
+        settings: what a matrix follows from that is not stored.
+        stored: matrices that are stored, by their order.
+    """
+
+    settings: tuple[Any, ...]
+    stored: dict[int, Tensor] = field(factory=dict)
+
+    def takes(self, settings: tuple[Any, ...], order: int, matrix: Tensor | None) -> bool:
+        """Whether a rotation is one of them; from here on it is."""
+        known = self.stored if matrix is None else {order: matrix, **self.stored}
+        if settings != self.settings or (matrix is not None and not equal(known[order], matrix)):
+            return False
+        self.stored.update(known)
+        return True
+
+
 def _named(attachments: Sequence[Attached]) -> Iterator[Attached]:
     """The online rotations, those of one group that are not by the same matrix under names of their own."""
-    matrices: dict[str, list[tuple[Any, ...]]] = {}
+    groups: dict[str, list[_Group]] = {}
     for attached in attachments:
         one = attached.attachment
         if isinstance(one, OnlineRotation):
-            known = matrices.setdefault(one.group, [])
-            matrix = (one.block_size, one.transform_type, one.seed)
-            if matrix not in known:
-                known.append(matrix)
-            number = known.index(matrix)
+            known = groups.setdefault(one.group, [])
+            settings = (one.block_size, one.transform_type, one.seed, one.stored)
+            matrix = next(iter(attached.buffers.values()), None)
+            number = next((n for n, g in enumerate(known) if g.takes(settings, _order(attached), matrix)), len(known))
+            if number == len(known):
+                known.append(_Group(settings))
+                known[number].takes(settings, _order(attached), matrix)
             yield evolve(attached, attachment=evolve(one, group=f"{one.group}_{number}")) if number else attached
 
 
@@ -178,7 +211,7 @@ def _scheme(locations: Mapping[str, Sequence[Attached]]) -> dict[str, Any]:
         targets, back = [one.name for one in found], location == "output"
         apply.append({"targets": targets, "location": location, "inverse": back, "ignore": []})
         apply.append({"targets": targets, "location": f"weight_{location}", "inverse": not back, "ignore": []})
-    sizes = [first.block_size or _width(one) for found in locations.values() for one in found]
+    sizes = [_order(one) for found in locations.values() for one in found]
     kernel = first.transform_type == "hadamard" and all(n & (n - 1) == 0 and n <= _LARGEST for n in sizes)
     return {
         "type": "hadamard" if kernel else "random-hadamard",
@@ -188,6 +221,13 @@ def _scheme(locations: Mapping[str, Sequence[Attached]]) -> dict[str, Any]:
         "head_dim": first.block_size,
         "precision": "torch.bfloat16",
     }
+
+
+def _order(attached: Attached) -> int:
+    """Channels that are mixed with each other."""
+    one = attached.attachment
+    assert isinstance(one, OnlineRotation)
+    return one.block_size or _width(attached)
 
 
 def _width(attached: Attached) -> int:

@@ -74,8 +74,10 @@ class QuIPModifier(Rotator):
 
         Raises:
             TargetError: a target is no linear layer.
-            ModelError: a width cannot be rotated; says which block sizes would do.  Or nothing calls a layer.
+            ModelError: a width cannot be rotated; says which block sizes would do.  Or nothing calls a layer, or it is
+                rotated already.
         """
+        super().check(state)
         uncalled = {name for block in state.fact(block_names) or [""] for name in read_without_call(state, block)}
         for layer in self._chosen(state, Stage.whole(state.model)):
             if "Linear" not in layer.classes:

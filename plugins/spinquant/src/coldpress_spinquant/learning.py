@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from coldpress.numerics import Rotation
-from coldpress.plugin import CalibrationError, NumericsError, QuantizationArgs, State, block_names, counted_tokens
+from coldpress.plugin import CalibrationError, NumericsError, QuantizationArgs, State, block_names, counted_tokens, gain
 from coldpress_spinquant.algorithm import descend, rounded_rotated, settled
 
 log = logging.getLogger(__name__)
@@ -116,6 +116,20 @@ def dynamic(args: QuantizationArgs) -> QuantizationArgs:
     if args.dynamic is True:
         return args
     return evolve(args, strategy="group" if args.group_size else "token", dynamic=True, observer=None)
+
+
+def gains_of(state: State, pair: Any) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Name of each reader of a norm, and what says its gain; the same for readers that see the same channels."""
+    known: dict[tuple[int, ...], Callable[[], Tensor]] = {}
+    for member in pair.members:
+        channels = member.channels
+        yield member.name, known.setdefault(tuple(channels.tolist()), partial(_gain, state, pair, channels))
+
+
+def _gain(state: State, pair: Any, channels: Tensor) -> Tensor:
+    """What a norm multiplies the channels of a reader by, [I]; ones where that is zero."""
+    found = gain(state.model, pair)
+    return torch.where(found == 0, 1.0, found)[channels]
 
 
 def _device(model: nn.Module) -> torch.device:

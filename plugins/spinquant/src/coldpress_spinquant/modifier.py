@@ -1,14 +1,12 @@
 """SpinQuantModifier: settings and wiring of the rotations R1 to R4."""
 
 import logging
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs.validators import ge, gt
-from torch import Tensor
+from torch import Tensor, nn
 
 from coldpress.numerics import Rotation, TransformType, rotation_of
 from coldpress.plugin import (
@@ -28,7 +26,6 @@ from coldpress.plugin import (
     attention_modules,
     block_names,
     forget_gains,
-    gain,
     hookimpl,
     layers_outside,
     rotate_layer,
@@ -37,7 +34,7 @@ from coldpress.plugin import (
     stream_of,
 )
 from coldpress_spinquant.algorithm import seeded
-from coldpress_spinquant.learning import Reader, dynamic, from_text, learn, to_text
+from coldpress_spinquant.learning import Reader, dynamic, from_text, gains_of, learn, to_text
 from coldpress_spinquant.mapping import check_mappings, check_norm_mappings
 
 log = logging.getLogger(__name__)
@@ -46,9 +43,16 @@ RotationName = Literal["R1", "R2", "R3", "R4"]
 ROTATIONS: tuple[RotationName, ...] = ("R1", "R2", "R3", "R4")
 
 
+LEARNABLE: tuple[RotationName, ...] = ("R1", "R2", "R4")
+
+
 def _upper(value: Any) -> list[str]:
     names = [value] if isinstance(value, str) else list(value)
     return [str(name).upper() for name in names]
+
+
+def _upper_or_switch(value: Any) -> bool | list[str]:
+    return value if isinstance(value, bool) else _upper(value)
 
 
 @frozen(kw_only=True, eq=False)
@@ -64,8 +68,10 @@ class SpinQuantModifier(Rotator):
         ignore: those that R2 and R4 leave alone.
         randomize: random signs before each Hadamard matrix: `transform_type` is `random-hadamard`.
         transform_block_size: channels that R1 and R4 mix with each other; R2 and R3 mix those of a head.
-        learnable: R1 and R2 are learned, from the Hadamard matrices on, so that the loss of the model with rounded
-            inputs is small; needs data, and a later modifier that quantizes inputs.
+        learnable: which of R1, R2 and R4 are learned, from the Hadamard matrices on, so that the loss of the model
+            with rounded inputs is small; true for R1 and R2, which are in weights afterwards, as the paper has it.
+            A learned R4 is stored, one for all layers of a width, and engines multiply by it.  Needs data, and a
+            later modifier that quantizes inputs.
         num_steps: of learning, one sample each.
         learning_rate: of the first of them; it falls as a cosine does.
         mappings: names of llm-compressor's mapping; probing finds them, and refuses false ones.
@@ -74,7 +80,7 @@ class SpinQuantModifier(Rotator):
 
     rotations: list[str] = field(factory=lambda: ["R1", "R2"], converter=_upper)
     randomize: bool = False
-    learnable: bool = False
+    learnable: bool | list[str] = field(default=False, converter=_upper_or_switch)
     num_steps: int = field(default=100, validator=ge(1))
     learning_rate: float = field(default=1.5, validator=gt(0.0))
     mappings: Any = None
@@ -85,6 +91,15 @@ class SpinQuantModifier(Rotator):
         unknown = [name for name in value if name not in ROTATIONS]
         if unknown or not value:
             raise ValueError(f"must be some of {', '.join(ROTATIONS)}; got {', '.join(map(repr, unknown)) or 'none'}")
+
+    @learnable.validator
+    def _check_learnable_names(self, attribute: object, value: bool | list[str]) -> None:
+        for name in value if isinstance(value, list) else ():
+            if name not in LEARNABLE:
+                why = "; R3 stays a Hadamard matrix, for no engine runs another one" if name == "R3" else ""
+                raise ValueError(f"must be true, false or some of {', '.join(LEARNABLE)}; got {name!r}{why}")
+            if name not in self.rotations:
+                raise ValueError(f"names {name}, which rotations does not have")
 
     def needs(self) -> Needs:
         """Nothing for fixed rotations; data and a measuring pass for learned ones."""
@@ -109,6 +124,7 @@ class SpinQuantModifier(Rotator):
             self._check_stream(state)
         whole = Stage.whole(state.model)
         heads, online = self._found(state, whole)
+        super().check(state)
         attention = dict(self._attention(state, whole))
         reasons = {
             "R2": bool(heads) or "no block has value heads that a rotation passes",
@@ -121,7 +137,7 @@ class SpinQuantModifier(Rotator):
             self._check_head("R3", name, size)
         for layer in whole.every_layer:
             if layer.name in online:
-                _check_width(layer, online[layer.name])
+                self._check_width(state, layer)
         missing = {name: reason for name, reason in reasons.items() if name in self.rotations and reason is not True}
         for name, reason in missing.items():
             if set(self.rotations) <= missing.keys():
@@ -142,18 +158,13 @@ class SpinQuantModifier(Rotator):
         """Nothing: what is learned is learned from all stages at once."""
 
     def decide(self, state: State, measured: Sequence[Any]) -> Decision:
-        """Learn R1 and R2."""
-        start = {**{f"R2 {name}": self._head(state, name, heads) for name, heads in self._heads(state, _whole(state))}}
-        if "R1" in self.rotations:
-            start["R1"] = self._residual(state).matrix()
-        online = dict(self._last(state, _whole(state)))
-        fixed: dict[str, Rotation] = {}
-        for name, one in online.items():
-            width = _width(state, name)
-            fixed[f"R4 {width}"] = one.rotation(width)
-        readers = list(self._readers(state, online))
-        read, steps, rate = {reader.rotation for reader in readers}, self.num_steps, self.learning_rate
-        start = {name: matrix for name, matrix in start.items() if name in read}
+        """Learn rotations."""
+        readers = list(self._readers(state))
+        read = {reader.rotation for reader in readers}
+        first = {name: one for name, one in self._first(state) if name in read}
+        start = {name: one.block_matrix() for name, one in first.items() if self._is_learned(name)}
+        fixed = {name: one for name, one in first.items() if name not in start}
+        steps, rate = self.num_steps, self.learning_rate
         return Decision(value=to_text(learn(state, readers, start, fixed, steps=steps, learning_rate=rate)))
 
     @hookimpl
@@ -170,7 +181,8 @@ class SpinQuantModifier(Rotator):
         online = dict(self._last(state, stage))
         for layer in stage.every_layer:
             if layer.name in online:
-                rotate_layer(state, layer, online[layer.name], dim=1)
+                buffers = self._stored(state, layer, online[layer.name])
+                rotate_layer(state, layer, online[layer.name], dim=1, buffers=buffers)
                 state.report[layer.name].notes["rotated"] = "fused, online"
         for name, attachment in self._attention(state, stage):
             state.attach(name, attachment)
@@ -208,7 +220,8 @@ class SpinQuantModifier(Rotator):
         """R1."""
         stream, learned = stream_of(state), state.decision(self)
         if learned is not None and "R1" in learned:
-            return Rotation(stream.width, stream.width, block=from_text(learned, "R1"))
+            block = from_text(learned, "R1")
+            return Rotation(stream.width, len(block), block=block)
         return rotation_of(
             stream.width,
             self._kind(),
@@ -236,42 +249,59 @@ class SpinQuantModifier(Rotator):
             return from_text(learned, f"R2 {block}")
         return rotation_of(heads.head_dim, self._kind(), generator=seeded(state.seed, f"R2 {block}")).matrix()
 
+    def _is_learned(self, rotation: str) -> bool:
+        """Whether a rotation is, by its name: `R1`, `R2` and a block, `R4` and a width."""
+        kind = rotation.partition(" ")[0]
+        return kind in (("R1", "R2") if self.learnable is True else self.learnable or ())
+
+    def _first(self, state: State) -> Iterator[tuple[str, Rotation]]:
+        """The rotations that are not online in attention as they are before any is learned, by name."""
+        if "R1" in self.rotations:
+            yield "R1", self._residual(state)
+        widths = _widths(state)
+        for block, heads in self._heads(state, _whole(state)):
+            width = widths[heads.readers[0].parameter.removesuffix(".weight")]
+            yield f"R2 {block}", Rotation(width, heads.head_dim, block=self._head(state, block, heads))
+        for width in {widths[name] for name, _ in self._last(state, _whole(state))}:
+            yield f"R4 {width}", self._drawn(state).rotation(width)
+
     def _check_learnable(self, state: State) -> None:
         """Refuse to learn what cannot be learned.
 
         Raises:
             ModelError: nothing is to be learned.
         """
-        if not {"R1", "R2"} & set(self.rotations):
-            raise ModelError("learnable: R1 and R2 are learned, and rotations has neither")
+        if not any(map(self._is_learned, self.rotations)):
+            raise ModelError("learnable: R1 and R2 are learned, and rotations has neither; learnable=['R4'] learns R4")
         if not any(planned.scheme.input_activations for planned in state.plan.values()):
             raise ModelError(
                 "learnable: no later modifier quantizes inputs, so no loss is to be made smaller; set learnable=False"
             )
-        if "R1" in self.rotations and stream_of(state).keeps_ones:
+        if self._is_learned("R1") and stream_of(state).keeps_ones:
             raise ModelError("learnable: R1 of a model whose norms subtract the mean is not learned; learn R2 alone")
-        read = self._read(state, dict(self._last(state, _whole(state)))).values()
-        if not any(name is not None and name.startswith(("R1", "R2")) for name in read):
+        if not any(name is not None and self._is_learned(name) for name in self._read(state).values()):
+            names = " or ".join(name for name in self.rotations if self._is_learned(name))
             raise ModelError(
-                "learnable: no layer whose inputs are quantized reads what R1 or R2 rotates; set learnable=False"
+                f"learnable: no layer whose inputs are quantized reads what {names} rotates; set learnable=False"
             )
 
-    def _readers(self, state: State, online: Mapping[str, InputRotation]) -> Iterator[Reader]:
+    def _readers(self, state: State) -> Iterator[Reader]:
         """The layers whose inputs the recipe quantizes, with what rotates and scales them."""
         norms = stream_of(state).norms if "R1" in self.rotations else ()
-        gains = dict(one for pair in norms for one in _gains(state, pair))
-        for layer, rotation in self._read(state, online).items():
+        gains = dict(one for pair in norms for one in gains_of(state, pair))
+        for layer, rotation in self._read(state).items():
             args = state.plan[layer].scheme.input_activations
             assert args is not None
             yield Reader(layer, rotation, gains.get(layer), dynamic(args))
 
-    def _read(self, state: State, online: Mapping[str, InputRotation]) -> dict[str, str | None]:
+    def _read(self, state: State) -> dict[str, str | None]:
         """Name of each layer whose inputs the recipe quantizes to that of the rotation of its inputs."""
         residual = stream_of(state).readers if "R1" in self.rotations else ()
         names = {site.parameter.removesuffix(".weight"): "R1" for site in residual}
         for block, heads in self._heads(state, _whole(state)):
             names |= {site.parameter.removesuffix(".weight"): f"R2 {block}" for site in heads.readers}
-        names |= {name: f"R4 {_width(state, name)}" for name in online}
+        widths = _widths(state)
+        names |= {name: f"R4 {widths[name]}" for name, _ in self._last(state, _whole(state))}
         planned = state.plan.items()
         return {layer: names.get(layer) for layer, one in planned if one.scheme.input_activations is not None}
 
@@ -300,13 +330,36 @@ class SpinQuantModifier(Rotator):
     def _last(self, state: State, stage: Stage) -> Iterator[tuple[str, InputRotation]]:
         if "R4" not in self.rotations:
             return
-        size = self.transform_block_size
-        online = InputRotation(group="R4", block_size=size, transform_type=self._kind(), seed=state.seed)
+        drawn = self._drawn(state)
+        online = evolve(drawn, transform_type="random-hadamard", stored=True) if self._is_learned("R4") else drawn
         layers = {layer.name: layer for layer in self.layers(stage)}
         for block in self._held(state, stage):
             for name in rotations_of(state, block).last:
                 if name in layers:
                     yield name, online
+
+    def _drawn(self, state: State) -> InputRotation:
+        """R4, before it is learned."""
+        size = self.transform_block_size
+        return InputRotation(group="R4", block_size=size, transform_type=self._kind(), seed=state.seed)
+
+    def _stored(self, state: State, layer: Layer, online: InputRotation) -> Mapping[str, Tensor]:
+        """The matrix of a learned R4, the same tensor for all layers of a width."""
+        if not online.stored:
+            return {}
+        width, known = layer.weight.shape[1], state.fact(_Stored).buffers
+        if (id(self), width) not in known:
+            learned, name = state.decision(self) or {}, f"R4 {width}"
+            block = from_text(learned, name) if name in learned else self._drawn(state).rotation(width).block_matrix()
+            known[id(self), width] = online.buffers_of(block.to(layer.weight.device))
+        return known[id(self), width]
+
+    def _check_width(self, state: State, layer: Layer) -> None:
+        try:
+            self._drawn(state).rotation(layer.weight.shape[1])
+        except NumericsError as error:
+            advice = "set transform_block_size, or transform_type='random-matrix'"
+            raise ModelError(f"R4: {layer.name}: {error}; {advice}") from error
 
     def _blocks(self, state: State, stage: Stage) -> list[str]:
         blocks = state.fact(block_names)
@@ -323,28 +376,13 @@ def _whole(state: State) -> Stage:
     return Stage.whole(state.model)
 
 
-def _check_width(layer: Layer, online: InputRotation) -> None:
-    try:
-        online.rotation(layer.weight.shape[1])
-    except NumericsError as error:
-        advice = "set transform_block_size, or transform_type='random-matrix'"
-        raise ModelError(f"R4: {layer.name}: {error}; {advice}") from error
+class _Stored:
+    """The buffers of learned online rotations, by modifier and width."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers: dict[tuple[int, int], Mapping[str, Tensor]] = {}
 
 
-def _width(state: State, layer: str) -> int:
-    weight: Any = state.model.get_submodule(layer).weight
-    return int(weight.shape[1])
-
-
-def _gains(state: State, pair: Any) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Name of each reader of a norm, and what says its gain; the same for readers that see the same channels."""
-    known: dict[tuple[int, ...], Callable[[], Tensor]] = {}
-    for member in pair.members:
-        channels = member.channels
-        yield member.name, known.setdefault(tuple(channels.tolist()), partial(_gain, state, pair, channels))
-
-
-def _gain(state: State, pair: Any, channels: Tensor) -> Tensor:
-    """What a norm multiplies the channels of a reader by, [I]; ones where that is zero."""
-    found = gain(state.model, pair)
-    return torch.where(found == 0, 1.0, found)[channels]
+def _widths(state: State) -> dict[str, int]:
+    """The inputs of each layer, by its name."""
+    return {layer.name: layer.weight.shape[1] for layer in _whole(state).every_layer}
