@@ -77,6 +77,7 @@ USUAL = {
         "R1 R2 R4, random signs",
         "R1 R2 R4, learned",
         "R1 R2 R4, random signs, learned",
+        "R1 R2 R4, R4 learned too",
     ],
     "W4A4KV4": ["none", "R1 R2 R4", "R1 R2 R3 R4"],
     "W4A8": ["none", "R1 R2", "R1 R2 R4"],
