@@ -9,6 +9,8 @@ from compressed_tensors.transform.utils.matrix import apply_transform_weight
 from safetensors.torch import load_file
 
 from coldpress import CheckpointError, SchemeError, load_model, oneshot
+from coldpress.attachment import attach
+from coldpress.numerics import random_orthogonal
 from coldpress.plugin import Attached, AttentionRotation, InputRotation
 from coldpress.testing.models import batches, logits, tiny_llama, tiny_tokenizer
 from coldpress_compressed_tensors import CompressedTensorsFormat
@@ -95,6 +97,23 @@ def test_stored_matrices_of_one_group_that_differ_are_stored_apart():
         "R4": ["a", "c"],
         "R4_1": ["b"],
     }
+
+
+def test_the_library_computes_with_a_learned_matrix_what_we_do():
+    """Any orthogonal one: it is stored as a Hadamard matrix is, and multiplied by as such."""
+    generator = torch.Generator().manual_seed(0)
+    online = InputRotation(group="R4", block_size=32, transform_type="random-hadamard", stored=True)
+    layer, x = torch.nn.Linear(128, 4), torch.randn(5, 128, generator=generator)
+    attach(layer, online, online.buffers_of(random_orthogonal(32, generator)))
+    attached = [Attached.on(LAYER, layer, online)]
+
+    (matrix,) = rotation_tensors(attached).values()
+    (group,) = write_transforms({}, attached)["transform_config"]["config_groups"].values()
+    theirs = apply_transform_weight(matrix.float(), x, "input", torch.nn.Linear) / 32**0.5
+
+    assert (matrix.dtype, group["type"], group["head_dim"]) == (torch.bfloat16, "random-hadamard", 32)
+    assert (online.inputs(layer, x) - x).norm() > x.norm()
+    torch.testing.assert_close(theirs, online.inputs(layer, x))
 
 
 @pytest.mark.parametrize(

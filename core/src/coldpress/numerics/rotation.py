@@ -17,6 +17,8 @@ from coldpress.numerics.hadamard import apply_hadamard, apply_hadamard_transpose
 TransformType = Literal["hadamard", "random-hadamard", "random-matrix"]
 TRANSFORM_TYPES: tuple[TransformType, ...] = ("hadamard", "random-hadamard", "random-matrix")
 
+_WIDE = 512  # order from which on steps of descent are bounded by 1
+
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
@@ -117,13 +119,14 @@ def cayley_step(rotation: Tensor, gradient: Tensor, *, learning_rate: float) -> 
     """A step of descent on the Stiefel manifold, by the Cayley transform (arXiv 2002.01113, algorithm 1).
 
     With A the skew part of the gradient G, A = G R^T - R G^T, the step R <- (I + c/2 A)^-1 (I - c/2 A) R is orthogonal
-    for any c; the solve is exact, where the paper iterates.  Its bound is in the largest column sum of A, which noise
-    in G makes large, so that steps on noise are small.
+    for any c; the solve is exact, where the paper iterates.  c times the largest column sum of A is bounded, by 1, or
+    in proportion to the order where that is small.  Noise makes the sum large, and so steps short; less so in few
+    columns, where steps up to 1 ended above where they began.
 
     Args:
         rotation: R, orthogonal, [n, n].
         gradient: G, of the loss for R, [n, n].
-        learning_rate: c at most; it is smaller where the largest column sum of |A| is above 1 / c.
+        learning_rate: c at most; it is smaller where the largest column sum of |A| is large.
 
     Returns:
         The new rotation, [n, n] in the dtype of the old one.
@@ -131,7 +134,8 @@ def cayley_step(rotation: Tensor, gradient: Tensor, *, learning_rate: float) -> 
     r, g = rotation.detach().double(), gradient.double()
     half = g @ r.t()  # [n, n]
     skew = half - half.t()
-    size = min(learning_rate, 1.0 / (float(torch.linalg.matrix_norm(skew, 1)) + 1e-8))
+    longest = min(1.0, len(r) / _WIDE) / (float(torch.linalg.matrix_norm(skew, 1)) + 1e-8)
+    size = min(learning_rate, longest)
     unit = torch.eye(len(r), dtype=r.dtype, device=r.device)
     stepped: Tensor = torch.linalg.solve(unit + size / 2 * skew, (unit - size / 2 * skew) @ r)
     return stepped.to(rotation.dtype)
