@@ -8,7 +8,7 @@ from compressed_tensors.transform import TransformConfig
 from compressed_tensors.transform.utils.matrix import apply_transform_weight
 from safetensors.torch import load_file
 
-from coldpress import CheckpointError, SchemeError, load_model, oneshot
+from coldpress import CheckpointError, SchemeError, convert, load_model, model_free_ptq, oneshot
 from coldpress.attachment import attach
 from coldpress.numerics import random_orthogonal
 from coldpress.plugin import Attached, AttentionRotation, InputRotation
@@ -78,6 +78,23 @@ def test_rotations_that_were_read_are_written_again(tmp_path):
     torch.testing.assert_close(logits(again, data), logits(model, data))
     matrices = [module.v_input for module in again.modules() if hasattr(module, "v_input")]
     assert all(matrix is matrices[0] for matrix in matrices[1:])
+
+
+@pytest.mark.parametrize("kind", ["hadamard", "random-hadamard"])
+@pytest.mark.parametrize("targets", [None, ["Linear"], ["re:.*_proj"]], ids=str)
+def test_doors_without_a_forward_refuse_what_needs_one(tmp_path, kind, targets):
+    """Weights alone are not the model, however its configuration names the layers."""
+    rotated(tmp_path, {"rotations": ["v"], "transform_type": kind})
+    folder, config = str(tmp_path / "out"), tmp_path / "out" / "config.json"
+    table = json.loads(config.read_text())
+    for item in table["quantization_config"]["transform_config"]["config_groups"]["v"]["apply"]:
+        item["targets"] = targets or item["targets"]
+    config.write_text(json.dumps(table))
+
+    with pytest.raises(CheckpointError, match="acts on the forward of a model: use oneshot"):
+        convert(folder, str(tmp_path / "dense"), to="dense")
+    with pytest.raises(CheckpointError, match="acts on the forward of a model: use oneshot"):
+        model_free_ptq(folder, str(tmp_path / "rounded"), scheme="W8A16")
 
 
 def test_stored_matrices_of_one_group_that_differ_are_stored_apart():

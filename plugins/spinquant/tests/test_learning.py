@@ -223,6 +223,8 @@ def test_a_model_that_is_streamed_learns_the_same_bytes_also_when_it_is_interrup
     there = load_file(tmp_path / "in memory" / "model.safetensors")
     expected, found = (logits(m, batches(rows=2)) for m in (model, load_model(str(tmp_path / "in memory"))))
 
+    report = json.loads((tmp_path / "in memory" / "report.json").read_text())
+    assert report["predicted"]["size"]["bytes_after"] == report["measured"]["bytes_after"]
     assert [name for name in there if "R4" in name] == ["model.layers.0.mlp.down_proj.R4_input.weight"]
     torch.testing.assert_close(found, expected)
     assert compress("streamed", str(tmp_path / "model")) == in_memory

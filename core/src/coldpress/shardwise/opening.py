@@ -75,8 +75,11 @@ class Opened:
             owner, _, part = name.rpartition(".")
             suffixes.setdefault(owner, set()).add(part)
         for owner, own in suffixes.items():
-            found += [Attached(owner, ("Attention",), one) for one in lookup(owner, ("Attention",), own)]
-        other = next((one for one in found if not one.attachment.buffers()), None)
+            kinds = (
+                (("Attention",), ("Linear",)) if any(part.startswith("weight") for part in own) else (("Attention",),)
+            )
+            found += [Attached(owner, kind, one) for kind in kinds for one in lookup(owner, kind, own)]
+        other = next((one for one in found if one.attachment.shared or not one.attachment.buffers()), None)
         if other is not None:
             raise CheckpointError(
                 f"{other.name} of {self.name} has the attachment {other.attachment.kind!r}, which acts on the forward "
