@@ -74,6 +74,8 @@ def test_rotations_that_were_read_are_written_again(tmp_path):
 
     oneshot(model, recipe, tokenizer=tiny_tokenizer(), output_dir=str(tmp_path / "again"), quiet=True)
 
+    report = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert report["predicted"]["size"]["bytes_after"] == report["measured"]["bytes_after"]
     again = load_model(str(tmp_path / "again"), device="cpu")
     torch.testing.assert_close(logits(again, data), logits(model, data))
     matrices = [module.v_input for module in again.modules() if hasattr(module, "v_input")]

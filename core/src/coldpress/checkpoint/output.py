@@ -230,6 +230,13 @@ class Output:
         modules = dict(state.model.named_modules())
         return Stage(REST, 0, {n: m for n, m in modules.items() if any(self._unwritten(n, m, state.model))})
 
+    def write_others(self, state: State) -> None:
+        """Write, after all stages, what attachments share, and what comes along of the model's files."""
+        if attached := attachments_of(state.model, self._names):
+            self._writer.add(self.format.attachment_tensors(attached))
+        for name in self._origin.extra if self._origin is not None else ():
+            self._writer.add({name: self._open().get(name)})
+
     def finish(self, state: State, files: Mapping[str, Any], *, left: Collection[str] = ()) -> None:
         """Write what is not a weight, after all weights are written, and give the folder its name.
 
@@ -240,14 +247,8 @@ class Output:
                 they win over files that come along.
         """
         origin = self._origin
-        extra = origin.extra if origin is not None else ()
-        attached = attachments_of(state.model, self._names)
-        if attached:
-            self._writer.add(self.format.attachment_tensors(attached))
-        self._write_config(state, extra)
+        self._write_config(state, origin.extra if origin is not None else ())
         self._write_generation_config(state.model, origin)
-        for name in extra:
-            self._writer.add({name: self._open().get(name)})
         if origin is not None:
             with disk_errors(self.folder):
                 copy_companions(origin, self.folder)

@@ -128,6 +128,9 @@ class FollowingOutput(Output):
         for name, module in stage.modules.items():
             self._written.update(full for full, _ in self._unwritten(name, module, state.model))
 
+    def write_others(self, state: State) -> None:
+        """Rank 0 does."""
+
     def keep(self, stage: Stage, state: State) -> list[dict[str, str]]:
         """Learn which files rank 0 has written."""
         files: list[dict[str, str]] = self._ranks.broadcast(f"the files of {stage.name}", None)

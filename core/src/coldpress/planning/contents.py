@@ -15,6 +15,7 @@ from coldpress.dataflow.empty import empty_copy
 from coldpress.format import REST, Format
 from coldpress.models.tie import untie
 from coldpress.run.job import Job
+from coldpress.run.quantized_before import attached_before
 from coldpress.run.ties import separate_layers
 from coldpress.stage import find_layers
 from coldpress.state import State
@@ -92,7 +93,8 @@ def planned_contents(job: Job) -> PlannedContents:
     output.prepare(state, state.schemes)
     outline = job.pipeline.outline(State(model=model, batches=job.state.batches))
     stages = {stage.name: _kinds(output.promised(stage, state)) for stage in outline.stages}
-    shared = output.promised_shared([attached for _, attached in job.announced])
+    attached = [*job.announced, *attached_before(job.state.model, job.announced)]
+    shared = output.promised_shared([one for _, one in attached])
     rest = {**output.promised(output.rest(state), state), **shared, **output.promised_extra()}
     form = job.output.format
     return PlannedContents(

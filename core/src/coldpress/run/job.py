@@ -220,6 +220,7 @@ class Job:
         if self.weights is not None:
             self.weights.read(rest.modules)
         output.write(rest, self.state)
+        output.write_others(self.state)
         report = evolve(report, measured={"bytes_after": output.nbytes(), **report.measured})
         if output.writes:
             self.hooks.save(self.state, output.folder)
