@@ -82,6 +82,16 @@ def test_rotations_that_were_read_are_written_again(tmp_path):
     assert all(matrix is matrices[0] for matrix in matrices[1:])
 
 
+def test_a_model_in_memory_is_saved_with_its_matrices(tmp_path):
+    model, data = tiny_llama(), batches(rows=2)
+    oneshot(model, json.dumps({"modifiers": [{"QuIPModifier": {"transform_type": "random-hadamard"}}]}), quiet=True)
+
+    model.save_pretrained(tmp_path / "saved")
+
+    found = logits(load_model(str(tmp_path / "saved"), device="cpu"), data)
+    torch.testing.assert_close(found, logits(model, data))
+
+
 @pytest.mark.parametrize("kind", ["hadamard", "random-hadamard"])
 @pytest.mark.parametrize("targets", [None, ["Linear"], ["re:.*_proj"]], ids=str)
 def test_doors_without_a_forward_refuse_what_needs_one(tmp_path, kind, targets):

@@ -177,6 +177,7 @@ class SavePretrained:
             attached = [("save_pretrained", one) for one in attachments_of(self.model, CheckpointNames())]
             output.prepare(state, state.schemes, attached)
             output.write(output.rest(state), state)
+            output.write_others(state)
             Hooks(self.run.modifiers).save(state, output.folder)
             output.finish(state, self.run.files, left=files_of_user(writer.output))
 
