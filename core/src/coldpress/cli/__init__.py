@@ -6,7 +6,7 @@ Nothing here imports torch before a command needs it, so that `--help` answers a
 import sys
 
 from coldpress.arguments.interpreter import check_interpreter
-from coldpress.cli.surroundings import mend_streams, mend_warnings
+from coldpress.cli.surroundings import leave_at_once, mend_streams, mend_warnings
 from coldpress.errors import ArgumentError
 
 
@@ -22,6 +22,9 @@ def main() -> None:
     except ArgumentError as error:  # of the interpreter; all others are met in border.py
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except SystemExit as end:
+        leave_at_once(end.code)
+        raise
     except KeyboardInterrupt:  # before a command began; inside one border.py sees to it
         sys.stderr.write("interrupted\n")
         sys.exit(130)

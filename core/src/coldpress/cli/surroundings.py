@@ -2,11 +2,13 @@
 warnings that raise.
 """
 
+import atexit
 import codecs
 import io
 import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 _SIGNS = {"×": "x", "…": "...", "±": "+-", "→": "->"}  # of ours, where only ASCII can be written
@@ -46,6 +48,23 @@ def mend_warnings() -> None:
     """Let warnings of libraries be warnings, where PYTHONWARNINGS or -W makes errors of them."""
     if any(action == "error" for action, *_ in warnings.filters):
         warnings.simplefilter("default")
+
+
+def leave_at_once(code: str | int | None) -> None:
+    """End the process where it is one of several that torchrun started; elsewhere nothing.
+
+    All that is to be done at its end is done here.  What is left is what C++ destroys, and there some 2 % of processes
+    abort (torch 2.13: a thread of gloo that is not joined), which torchrun would take for a failure of the whole run.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    if isinstance(code, str):
+        sys.stderr.write(f"{code}\n")
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
