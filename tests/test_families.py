@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from coldpress import load_model, model_free_ptq, oneshot
+from coldpress import load_model, model_free_ptq, oneshot, plan
+from coldpress.errors import CalibrationError
 from coldpress.testing.families import FAMILIES, tiny_family
 from coldpress.testing.interrupt import interrupted, kept_stages
 from coldpress.testing.models import VOCABULARY, batches, tiny_tokenizer
@@ -248,3 +249,15 @@ def test_a_folder_of_bin_files_is_read_as_others_are(stream, tmp_path):
     assert torch.equal(found.pop("mtp.weight"), torch.ones(3, 4))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_blocks_that_no_batch_runs_are_refused_by_the_plan_and_before_the_first_stage(tmp_path):
+    folder, out = save(tiny_family("gemma3"), tmp_path / "in"), tmp_path / "out"
+    recipe = QuantizationModifier(scheme="FP8", ignore=["lm_head"])
+    with pytest.raises(CalibrationError, match=r"no calibration batch runs model\.vision_tower\.encoder\.layers\.0"):
+        plan(str(folder), recipe, dataset=batches(rows=2))
+    with pytest.raises(CalibrationError, match="no calibration batch runs"):
+        oneshot(str(folder), recipe, dataset=batches(rows=2), output_dir=out)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]  # no finished stage: it ended before the first
+    recipe = QuantizationModifier(scheme="FP8", ignore=["lm_head", TOWERS])
+    assert plan(str(folder), recipe, dataset=batches(rows=2)).left_alone

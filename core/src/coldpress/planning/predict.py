@@ -18,6 +18,7 @@ from coldpress.checkpoint.reader import CheckpointReader
 from coldpress.checkpoint.several import SeveralFormats
 from coldpress.dataflow.empty import empty_copy
 from coldpress.dataflow.fused import FusedLayers, split_groups
+from coldpress.errors import CalibrationError
 from coldpress.format import Format
 from coldpress.modifier import Modifier
 from coldpress.planning.contents import PlannedContents, planned_contents
@@ -32,7 +33,7 @@ from coldpress.run.outcome import reason_untouched
 from coldpress.run.stage_run import is_divisible
 from coldpress.schemes import Scheme, describe
 from coldpress.schemes.engines import FORMAT, engines_for
-from coldpress.stage import Layer, class_names, find_layers, matches
+from coldpress.stage import Layer, Stage, class_names, find_layers, matches
 from coldpress.state import State
 
 BESIDE = 8.5e5  # steps: to open the model and hash the code, to publish files, to draw the page
@@ -84,6 +85,8 @@ def _stage_costs(job: Job, contents: PlannedContents, ranks: int, rates: Rates |
     divisible = on_cpu and all(is_divisible(job.modifiers, stage) for stage in stages)
     outline = job.pipeline.outline(state, divisible=divisible)
     forward, ratio = _forward(state, outline.stages)
+    if forward is not None and forward.counted:
+        _refuse_unreached(state, outline.stages, forward)
     passes = 1 if job.pipeline.shares_sweeps else len(job.passes())
     return StageCosts(
         job=job,
@@ -111,6 +114,31 @@ def _forward(state: State, stages: Sequence[Any]) -> tuple[Forward | None, float
     places = [count_places(batch) or 1 for batch in state.batches]
     largest = max(range(len(places)), key=places.__getitem__)
     return forward_of(state.model, stages, state.batches[largest]), sum(places) / places[largest]
+
+
+def _refuse_unreached(state: State, stages: Sequence[Stage], forward: Forward) -> None:
+    """Refuse blocks whose layers are to be calibrated and that no batch runs, such as those of images.
+
+    Batches that differ in what they hold are left to the run: one of them may reach what the largest does not.
+
+    Raises:
+        CalibrationError: names the blocks.
+    """
+    if len({frozenset(batch) for batch in state.batches}) > 1:
+        return
+    called = forward.stages.keys() | forward.layers.keys()
+    names = [
+        stage.name
+        for stage in stages
+        if stage.name in stage.modules
+        and called.isdisjoint({stage.name, *(layer.name for layer in stage.every_layer)})
+        and any(layer.name in state.sweep.observed for layer in stage.every_layer)
+    ]
+    if names:
+        raise CalibrationError(
+            f"no calibration batch runs {', '.join(names)}; ignore their layers, or say with sequential_targets which "
+            "blocks run"
+        )
 
 
 def _stored(job: Job) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
