@@ -2,8 +2,9 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,17 @@ def manifest_of(state: State, report: Report, *, binding: Mapping[str, Any], par
 def _versions(parts: Sequence[object]) -> dict[str, str]:
     """Ours, those of the libraries that a result depends on, and those of the plugins that took part."""
     homes = {type(part).__module__.partition(".")[0] for part in parts}
-    plugins = {
-        plugin.distribution: plugin.version
-        for kind in registry.KINDS
-        for plugin in registry.available(kind)
-        if plugin.distribution and plugin.entry.value.partition(":")[0].partition(".")[0] in homes
-    }
-    return {**_installed(_LIBRARIES), **dict(sorted(plugins.items()))}
+    plugins = _plugins_in(homes, registry.remembered)
+    if homes - {package for package, _, _ in plugins} - {"coldpress"}:  # it may have been installed since
+        plugins = _plugins_in(homes, registry.available)
+    return {**_installed(_LIBRARIES), **{name: number for _, name, number in sorted(plugins, key=itemgetter(1))}}
+
+
+def _plugins_in(homes: set[str], read: Callable[[str], Iterable[registry.Plugin]]) -> set[tuple[str, str, str]]:
+    """Package, distribution and version of the plugins that are in some packages."""
+    every = (plugin for kind in registry.KINDS for plugin in read(kind) if plugin.distribution)
+    found = {(plugin.entry.module.partition(".")[0], plugin.distribution, plugin.version) for plugin in every}
+    return {one for one in found if one[0] in homes}
 
 
 def _installed(names: Sequence[str]) -> dict[str, str]:
