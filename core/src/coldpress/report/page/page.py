@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from coldpress.report.page import figures, histograms, mixtures, sections
 from coldpress.report.page.figures import Figure
@@ -94,8 +95,15 @@ def rendered(template: str, content: Mapping[str, Any], *, most: int) -> str:
         content: of its variables.
         most: lines of its long table.
     """
+    compiled, style = _compiled(template)
+    return printable(compiled.render(**content, style=style, most=most))
+
+
+@cache
+def _compiled(template: str) -> tuple[Template, str]:
+    """A template of this folder, compiled once in a process, and the style of all of them."""
     folder = files("coldpress.report.page")
     style, text = ((folder / name).read_text(encoding="utf-8") for name in ("style.css", template))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["notes"] = sections.notes
-    return printable(environment.from_string(text).render(**content, style=style, most=most))
+    return environment.from_string(text), style
