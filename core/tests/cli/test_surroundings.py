@@ -97,3 +97,28 @@ def test_a_pipe_that_is_closed_ends_a_command_as_sigpipe_would():
     done = shell("| true; exit ${PIPESTATUS[0]}", "-c", "import time; time.sleep(0.3); " + MAIN, "schemes", "--json")
 
     assert (done.returncode, done.stderr) == (141, "")
+
+
+LEAVING = """
+import atexit, sys, threading, time
+from coldpress.cli.surroundings import leave_at_once
+class Held:
+    def __del__(self): print("torn down")
+held = sys.held = Held()
+atexit.register(print, "at exit")
+threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+leave_at_once(CODE)
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(("code", "status", "message"), [("3", 3, ""), ("None", 0, ""), ("'no'", 1, "no\n")])
+def test_one_of_several_processes_does_what_is_to_be_done_at_its_end_and_is_not_torn_down(code, status, message):
+    program = LEAVING.replace("CODE", code)
+    done = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | more)
+        for more in ({"WORLD_SIZE": "2"}, {"WORLD_SIZE": "1"})
+    ]
+
+    assert (done[0].returncode, done[0].stdout, done[0].stderr) == (status, "thread\nat exit\n", message)
+    assert done[1].stdout.startswith("went on\n")

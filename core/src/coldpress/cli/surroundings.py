@@ -7,6 +7,7 @@ import codecs
 import io
 import os
 import sys
+import threading
 import warnings
 from contextlib import suppress
 from typing import Any
@@ -60,6 +61,7 @@ def leave_at_once(code: str | int | None) -> None:
         return
     if isinstance(code, str):
         sys.stderr.write(f"{code}\n")
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter does
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

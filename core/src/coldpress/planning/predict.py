@@ -48,6 +48,9 @@ def predict(job: Job, *, ranks: int = 1, rates: Rates | None = None) -> Predicti
         job: after `plan`.
         ranks: that will share the work.
         rates: of the machine that it will run on; None measures those of this one.
+
+    Raises:
+        CalibrationError: no batch runs a block whose layers are to be calibrated.
     """
     contents = planned_contents(job)
     costs = _stage_costs(job, contents, ranks, rates)
