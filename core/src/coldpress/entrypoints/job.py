@@ -1,7 +1,7 @@
 """Preparing: from arguments to a job that can be looked at, and run."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -76,19 +76,12 @@ def prepare(
     arguments = _with_plain_model(arguments)
     recipe = _recipe(arguments)
     pipeline, form = _pipeline(recipe), output_format(recipe)
-    if arguments.output.output_dir is not None:
-        check_named(arguments.output.output_dir, form)
-        check_apart(arguments.output.output_dir, arguments.model.model)
+    _check_output(arguments, form)
     writer = _writer(arguments.output, ranks)
     sources = _sources(arguments.model.model)  # as they are before the first is read
     opened = open_with(arguments)
     recipe = evolve(recipe, modifiers=with_heads(recipe.modifiers, opened.model))
-    refused = open_experts(
-        opened.model,
-        expanded(recipe.modifiers),
-        all_experts=arguments.dataset.moe_calibrate_all_experts,
-        few_tokens=FewTokens(arguments.dataset.moe_min_tokens, arguments.dataset.moe_few_tokens),
-    )
+    refused = _open_experts(arguments, recipe, opened.model)
     progress = progress or Progress(quiet=arguments.output.quiet or not ranks.leads)
     state = _state(arguments, recipe, opened.model, progress)
     if ranks.size > 1:
@@ -110,6 +103,23 @@ def prepare(
     )
     job.plan()
     return job
+
+
+def _check_output(arguments: Arguments, form: Format) -> None:
+    """Complain about an output that a format cannot have, or that is the model's own folder."""
+    if arguments.output.output_dir is not None:
+        check_named(arguments.output.output_dir, form)
+        check_apart(arguments.output.output_dir, arguments.model.model)
+
+
+def _open_experts(arguments: Arguments, recipe: Recipe, model: Any) -> Mapping[str, str]:
+    """Make layers of experts, and return those that cannot be, with the reason."""
+    return open_experts(
+        model,
+        expanded(recipe.modifiers),
+        all_experts=arguments.dataset.moe_calibrate_all_experts,
+        few_tokens=FewTokens(arguments.dataset.moe_min_tokens, arguments.dataset.moe_few_tokens),
+    )
 
 
 def _with_plain_model(arguments: Arguments) -> Arguments:
