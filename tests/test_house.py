@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 try:
     import tomllib
@@ -24,6 +26,8 @@ CORE = ROOT / "core/src/coldpress"
 
 CONTRACT = sorted(CORE.glob("*.py"))  # the ring: what plugin authors read, and how their plugins are found
 CONTRACT_LINES = 3800
+
+SCHEMES = ("W8A8", "FP8_DYNAMIC", "NVFP4A16", "MXFP4A16")  # of W4A16 transformers is asked whether it can load it
 
 # A reason beats a budget: file, or file and function -> the reason.
 LONG_FILES: dict[str, str] = {}
@@ -293,6 +297,19 @@ def test_help_imports_neither_torch_nor_a_plugin():
     )
 
     assert _modules_after(ask) & heavy == set()
+
+
+def test_without_a_model_no_compiler_is_imported(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    save_file({"model.layers.0.mlp.down_proj.weight": torch.randn(32, 128)}, folder / "model.safetensors")
+    compress = f"from coldpress import model_free_ptq\nfor scheme in {SCHEMES!r}:\n    " + (
+        f"model_free_ptq({str(folder)!r}, {str(tmp_path)!r} + '/' + scheme, scheme=scheme, quiet=True)"
+    )
+
+    assert _modules_after(compress) & {"torch._dynamo", "sympy", "transformers"} == set()
+    assert all((tmp_path / scheme / "model.safetensors").is_file() for scheme in SCHEMES)
 
 
 @pytest.fixture(scope="module")

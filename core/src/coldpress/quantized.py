@@ -1,13 +1,14 @@
 """Quantized: a layer as codes and scales, and how a layer in memory becomes that again."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from attrs import asdict, evolve, frozen
 from torch import Tensor, nn
 
-from coldpress.numerics import check_codes, check_input_qparams, check_qparams, dequantize, quantize
-from coldpress.schemes import Scheme
+from coldpress.numerics import check_codes, check_input_qparams, check_qparams, dequantize, dequantized_rows, quantize
+from coldpress.schemes import QuantizationArgs, Scheme
 
 _ENCODING = "coldpress_encoding"  # attribute of a module
 
@@ -38,13 +39,18 @@ class Quantized:
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The weights that the codes stand for, [O, I], computed in the wider of this dtype and that of the scales."""
+        return dequantize(*self._stored(dtype), dtype=dtype, global_scale=self.global_scale)
+
+    def rows(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """`weight`, a few rows at a time: which, and what they are."""
+        return dequantized_rows(*self._stored(dtype), dtype=dtype, global_scale=self.global_scale)
+
+    def _stored(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None, QuantizationArgs]:
         assert self.scheme.weights is not None
         assert self.codes is not None
         assert self.scale is not None
-        scale = self.scale.to(torch.promote_types(self.scale.dtype, dtype))
-        return dequantize(
-            self.codes, scale, self.zero_point, self.scheme.weights, dtype=dtype, global_scale=self.global_scale
-        )
+        wide = torch.promote_types(self.scale.dtype, dtype)
+        return self.codes, self.scale.to(wide), self.zero_point, self.scheme.weights
 
     def check(self, shape: tuple[int, ...]) -> None:
         """See that codes, scales and zero points are what the scheme implies for a weight of this shape, (O, I).

@@ -14,7 +14,7 @@ from coldpress.distributed import WHOLE, Share
 from coldpress.errors import BrokenPluginError, CalibrationError
 from coldpress.layer_report import LayerReport
 from coldpress.modifier import TRANSFORMS, Modifier
-from coldpress.numerics import check_finite, relative_error
+from coldpress.numerics import check_finite, overwrite, relative_error
 from coldpress.numerics.zeros import count_zeros
 from coldpress.originals import Originals
 from coldpress.planned import CallSource, Planned, Running, Sweep, no_calls, unknown_nbytes
@@ -259,7 +259,7 @@ class State:
         self.quantized.pop(layer.name, None)
         self.written.forget_codes(layer)
         if quantized.codes is not None:
-            self.set_weight(layer, quantized.weight(layer.weight.dtype))
+            self._overwrite(layer, quantized.rows(layer.weight.dtype))
         self.handled.add(layer.name)
         self.report[layer.name].become("quantized", scheme=describe(quantized.scheme))
         self._encode(layer, quantized)
@@ -276,24 +276,17 @@ class State:
             NumericsError: the new weight is not finite.
         """
         self._check_writable(layer)
-        old = layer.weight
-        if weight.shape != old.shape:
-            raise self._refusal(layer, f"the weight has the shape {tuple(weight.shape)}, not {tuple(old.shape)}")
+        if weight.shape != (shape := layer.weight.shape):
+            raise self._refusal(layer, f"the weight has the shape {tuple(weight.shape)}, not {tuple(shape)}")
         if not weight.is_floating_point():
             raise self._refusal(layer, f"the weight is {weight.dtype}, not floating-point")
-        stored = weight.to(old.dtype)  # which may be infinite where the weight is not
-        self._check_finite(layer, stored)
-        error = self._weight_error(layer, old, weight)
-        old.copy_(stored)
-        self.compressed.add(layer.name)
-        self.clip_ranges.pop(layer.name, None)
-        self._note(layer, error)
+        self._overwrite(layer, [(slice(None), weight)])
 
     def note_change(self, layer: Layer) -> None:
         """Check, measure and report a weight that a hook has changed in place; core's business."""
         if self.running is None or TRANSFORMS not in self.running.modifier.traits:
             self.compressed.add(layer.name)
-        self._check_finite(layer, layer.weight)
+        check_finite(f"{layer.name}.weight", layer.weight, cause=f"made by {self.running or 'a modifier'}")
         if self.clip_ranges.get(layer.name) is self._ranges.get(layer.name):  # not chosen by this hook
             self.clip_ranges.pop(layer.name, None)
         original = self._first_weight(layer) if layer.name in self.compressed else None
@@ -330,6 +323,15 @@ class State:
         self.handled.add(layer.name)
         self.report[layer.name].become("fallback", reason=reason)
 
+    def _overwrite(self, layer: Layer, rows: Iterable[tuple[slice, Tensor]]) -> None:
+        """Write a new weight, check, measure and report it; the error is to the weight before it was compressed."""
+        original = self._first_weight(layer) if layer.name in self.compressed else layer.weight
+        name, cause = f"{layer.name}.weight", f"made by {self.running or 'a modifier'}"
+        error = overwrite(layer.weight, rows, original=original, name=name, cause=cause)
+        self.compressed.add(layer.name)
+        self.clip_ranges.pop(layer.name, None)
+        self._note(layer, error)
+
     def _note(self, layer: Layer, error: float | None) -> None:
         """Report the layer's new weight; its codes, if it has some, follow."""
         self._encode_anew(layer)
@@ -353,14 +355,6 @@ class State:
             raise self._refusal(layer, f"it is no layer of {running.stage.name}, and only these are changed")
         if self.originals is not None and self.originals.active:
             raise self._refusal(layer, "inside of state.original() nothing is written")
-
-    def _check_finite(self, layer: Layer, weight: Tensor) -> None:
-        check_finite(f"{layer.name}.weight", weight, cause=f"made by {self.running or 'a modifier'}")
-
-    def _weight_error(self, layer: Layer, old: Tensor, new: Tensor) -> float | None:
-        """The relative error of a new weight, to the weight before it was compressed; None when that is gone."""
-        original = self._first_weight(layer) if layer.name in self.compressed else old
-        return None if original is None else relative_error(original, new)
 
     def _first_weight(self, layer: Layer) -> Tensor | None:
         """The layer's weight before it was compressed, [O, I]; None when that is not kept."""

@@ -100,3 +100,16 @@ def test_float4_is_packed_by_its_place_in_the_grid(shape):
 def test_what_cannot_be_packed_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("grid", ["int3", "int4", "int8", "float4", "float6"])
+def test_what_packed_codes_take_is_known_without_them(grid):
+    number_format = BUILT_IN[grid]
+    codes = torch.zeros(5, 48, dtype=number_format.code_dtype)
+    if number_format.code_dtype == torch.int8:
+        packed, empty = (pack_int32(each, number_format.num_bits) for each in (codes, codes.to("meta")))
+    else:
+        packed, empty = (pack_floats(each, number_format) for each in (codes, codes.to("meta")))
+
+    assert empty.is_meta
+    assert (empty.shape, empty.dtype) == (packed.shape, packed.dtype)

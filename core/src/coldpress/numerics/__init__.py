@@ -5,7 +5,7 @@ Scales, zero points, codes and the numbers they stand for are those of the libra
 """
 
 from coldpress.numerics.codes import check_codes, check_input_qparams, check_qparams
-from coldpress.numerics.error import relative_error
+from coldpress.numerics.error import overwrite, relative_error
 from coldpress.numerics.factor import Factor, factorize
 from coldpress.numerics.finite import check_finite, is_finite
 from coldpress.numerics.gram import folded_gram, gram, unfolded
@@ -21,7 +21,7 @@ from coldpress.numerics.qparams import (
     dynamic_qparams,
     in_weight_dtype,
 )
-from coldpress.numerics.quantize import dequantize, fake_quantize, fake_quantize_groups, quantize
+from coldpress.numerics.quantize import dequantize, dequantized_rows, fake_quantize, fake_quantize_groups, quantize
 from coldpress.numerics.rotation import (
     TRANSFORM_TYPES,
     Rotation,
@@ -50,6 +50,7 @@ __all__ = [
     "check_qparams",
     "decode_exponents",
     "dequantize",
+    "dequantized_rows",
     "dynamic_qparams",
     "encode_exponents",
     "factorize",
@@ -66,6 +67,7 @@ __all__ = [
     "is_finite",
     "lsq_gradient_scale",
     "orthogonalized",
+    "overwrite",
     "pack_floats",
     "pack_int32",
     "pack_rows_int32",

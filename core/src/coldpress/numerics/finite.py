@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from coldpress.errors import NumericsError
+from coldpress.numerics.piece import piece
 
 _LOW_BITS, _ONES, _SIGNS = 0x7F7F7F7F7F7F7F7F, 0x0101010101010101, -0x7F7F7F7F7F7F7F80  # of eight bytes
+_PIECE = 1 << 15  # numbers of eight bytes that are looked at at a time
 
 DAMAGED = "the checkpoint is damaged or was trained to divergence: get a sound copy of the model"
 
@@ -28,8 +30,8 @@ def _has_nan_of_float8(tensor: Tensor) -> bool:
     whole = torch.int64 if tensor.is_contiguous() and tensor.numel() % 8 == 0 else torch.uint8
     if whole == torch.uint8 or tensor.storage_offset() % 8:
         return bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any())
-    numbers = tensor.view(-1).view(whole)
-    return bool(((numbers & _LOW_BITS).add_(_ONES) & _SIGNS).any())
+    pieces = torch.split(tensor.view(-1).view(whole), piece(tensor, _PIECE))
+    return any(bool(((numbers & _LOW_BITS).add_(_ONES) & _SIGNS).any()) for numbers in pieces)
 
 
 def check_no_nan(name: str, tensor: Tensor) -> None:

@@ -35,6 +35,8 @@ def pack_int32(codes: Tensor, num_bits: int) -> Tensor:
         ValueError: codes are not int8, or `num_bits` is not 1 to 8.
     """
     _check(codes, torch.int8, num_bits)
+    if codes.is_meta:  # for which torch would import its compiler, a second and 80 MB
+        return codes.new_empty((*codes.shape[:-1], _words(codes.shape[-1], num_bits)), dtype=torch.int32)
     rows = max(1, _PIECE // max(1, codes.shape[-1]))
     if codes.ndim == 2 and codes.device.type == "cpu" and len(codes) > rows:
         packed = torch.empty((len(codes), _words(codes.shape[1], num_bits)), dtype=torch.int32)

@@ -31,6 +31,8 @@ def pack_floats(codes: Tensor, grid: NumberFormat) -> Tensor:
         ValueError: the columns do not fill whole bytes.
     """
     together, size = _cell(grid, codes.shape[-1])
+    if codes.is_meta:  # for which torch would import its compiler, a second and 80 MB
+        return codes.new_empty((*codes.shape[:-1], codes.shape[-1] // together * size), dtype=torch.uint8)
     if codes.dtype == torch.float8_e4m3fn:
         if size == 1 and isinstance(grid, FloatFormat) and (grid.exponent_bits, grid.mantissa_bits) == (2, 1):
             return _pack_float4(codes)
@@ -108,6 +110,8 @@ def unpack_floats(packed: Tensor, grid: NumberFormat) -> Tensor:
 
 def encode_exponents(scale: Tensor) -> Tensor:
     """Powers of two as E8M0, uint8: the exponent plus 127; the shape of `scale`."""
+    if scale.is_meta:  # as in `pack_floats`
+        return torch.empty_like(scale, dtype=torch.uint8)
     exponent = torch.frexp(scale.float()).exponent - 1
     return (exponent + _BIAS).clamp_(0, 254).to(torch.uint8)
 

@@ -3,7 +3,7 @@
 A code is a number of the grid, in a dtype that holds it exactly (`NumberFormat.code_dtype`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import torch
@@ -72,6 +72,23 @@ def dequantize(
     return _by_rows(lambda c, s, z: _restored(c, s, z).to(dtype), codes, scale, zero_point, args)
 
 
+def dequantized_rows(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    args: QuantizationArgs,
+    *,
+    dtype: torch.dtype | None = None,
+    global_scale: Tensor | None = None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """`dequantize`, a few rows at a time: which, and their numbers, of which no more need be in memory; arguments too.
+
+    It is all rows at once where they share scales, and on devices other than the CPU.
+    """
+    dtype, scale = dtype or scale.dtype, _effective(scale, global_scale)
+    return _rows(lambda c, s, z: _restored(c, s, z).to(dtype), codes, scale, zero_point, args)
+
+
 def fake_quantize(
     x: Tensor,
     scale: Tensor,
@@ -121,19 +138,33 @@ def _by_rows(
     zero_point: Tensor | None,
     args: QuantizationArgs,
 ) -> Tensor:
-    """`_by_groups`, a few rows at a time where rows have scales of their own: the same numbers, in a core's cache."""
+    """`_by_groups`, from the pieces of `_rows`: the same numbers."""
+    made: Tensor | None = None
+    for rows, found in _rows(compute, x, scale, zero_point, args):
+        if rows == slice(None):
+            return found
+        made = torch.empty(x.shape, dtype=found.dtype) if made is None else made
+        made[rows] = found
+    assert made is not None
+    return made
+
+
+def _rows(
+    compute: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    args: QuantizationArgs,
+) -> Iterator[tuple[slice, Tensor]]:
+    """`_by_groups`, a few rows at a time where rows have scales of their own, so that they stay in a core's cache."""
     rows = max(1, _PIECE // max(1, x.shape[-1]))
     apart = x.ndim == 2 and scale.ndim == 2 and len(scale) == len(x) and args.strategy in _OF_ROWS
     if x.device.type != "cpu" or not apart or len(x) <= rows:
-        return _by_groups(compute, x, scale, zero_point, args)
-    made: Tensor | None = None
+        yield slice(None), _by_groups(compute, x, scale, zero_point, args)
+        return
     for start in range(0, len(x), rows):
         some = slice(start, start + rows)
-        found = _by_groups(compute, x[some], scale[some], None if zero_point is None else zero_point[some], args)
-        made = torch.empty(x.shape, dtype=found.dtype) if made is None else made
-        made[some] = found
-    assert made is not None
-    return made
+        yield some, _by_groups(compute, x[some], scale[some], None if zero_point is None else zero_point[some], args)
 
 
 def _by_groups(
