@@ -111,7 +111,7 @@ def unpack_floats(packed: Tensor, grid: NumberFormat) -> Tensor:
 def encode_exponents(scale: Tensor) -> Tensor:
     """Powers of two as E8M0, uint8: the exponent plus 127; the shape of `scale`."""
     if scale.is_meta:  # as in `pack_floats`
-        return torch.empty_like(scale, dtype=torch.uint8)
+        return scale.new_empty(scale.shape, dtype=torch.uint8)
     exponent = torch.frexp(scale.float()).exponent - 1
     return (exponent + _BIAS).clamp_(0, 254).to(torch.uint8)
 
