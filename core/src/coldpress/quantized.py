@@ -42,7 +42,7 @@ class Quantized:
         return dequantize(*self._stored(dtype), dtype=dtype, global_scale=self.global_scale)
 
     def rows(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """`weight`, a few rows at a time: which, and what they are."""
+        """`weight`, a few rows at a time: which, and what their codes stand for, [rows, I]."""
         return dequantized_rows(*self._stored(dtype), dtype=dtype, global_scale=self.global_scale)
 
     def _stored(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None, QuantizationArgs]:

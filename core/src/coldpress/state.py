@@ -241,7 +241,7 @@ class State:
         Raises:
             BrokenPluginError: codes, scales or zero points are not what the scheme implies, or the scheme is not the
                 planned one.
-            NumericsError: the new weight is not finite.
+            NumericsError: the new weight is not finite; rows before those that are named are written.
         """
         self._check_writable(layer)
         planned = self.plan.get(layer.name)

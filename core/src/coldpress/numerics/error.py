@@ -29,9 +29,9 @@ def overwrite(
 
     Args:
         weight: [O, I], changed.
-        rows: which, and their new values, in any dtype.
+        rows: which, and their new values, [rows, I], in any dtype.
         original: what the error is measured to, [O, I], which may be `weight`; None to measure none.
-        name: of the weight, and
+        name: of the weight, for messages.
         cause: what its new values come from, for messages.
 
     Returns:

@@ -40,7 +40,7 @@ def quantize(
         SchemeError: groups do not divide the columns.
     """
     grid, scale = number_format(args), _effective(scale, global_scale)
-    return _by_rows(lambda x, s, z: grid.encode(_shifted(x, s, z)), x, scale, zero_point, args)
+    return _joined(_rows(lambda x, s, z: grid.encode(_shifted(x, s, z)), x, scale, zero_point, args), x)
 
 
 def dequantize(
@@ -68,8 +68,7 @@ def dequantize(
     Raises:
         SchemeError: groups do not divide the columns.
     """
-    dtype, scale = dtype or scale.dtype, _effective(scale, global_scale)
-    return _by_rows(lambda c, s, z: _restored(c, s, z).to(dtype), codes, scale, zero_point, args)
+    return _joined(dequantized_rows(codes, scale, zero_point, args, dtype=dtype, global_scale=global_scale), codes)
 
 
 def dequantized_rows(
@@ -81,9 +80,23 @@ def dequantized_rows(
     dtype: torch.dtype | None = None,
     global_scale: Tensor | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """`dequantize`, a few rows at a time: which, and their numbers, of which no more need be in memory; arguments too.
+    """`dequantize`, a few rows at a time, so that no more of the numbers need be in memory.
 
-    It is all rows at once where they share scales, and on devices other than the CPU.
+    All rows come at once where they share scales, and on devices other than the CPU.
+
+    Args:
+        codes: [..., I].
+        scale: as for `quantize`.
+        zero_point: as for `quantize`.
+        args: as for `quantize`.
+        dtype: as for `dequantize`.
+        global_scale: as for `quantize`.
+
+    Yields:
+        Which rows, and their numbers, [rows, I].
+
+    Raises:
+        SchemeError: groups do not divide the columns.
     """
     dtype, scale = dtype or scale.dtype, _effective(scale, global_scale)
     return _rows(lambda c, s, z: _restored(c, s, z).to(dtype), codes, scale, zero_point, args)
@@ -131,20 +144,14 @@ def _effective(scale: Tensor, global_scale: Tensor | None) -> Tensor:
     return scale if global_scale is None else scale / global_scale
 
 
-def _by_rows(
-    compute: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    args: QuantizationArgs,
-) -> Tensor:
-    """`_by_groups`, from the pieces of `_rows`: the same numbers."""
+def _joined(rows: Iterator[tuple[slice, Tensor]], x: Tensor) -> Tensor:
+    """The pieces of `_rows` as one tensor of the shape of `x`."""
     made: Tensor | None = None
-    for rows, found in _rows(compute, x, scale, zero_point, args):
-        if rows == slice(None):
+    for some, found in rows:
+        if some == slice(None):
             return found
         made = torch.empty(x.shape, dtype=found.dtype) if made is None else made
-        made[rows] = found
+        made[some] = found
     assert made is not None
     return made
 
