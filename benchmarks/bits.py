@@ -2,21 +2,28 @@
 
     python benchmarks/bits.py rank --write       expected cost of single layers against their measured KL
     python benchmarks/bits.py mixed --write      AutoBits at 3.5 and 4.5 bits against uniform bits and a rule of thumb
+    python benchmarks/bits.py autoscheme --write AutoBits and AutoRound's AutoScheme at one size, from the same text
 
+AutoScheme runs in `.venv-peer` (`make .venv-peer/.stamp`); what it chooses is rounded as what AutoBits chooses.
 The model is the embedded one in bfloat16, calibrated on samples of 512 tokens of coldpress/short with seed 0.
 KL is to the original, on the beginning of the held-out text of coldpress/short.
 """
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
 import torch
+from attrs import frozen
 from choices import divided
 from remembered import Remembered
 
@@ -25,6 +32,7 @@ from coldpress_autobits import AutoBitsModifier
 from coldpress_autobits.modifier import rounded
 
 RESULTS = Path(__file__).parent / "results"
+PEER = Path(__file__).parent.parent / ".venv-peer" / "bin" / "python"
 CANDIDATES = [3, 4, 8]
 GROUP = 64
 
@@ -142,6 +150,101 @@ def only_ends(self: AutoBitsModifier, *given: Any) -> Any:
     return [plan for plan in PLANS(self, *given) if plan.name == "both ends first"]
 
 
+def autoscheme(options: argparse.Namespace) -> tuple[str, Any]:
+    """What AutoScheme and AutoBits choose, at the size that AutoScheme's choice has, both rounded to nearest."""
+    original, rows = Remembered(loaded()), []
+    tokenizer = load_tokenizer("smollm2", original.model)
+    for family in FAMILIES:
+        for target, found in ask_autoscheme(original.model, tokenizer, family, options).items():
+            weights = {name: original.model.get_submodule(name).weight.numel() for name in found["layers"]}
+            widths = {name: one["bits"] for name, one in found["layers"].items()}
+            bits = sum(count * (widths[name] + family.scale) for name, count in weights.items()) / sum(weights.values())
+            groups: dict[str, list[str]] = {}
+            for name, width in widths.items():
+                groups.setdefault(family.name.format(width), []).append(name)
+            settings = {"group_size": family.group, "ignore": ["lm_head"]}
+            first = family.name.format(family.widths[0])
+            choose = bits_modifier(target_bits=bits + 1e-6, candidates=family.names(), group_size=family.group)
+            lines = {
+                "AutoScheme": [{"QuantizationModifier": {"scheme": groups, **settings}}],
+                "AutoBits": [choose, {"QuantizationModifier": {"scheme": first, **settings}}],
+            }
+            for label, modifiers in lines.items():
+                model = loaded()
+                seconds = compress(model, modifiers, options, tokenizer)
+                kl = divergence(model, original, tokenizer, max_tokens=options.tokens).kl
+                rows.append({"candidates": family.names(), "asked": target, "bits": bits, "choice": label, "kl": kl})
+                seconds = found["cpu_seconds"] if label == "AutoScheme" else seconds
+                rows[-1] |= {} if options.untimed else {"cpu_seconds": seconds}
+                print(rows[-1], file=sys.stderr, flush=True)
+    more = [] if options.untimed else ["CPU seconds"]
+    heads = ["candidates", "AutoScheme's target", "bits a weight", "choice", "KL", *more]
+    table = [f"| {' | '.join(heads)} |", f"|---|--:|--:|---|--:|{'--:|' * len(more)}"]
+    for row in rows:
+        spent = [f"{row['cpu_seconds']:.0f}"] if more else []
+        names = ", ".join(row["candidates"])
+        cells = [names, row["asked"], f"{row['bits']:.4f}", row["choice"], f"{row['kl']:.4f}", *spent]
+        table.append(f"| {' | '.join(cells)} |")
+    head = f"{options.samples} x 512 tokens, KL on {options.tokens} tokens; all rounded to nearest"
+    head += "." if options.untimed else "; seconds of AutoScheme are those of choosing, of AutoBits those of the run."
+    return f"{head}\n\n" + "\n".join(table) + "\n", rows
+
+
+@frozen
+class Family:
+    """Candidates of one kind, and at which sizes they are chosen from.
+
+    Attributes:
+        name: of a preset, by its bits.
+        widths: bits of the candidates.
+        group: weights that share a scale, where that is free.
+        scale: bits of a scale for each weight.
+        theirs: a candidate as AutoRound has it, by its bits.
+        targets: of AutoScheme, in its own count of bits.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    group: int | None
+    scale: float
+    theirs: Callable[[int], Any]
+    targets: tuple[float, ...]
+
+    def names(self) -> list[str]:
+        """Of the candidates."""
+        return [self.name.format(width) for width in self.widths]
+
+
+FAMILIES = [
+    Family("W{}A16", (3, 4, 8), GROUP, 16 / GROUP, lambda bits: {"bits": bits, "group_size": GROUP}, (3.5, 4.5)),
+    Family("MXFP{}", (4, 8), None, 8 / 32, lambda bits: f"MXFP{bits}", (4.75, 5.5)),
+]
+
+
+def ask_autoscheme(model: Any, tokenizer: Any, family: Family, options: argparse.Namespace) -> dict[str, Any]:
+    """By target, the CPU seconds that AutoScheme takes and what it gives each layer."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        lines = [json.dumps({"text": text}) for text in divided()[0][: options.samples]]
+        (folder / "text.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        request = {
+            "model": str(folder / "model"),
+            "text": str(folder / "text.jsonl"),
+            "samples": options.samples,
+            "length": 512,
+            "bits": family.targets,
+            "options": [family.theirs(bits) for bits in family.widths],
+            "answer": str(folder / "answer.json"),
+        }
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        script = Path(__file__).parent / "compare" / "autoscheme.py"
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "HOME": name}
+        subprocess.run([PEER, script, folder / "request.json"], check=True, env=environment, stdout=sys.stderr)
+        return json.loads((folder / "answer.json").read_text(encoding="utf-8"))
+
+
 def uniform(name: str, bits: int) -> dict[str, Any]:
     weights = {"num_bits": bits, "group_size": GROUP}
     return {name: {"ignore": ["lm_head"], "config_groups": {"all": {"targets": ["Linear"], "weights": weights}}}}
@@ -149,7 +252,7 @@ def uniform(name: str, bits: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["rank", "mixed"])
+    parser.add_argument("what", choices=["rank", "mixed", "autoscheme"])
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=4096)
@@ -158,7 +261,7 @@ def main() -> None:
     parser.add_argument("--untimed", action="store_true", help="leave the seconds out: other things run meanwhile")
     parser.add_argument("--write", action="store_true", help="write results/bits-WHAT.{md,json}")
     options = parser.parse_args()
-    text, found = {"rank": rank, "mixed": mixed}[options.what](options)
+    text, found = {"rank": rank, "mixed": mixed, "autoscheme": autoscheme}[options.what](options)
     command = " ".join(["python benchmarks/bits.py", *sys.argv[1:]])
     head = f"# Bits: {options.what}\n\n`{command}`\n\nSmolLM2-135M in bfloat16, "
     print(head + text)

@@ -2,12 +2,13 @@
 
     python benchmarks/guided.py 3:none 3:sampled:.95 3:data:.95 --write
 
-A line is FORM:LABELS:QUANTILE:POWER.  FORM is 4, 3 (bits, groups of 64), 2 (groups of 32) or c (4 bits, a scale a row)
-for GPTQ, and S0, S2, ... for SparseGPT 2:4 with so many `refine_passes`; LABELS is none, sampled or data; tokens are
-weighted with `TokenWeight(quantile=QUANTILE, power=POWER)`, both 1 where they are left out.
+A line is FORM:LABELS:QUANTILE:POWER:GROUPS.
+FORM is 4, 3 (bits, groups of 64), 2 (groups of 32) or c (4 bits, a scale a row) for GPTQ, and S0, S2, ... for SparseGPT
+2:4 with so many `refine_passes`; LABELS is none, sampled or data; tokens are weighted with
+`TokenWeight(quantile=QUANTILE, power=POWER)`, and rows in GROUPS, each 1 where it is left out.
 The model is the embedded one in bfloat16, calibrated on 16 samples of 512 tokens of coldpress/short with seed 0.  KL is
 to the original, on 4096 tokens of the held-out text of coldpress/short and as many of other passages of its
-calibration text.  The reverse sweep of one kind of labels is run once, and what it finds is used for all lines.
+calibration text.  The reverse sweep of one kind of labels and groups is run once, for all lines.
 """
 
 import argparse
@@ -32,31 +33,35 @@ from coldpress.run.reverse import ReverseSweep
 RESULTS = Path(__file__).parent / "results"
 SAMPLES, TOKENS = 16, 4096
 FORMS = {"4": INT4, "3": INT3, "2": INT2, "c": {**INT4, "group_size": -1}}
-FOUND: dict[str, dict[str, Any]] = {}  # what the reverse sweep of a kind of labels found, by layer
-SECONDS: dict[str, float] = {}
+FOUND: dict[TokenWeight, dict[str, Any]] = {}  # what the reverse sweep of a kind found, by layer
 SWEEP = ReverseSweep.run
 
 
-def modifier(form: str, labels: str) -> dict[str, Any]:
+def modifier(form: str, labels: str, groups: int) -> dict[str, Any]:
     guided = {} if labels == "none" else {"guidance": labels}
+    guided |= {} if groups == 1 else {"guidance_groups": groups}
     if form.startswith("S"):
         return {"SparseGPTModifier": {**SPARSE, "refine_passes": int(form[1:]), **guided}}
     return {"GPTQModifier": {**FORMS[form], **guided}}
 
 
 def run_once(self: ReverseSweep, statistics: Any, output: Any = None) -> None:
-    """The sweep of a kind of labels, the first time; then what it found."""
-    for labels in {one.labels for found in self.wanted.values() for one in found}:
-        if labels not in FOUND:
-            whole, store = TokenWeight(labels=labels), GradientStore()
-            start = time.process_time()
-            parts = {name: getattr(self, name) for name in ("state", "pipeline", "read", "release", "progress")}
-            SWEEP(ReverseSweep(**parts, wanted={name: (whole,) for name in self.wanted}, store=store), statistics)
-            SECONDS[labels] = time.process_time() - start
-            FOUND[labels] = {name: store.values[name, whole] for name in self.wanted if (name, whole) in store.values}
+    """The sweep of a kind of labels and groups, the first time; then what it found."""
+    wanted = dict.fromkeys(uncut(one) for found in self.wanted.values() for one in found)
+    if fresh := tuple(one for one in wanted if one not in FOUND):
+        store = GradientStore()
+        parts = {name: getattr(self, name) for name in ("state", "pipeline", "read", "release", "progress")}
+        SWEEP(ReverseSweep(**parts, wanted=dict.fromkeys(self.wanted, fresh), store=store), statistics)
+        for one in fresh:
+            FOUND[one] = {name: store.values[name, one] for name in self.wanted if (name, one) in store.values}
     for name, found in self.wanted.items():
         for one in found:
-            self.store.values[name, one] = FOUND[one.labels][name]
+            self.store.values[name, one] = FOUND[uncut(one)][name]
+
+
+def uncut(one: TokenWeight) -> TokenWeight:
+    """What is collected of gradients, whichever cut and power come after."""
+    return TokenWeight(labels=one.labels, groups=one.groups, group=one.group)
 
 
 def main() -> None:
@@ -68,14 +73,15 @@ def main() -> None:
     original = Remembered(load_model("smollm2", dtype=torch.bfloat16, device="cpu"))
     tokenizer, (samples, others), rows = load_tokenizer("smollm2", original.model), divided(), []
     for line in options.lines:
-        form, labels, quantile, power = [*line.split(":"), "1", "1"][:4]
+        form, labels, *more = line.split(":")
+        quantile, power, groups = [*more, "1", "1", "1"][:3]
         model = load_model("smollm2", dtype=torch.bfloat16, device="cpu")
         weights = partial(TokenWeight, quantile=float(quantile), power=float(power))
         start = time.process_time()
         with mock.patch.object(guidance, "TokenWeight", weights), mock.patch.object(ReverseSweep, "run", run_once):
             oneshot(
                 model,
-                json.dumps({"modifiers": [modifier(form, labels)]}),
+                json.dumps({"modifiers": [modifier(form, labels, int(groups))]}),
                 tokenizer=tokenizer,
                 dataset=samples,
                 shuffle_calibration_samples=False,

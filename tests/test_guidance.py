@@ -16,6 +16,7 @@ from coldpress.testing.models import batches, tiny_llama, tiny_tokenizer
 QUANTIZE = {"scheme": "W4A16", "group_size": 32, "ignore": ["lm_head"]}
 RECIPES = {
     "gptq": [{"GPTQModifier": {**QUANTIZE, "guidance": "sampled"}}],
+    "groups": [{"GPTQModifier": {**QUANTIZE, "guidance": "sampled", "guidance_groups": 3}}],
     "awq": [{"AWQModifier": {"guidance": "data"}}, {"GPTQModifier": {**QUANTIZE, "guidance": "data"}}],
     "sparsegpt": [{"SparseGPTModifier": {"sparsity": 0.5, "guidance": "sampled"}}],
     "wanda": [{"WandaModifier": {"mask_structure": "2:4", "guidance": "data"}}],
@@ -46,7 +47,7 @@ def source(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["gptq", *(pytest.param(name, marks=pytest.mark.slow) for name in ("awq", "sparsegpt", "wanda"))]
+    "name", ["gptq", *(pytest.param(name, marks=pytest.mark.slow) for name in ("groups", "awq", "sparsegpt", "wanda"))]
 )
 def test_streamed_and_interrupted_runs_give_the_bytes_of_one_in_memory(source, tmp_path, name, monkeypatch):
     compress(tiny_llama(hidden=64), tmp_path / "memory", name)
@@ -67,6 +68,58 @@ def test_guidance_changes_what_is_chosen():
 
     down = "model.layers.0.mlp.down_proj.weight"
     assert not torch.equal(plain.state_dict()[down], guided.state_dict()[down])
+
+
+def test_rows_in_groups_are_those_of_the_layer_where_tokens_count_alike(monkeypatch):
+    def alike(self, values):
+        return {tokens: (torch.ones_like(one), where) for tokens, (one, where) in values[0].squares.items()}
+
+    monkeypatch.setattr(TokenWeight, "weights", alike)
+    plain, grouped = (compress(tiny_llama(), None, recipe).state_dict() for recipe in ("gptq", "groups"))
+
+    assert all(torch.equal(weight, grouped[name]) for name, weight in plain.items())
+
+
+def test_each_group_of_rows_is_solved_as_its_own_outputs_ask(monkeypatch):
+    """Of q, k and v, 64 + 32 + 32 rows: the last group alone sees other weights of tokens."""
+    once = TokenWeight.weights
+
+    def odd(self, values):
+        found = once(self, values)
+        return {tokens: (one.flip(0) if self.group == 1 else one, where) for tokens, (one, where) in found.items()}
+
+    recipe = [{"GPTQModifier": {**QUANTIZE, "guidance": "data", "guidance_groups": 2}}]
+    plain = compress(tiny_llama(), None, recipe).state_dict()
+    monkeypatch.setattr(TokenWeight, "weights", odd)
+    turned = compress(tiny_llama(), None, recipe).state_dict()
+
+    for name in ("q_proj", "k_proj", "v_proj"):  # of the first block: the others read other inputs
+        before, after = (found[f"model.layers.0.self_attn.{name}.weight"] for found in (plain, turned))
+        half = len(before) // 2
+        assert torch.equal(before[:half], after[:half])
+        assert not torch.equal(before[half:], after[half:])
+
+
+def test_a_layer_with_fewer_rows_than_groups_is_solved_in_as_many():
+    recipe = [{"GPTQModifier": {**QUANTIZE, "ignore": [], "guidance": "sampled", "guidance_groups": 40}}]
+    model = compress(tiny_llama(), None, recipe)
+
+    codes = {name: int(weight.count_nonzero()) for name, weight in model.state_dict().items() if "k_proj" in name}
+    assert codes
+    assert all(codes.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"guidance_groups": 2}, "name guidance too"),
+        ({"guidance_groups": 0, "guidance": "data"}, "guidance_groups"),
+        ({"guidance_groups": 2, "guidance": "data", "scheme": "FP8"}, "strategy 'tensor'"),
+    ],
+)
+def test_groups_that_cannot_be_are_refused(settings, match):
+    with pytest.raises(Exception, match=match):
+        compress(tiny_llama(), None, [{"GPTQModifier": {"scheme": "W4A16", "ignore": ["lm_head"], **settings}}])
 
 
 def test_data_without_a_label_are_refused():

@@ -22,7 +22,7 @@ RECIPES = {
     "static inputs and keys": f"QuantizationModifier: {{scheme: FP8, ignore: [lm_head], {KV_CACHE}}}",
     "gptq": "GPTQModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}",
     "gptaq": "GPTQModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head], correction: gptaq}",
-    "guided": "GPTQModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head], guidance: sampled}",
+    "guided": "GPTQModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head], guidance: sampled, guidance_groups: 2}",
     "awq": "AWQModifier: {scheme: W4A16, group_size: 32, ignore: [lm_head]}",
     "smoothquant": "[{SmoothQuantModifier: {}}, {GPTQModifier: {scheme: W8A8, ignore: [lm_head]}}]",
     "sparsegpt": "SparseGPTModifier: {sparsity: 0.5, mask_structure: '2:4', ignore: [lm_head]}",

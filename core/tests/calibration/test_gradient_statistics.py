@@ -38,6 +38,29 @@ def test_weights_are_cut_at_their_quantile_and_have_a_mean_of_one():
     assert float(weights.mean()) == pytest.approx(1)
 
 
+def test_a_group_of_outputs_says_what_tokens_count_for_it():
+    a, b = gradients(0, 5), gradients(1, 12)
+    groups = [TokenWeight(quantile=1.0, groups=3, group=group) for group in range(3)]
+
+    assert [statistic.rows(5) for statistic in groups] == [slice(0, 1), slice(1, 3), slice(3, 5)]
+    for statistic in groups:
+        rows = [[part[:, statistic.rows(part.shape[1])] for part in parts] for parts in (a, b)]
+        whole = TokenWeight(quantile=1.0).weights([seen(TokenWeight(quantile=1.0), parts) for parts in rows])
+        found = statistic.weights([seen(statistic, a), seen(statistic, b)])
+        assert all(torch.equal(found[tokens][0], whole[tokens][0]) for tokens in whole)
+
+
+def test_a_group_without_outputs_weights_all_tokens_alike():
+    statistic = TokenWeight(groups=4, group=0)
+
+    assert torch.equal(statistic.weights([seen(statistic, [torch.ones(5, 1)])])[Tokens(0)][0], torch.ones(5))
+
+
+def test_a_group_that_is_none_of_them_is_refused():
+    with pytest.raises(ValueError, match="0 to 1, of 2 groups; got 2"):
+        TokenWeight(groups=2, group=2)
+
+
 def test_tokens_without_any_gradient_count_alike():
     found = TokenWeight().weights([seen(TokenWeight(), [torch.zeros(5, 4)])])
 

@@ -1,12 +1,13 @@
 """GPTQModifier: settings and wiring of GPTQ."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from attrs import evolve, field, frozen
-from attrs.validators import ge, gt, in_, lt, optional
+from attrs.validators import ge, gt, in_, instance_of, lt, optional
 from torch import Tensor
 
 from coldpress.plugin import (
@@ -33,6 +34,7 @@ from coldpress_gptq.algorithm.magr import shrink_ranges
 from coldpress_gptq.algorithm.refit import has_own_scales, refitted
 from coldpress_gptq.algorithm.solver import Prepared, Problem, Solution, gptq, measured, prepare, searched_qparams
 from coldpress_gptq.cross import Cross
+from coldpress_gptq.outcome import Outcome, Rounded, joined
 from coldpress_gptq.readers import Readers, batches_of, divided
 
 TWO_STREAMS = ("gptaq", "qronos")
@@ -74,6 +76,8 @@ class GPTQModifier(Quantizer):
         guidance: tokens count by what an error in their outputs costs the model's loss, by labels "sampled" from the
             model or of the "data"; it takes a pass forwards and backwards through the model first.  None counts all
             tokens alike.
+        guidance_groups: parts that the rows of each layer are cut into, neighbours together; a token counts for each
+            by what errors in its outputs cost, so each has a Gram matrix of its own, and is solved by itself.
         magr_alpha: what the range of a group costs MagR, which shrinks ranges before the first column is rounded; None
             leaves weights as they are.
         refit_scales: scales are fitted to the codes once those are chosen.
@@ -93,6 +97,7 @@ class GPTQModifier(Quantizer):
     )
     foem_beta: float = field(default=0.2, validator=[ge(0), lt(1)])
     guidance: Labels | None = field(default=None, validator=in_(GUIDANCE))
+    guidance_groups: int = field(default=1, validator=[instance_of(int), ge(1)])
     magr_alpha: float | None = field(default=None, validator=optional(gt(0)))
     refit_scales: bool = field(default=False)
     preserve_sparsity_mask: bool | None = None
@@ -113,6 +118,17 @@ class GPTQModifier(Quantizer):
             raise ValueError(
                 "correction and guidance: the correction would weight tokens otherwise; drop one of the two"
             )
+
+    @guidance_groups.validator
+    def _check_groups(self, attribute: object, value: int) -> None:
+        if value > 1 and self.guidance is None:
+            raise ValueError("guidance_groups cuts what guidance weights: name guidance too, or drop it")
+        for scheme in self.schemes() if value > 1 else []:
+            if scheme.weights is not None and scheme.weights.strategy in ("tensor", "block"):
+                raise SchemeError(
+                    "guidance_groups rounds some rows without the others, which must have scales of their own; this "
+                    f"scheme has strategy {scheme.weights.strategy!r} for weights"
+                )
 
     @refit_scales.validator
     def _check_refit(self, attribute: object, value: bool) -> None:
@@ -140,12 +156,12 @@ class GPTQModifier(Quantizer):
             data=True,
             original_inputs=corrects,
             propagated_error=propagated,
-            loss_gradients=guiding(self.guidance),
+            loss_gradients=guiding(self.guidance, groups=self.guidance_groups),
         )
 
-    def gram(self) -> Gram:
-        """The statistic that the solver minimizes errors under."""
-        return guided(Gram(), self.guidance)
+    def gram(self, group: int = 0) -> Gram:
+        """The statistic that the solver minimizes the errors of a group of rows under."""
+        return guided(Gram(), self.guidance, group=group, groups=self.guidance_groups)
 
     def cost(self, layers: Sequence[Layer], tokens: int) -> Cost:
         """A factorization of the Gram matrix and its inverse, a pass of errors over columns, a search for scales."""
@@ -153,7 +169,7 @@ class GPTQModifier(Quantizer):
         rows = sum(layer.weight.shape[0] for layer in layers)
         matrices = 3 * width**2 + 8 * rows * width  # float32: matrix, factor, inverse; weights, errors, candidates
         return Cost(
-            flops=4 / 3 * width**3 + rows * width**2,
+            flops=self.guidance_groups * 4 / 3 * width**3 + rows * width**2,
             elements=60.0 * rows * width,
             nbytes=4 * matrices,
             divided=True,
@@ -169,46 +185,61 @@ class GPTQModifier(Quantizer):
         super().initialize(state, stage)
         for layer in self.planned(state, stage):
             if self._weights(state, layer) is not None and "Linear" in layer.classes:
-                state.request(layer, self.gram())
+                for group in range(self.guidance_groups):
+                    state.request(layer, self.gram(group))
                 if self.correction in TWO_STREAMS:
                     state.request(layer, Cross())
 
     @hookimpl
     def finalize(self, state: State, stage: Stage) -> None:
         """Round the weights of the stage: layers that read the same input together, and several inputs at once."""
-        rounded, inputs = list[Layer](), list[Readers]()
+        solvable = list[Readers]()
+        for layers in state.input_groups(list(self._linear(state, stage))):
+            if state.statistic(layers[0], self.gram()) is None:
+                with state.timed(*layers):
+                    self._round(state, layers, reason="no token of the calibration data reached it")
+            else:
+                solvable += self._readers(state, layers)
+        self._round_together(state, stage, solvable)
+
+    def _linear(self, state: State, stage: Stage) -> Iterator[Layer]:
+        """Layers that have a Gram matrix; what becomes of the others is settled."""
         for layer in self.planned(state, stage):
             if self._weights(state, layer) is None:
                 state.set_quantized(layer, self.quantized(state, layer))
             elif "Linear" not in layer.classes:
                 self._round(state, [layer], reason="an embedding is called with token ids")
             else:
-                rounded.append(layer)
-        for layers in state.input_groups(rounded):
-            if state.statistic(layers[0], self.gram()) is None:
-                with state.timed(*layers):
-                    self._round(state, layers, reason="no token of the calibration data reached it")
-            else:
-                inputs += self._readers(state, layers)
-        batches = batches_of(inputs, self.batched_quantization)
-        solve = partial(self._solve, state)
+                yield layer
+
+    def _round_together(self, state: State, stage: Stage, inputs: Sequence[Readers]) -> None:
+        """Solve several inputs at once, divided among ranks; layers are written when all of their rows are there."""
+        parts = [part for readers in inputs for part in readers.in_groups(self.guidance_groups)]
+        missing = Counter(part.names() for part in parts)
+        found: dict[tuple[str, ...], dict[int, Outcome]] = {}
+        batches, solve = batches_of(parts, self.batched_quantization), partial(self._solve, state)
         costs = [self._batch_cost(batch) for batch in batches]
-        for batch, solutions, seconds in state.share.divided(f"layers of {stage.name}", batches, solve, costs=costs):
-            for readers, solution in zip(batch, solutions, strict=True):
-                with state.timed(*readers.layers):
-                    self._write(state, readers, solution)
-            layers = [layer for readers in batch for layer in readers.layers]
+        for batch, outcomes, seconds in state.share.divided(f"layers of {stage.name}", batches, solve, costs=costs):
+            for part, outcome in zip(batch, outcomes, strict=True):
+                own, missing[part.names()] = found.setdefault(part.names(), {}), missing[part.names()] - 1
+                own[part.group] = outcome
+                if not missing[part.names()]:
+                    with state.timed(*part.layers):
+                        self._write(state, part, joined([own[group] for group in sorted(own)]))
+                    del found[part.names()]
+            layers = [layer for part in batch for layer in part.layers]
             for layer in layers:
                 state.report[layer.name].seconds += seconds / len(layers)
 
     def _readers(self, state: State, layers: Sequence[Layer]) -> list[Readers]:
         """Layers that read the same input, those that are alike side by side."""
-        alike: dict[tuple[QuantizationArgs, bool, torch.dtype], list[Layer]] = {}
+        alike: dict[tuple[QuantizationArgs, bool, torch.dtype, str], list[Layer]] = {}
         for layer in layers:
             args = self._weights(state, layer)
             assert args is not None
             self.global_scale(state, layer)  # by all ranks, before one of them solves
-            alike.setdefault((args, self._keeps_zeros(layer), layer.weight.dtype), []).append(layer)
+            alone = layer.name if layer.weight.shape[0] < self.guidance_groups else ""  # groups without a row of it
+            alike.setdefault((args, self._keeps_zeros(layer), layer.weight.dtype, alone), []).append(layer)
         return [Readers(part, key[0], key[1]) for key, found in alike.items() for part in divided(found)]
 
     def _batch_cost(self, batch: Sequence[Readers]) -> float:
@@ -216,7 +247,7 @@ class GPTQModifier(Quantizer):
         found = [self.cost(readers.layers, 0) for readers in batch]
         return sum(cost.flops + 100 * cost.elements for cost in found)
 
-    def _solve(self, state: State, batch: Sequence[Readers]) -> list["Outcome"]:
+    def _solve(self, state: State, batch: Sequence[Readers]) -> list[Outcome]:
         """GPTQ for the readers of some inputs, all of one kind."""
         fits = [self._fit(state, readers) for readers in batch]
         solvable = [fit for fit in fits if isinstance(fit, _Fit)]
@@ -228,7 +259,7 @@ class GPTQModifier(Quantizer):
     def _fit(self, state: State, readers: Readers) -> "_Fit | Outcome":
         """What is to be solved for the readers of an input; that they are rounded, where it cannot be."""
         layers, args = readers.layers, readers.args
-        gram = state.take(layers, self.gram())
+        gram = state.take(layers, self.gram(readers.group))
         prepared = prepare(gram.total, dampening_frac=self.dampening_frac, by_activity=self.actorder is not None)
         tokens, total = gram.count, None if self.magr_alpha is None else gram.total
         del gram  # as large as its factor
@@ -247,7 +278,7 @@ class GPTQModifier(Quantizer):
         problem = Problem(weights, units, prepared)
         return _Fit(readers=readers, tokens=tokens, aims=aims, qparams=qparams, problem=problem)
 
-    def _outcome(self, fit: "_Fit", solutions: Sequence[Solution]) -> "Outcome":
+    def _outcome(self, fit: "_Fit", solutions: Sequence[Solution]) -> Outcome:
         """What becomes of layers, and how well it fits."""
         args, prepared = fit.readers.args, fit.problem.prepared
         assert prepared.factor is not None
@@ -258,34 +289,34 @@ class GPTQModifier(Quantizer):
                 one = measured(one.codes, aim, units, prepared, args)
             if self.refit_scales:
                 scale, one = refitted(aim, one, params, prepared, args)
-            found.append((one.codes, scale, point, float(one.loss.sum())))
+            found.append(Rounded(codes=one.codes, scale=scale, zero_point=point, loss=float(one.loss.sum())))
         known = self.magr_alpha is None and not self.refit_scales  # else it is that of other weights, or other scales
         rounding = [float(one.rounding_loss.sum()) for one in solutions if known and one.rounding_loss is not None]
         return Outcome(
             tokens=fit.tokens, layers=tuple(found), rounding=tuple(rounding), dampening=prepared.factor.dampening
         )
 
-    def _write(self, state: State, readers: Readers, outcome: "Outcome") -> None:
+    def _write(self, state: State, readers: Readers, outcome: Outcome) -> None:
         """Make an outcome what the layers are, and report how well they fit."""
         if outcome.importance is not None:
             reason = "the Gram matrix of its inputs is not positive definite"
             self._round(state, readers.layers, reason=reason, importance=outcome.importance)
             return
-        for layer, (codes, scale, point, _) in zip(readers.layers, outcome.layers, strict=True):
-            quantized = evolve(self.quantized(state, layer), codes=codes, scale=scale, zero_point=point)
-            state.set_quantized(layer, quantized)
+        for layer, one in zip(readers.layers, outcome.layers, strict=True):
+            whole = self.quantized(state, layer)
+            state.set_quantized(layer, evolve(whole, codes=one.codes, scale=one.scale, zero_point=one.zero_point))
         note_fit(
             state,
             readers.layers,
             tokens=outcome.tokens,
             dampening=outcome.dampening,
-            losses=[loss for *_, loss in outcome.layers],
+            losses=[one.loss for one in outcome.layers],
             rounding_losses=outcome.rounding,
         )
 
     def _aims(self, state: State, readers: Readers, prepared: Prepared) -> list[Tensor]:
         """Weights whose outputs are wanted, in their dtype: those of the layers, corrected where that is asked for."""
-        weights = [layer.weight for layer in readers.layers]
+        weights = readers.weights()
         if self.correction not in TWO_STREAMS:
             return weights
         cross = state.take(readers.layers, Cross())
@@ -327,25 +358,6 @@ class GPTQModifier(Quantizer):
     def _weights(self, state: State, layer: Layer) -> QuantizationArgs | None:
         scheme = state.scheme_of(layer)
         return None if scheme is None else scheme.weights
-
-
-@frozen(kw_only=True, eq=False)
-class Outcome:
-    """What becomes of the readers of an input.
-
-    Attributes:
-        tokens: of the calibration data that reached them.
-        layers: codes, scale and zero point of each, and the squared error of its outputs.
-        rounding: the squared errors of rounding to nearest; none where they are not known.
-        dampening: share of the mean diagonal that was added to the Gram matrix.
-        importance: of columns, [I], where the layers are rounded because nothing could be solved; None elsewhere.
-    """
-
-    tokens: int
-    layers: tuple[tuple[Tensor, Tensor, Tensor, float], ...] = ()
-    rounding: tuple[float, ...] = ()
-    dampening: float = 0.0
-    importance: Tensor | None = None
 
 
 @frozen(kw_only=True, eq=False)

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
+from torch import Tensor
 
-from coldpress.plugin import Layer, QuantizationArgs
+from coldpress.plugin import Layer, QuantizationArgs, TokenWeight
 
 ROWS = 16384
 """Rows of weights that are rounded at once: more are no faster, and take four times their memory in float32."""
@@ -19,16 +20,38 @@ class Readers:
         layers: at least one.
         args: how their weights are quantized.
         keep_zeros: weights that are zero stay zero.
+        group: which rows of them, of so many `groups` that the rows of each layer are cut into.
+        groups: 1 for all rows.
     """
 
     layers: Sequence[Layer]
     args: QuantizationArgs
     keep_zeros: bool
+    group: int = 0
+    groups: int = 1
+
+    def names(self) -> tuple[str, ...]:
+        """Of the layers."""
+        return tuple(layer.name for layer in self.layers)
+
+    def weights(self) -> list[Tensor]:
+        """The rows of each layer, [O, I] each."""
+        rows = TokenWeight(group=self.group, groups=self.groups).rows
+        return [layer.weight[rows(layer.weight.shape[0])] for layer in self.layers]
+
+    def count(self) -> int:
+        """Rows of all of them."""
+        return sum(len(weight) for weight in self.weights())
+
+    def in_groups(self, groups: int) -> list["Readers"]:
+        """Their rows in so many groups, without those that have none."""
+        found = [evolve(self, group=group, groups=groups) for group in range(groups)]
+        return [one for one in found if one.count()]
 
     def kind(self) -> object:
         """What inputs whose layers are rounded in one go have in common."""
         weight = self.layers[0].weight
-        return self.args, self.keep_zeros, rows_of(self.layers), weight.shape[1], weight.dtype, weight.device
+        return self.args, self.keep_zeros, self.count(), weight.shape[1], weight.dtype, weight.device
 
 
 def divided(layers: Sequence[Layer], most: int = ROWS) -> list[list[Layer]]:
@@ -51,7 +74,7 @@ def batches_of(inputs: Sequence[Readers], size: int | Literal["auto"] | None) ->
     batches: list[list[Readers]] = []
     latest: dict[object, list[Readers]] = {}
     for readers in inputs:
-        most = max(1, ROWS // rows_of(readers.layers)) if size == "auto" else size or 1
+        most = max(1, ROWS // readers.count()) if size == "auto" else size or 1
         batch = latest.get(readers.kind())
         if batch is None or len(batch) >= most:
             batch = latest[readers.kind()] = []

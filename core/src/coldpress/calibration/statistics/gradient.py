@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from attrs import field, frozen
-from attrs.validators import gt, le
+from attrs.validators import ge, gt, le
 from torch import Tensor
 
 from coldpress.calibration.statistics.moments import Average, added
@@ -48,7 +48,7 @@ class TokenSquares:
 
     Attributes:
         squares: by batch and call, the sum over outputs of g^2 for each token, [T] float32, and the tokens' places.
-        outputs: of the layer.
+        outputs: that were summed over.
     """
 
     squares: dict[Tokens, tuple[Tensor, Tensor | None]] = field()
@@ -60,22 +60,35 @@ class TokenWeight(GradientStatistic):
     """What each token counts: the mean of g^2 over the outputs of all layers that read an input (GuidedQuant).
 
     Weighting the tokens of a Gram matrix by it makes a layer's error E cost what it adds to the model's loss, with one
-    weight for all outputs: sum_t w_t |E x_t|^2 (arXiv 2505.07004, eq. 7, with one group of outputs).
+    weight for all outputs, or for a group of them: sum_t w_t |E x_t|^2 (arXiv 2505.07004, eq. 7).
     The weights have a mean of 1 over all tokens, so that a dampening means what it means without them.
 
     Attributes:
         quantile: weights are cut at this quantile of them; a few tokens would be all that counts otherwise.
         power: that weights are raised to before; below 1 flattens them.
+        groups: parts that the outputs of each layer are cut into, neighbours together.
+        group: which of them say what a token counts, from 0.
     """
 
     quantile: float = field(default=0.95, validator=[gt(0.0), le(1.0)])
     power: float = field(default=1.0, validator=[gt(0.0), le(1.0)])
+    groups: int = field(default=1, validator=ge(1))
+    group: int = field(default=0)
+
+    @group.validator
+    def _check_group(self, attribute: object, value: int) -> None:
+        if not 0 <= value < self.groups:
+            raise ValueError(f"group must be one of 0 to {self.groups - 1}, of {self.groups} groups; got {value!r}")
+
+    def rows(self, outputs: int) -> slice:
+        """Of so many outputs of a layer, those in the group; none where there are fewer outputs than groups."""
+        return slice(self.group * outputs // self.groups, (self.group + 1) * outputs // self.groups)
 
     def update_with_gradient(self, value: TokenSquares | None, gradient: Tensor, tokens: Tokens) -> TokenSquares:
         """Note the squares of each token."""
         before = {} if value is None else value.squares
-        fresh = {tokens: (gradient.float().square().sum(1), tokens.places)}
-        return TokenSquares({**before, **fresh}, gradient.shape[1])
+        own = gradient[:, self.rows(gradient.shape[1])]  # [T, outputs of the group]
+        return TokenSquares({**before, tokens: (own.float().square().sum(1), tokens.places)}, own.shape[1])
 
     def merge(self, a: TokenSquares, b: TokenSquares) -> TokenSquares:
         """All tokens of both."""
@@ -102,7 +115,7 @@ class TokenWeight(GradientStatistic):
 
     def weights(self, values: Sequence[TokenSquares]) -> dict[Tokens, tuple[Tensor, Tensor | None]]:
         """Of an input that the layers with these values read; a token that one of them does not see adds nothing."""
-        outputs = sum(value.outputs for value in values)
+        outputs = max(1, sum(value.outputs for value in values))
         keys = sorted({key for value in values for key in value.squares}, key=lambda one: (one.batch, one.call))
         joined = {key: _joined([value.squares[key] for value in values if key in value.squares]) for key in keys}
         sums = {key: squares / outputs for key, (squares, _) in joined.items()}
