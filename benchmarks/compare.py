@@ -7,7 +7,8 @@ bfloat16 folder, with the same token ids, seed and number of threads, on the CPU
 The seconds are those of `oneshot` alone, from its call with a loaded model to its return; nothing is written by then.
 Memory is the largest resident set of the process until then, imports and the model included.
 Afterwards one evaluator, coldpress's, reads the weights that either side left in memory, puts them into the same
-model, and takes perplexity, mean KL to the original and agreement on the held-out text of coldpress/short.
+model, and takes perplexity, mean KL to the original and agreement on the held-out text of coldpress/short, or of the
+file that `--text` names.
 Where inputs are quantized, it simulates that for both in the same way.
 llm-compressor's QuantizationModifier only finds scales in `oneshot`, and rounds when the weights are read: that time
 is a row of its own.
@@ -43,7 +44,7 @@ PACKAGES = {
 
 def run_job(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All runs of a job, and what its weights are worth."""
-    job, folder = JOBS[name], options.cache / name
+    job, folder = JOBS[name], options.cache / called(name, options)
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(folder, options)
     sides = job.sides()
@@ -77,6 +78,11 @@ def run_job(name: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def called(name: str, options: argparse.Namespace) -> str:
+    """A job and the text that it was given, as files are named."""
+    return name if options.text is None else f"{name}-{options.text.stem}"
+
+
 def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The model as a folder, and `rows.json`, the token ids."""
     stem = f"{Path(options.model).name}-{sha256(str(options.model).encode()).hexdigest()[:8]}"
@@ -84,6 +90,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "model": options.model,
         "source": str(options.cache / "source" / stem),
         "rows": str(folder / "rows.json"),
+        "text": options.text and str(options.text),
         "samples": options.samples,
         "length": options.length,
         "seed": options.seed,
@@ -99,6 +106,7 @@ def evaluate(
     request = {
         "folder": prepared["folder"],
         "weights": list(outcomes.values()),
+        "text": options.text and str(options.text),
         "inputs": job.inputs(),
         "cache": job.cache,
         "rotated": job.rotated,
@@ -155,6 +163,7 @@ def facts(options: argparse.Namespace, name: str) -> dict[str, Any]:
     model = [] if options.model == "smollm2" else [f"--model {Path(options.model).name}"]
     settings = ("repeats", "samples", "length", "threads", "seed", "peer_pipeline")
     words = [f"--{key.replace('_', '-')} {getattr(options, key)}" for key in settings]
+    words += [f"--text {options.text}"] if options.text else []
     words += [f"--only {options.only}"] if options.only else []
     words += ["--write"] if options.write else []
     chosen = [side for side in SIDES if options.only in (None, side)]
@@ -295,6 +304,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2", help="another checkpoint: what `coldpress.load_model` reads")
     parser.add_argument("--samples", type=int, default=32, help="of calibration data")
     parser.add_argument("--length", type=int, default=512, help="tokens of a sample")
+    parser.add_argument(
+        "--text", type=Path, help="a file of passages (texts.py) in place of coldpress/short: half to calibrate on"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -326,7 +338,7 @@ def main() -> None:
         found = run_job(name, options)
         print(page(found))
         if options.write:
-            stem = HERE / "results" / f"compare-{name}"
+            stem = HERE / "results" / f"compare-{called(name, options)}"
             stem.with_suffix(".md").write_text(page(found), encoding="utf-8")
             stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -6,7 +6,7 @@ The model is a Llama of about 1.5 billion random weights in bfloat16, written by
 Each case runs in a process of its own, whose peak is VmHWM of /proc/self/status: the largest resident set ever, files
 that are mapped included.  `mapped` is RssFile at the end, which is code of libraries; weights are read, not mapped.
 The peak over the bare imports must stay below two blocks + embeddings (and head) + calibration activations + the Gram
-matrices of a block and the factor of the largest + 300 MB.
+matrices of a block and the factor of the largest + 300 MB; in a reverse sweep the inputs of all blocks are activations.
 
 With `--peer` the same GPTQ also runs on a loaded model, ours and llm-compressor's, in turns.  There the peak is that of
 the whole process, because the two import what they need at other times.
@@ -44,10 +44,12 @@ STATIC = (
     "weights: {num_bits: 8, strategy: channel}, input_activations: {num_bits: 8, strategy: tensor}}}}"
 )
 GPTQ = "GPTQModifier: {scheme: W4A16, ignore: [lm_head]}"
+GUIDED = "WandaModifier: {mask_structure: '2:4', guidance: data, ignore: [lm_head]}"  # needs little but the sweep
 CASES = {
     "W4A16, data_free": {"recipe": W4A16, "pipeline": "data_free"},
     "W8A8 static, sequential": {"recipe": STATIC, "pipeline": "sequential"},
     "GPTQ W4A16, sequential": {"recipe": GPTQ, "pipeline": "sequential"},
+    "reverse sweep, sequential": {"recipe": GUIDED, "pipeline": "sequential"},
 }
 LOADED = """
 import json, re, sys, time
@@ -121,6 +123,8 @@ def budget(config: LlamaConfig, case: str) -> dict[str, int]:
     parts = {"two blocks": 2 * 2 * max(blocks), "embeddings": 2 * (head + tail), "activations": 0, "statistics": 0}
     if "sequential" in case:
         parts["activations"] = SAMPLES * TOKENS * config.hidden_size * 2 * 2  # inputs and outputs of a block
+    if "reverse" in case:  # the inputs of all blocks are kept
+        parts["activations"] += SAMPLES * TOKENS * config.hidden_size * 2 * config.num_hidden_layers
     if "GPTQ" in case:  # Gram matrices in float32, and two matrices that the largest is factorized in
         inner = config.intermediate_size**2
         parts["statistics"] = 4 * (3 * config.hidden_size**2 + inner + 2 * inner)
@@ -215,9 +219,9 @@ def table(results: list[dict], weights: int, command: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="a folder for the model (3 GB) and outputs")
-    parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--only", default="", help="cases whose name holds this word, which the result is named by")
     parser.add_argument("--small", action="store_true", help="a model of a few megabytes, to try the script")
-    parser.add_argument("--write", action="store_true", help="write results/memory.{md,json}")
+    parser.add_argument("--write", action="store_true", help="write results/memory{,-ONLY}.{md,json}")
     parser.add_argument("--peer", type=Path, help="environment of llm-compressor, beside which the model is in memory")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side beside the peer")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -229,17 +233,19 @@ def main() -> None:
     settings = {**MODEL, **(SMALL if options.small else {})}
     results = measure(options.cache, settings, options.only)
     weights = sum(_count(shape) for part in shapes(LlamaConfig(**settings)) for shape in part.values())
-    command = f"python benchmarks/memory.py --cache CACHE --peer .venv-peer --repeats {options.repeats} --write"
+    words = [f"--only {options.only}"] if options.only else []
+    words += [f"--peer .venv-peer --repeats {options.repeats}"] if options.peer else []
+    command = " ".join(["python benchmarks/memory.py --cache CACHE", *words, "--write"])
     text = table(results, weights, command)
     both = loaded(options.cache, options.peer, options.repeats) if options.peer else []
     text += loaded_table(both) if both else ""
     print(text)
     if options.write:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "memory.md").write_text(text)
-        (RESULTS / "memory.json").write_text(
-            json.dumps({"model": MODEL, "results": results, "loaded": both}, indent=1) + "\n"
-        )
+        stem = RESULTS / "-".join(["memory", *options.only.split()])
+        stem.with_suffix(".md").write_text(text)
+        found = {"model": MODEL, "results": results, "loaded": both}
+        stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     sys.exit(any(result["peak"] > result["limit"] for result in results))
 
 

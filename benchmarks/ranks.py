@@ -2,10 +2,13 @@
 
     python benchmarks/ranks.py speed --write      two ranks of one thread against one process of one and of two
     python benchmarks/ranks.py kills --trials 20 --write
+    python benchmarks/ranks.py peer --write       the same beside llm-compressor's GPTQ over gloo
     python benchmarks/ranks.py recipes --write    every recipe of `recipes/` on a tiny model, 1, 2 and 3 ranks
 
 speed    SmolLM2, GPTQ W4A16, 32 samples of 512 tokens.  Seconds are those of the run as its report has them, without
          imports; memory is the peak of each process.
+peer     one and two ranks of one thread, of both; llm-compressor runs in `.venv-peer` (`make .venv-peer/.stamp`), on
+         the same token ids; its seconds are those of `oneshot`, without loading.  Digests are those of all weights.
 kills    a random rank of two is killed after a random stage; what the others say, how long they take to, and whether
          the run that resumes, with one to three ranks, gives the bytes of one that was not killed.
 """
@@ -28,6 +31,8 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 RECIPES = Path(__file__).parents[1] / "recipes"
+PEER = Path(__file__).parents[1] / ".venv-peer" / "bin" / "python"
+SAMPLES = 32
 TIMED = ("report.json", "report.html", "manifest.json")
 GPTQ = "GPTQModifier: {scheme: W4A16, group_size: 64, ignore: [lm_head]}"
 
@@ -48,7 +53,12 @@ def child(arguments: str) -> None:
 
 
 def start(size: int, threads: int, settings: dict) -> list[subprocess.Popen]:
-    """The processes of a run, as torchrun starts them."""
+    """The processes of a run of ours."""
+    return launch(size, threads, [sys.executable, __file__, "child", json.dumps(settings)])
+
+
+def launch(size: int, threads: int, command: list[str]) -> list[subprocess.Popen]:
+    """Processes as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -58,7 +68,6 @@ def start(size: int, threads: int, settings: dict) -> list[subprocess.Popen]:
         if size > 1:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, __file__, "child", json.dumps(settings)]
         found.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     return found
 
@@ -67,18 +76,26 @@ def digests(folder: Path) -> dict[str, str]:
     return {p.name: sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.name not in TIMED}
 
 
+def ours(size: int, threads: int, length: int, folder: Path) -> dict:
+    """A run of ours, with so many processes of so many threads."""
+    data = {"dataset": "coldpress/short", "num_calibration_samples": SAMPLES, "max_seq_length": length}
+    out, peak = folder / f"{size}x{threads}", folder / f"peak-{size}x{threads}"
+    settings = {"model": "smollm2", "recipe": GPTQ, "output_dir": str(out), "peak": str(peak), **data}
+    finish(start(size, threads, settings))
+    report = json.loads((out / "report.json").read_text())
+    peaks = [int(Path(f"{peak}-{rank}").read_text()) for rank in range(size)]
+    return {"seconds": report["seconds"], "peak_bytes": peaks, "digests": digests(out)}
+
+
+def finish(processes: list[subprocess.Popen]) -> None:
+    """Wait for processes, all of which must end well."""
+    errors = [process.communicate()[1] for process in processes]
+    assert not any(process.returncode for process in processes), "\n".join(errors)[-3000:]
+
+
 def speed(arguments: argparse.Namespace, folder: Path) -> tuple[dict, str]:
-    data = {"dataset": "coldpress/short", "num_calibration_samples": 32, "max_seq_length": arguments.length}
-    found: dict[str, dict] = {}
-    for name, size, threads in (("1 x 1", 1, 1), ("2 x 1", 2, 1), ("1 x 2", 1, 2)):
-        out = folder / name.replace(" ", "")
-        settings = {"model": "smollm2", "recipe": GPTQ, "output_dir": str(out), "peak": str(folder / name), **data}
-        processes = start(size, threads, settings)
-        errors = [process.communicate()[1] for process in processes]
-        assert [process.returncode for process in processes] == [0] * size, "\n".join(errors)[-3000:]
-        report = json.loads((out / "report.json").read_text())
-        peaks = [int(Path(f"{folder / name}-{rank}").read_text()) for rank in range(size)]
-        found[name] = {"seconds": report["seconds"], "peak_bytes": peaks, "digests": digests(out)}
+    shapes = (("1 x 1", 1, 1), ("2 x 1", 2, 1), ("1 x 2", 1, 2))
+    found = {name: ours(size, threads, arguments.length, folder) for name, size, threads in shapes}
     same = found["1 x 1"].pop("digests") == found["2 x 1"].pop("digests")
     found["1 x 2"].pop("digests")
     base = found["1 x 1"]["seconds"]
@@ -90,6 +107,51 @@ def speed(arguments: argparse.Namespace, folder: Path) -> tuple[dict, str]:
     table = "| processes x threads | seconds | times as fast | MiB at most |\n|---|--:|--:|--:|\n" + "\n".join(rows)
     words = f"{table}\n\nBytes of 2 x 1 and 1 x 1: {'the same' if same else 'NOT the same'}."
     return {"runs": found, "same_bytes": same}, words
+
+
+def peer(arguments: argparse.Namespace, folder: Path) -> tuple[dict, str]:
+    """One and two ranks, of both, on the same token ids."""
+    from coldpress import load_model, load_tokenizer
+    from coldpress.arguments import DatasetArguments
+    from coldpress.calibration.dataset import load_batches
+
+    model = load_model("smollm2", dtype="bfloat16", device="cpu")
+    tokenizer = load_tokenizer("smollm2", model)
+    data = DatasetArguments(dataset="coldpress/short", num_calibration_samples=SAMPLES, max_seq_length=arguments.length)
+    rows = [row for batch in load_batches(data, tokenizer, 0) for row in batch["input_ids"].tolist()]
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64}
+    gptq = {"ignore": ["lm_head"], "config_groups": {"all": {"targets": ["Linear"], "weights": weights}}}
+    found: dict[str, dict[str, dict]] = {"llm-compressor": {}, "coldpress": {}}
+    for size in (1, 2):
+        name = f"{size} x 1"
+        answer, request = folder / f"theirs-{size}", folder / f"theirs-{size}.json"
+        asked = {"model": str(folder / "model"), "rows": rows, "gptq": gptq, "answer": str(answer)}
+        request.write_text(json.dumps(asked))
+        finish(launch(size, 1, [str(PEER), str(Path(__file__).parent / "compare" / "peer_rank.py"), str(request)]))
+        each = [json.loads(Path(f"{answer}-{rank}").read_text()) for rank in range(size)]
+        found["llm-compressor"][name] = {
+            "seconds": max(one["seconds"] for one in each),
+            "peak_bytes": [one["peak_bytes"] for one in each],
+            "digests": [one["sha256"] for one in each],
+        }
+        found["coldpress"][name] = ours(size, 1, arguments.length, folder)
+    rows_of_table = [
+        f"| {side} | {name} | {one['seconds']:.1f} | {runs['1 x 1']['seconds'] / one['seconds']:.2f} | "
+        f"{', '.join(f'{peak / 2**20:.0f}' for peak in one['peak_bytes'])} |"
+        for side, runs in found.items()
+        for name, one in runs.items()
+    ]
+    head = "| | processes x threads | seconds | times as fast as one | MiB at most |\n|---|---|--:|--:|--:|\n"
+    theirs = found["llm-compressor"]
+    alike = set(theirs["2 x 1"].pop("digests")) == set(theirs["1 x 1"].pop("digests"))
+    same = found["coldpress"]["2 x 1"].pop("digests") == found["coldpress"]["1 x 1"].pop("digests")
+    words = {True: "the same", False: "not the same"}
+    end = f"Bytes of two ranks and one: llm-compressor {words[alike]}, coldpress {words[same]}."
+    return {"runs": found, "same_bytes": {"llm-compressor": alike, "coldpress": same}}, (
+        head + "\n".join(rows_of_table) + f"\n\n{end}"
+    )
 
 
 def kills(arguments: argparse.Namespace, folder: Path) -> tuple[dict, str]:
@@ -183,7 +245,7 @@ def recipes(arguments: argparse.Namespace, folder: Path) -> tuple[dict, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "kills", "recipes"])
+    parser.add_argument("what", choices=["speed", "peer", "kills", "recipes"])
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -192,9 +254,10 @@ def main() -> None:
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        numbers, words = {"speed": speed, "kills": kills, "recipes": recipes}[arguments.what](arguments, Path(folder))
-    options = {"speed": "", "kills": f" --trials {arguments.trials} --seed {arguments.seed}", "recipes": ""}
-    command = f"python benchmarks/ranks.py {arguments.what}{options[arguments.what]}"
+        kinds = {"speed": speed, "peer": peer, "kills": kills, "recipes": recipes}
+        numbers, words = kinds[arguments.what](arguments, Path(folder))
+    options = f" --trials {arguments.trials} --seed {arguments.seed}" if arguments.what == "kills" else ""
+    command = f"python benchmarks/ranks.py {arguments.what}{options}"
     text = f"# Ranks: {arguments.what}\n\n`{command}` on {date.today()}: torch {torch.__version__}.\n\n{words}\n"
     print(text)
     if arguments.write:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from attrs import frozen
+from datasets import Dataset
 from remembered import Remembered
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from coldpress.numerics import dynamic_qparams, fake_quantize
 from coldpress.plugin import Attachment, AttentionStates, Quantized, attention_modules
 
 PASSAGE = 512  # tokens that every passage of coldpress/short has
+MOST = 16384  # tokens of another text that are judged on
 
 
 def prepare(request: dict) -> dict:
@@ -36,20 +38,26 @@ def prepare(request: dict) -> dict:
             load_tokenizer(request["model"], model).save_pretrained(folder)
             model.save_pretrained(folder)
     arguments = DatasetArguments(
-        dataset="coldpress/short",
+        dataset=Dataset.from_dict({"text": halves(request["text"])[0]}) if request["text"] else "coldpress/short",
         num_calibration_samples=count,
         max_seq_length=length,
-        concatenate_data=length > PASSAGE,
+        concatenate_data=bool(request["text"]) or length > PASSAGE,
     )
     batches = load_batches(arguments, load_tokenizer(str(folder)), request["seed"])
     rows = [row for batch in batches for row in batch["input_ids"].tolist()]
     if len(rows) < count or any(len(row) != length for row in rows):
         longest = max(map(len, rows))
-        raise SystemExit(
-            f"coldpress/short gives {len(rows)} samples of up to {longest} tokens: ask for fewer or shorter"
-        )
+        source = request["text"] or "coldpress/short"
+        raise SystemExit(f"{source} gives {len(rows)} samples of up to {longest} tokens: ask for fewer or shorter")
     Path(request["rows"]).write_text(json.dumps(rows), encoding="utf-8")
     return {"folder": str(folder), "tokens": sum(map(len, rows))}
+
+
+def halves(text: str) -> tuple[list[str], list[str]]:
+    """The passages of a file, a line each, to calibrate and to judge on."""
+    lines = Path(text).read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line)["text"] for line in lines]
+    return found[: len(found) // 2], found[len(found) // 2 :]
 
 
 def evaluate(request: dict) -> dict:
@@ -57,11 +65,12 @@ def evaluate(request: dict) -> dict:
     torch.set_num_threads(request["threads"])
     original = Remembered(load_model(request["folder"], dtype=torch.bfloat16, device="cpu"))
     tokenizer = load_tokenizer(request["folder"], original.model)
-    found = {"original": {"perplexity": perplexity(original, tokenizer).value}}
-    return found | {path: judged(path, request, original, tokenizer) for path in request["weights"]}
+    text = {"text": halves(request["text"])[1], "max_tokens": MOST} if request.get("text") else {}
+    found = {"original": {"perplexity": perplexity(original, tokenizer, **text).value}}
+    return found | {path: judged(path, request, original, tokenizer, text) for path in request["weights"]}
 
 
-def judged(path: str, request: dict, original: Remembered, tokenizer: object) -> dict:
+def judged(path: str, request: dict, original: Remembered, tokenizer: object, text: dict) -> dict:
     """The numbers of one file of weights."""
     model = load_model(request["folder"], dtype=torch.bfloat16, device="cpu")
     weights = load_file(path)
@@ -75,7 +84,7 @@ def judged(path: str, request: dict, original: Remembered, tokenizer: object) ->
     if request["cache"] is not None:
         simulate_cache(model, request["cache"])
     asked = Remembered(model)
-    cost, distance = perplexity(asked, tokenizer), divergence(asked, original, tokenizer)
+    cost, distance = perplexity(asked, tokenizer, **text), divergence(asked, original, tokenizer, **text)
     return {
         "perplexity": cost.value,
         "perplexity_standard_error": cost.standard_error,

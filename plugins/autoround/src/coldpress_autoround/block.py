@@ -6,6 +6,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from coldpress.numerics import is_finite
 from coldpress.plugin import (
     CalibrationError,
     Call,
@@ -94,16 +95,23 @@ class Block:
         total: dict[Layer, Tensor] = {}
         leaves = {layer: weight.detach().requires_grad_() for layer, weight in weights.items()}
         with simulated(leaves, self.inputs), torch.enable_grad():
-            for index, found in self._each(leaves, batches, size):
+            for _, found in self._each(leaves, batches, size):
                 for layer, gradient in zip(leaves, found, strict=True):
-                    if gradient is None:
-                        continue
-                    if not bool(gradient.isfinite().all()):
-                        raise NumericsError(
-                            f"{self.stage.name}: the gradient of {layer.name}.weight is not finite in batch {index}"
-                        )
-                    total[layer] = gradient.float() if layer not in total else total[layer].add_(gradient)
+                    if gradient is not None:
+                        total[layer] = gradient.float() if layer not in total else total[layer].add_(gradient)
+            if not all(is_finite(one) for one in total.values()):
+                self._refuse(leaves, batches, size)
         return total
+
+    def _refuse(self, leaves: Mapping[Layer, Tensor], batches: Collection[int], size: float) -> None:
+        """Name the first batch and layer whose gradient is not finite, as their sum is not."""
+        for index, found in self._each(leaves, batches, size):
+            for layer, gradient in zip(leaves, found, strict=True):
+                if gradient is not None and not is_finite(gradient):
+                    raise NumericsError(
+                        f"{self.stage.name}: the gradient of {layer.name}.weight is not finite in batch {index}"
+                    )
+        raise NumericsError(f"{self.stage.name}: the sum of gradients of some batches is not finite")
 
     def _each(
         self, leaves: Mapping[Layer, Tensor], batches: Collection[int], size: float
