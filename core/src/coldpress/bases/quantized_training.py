@@ -129,9 +129,12 @@ class QuantizedTraining(Lifecycle):
 
     @torch.no_grad()
     def step(self, training: Training) -> None:
-        """Keep learned scales above zero, where rounding has a meaning."""
-        for scale in self.learned():
-            scale.clamp_(min=torch.finfo(scale.dtype).tiny ** 0.5)
+        """Keep learned scales on their side of zero, where rounding has a meaning."""
+        for layer, encoding in self._attached.values():
+            scale, begun = layer.module._parameters.get(_LEARNED), encoding.quantized.scale
+            if scale is not None and begun is not None:
+                sides = begun.to(scale).sign()
+                scale.mul_(sides).clamp_(min=torch.finfo(scale.dtype).tiny ** 0.5).mul_(sides)
 
     @torch.no_grad()
     def detach(self, training: Training) -> None:

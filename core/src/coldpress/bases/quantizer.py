@@ -20,7 +20,7 @@ from coldpress.hookspecs import hookimpl
 from coldpress.modifier import QUANTIZES, Modifier, Needs
 from coldpress.numerics import calculate_global_scale, calculate_qparams, in_weight_dtype, quantize, version
 from coldpress.quantized import Quantized
-from coldpress.schemes import QuantizationArgs, Scheme, preset
+from coldpress.schemes import QuantizationArgs, Scheme, may_be_signed, preset
 from coldpress.spelling import suggest
 from coldpress.stage import Layer, Stage
 from coldpress.state import State
@@ -55,6 +55,8 @@ class Quantizer(Modifier):
         group_size: in place of the preset's; -1 for per-channel scales.
         weight_observer: observer of weights, in place of the scheme's.
         input_observer: observer of static inputs, in place of the scheme's.
+        signed_scales: scales of weights that are symmetric integers are negative where the largest weight of a group is
+            above zero, which the grid reaches less far than below; other formats have one sign.
         output_observer: understood and without effect: outputs of layers are not quantized.
         observer: all of them at once, `{weights: ..., input: ...}`; instead of the three above.
         kv_cache_scheme: how keys and values are quantized where attention runs: static and symmetric, one scale for
@@ -70,6 +72,7 @@ class Quantizer(Modifier):
     group_size: int | None = None
     weight_observer: str | None = None
     input_observer: str | None = None
+    signed_scales: bool = False
     output_observer: str | None = None
     observer: dict[str, str] | None = None
     kv_cache_scheme: QuantizationArgs | None = field(default=None, converter=_to_cache)
@@ -153,7 +156,7 @@ class Quantizer(Modifier):
         named = self.observer or {}
         return evolve(
             scheme,
-            weights=_with_observer(scheme.weights, named.get("weights", self.weight_observer)),
+            weights=self._signed(_with_observer(scheme.weights, named.get("weights", self.weight_observer))),
             input_activations=_with_observer(scheme.input_activations, named.get("input", self.input_observer)),
         )
 
@@ -327,6 +330,11 @@ class Quantizer(Modifier):
             for name, group in (self.config_groups or {}).items()
             if group.weights is None and group.targets and all(target.endswith("Attention") for target in group.targets)
         }
+
+    def _signed(self, args: QuantizationArgs | None) -> QuantizationArgs | None:
+        """How weights are quantized, with `signed_scales` where these mean something."""
+        allowed = self.signed_scales and args is not None and may_be_signed(args)
+        return evolve(args, signed_scales=True) if allowed and args is not None else args
 
     def _preset(self, name: str) -> Scheme:
         return preset(name) if self.group_size is None else preset(name, group_size=self.group_size)

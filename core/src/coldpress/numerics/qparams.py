@@ -19,6 +19,7 @@ def calculate_qparams(
     """The scale and zero point that map a range onto the grid; zero is always mapped exactly.
 
     Symmetric: scale = max |x| / ((q_max - q_min) / 2), so 127.5 for int8 and 7.5 for int4, not 127 and 7.
+    With `signed_scales`: scale = x / q_min, x the number that max |x| is of; negative where that is above zero.
     Asymmetric: scale = (max - min) / (q_max - q_min) and zero_point = q_min - min / scale, rounded.
     Scales in uint8 (MX): the power of two that brings max |x| below the next power of two after q_max.
     With `scale_bits`: see `super_block_qparams`.
@@ -48,6 +49,8 @@ def calculate_qparams(
         largest = torch.maximum(-minimum, maximum)
         half = _scalar((grid.maximum - grid.minimum) / 2, largest)
         scale = _power_of_two(largest, grid) if is_microscaled(args) else largest / half
+        if args.signed_scales:
+            scale = torch.where(maximum > -minimum, maximum, minimum) / _scalar(grid.minimum, largest)
         zero_point = torch.zeros_like(scale, dtype=torch.int8)
     else:
         scale = (maximum - minimum) / _scalar(grid.maximum - grid.minimum, maximum)

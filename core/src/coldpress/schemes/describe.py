@@ -19,4 +19,5 @@ def _words(args: QuantizationArgs) -> str:
     sides = "" if args.symmetric else " asymmetric"
     dynamic = {True: " dynamic", False: "", "local": " dynamic local"}[args.dynamic]
     scales = "" if args.scale_bits is None else f" scales of {args.scale_bits} bits"
-    return f"{args.type}{args.num_bits}{sides} {strategy}{scales}{dynamic}"
+    signed = " signed scales" if args.signed_scales else ""
+    return f"{args.type}{args.num_bits}{sides} {strategy}{scales}{signed}{dynamic}"

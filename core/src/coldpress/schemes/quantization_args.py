@@ -124,6 +124,12 @@ def _to_scale_bits(value: Any) -> int | None:
     return None if value is None else _integer("scale_bits", value, least=2)
 
 
+def _to_signed_scales(value: Any) -> bool:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise SchemeError(f"signed_scales must be true or false, got {value!r}")
+
+
 def _to_observer(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
@@ -159,6 +165,8 @@ class QuantizationArgs:
             has a float16 of its own; where weights are asymmetric, a zero point is a minimum over a scale, and no whole
             number.  ggml's K-quants are these.  Left out, scales are as `scale_dtype` says.
         zp_dtype: what zero points are rounded to; left out, it follows from the grid.
+        signed_scales: of symmetric integers, which reach one step further below zero than above: scales are negative
+            where the larger end of a range is above zero, so that it, too, lies at the further end of the grid.
         observer: how a range becomes a scale, a plugin's name; left out, the caller's default.
         observer_kwargs: settings of the observer.
 
@@ -177,6 +185,7 @@ class QuantizationArgs:
     scale_dtype: torch.dtype | None = field(default=None, converter=Converter(_to_scale_dtype, takes_self=True))  # type: ignore[call-overload, misc]
     scale_bits: int | None = field(default=None, converter=_to_scale_bits)
     zp_dtype: torch.dtype | None = field(default=None, converter=Converter(_to_zp_dtype, takes_self=True))  # type: ignore[call-overload, misc]
+    signed_scales: bool = field(default=False, converter=_to_signed_scales)
     observer: str | None = field(default=None, converter=_to_observer)
     observer_kwargs: dict[str, Any] = field(factory=dict, converter=_to_observer_kwargs, hash=False)
 
@@ -215,6 +224,11 @@ class QuantizationArgs:
         if not self.group_size or SUPER_BLOCK % self.group_size:
             raise SchemeError(f"scale_bits needs a group_size that divides {SUPER_BLOCK}, got {self.group_size}")
 
+    @signed_scales.validator
+    def _check_signs(self, attribute: "Attribute[bool]", signed: bool) -> None:
+        if signed and not may_be_signed(self):
+            raise SchemeError("signed_scales is for symmetric integers with scales of one level, which do not change")
+
     @classmethod
     def from_dict(cls, data: Any) -> "QuantizationArgs":
         """Read what `to_dict` or the library compressed-tensors wrote, nulls included, or an object of that library.
@@ -240,10 +254,16 @@ class QuantizationArgs:
             "scale_dtype": str(self.scale_dtype) if self.scale_dtype else None,
             "scale_bits": self.scale_bits,
             "zp_dtype": str(self.zp_dtype) if self.zp_dtype and not self.symmetric else None,
+            "signed_scales": self.signed_scales or None,
             "observer": self.observer,
             "observer_kwargs": dict(self.observer_kwargs) or None,
         }
         return {name: value for name, value in data.items() if value is not None or name == "group_size"}
+
+
+def may_be_signed(args: QuantizationArgs) -> bool:
+    """Whether `signed_scales` means something: zero is in the middle, and the grid reaches further below it."""
+    return args.type == "int" and args.symmetric and args.scale_bits is None and not args.dynamic
 
 
 def is_microscaled(args: QuantizationArgs) -> bool:

@@ -73,6 +73,8 @@ def _missing_for_inputs(args: QuantizationArgs) -> str | None:
         return "scales that are rounded" if args.scale_bits is None else f"scales of {args.scale_bits} bits"
     if args.strategy == "tensor_group" and args.dynamic != "local":
         return f"strategy 'tensor_group' with dynamic={args.dynamic!r}"
+    if args.signed_scales:
+        return "signed scales"
     if not args.dynamic and args.strategy != "tensor":
         return f"static strategy {args.strategy!r}"
     return None

@@ -13,7 +13,8 @@ g the gradient of w', m = 1 inside and 0 where a code is clamped:
 
     dL/dv = m s u g          dL/ds = sum g (q - z - m w / s)          dL/dz = -sum (1 - m) s g                    (1)
 
-Descent sees signs alone, so what is positive (s, u) is left out, and no graph is kept: (1) is all of it.
+Descent sees signs alone, so what is positive (u, and s but where scales are signed) is left out, and no graph is kept:
+(1) is all of it.
 """
 
 from typing import NamedTuple
@@ -170,6 +171,9 @@ def signs(weight: Fixed, learned: Learned, found: Rounded, gradient: Tensor) -> 
     inside = found.inside if weight.movable is None else found.inside * weight.movable
     offsets = g.sign() * inside
     along = (g * found.slope).sum(-1)  # dL/ds, [*q]
+    if weight.args.signed_scales:
+        sides = found.step.sign()
+        return Learned(offsets * sides[..., None], (along * sides).sign()[None])
     if weight.args.symmetric:
         return Learned(offsets, along.sign()[None])
     span = number_format(weight.args).maximum - number_format(weight.args).minimum

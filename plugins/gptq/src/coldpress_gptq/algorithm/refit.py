@@ -33,7 +33,7 @@ def refitted(
 ) -> tuple[Tensor, Solution]:
     """The scales that fit the codes best, and the solution with the error that is left.
 
-    Rows keep their scales where the new ones, in the dtype of scales, are no better or not above zero.
+    Rows keep their scales where the new ones, in the dtype of scales, are no better or have other signs.
 
     Args:
         weight: [O, I].
@@ -50,7 +50,7 @@ def refitted(
     found = torch.cat([old + _change(c, w, old, gram) for c, w, old in parts])
     found = found.to(args.scale_dtype or scale.dtype).to(scale.dtype)
     refit = measured(solution.codes, weight, (found, point), prepared, args)
-    better = (refit.loss < solution.loss) & ((found > 0) & found.isfinite()).all(1)  # [O]
+    better = (refit.loss < solution.loss) & ((found * scale > 0) & found.isfinite()).all(1)  # [O]
     return torch.where(better[:, None], found, scale), refit._replace(
         loss=torch.where(better, refit.loss, solution.loss)
     )
