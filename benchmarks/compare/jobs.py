@@ -54,7 +54,10 @@ AWQ = ("AWQModifier", {"duo_scaling": True, "n_grid": 20})
 
 
 def autoround(weights: dict[str, Any], *, iters: int, **ours: Any) -> tuple[str, dict[str, Any]]:
-    """AutoRound with as many steps on both sides; what else ours is given, the peer has no word for."""
+    """AutoRound with as many steps on both sides; what else ours is given, the peer has no word for.
+
+    Scales of the peer are signed.
+    """
     return "AutoRoundModifier", {**scheme(weights), "iters": iters, "batch_size": 8, **ours}
 
 
@@ -138,15 +141,19 @@ JOBS = {
         rotated=True,
     ),
     "spinquant-gptq-w4a16": Job("SpinQuant, then GPTQ, W4A16", [SPINQUANT, gptq(rowwise(4))], rotated=True),
-    "autoround-w4a16": Job("AutoRound, 4 bits, groups of 64, 50 steps", [autoround(grouped(4), iters=50)]),
+    "autoround-w4a16": Job(
+        "AutoRound, 4 bits, groups of 64, 50 steps",
+        [autoround(grouped(4), iters=50, signed_scales=True)],
+        peer=[autoround(grouped(4), iters=50)],
+    ),
     "autoround-w3a16": Job(
         "AutoRound, 3 bits, groups of 64, 50 steps",
-        [autoround(grouped(3), iters=50, start="gptq")],
+        [autoround(grouped(3), iters=50, signed_scales=True)],
         peer=[autoround(grouped(3), iters=50)],
     ),
     "autoround-w2a16": Job(
         "AutoRound, 2 bits, groups of 32, 50 steps",
-        [autoround({**grouped(2), "group_size": 32}, iters=50, start="gptq")],
+        [autoround({**grouped(2), "group_size": 32}, iters=50, signed_scales=True)],
         peer=[autoround({**grouped(2), "group_size": 32}, iters=50)],
     ),
     "autoround-mxfp4": Job("AutoRound, MXFP4 weights, 50 steps", [preset("MXFP4A16", iters=50)]),
