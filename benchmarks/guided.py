@@ -3,9 +3,9 @@
     python benchmarks/guided.py 3:none 3:sampled:.95 3:data:.95 --write
 
 A line is FORM:LABELS:QUANTILE:POWER:GROUPS.
-FORM is 4, 3 (bits, groups of 64), 2 (groups of 32) or c (4 bits, a scale a row) for GPTQ, and S0, S2, ... for SparseGPT
-2:4 with so many `refine_passes`; LABELS is none, sampled or data; tokens are weighted with
-`TokenWeight(quantile=QUANTILE, power=POWER)`, and rows in GROUPS, each 1 where it is left out.
+FORM is 4, 3 (bits, groups of 64), 2 (groups of 32) or c (4 bits, a scale a row) for GPTQ, with an s behind it for
+`signed_scales`, and S0, S2, ... for SparseGPT 2:4 with so many `refine_passes`; LABELS is none, sampled or data; tokens
+are weighted with `TokenWeight(quantile=QUANTILE, power=POWER)`, and rows in GROUPS, each 1 where it is left out.
 The model is the embedded one in bfloat16, calibrated on 16 samples of 512 tokens of coldpress/short with seed 0.  KL is
 to the original, on 4096 tokens of the held-out text of coldpress/short and as many of other passages of its
 calibration text.  The reverse sweep of one kind of labels and groups is run once, for all lines.
@@ -40,9 +40,10 @@ SWEEP = ReverseSweep.run
 def modifier(form: str, labels: str, groups: int) -> dict[str, Any]:
     guided = {} if labels == "none" else {"guidance": labels}
     guided |= {} if groups == 1 else {"guidance_groups": groups}
+    guided |= {"signed_scales": True} if form.endswith("s") else {}
     if form.startswith("S"):
         return {"SparseGPTModifier": {**SPARSE, "refine_passes": int(form[1:]), **guided}}
-    return {"GPTQModifier": {**FORMS[form], **guided}}
+    return {"GPTQModifier": {**FORMS[form.removesuffix("s")], **guided}}
 
 
 def run_once(self: ReverseSweep, statistics: Any, output: Any = None) -> None:
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lines", nargs="+")
     parser.add_argument("--untimed", action="store_true", help="leave the seconds out: other things run meanwhile")
-    parser.add_argument("--write", action="store_true", help="write results/guided.{md,json}")
+    parser.add_argument("--write", nargs="?", const="guided", help="write results/guided.{md,json}, or another name")
     options = parser.parse_args()
     original = Remembered(load_model("smollm2", dtype=torch.bfloat16, device="cpu"))
     tokenizer, (samples, others), rows = load_tokenizer("smollm2", original.model), divided(), []
@@ -97,8 +98,9 @@ def main() -> None:
     text = table(rows)
     print(text)
     if options.write:
-        (RESULTS / "guided.md").write_text(text, encoding="utf-8")
-        (RESULTS / "guided.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        stem = RESULTS / options.write
+        stem.with_suffix(".md").write_text(text, encoding="utf-8")
+        stem.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -135,6 +135,7 @@ CASES: dict[str, Case] = {
     "the original": Case({}),
     **{name: _of_preset(name) for name in preset_names() if name not in ("UNQUANTIZED", "INT8")},
     "W4A16, one scale a row": Case({"scheme": "W4A16", "group_size": -1}, dtype="float16"),
+    "W4A16, signed scales": Case({"scheme": "W4A16", "group_size": 64, "signed_scales": True}, dtype="float16"),
     "W4A8 in int-quantized": Case(
         {"scheme": "W4A8", "group_size": 64},
         arguments={"quantization_format": "int-quantized"},

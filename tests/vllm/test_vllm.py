@@ -21,7 +21,7 @@ from coldpress import preset_names
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 
-QUICK = ("W4A16", "W8A8", "FP8_DYNAMIC", "NVFP4", "KV cache in float8")
+QUICK = ("W4A16", "W4A16, signed scales", "W8A8", "FP8_DYNAMIC", "NVFP4", "KV cache in float8")
 # A part of what vLLM says, also where its emulation is offered.
 REFUSED = {
     "W4AFP8": "No compressed-tensors compatible scheme was found",

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from coldpress.errors import SchemeError
 from coldpress.numerics import calculate_qparams, dequantize, dynamic_qparams, fake_quantize, group, quantize
+from coldpress.numerics.codes import check_qparams
 from coldpress.schemes import QuantizationArgs
 
 
@@ -62,6 +63,28 @@ def test_numbers_on_the_grid_are_kept(symmetric):
     x = dequantize(codes, scale, zero_point, args)
 
     assert torch.equal(quantize(x, scale, zero_point, args), codes)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_with_signed_scales_the_number_furthest_from_zero_is_at_the_further_end_of_the_grid(bits):
+    args = QuantizationArgs(num_bits=bits, strategy="channel", signed_scales=True)
+    x = torch.tensor([[0.5, -1.0, 4.0], [0.5, -4.0, 1.0], [0.0, 0.0, 0.0]])
+
+    scale, zero_point = calculate_qparams(x.amin(-1), x.amax(-1), args)
+    codes = quantize(x, scale[:, None], zero_point[:, None], args)
+
+    least = -(2 ** (bits - 1))
+    assert torch.equal(scale[:2], torch.tensor([4.0, -4.0]) / least)
+    assert scale[2] > 0
+    assert [int(codes[0, 2]), int(codes[1, 1])] == [least, least]
+    check_qparams(scale[:, None], None, args, (3, 3))
+    assert torch.equal(dequantize(codes, scale[:, None], zero_point[:, None], args)[[0, 1], [2, 1]], x[[0, 1], [2, 1]])
+
+
+def test_scales_of_other_grids_have_one_sign():
+    for args in (QuantizationArgs(num_bits=4, symmetric=False), QuantizationArgs(type="float")):
+        with pytest.raises(ValueError, match="the scale is not positive"):
+            check_qparams(torch.tensor([-1.0]), torch.zeros(1, dtype=torch.int8), args, (2, 4))
 
 
 def test_zero_stays_zero():

@@ -10,6 +10,7 @@ import coldpress
 from coldpress import ArgumentError, ModelError, NumericsError, RecipeError
 from coldpress.calibration.training_rows import PaddingCollator
 from coldpress.plugin import Attachment
+from coldpress.quantized import encoding_of
 from coldpress.registry import find
 from coldpress.testing.models import batches, tiny_llama
 from coldpress.training import CompressionCallback
@@ -234,6 +235,18 @@ def test_quantized_layers_are_trained_on_their_grids(tmp_path, ranges):
     model.save_pretrained(tmp_path / "saved")
     loaded = coldpress.load_model(tmp_path / "saved")
     assert torch.equal(loaded.model.layers[0].mlp.up_proj.weight, weight)
+
+
+def test_learned_scales_keep_their_signs(tmp_path):
+    recipe = Rounding(scheme="W4A16", group_size=32, signed_scales=True, **LINEAR)
+    model = coldpress.oneshot(tiny_llama(), recipe)
+    before = encoding_of(model.model.layers[0].mlp.up_proj).quantized.scale.sign()
+
+    trainer(model, CompressionCallback(QAT(ranges="learned")), tmp_path).train()
+
+    after = encoding_of(model.model.layers[0].mlp.up_proj).quantized.scale
+    assert before.unique().tolist() == [-1, 1]
+    assert torch.equal(after.sign(), before)
 
 
 def test_a_model_that_came_quantized_stays_so_without_a_modifier(tmp_path):

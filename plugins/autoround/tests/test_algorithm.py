@@ -26,12 +26,14 @@ INTEGERS = [
     for bits in (2, 4, 8)
     for symmetric in (True, False)
 ]
+SIGNED = [QuantizationArgs(num_bits=bits, group_size=16, signed_scales=True) for bits in (2, 4)]
 FLOATS = [preset(name).weights for name in ("FP8", "FP8_DYNAMIC", "MXFP4", "NVFP4A16", "FP8_BLOCK")]
-EVERY = [*INTEGERS, *FLOATS]
+EVERY = [*INTEGERS, *SIGNED, *FLOATS]
 
 
 def named(args):
-    return f"{args.type}{args.num_bits}-{args.strategy}-{'symmetric' if args.symmetric else 'asymmetric'}"
+    sides = "signed" if args.signed_scales else "symmetric" if args.symmetric else "asymmetric"
+    return f"{args.type}{args.num_bits}-{args.strategy}-{sides}"
 
 
 def weight_of(args, dtype=torch.float32):
@@ -66,6 +68,7 @@ def test_an_offset_of_a_half_moves_a_weight_by_at_most_one_code(args):
 
     inside = (first.codes.abs() < min(-grid.minimum, grid.maximum) / 2) & (one.weight != 0)
     moved = (up.codes - first.codes)[inside]
+    assert not args.signed_scales or bool((first.step < 0).any())
     assert bool((moved >= 0).all())
     assert 0.2 < float((moved > 0).float().mean()) < 0.8
     assert bool((moved <= 1.001 * grid.spacing(up.codes[inside])).all())
@@ -85,7 +88,9 @@ def surrogate(weight, offsets, factors, args):
     """The same quantizer for integers with autograd, rounding passed straight through, [*q, n]."""
     grid = number_format(args)
     low, high = weight.amin(-1).clamp(max=0) * factors[0], weight.amax(-1).clamp(min=0) * factors[-1]
-    if args.symmetric:
+    if args.signed_scales:
+        scale, point = torch.where(high > -low, high, low) / grid.minimum, torch.zeros_like(low)
+    elif args.symmetric:
         scale, point = torch.maximum(-low, high) / ((grid.maximum - grid.minimum) / 2), torch.zeros_like(low)
     else:
         scale = (high - low) / (grid.maximum - grid.minimum)
@@ -94,7 +99,7 @@ def surrogate(weight, offsets, factors, args):
     return (placed.clamp(grid.minimum, grid.maximum) - point[..., None]) * scale[..., None]
 
 
-@pytest.mark.parametrize("args", INTEGERS, ids=named)
+@pytest.mark.parametrize("args", [*INTEGERS, *SIGNED], ids=named)
 def test_signs_are_those_of_autograd_through_the_surrogate(args):
     weight, one, _ = weight_of(args)
     start, draw = beginning(one), torch.Generator().manual_seed(2)

@@ -40,6 +40,6 @@ SOLVED = ReadyRecipe(
 
 GUIDED = ReadyRecipe(
     title="bits where they count, by GPTQ guided by the model's loss",
-    text=_ARGS + _GPTQ + "      guidance: sampled\n",
+    text=_ARGS + _GPTQ + "      guidance: sampled\n      signed_scales: true\n",
     reads_data=True,
 )

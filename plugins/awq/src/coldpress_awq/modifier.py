@@ -40,6 +40,7 @@ ROUNDING = (
     "group_size",
     "weight_observer",
     "input_observer",
+    "signed_scales",
     "output_observer",
     "observer",
     "kv_cache_scheme",
@@ -79,6 +80,7 @@ class AWQModifier(Smoother):
         group_size: columns that share a scale, in place of the preset's.
         weight_observer: of its own rounding.
         input_observer: of its own rounding.
+        signed_scales: of its own rounding.
         output_observer: understood and without effect.
         observer: all of them at once.
         kv_cache_scheme: of its own rounding: how keys and values are quantized.
@@ -107,6 +109,7 @@ class AWQModifier(Smoother):
     group_size: int | None = None
     weight_observer: str | None = None
     input_observer: str | None = None
+    signed_scales: bool = False
     output_observer: str | None = None
     observer: dict[str, str] | None = None
     kv_cache_scheme: QuantizationArgs | None = field(default=None, converter=_as_args)
@@ -135,7 +138,7 @@ class AWQModifier(Smoother):
 
     def _rounding(self) -> dict[str, Any]:
         """Its settings of rounding, those that are given."""
-        return {name: getattr(self, name) for name in ROUNDING if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in ROUNDING if getattr(self, name) not in (None, False)}
 
     def needs(self) -> Needs:
         """Data, for the block objective the calls of modules, and what guides."""

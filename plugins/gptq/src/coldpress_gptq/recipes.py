@@ -23,6 +23,7 @@ modifiers:
       group_size: ${group_size}
       ignore: ${ignore}
       guidance: sampled
+      signed_scales: true
 """,
     reads_data=True,
 )
