@@ -8,7 +8,7 @@ from torch import Tensor
 
 from coldpress.numerics.finite import is_finite
 from coldpress.numerics.group import scale_shape
-from coldpress.schemes import NumberFormat, QuantizationArgs, may_be_signed, number_format
+from coldpress.schemes import NumberFormat, QuantizationArgs, number_format
 
 
 def check_codes(codes: Tensor, args: QuantizationArgs, shape: tuple[int, ...]) -> None:
@@ -47,8 +47,7 @@ def check_qparams(
     """See that a scale and a zero point are what a strategy implies for a tensor of this shape.
 
     Args:
-        scale: positive, for symmetric integers of either sign, finite, and rounded to `args.scale_dtype` if there is
-            one.
+        scale: positive, or with `signed_scales` not zero, finite, and rounded to `args.scale_dtype` if there is one.
         zero_point: on the grid; whole numbers, unless `args.zp_dtype` is floating-point; None for zeros.
         args: of the tensor.
         shape: of the tensor.
@@ -59,7 +58,7 @@ def check_qparams(
     """
     if scale is None:
         raise ValueError("there is no scale")
-    _check_positive("the scale", scale.abs() if may_be_signed(args) else scale, scale_shape(shape, args))
+    _check_positive("the scale", scale.abs() if args.signed_scales else scale, scale_shape(shape, args))
     if args.scale_dtype is not None and not _is_rounded(scale, args.scale_dtype):
         raise ValueError(f"the scale is not rounded to {_dtype_name(args.scale_dtype)}")
     if zero_point is not None:

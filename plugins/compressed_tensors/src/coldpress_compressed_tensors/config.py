@@ -39,7 +39,7 @@ def write_config(schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dict[s
         schemes: layer name to scheme, `format` filled in, in model order; at least one.
         ignore: names of layers that a target could mean and that are not quantized.
     """
-    groups = _groups({name: _told(scheme) for name, scheme in schemes.items()})
+    groups = _groups({name: _in_table(scheme) for name, scheme in schemes.items()})
     layouts = sorted({str(group.format) for group in groups if group.format != DENSE})
     return {
         "config_groups": {f"group_{number}": group.to_dict() for number, group in enumerate(groups)},
@@ -55,7 +55,7 @@ def write_config(schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dict[s
     }
 
 
-def _told(scheme: Scheme) -> Scheme:
+def _in_table(scheme: Scheme) -> Scheme:
     """The scheme as the table tells it: which signs scales may have is seen in the scales."""
     args = scheme.weights
     return scheme if args is None else evolve(scheme, weights=evolve(args, signed_scales=False))
