@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from coldpress import CalibrationError, oneshot
+from coldpress import CalibrationError, SchemeError, oneshot
 from coldpress.calibration.gradient_store import GradientStore
 from coldpress.plugin import GUIDANCE, TokenWeight
 from coldpress.run import reverse
@@ -120,6 +120,15 @@ def test_a_layer_with_fewer_rows_than_groups_is_solved_in_as_many():
 def test_groups_that_cannot_be_are_refused(settings, match):
     with pytest.raises(Exception, match=match):
         compress(tiny_llama(), None, [{"GPTQModifier": {"scheme": "W4A16", "ignore": ["lm_head"], **settings}}])
+
+
+def test_groups_of_rows_that_share_the_scale_of_a_quantizer_before_are_refused():
+    recipe = [
+        {"QuantizationModifier": {"scheme": "FP8", "ignore": ["lm_head"]}},
+        {"GPTQModifier": {"ignore": ["lm_head"], "guidance": "data", "guidance_groups": 2}},
+    ]
+    with pytest.raises(SchemeError, match="q_proj has strategy 'tensor'"):
+        compress(tiny_llama(), None, recipe)
 
 
 def test_data_without_a_label_are_refused():

@@ -124,11 +124,7 @@ class GPTQModifier(Quantizer):
         if value > 1 and self.guidance is None:
             raise ValueError("guidance_groups cuts what guidance weights: name guidance too, or drop it")
         for scheme in self.schemes() if value > 1 else []:
-            if scheme.weights is not None and scheme.weights.strategy in ("tensor", "block"):
-                raise SchemeError(
-                    "guidance_groups rounds some rows without the others, which must have scales of their own; this "
-                    f"scheme has strategy {scheme.weights.strategy!r} for weights"
-                )
+            _check_rows(scheme.weights, "weights")
 
     @refit_scales.validator
     def _check_refit(self, attribute: object, value: bool) -> None:
@@ -158,6 +154,15 @@ class GPTQModifier(Quantizer):
             propagated_error=propagated,
             loss_gradients=guiding(self.guidance, groups=self.guidance_groups),
         )
+
+    def check(self, state: State) -> None:
+        """Refuse groups of rows where the quantizer before has a scheme whose rows share a scale.
+
+        Raises:
+            SchemeError: names the layer and the strategy.
+        """
+        for layer in self.planned(state, Stage.whole(state.model)) if self.guidance_groups > 1 else []:
+            _check_rows(self._weights(state, layer), layer.name)
 
     def gram(self, group: int = 0) -> Gram:
         """The statistic that the solver minimizes the errors of a group of rows under."""
@@ -358,6 +363,15 @@ class GPTQModifier(Quantizer):
     def _weights(self, state: State, layer: Layer) -> QuantizationArgs | None:
         scheme = state.scheme_of(layer)
         return None if scheme is None else scheme.weights
+
+
+def _check_rows(args: QuantizationArgs | None, where: str) -> None:
+    """Refuse scales that rows share, where rows are rounded in groups."""
+    if args is not None and args.strategy in ("tensor", "block"):
+        raise SchemeError(
+            "guidance_groups rounds some rows without the others, so each must have scales of its own; "
+            f"{where} has strategy {args.strategy!r}"
+        )
 
 
 @frozen(kw_only=True, eq=False)
