@@ -54,7 +54,7 @@ def test_every_argument_without_effect_has_a_line():
 
 def test_what_benchmarks_import_is_there(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    elsewhere = {"PIL", "llmcompressor", "matplotlib"}  # of other environments, which their pages name
+    elsewhere = {"PIL", "auto_round", "llmcompressor", "matplotlib"}  # of other environments, which their pages name
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in BENCHMARKS.rglob("*.py")}
     found = {
         (path.name, node.module)

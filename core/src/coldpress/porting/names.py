@@ -11,7 +11,7 @@ from coldpress.porting.equivalents import Equivalent, find_equivalent, is_foreig
 SCHEME_FIELDS = (
     *("targets", "weights", "input_activations", "output_activations", "format"),
     *("num_bits", "type", "symmetric", "group_size", "strategy", "block_structure", "dynamic", "actorder"),
-    *("scale_dtype", "scale_bits", "zp_dtype", "observer", "observer_kwargs"),
+    *("scale_dtype", "scale_bits", "zp_dtype", "signed_scales", "observer", "observer_kwargs"),
 )
 _SCHEME_METHODS = frozenset({"model_copy", "model_dump", "model_dump_json", "model_validate"})
 
