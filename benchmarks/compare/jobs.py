@@ -153,7 +153,7 @@ JOBS = {
     ),
     "autoround-w2a16": Job(
         "AutoRound, 2 bits, groups of 32, 50 steps",
-        [autoround({**grouped(2), "group_size": 32}, iters=50, signed_scales=True)],
+        [autoround({**grouped(2), "group_size": 32}, iters=50, signed_scales=True, start="rtn")],
         peer=[autoround({**grouped(2), "group_size": 32}, iters=50)],
     ),
     "autoround-mxfp4": Job("AutoRound, MXFP4 weights, 50 steps", [preset("MXFP4A16", iters=50)]),
