@@ -14,6 +14,8 @@ from auto_round.auto_scheme.gen_auto_scheme import AutoScheme, GenScheme
 from auto_round.schemes import QuantizationScheme
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # engines make one layer of each
+
 
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -24,7 +26,12 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.bfloat16)
         names = [name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear) and name != "lm_head"]
         asked = AutoScheme(
-            avg_bits=bits, options=list(options), nsamples=request["samples"], seqlen=request["length"], batch_size=1
+            avg_bits=bits,
+            options=list(options),
+            shared_layers=FUSED,
+            nsamples=request["samples"],
+            seqlen=request["length"],
+            batch_size=1,
         )
         start = time.process_time()
         chosen = GenScheme(
