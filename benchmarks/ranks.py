@@ -257,6 +257,9 @@ def main() -> None:
         kinds = {"speed": speed, "peer": peer, "kills": kills, "recipes": recipes}
         numbers, words = kinds[arguments.what](arguments, Path(folder))
     options = f" --trials {arguments.trials} --seed {arguments.seed}" if arguments.what == "kills" else ""
+    options += (
+        f" --length {arguments.length}" if arguments.what in ("speed", "peer") and arguments.length != 512 else ""
+    )
     command = f"python benchmarks/ranks.py {arguments.what}{options}"
     text = f"# Ranks: {arguments.what}\n\n`{command}` on {date.today()}: torch {torch.__version__}.\n\n{words}\n"
     print(text)

@@ -65,7 +65,7 @@ def evaluate(request: dict) -> dict:
     torch.set_num_threads(request["threads"])
     original = Remembered(load_model(request["folder"], dtype=torch.bfloat16, device="cpu"))
     tokenizer = load_tokenizer(request["folder"], original.model)
-    text = {"text": halves(request["text"])[1], "max_tokens": MOST} if request.get("text") else {}
+    text = {"text": halves(request["text"])[1], "max_tokens": MOST} if request["text"] else {}
     found = {"original": {"perplexity": perplexity(original, tokenizer, **text).value}}
     return found | {path: judged(path, request, original, tokenizer, text) for path in request["weights"]}
 

@@ -333,8 +333,9 @@ class Quantizer(Modifier):
 
     def _signed(self, args: QuantizationArgs | None) -> QuantizationArgs | None:
         """How weights are quantized, with `signed_scales` where these mean something."""
-        allowed = self.signed_scales and args is not None and may_be_signed(args)
-        return evolve(args, signed_scales=True) if allowed and args is not None else args
+        if args is None or not (self.signed_scales and may_be_signed(args)):
+            return args
+        return evolve(args, signed_scales=True)
 
     def _preset(self, name: str) -> Scheme:
         return preset(name) if self.group_size is None else preset(name, group_size=self.group_size)

@@ -171,11 +171,9 @@ def signs(weight: Fixed, learned: Learned, found: Rounded, gradient: Tensor) -> 
     inside = found.inside if weight.movable is None else found.inside * weight.movable
     offsets = g.sign() * inside
     along = (g * found.slope).sum(-1)  # dL/ds, [*q]
-    if weight.args.signed_scales:
-        sides = found.step.sign()
-        return Learned(offsets * sides[..., None], (along * sides).sign()[None])
     if weight.args.symmetric:
-        return Learned(offsets, along.sign()[None])
+        sides = found.step.sign()  # [*q], 1 but where scales are signed
+        return Learned(offsets * sides[..., None], (along * sides).sign()[None])
     span = number_format(weight.args).maximum - number_format(weight.args).minimum
     shift = -((g * ~found.inside).sum(-1) * found.step)  # dL/dz, [*q]
     low = weight.low * learned.factors[0]
