@@ -125,9 +125,7 @@ def _to_scale_bits(value: Any) -> int | None:
 
 
 def _to_signed_scales(value: Any) -> bool:
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    raise SchemeError(f"signed_scales must be true or false, got {value!r}")
+    return _to_bool("signed_scales", value)
 
 
 def _to_observer(value: Any) -> str | None:
